@@ -1,0 +1,154 @@
+"""The flow `mta`: LaMP tasks through the stages of Merge-then-Adapt, then one comparison.
+
+    prefect deployment run mta/full-benchmark -p seed=1 -p 'stacking={"rank": 8}'
+
+runs it on the worker; without any server, for debugging:
+
+    python -m flows.mta -p seed=1 -p 'stacking={"rank": 8}'
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import State, flow
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.lamp_task import run_lamp_task
+from tasks.config import (
+    AnchorOptions,
+    BaseOptions,
+    ComputeOptions,
+    FusionOptions,
+    LampTaskName,
+    Options,
+    PresetName,
+    PromptOptions,
+    RunConfig,
+    ScoringOptions,
+    SplitOptions,
+    StackingOptions,
+    SyntheticOptions,
+    TrainingOptions,
+    resolve,
+)
+from tasks.errors import InputError
+from tasks.report import rows, table_text, users_map, write_table
+from tasks.stage import StageFailed, gpu_slots, log, outcome, store
+from tasks.tracking import Tracker
+
+
+@flow(name="mta", persist_result=False)
+def mta(
+    preset: PresetName = "embedded",
+    data: str | None = None,
+    lamp_tasks: list[LampTaskName] | None = None,
+    seed: int | None = None,
+    synthetic: SyntheticOptions | None = None,
+    split: SplitOptions | None = None,
+    prompt: PromptOptions | None = None,
+    base: BaseOptions | None = None,
+    anchors: AnchorOptions | None = None,
+    meta_lora: TrainingOptions | None = None,
+    fusion: FusionOptions | None = None,
+    stacking: StackingOptions | None = None,
+    scoring: ScoringOptions | None = None,
+    compute: ComputeOptions | None = None,
+) -> State[Any]:
+    """Personalise one language model to many users, and measure it.
+
+    Args:
+        preset: the values everything else starts from: `embedded` (a tiny model, minutes on a
+            laptop) or `paper` (the published hyper-parameters and model).
+        data: `synthetic`, a LaMP user file, or a folder of LaMP files.
+        lamp_tasks: the LaMP tasks to run, one after another.
+        seed: decides every random choice.
+        synthetic: the generated world. This and the sections below replace only the fields given.
+        split: how users are divided where the data does not say.
+        prompt: how an item becomes a question.
+        base: the frozen base model.
+        anchors: how users are embedded, clustered, and anchors chosen.
+        meta_lora: how anchors' LoRAs are trained.
+        fusion: how a user's LoRA is merged from the bank.
+        stacking: the tiny LoRA on top.
+        scoring: the methods that are compared.
+        compute: where it runs.
+    """
+    given = {
+        name: value.model_dump(mode="json", exclude_unset=True)
+        if isinstance(value, Options)
+        else value
+        for name, value in locals().items()
+        if value is not None
+    }
+    tracker = None
+    try:
+        config = resolve(given)
+        store().sweep()
+        tracker = Tracker(
+            config, flow_run.get_name() or "mta", {"prefect_flow_run": str(flow_run.get_id())}
+        )
+        return _benchmark(config, tracker)
+    except (InputError, StageFailed) as error:
+        # What a person can mend is said in one line; anything else keeps its traceback.
+        log(str(error), warning=True)
+        if tracker:
+            tracker.fail(str(error))
+        return Failed(message=str(error))
+    except BaseException as error:
+        if tracker:
+            tracker.fail(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
+    _show_run(config, tracker)
+    where = store()
+    settings = config.model_dump(mode="json")
+    # One thread per slot: a run that waits for a slot asks the server again only every few seconds.
+    runner = ThreadPoolTaskRunner(max_workers=gpu_slots())
+    lamp_task_flow = run_lamp_task.with_options(task_runner=runner)
+    summaries = []
+    for lamp_task in config.lamp_tasks:
+        summary = lamp_task_flow(settings, lamp_task)
+        summary["map"] = outcome(
+            users_map(lamp_task, summary["anchors"], return_state=True), "map of users"
+        )
+        tracker.log_lamp_task(summary, rows([summary], where), where)
+        summaries.append(summary)
+    table = rows(summaries, where)
+    missing = [line for summary in summaries for line in summary["missing"]]
+    text = table_text(table, missing)
+    tracker.finish(table, text, missing)
+    write_table(text)
+    log("comparison\n" + text)
+    create_table_artifact(
+        key="comparison",
+        table=[{key: str(value) for key, value in row.items()} for row in table],
+        description="\n".join(["Methods on the same users, prompts and seed.", *missing]),
+    )
+    if missing:
+        return Failed(
+            name="Incomplete",
+            message=f"scored, but {len(missing)} pieces are missing: {'; '.join(missing)}"[:1000],
+        )
+    return Completed(message=f"{len(table)} methods scored on {len(config.lamp_tasks)} LaMP tasks")
+
+
+def _show_run(config: RunConfig, tracker: Tracker) -> None:
+    """The resolved configuration and the way to MLflow, in the Prefect UI."""
+    create_markdown_artifact(
+        key="configuration", markdown=f"```json\n{config.model_dump_json(indent=2)}\n```"
+    )
+    if tracker.url:
+        create_link_artifact(link=tracker.url, link_text="This run in MLflow", key="mlflow-run")
+        log(f"MLflow: {tracker.url}")
+
+
+if __name__ == "__main__":
+    from flows.local import main
+
+    raise SystemExit(main())

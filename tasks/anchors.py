@@ -1,0 +1,165 @@
+"""Stage 4: cluster the anchor candidates and choose the anchors.
+
+HDBSCAN finds how many clusters there are, so it cannot be told how many anchors are wanted. The
+count is met like this: within each cluster candidates stand by the length of their history, and
+anchors are taken in rounds, one per cluster and round, larger clusters first. Candidates that
+HDBSCAN calls noise form a last group, taken when the clusters are used up (`noise=last`) or never.
+Candidates with fewer than `min_items` items are never anchors. k-means, the published way, makes
+`count` clusters and takes the longest history of each.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.artifacts import Piece, digest, library_versions
+from tasks.config import AnchorOptions, RunConfig, derive_seed
+from tasks.embedding import read_embeddings
+from tasks.errors import InputError
+from tasks.prepare import users_of
+from tasks.stage import log, stage, store
+
+if TYPE_CHECKING:
+    import numpy as np
+
+VERSION = 1
+
+
+@stage(name="anchors")
+def anchors(
+    config: dict[str, Any], lamp_task: str, prepared: dict[str, Any], embedded: dict[str, Any]
+) -> Piece:
+    """`anchors.parquet`: role, user_id, items, cluster (-1 noise), x, y, order (null: no anchor).
+
+    The value names the anchors in order, with counts of clusters, noise and candidates.
+    """
+    options = RunConfig.model_validate(config)
+    where = store()
+    chosen = options.anchors
+    key = digest(
+        {
+            "version": VERSION,
+            "libraries": library_versions(("hdbscan", "scikit-learn", "numpy", "polars")),
+            "embeddings": embedded["ref"]["sha256"],
+            "users": [prepared["value"]["sha256"][role] for role in ("anchor", "few_shot")],
+            "anchors": chosen.model_dump(),
+            "seed": options.seed,
+        }
+    )
+
+    def make(out: Path) -> dict[str, Any]:
+        import polars as pl
+
+        vectors = read_embeddings(where, embedded["ref"], options)
+        ids, points = vectors["anchor"]
+        sizes = {
+            user["user_id"]: len(user["profile"]) for user in users_of(where, prepared, "anchor")
+        }
+        items = [sizes[user_id] for user_id in ids]
+        labels = cluster(points, chosen, derive_seed(options.seed, "cluster"))
+        order = choose(ids, items, labels, chosen)
+        if not order:
+            raise InputError(
+                f"{lamp_task}: none of {len(ids)} anchor candidates has "
+                f"{chosen.min_items} items or more; lower anchors.min_items"
+            )
+        place = {user_id: number for number, user_id in enumerate(order)}
+        few_ids, few_points = vectors["few_shot"]
+        flat = _plane(points, few_points)
+        pl.DataFrame(
+            {
+                "role": ["anchor"] * len(ids) + ["few_shot"] * len(few_ids),
+                "user_id": ids + few_ids,
+                "items": items + [None] * len(few_ids),
+                "cluster": [*labels, *([None] * len(few_ids))],
+                "x": flat[:, 0],
+                "y": flat[:, 1],
+                "order": [place.get(user_id) for user_id in ids] + [None] * len(few_ids),
+            }
+        ).write_parquet(out / "anchors.parquet")
+        by_id = dict(zip(ids, labels, strict=True))
+        return {
+            "anchors": [
+                {"user_id": user_id, "items": sizes[user_id], "cluster": by_id[user_id]}
+                for user_id in order
+            ],
+            "asked": chosen.count,
+            "candidates": len(ids),
+            "eligible": sum(count >= chosen.min_items for count in items),
+            "clusters": len(set(labels) - {-1}),
+            "noise": labels.count(-1),
+        }
+
+    piece = where.get("anchors", key, make)
+    value = piece.value
+    log(
+        f"{lamp_task}: {len(value['anchors'])} anchors of {value['asked']} asked, "
+        f"{value['candidates']} candidates ({value['eligible']} with {chosen.min_items} items or "
+        f"more) in {value['clusters']} clusters, {value['noise']} noise",
+        warning=len(value["anchors"]) < value["asked"],
+    )
+    return piece
+
+
+def cluster(points: np.ndarray, options: AnchorOptions, seed: int) -> list[int]:
+    """Cluster number of each unit vector in `points` [U, D]; -1 is noise (HDBSCAN only).
+
+    HDBSCAN runs on the first principal components, scaled to unit length: in hundreds of
+    dimensions all distances look alike, and length is only how decided a user is.
+    """
+    import numpy as np
+    from sklearn.decomposition import PCA
+
+    if options.clustering == "kmeans":
+        from sklearn.cluster import KMeans
+
+        count = min(options.count, len(points))
+        return KMeans(count, n_init=10, random_state=seed).fit_predict(points).tolist()
+    if len(points) < 2 * options.min_cluster_size:
+        # Too few for two clusters: one density estimate over all of them would call all noise.
+        return [0] * len(points)
+    import hdbscan
+
+    dimensions = min(options.pca_dimensions, *points.shape)
+    reduced = PCA(dimensions, svd_solver="full").fit_transform(points)
+    reduced /= np.maximum(np.linalg.norm(reduced, axis=1, keepdims=True), 1e-12)
+    model = hdbscan.HDBSCAN(
+        min_cluster_size=options.min_cluster_size, min_samples=options.min_samples
+    )
+    return model.fit_predict(reduced).tolist()
+
+
+def choose(
+    ids: list[str], items: list[int], labels: list[int], options: AnchorOptions
+) -> list[str]:
+    """Anchor ids in order of choice, at most `options.count` (the rule stands above)."""
+    groups: dict[int, list[tuple[int, str]]] = {}
+    sizes: dict[int, int] = {}
+    for user_id, count, label in zip(ids, items, labels, strict=True):
+        sizes[label] = sizes.get(label, 0) + 1
+        if count >= options.min_items:
+            groups.setdefault(label, []).append((-count, user_id))
+    noise = [user_id for _, user_id in sorted(groups.pop(-1, []))]
+    clusters = [
+        [user_id for _, user_id in sorted(groups[label])]
+        for label in sorted(groups, key=lambda label: (-sizes[label], label))
+    ]
+    if options.clustering == "kmeans":
+        clusters = [members[:1] for members in clusters]
+    rounds = max((len(members) for members in clusters), default=0)
+    order = [members[turn] for turn in range(rounds) for members in clusters if turn < len(members)]
+    if options.noise == "last":
+        order += noise
+    return order[: options.count]
+
+
+def _plane(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Candidates and few-shot users on the candidates' first two principal components [U, 2]."""
+    import numpy as np
+    from sklearn.decomposition import PCA
+
+    if len(points) < 2:
+        return np.zeros((len(points) + len(others), 2))
+    plane = PCA(2, svd_solver="full").fit(points)
+    return np.concatenate([plane.transform(points), plane.transform(others)])

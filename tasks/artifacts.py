@@ -1,0 +1,233 @@
+"""Where results live and how they are found again.
+
+A *piece* is the result of one unit of work: a folder of files plus a small JSON value, stored under
+the key of what it depends on. The key holds the hashes of the inputs, the options the stage reads,
+the seed, the stage's version and the versions of the libraries that decide the numbers; not the
+run, not a path, not the time.
+
+    <store>/<stage>/<key[:2]>/<key>/record.json + files
+
+A piece is written beside its place and renamed into it, so it is there whole or not at all. It is
+verified each time it is found: a file that is missing or does not match its recorded hash makes
+the piece be made again. Between stages travel references `{uri, sha256, kind}`.
+
+Prefect's own result cache is not used for this: it keeps one key per task run, and here one task
+run holds many users, each of whom must be found again on their own (`find_rows`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypedDict
+
+from tasks.errors import InputError
+
+RECORD = "record.json"
+# The part of what a stage returns that goes to `Piece.notes` instead of its value.
+NOTES = "notes"
+
+
+class Ref(TypedDict):
+    """`uri` relative to the store, `sha256` over the piece's files and value, `kind` = stage."""
+
+    uri: str
+    sha256: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A verified result: its reference, its JSON value, its folder, and whether it was found.
+
+    `notes` is what differs from one making to the next (times); no key or number depends on it.
+    """
+
+    ref: Ref
+    value: dict[str, Any]
+    notes: dict[str, Any]
+    folder: Path
+    cached: bool
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON of `value`."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_files(folder: Path) -> dict[str, str]:
+    """Relative path -> sha256 of every file in `folder` except the record, in name order."""
+    return {
+        path.relative_to(folder).as_posix(): file_sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != RECORD
+    }
+
+
+@cache
+def library_versions(names: tuple[str, ...]) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+class Store:
+    """The pieces under one folder."""
+
+    def __init__(self, root: Path, warn: Callable[[str], None] = lambda _line: None) -> None:
+        self.root = root
+        self.warn = warn
+
+    def find(self, stage: str, key: str) -> Piece | None:
+        """The piece of `key`, verified, or None; a damaged piece is removed and said so."""
+        folder = self._place(stage, key)
+        if not folder.exists():
+            return None
+        problem = _damage(folder)
+        if problem:
+            self.warn(f"store: {stage}/{key[:12]}: {problem}; this piece is made again")
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        return self._read(stage, key, cached=True)
+
+    def get(self, stage: str, key: str, make: Callable[[Path], dict[str, Any]]) -> Piece:
+        """The piece of `key`: found, or made by `make(folder)`, which returns the JSON value.
+
+        Under the key NOTES `make` may return what differs from one making to the next.
+        """
+        found = self.find(stage, key)
+        return found or self.make(stage, key, make)
+
+    def make(self, stage: str, key: str, make: Callable[[Path], dict[str, Any]]) -> Piece:
+        """Run `make` in a fresh folder and put the result in its place, whole or not at all."""
+        place = self._place(stage, key)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".making-", dir=place.parent))
+        try:
+            started = time.perf_counter()
+            value = make(work)
+            notes = value.pop(NOTES, {})
+            notes.setdefault("seconds", round(time.perf_counter() - started, 3))
+            files = folder_files(work)
+            record = {
+                "stage": stage,
+                "key": key,
+                "files": files,
+                "value": value,
+                "value_sha256": digest(value),
+                "notes": notes,
+            }
+            (work / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            for path in (*work.rglob("*"), work):
+                _fsync(path)
+            try:
+                work.rename(place)
+            except OSError:
+                # Another run made the same piece meanwhile; theirs is as good, unless damaged.
+                if self.find(stage, key) is None:
+                    work.rename(place)
+            _fsync(place.parent)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return self._read(stage, key, cached=False)
+
+    def open(self, ref: Ref) -> Piece:
+        """The piece a reference points to. Raises InputError when it is gone or another."""
+        stage, _, key = ref["uri"].partition("/")
+        piece = self.find(stage, key)
+        if piece is None or piece.ref["sha256"] != ref["sha256"]:
+            raise InputError(
+                f"store: {ref['uri']} is gone or damaged since it was made; start the run again"
+            )
+        return piece
+
+    def find_rows(self, stage: str, keys: Iterable[str]) -> dict[str, tuple[Piece, int]]:
+        """Where single rows (users) were made before: row key -> (piece, row number).
+
+        Pieces that hold many rows list the rows' keys in `value["rows"]`. Only pieces that hold
+        a wanted row are verified; keys that are in none are left out.
+        """
+        wanted = set(keys)
+        found: dict[str, tuple[Piece, int]] = {}
+        for record in sorted((self.root / stage).glob(f"*/*/{RECORD}")):
+            try:
+                rows = json.loads(record.read_text())["value"].get("rows", [])
+            except (OSError, ValueError, KeyError):
+                continue
+            if wanted.isdisjoint(rows) or (piece := self.find(stage, record.parent.name)) is None:
+                continue
+            for number, row in enumerate(rows):
+                if row in wanted:
+                    found[row] = (piece, number)
+                    wanted.discard(row)
+        return found
+
+    def hash_folder(self, folder: Path) -> str:
+        """sha256 over the files of a folder outside the store (a model, say).
+
+        Remembered by the files' names, sizes and times, so that gigabytes are read once.
+        """
+        stats = [
+            [path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns]
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        ]
+        key = digest([str(folder.resolve()), stats])
+        return self.get("folder_hash", key, lambda _out: {"files": folder_files(folder)}).ref[
+            "sha256"
+        ]
+
+    def sweep(self) -> None:
+        """Remove what runs that were killed a day or longer ago left half-made."""
+        for left in self.root.glob("*/*/.making-*"):
+            if time.time() - left.stat().st_mtime > 86_400:
+                shutil.rmtree(left, ignore_errors=True)
+
+    def _place(self, stage: str, key: str) -> Path:
+        return self.root / stage / key[:2] / key
+
+    def _read(self, stage: str, key: str, cached: bool) -> Piece:
+        folder = self._place(stage, key)
+        record = json.loads((folder / RECORD).read_text())
+        content = digest([record["files"], record["value_sha256"]])
+        ref = Ref(uri=f"{stage}/{key}", sha256=content, kind=stage)
+        return Piece(ref, record["value"], record["notes"], folder, cached)
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a piece, in a few words, or None."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        files, value, _ = record["files"], record["value"], record["notes"]
+        if digest(value) != record["value_sha256"]:
+            return f"{RECORD} does not match its hash"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{RECORD} cannot be read"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if file_sha256(path) != expected:
+            return f"{name} does not match its hash"
+    return None
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,248 @@
+"""The configuration of a run: one typed model, two presets, any field overridable.
+
+    prefect deployment run mta/full-benchmark -p seed=1 -p 'stacking={"rank": 8}'
+    python -m flows.mta -p preset=paper -p 'base={"model": "/models/my-llama"}'
+
+A section that is given replaces only the fields it names; the rest come from the preset.
+Unknown keys and values out of bounds fail before anything runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tasks.errors import InputError
+
+LampTaskName = Literal["LaMP-2M", "LaMP-2N", "LaMP-3", "LaMP-4", "LaMP-5"]
+PresetName = Literal["embedded", "paper"]
+MethodName = Literal["base", "merge_only", "mta"]
+
+
+class Options(BaseModel):
+    """Base of every section: unknown keys fail, no silent type conversion."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SyntheticOptions(Options):
+    """The generated LaMP-2M-shaped world (`data=synthetic`); see tasks/lamp/synthetic.py."""
+
+    base_users: int = Field(200, ge=1)
+    anchor_candidates: int = Field(100, ge=1)
+    few_shot_users: int = Field(60, ge=1)
+    items_min: int = Field(40, ge=1)
+    items_max: int = Field(100, ge=1)
+    few_shot_items: int = Field(10, ge=1)
+    queries: int = Field(20, ge=1)
+    themes: int = Field(24, ge=1)
+    tags_per_theme: int = Field(4, ge=2, le=15)
+    archetypes: int = Field(6, ge=2)
+    mixture_min: float = Field(0.7, ge=0.5, le=1.0)
+    quirk: float = Field(0.1, ge=0.0, le=1.0)
+    label_noise: float = Field(0.04, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SyntheticOptions:
+        if self.items_max < self.items_min:
+            raise ValueError(f"items_max {self.items_max} must be >= items_min {self.items_min}")
+        return self
+
+
+class SplitOptions(Options):
+    """How users are divided where the data does not say: by groups of users that share content."""
+
+    base_share: float = Field(1 / 3, ge=0.0, lt=1.0)
+    anchor_share: float = Field(1 / 3, gt=0.0, lt=1.0)
+    same_author_share: float = Field(0.5, gt=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _leaves_few_shot(self) -> SplitOptions:
+        if self.base_share + self.anchor_share >= 1.0:
+            raise ValueError("base_share + anchor_share must stay below 1, the rest is few-shot")
+        return self
+
+
+class PromptOptions(Options):
+    """`published`: history section, instruction, text, cue. `compact`: text and cue only."""
+
+    style: Literal["compact", "published"] = "compact"
+    history_items: int = Field(0, ge=0)
+
+
+class TinyModelOptions(Options):
+    """The tiny Llama trained from random init when `base.model` is `tiny`."""
+
+    hidden: int = Field(64, ge=8)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(3e-3, gt=0.0)
+    max_vocabulary: int = Field(8000, ge=32)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> TinyModelOptions:
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise ValueError(f"hidden {self.hidden} must give an even size per head ({self.heads})")
+        return self
+
+
+class BaseOptions(Options):
+    """The frozen base model: `tiny`, or a Hugging Face id or local folder."""
+
+    model: str = Field("tiny", min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
+    max_tokens: int = Field(256, ge=8)
+    tiny: TinyModelOptions = TinyModelOptions()
+
+
+class AnchorOptions(Options):
+    """How users are embedded, clustered, and anchors chosen (docs/method.md, Anchors)."""
+
+    embedding: Literal["signature", "text"] = "signature"
+    text_model: str = Field("BAAI/bge-small-en-v1.5", min_length=1)
+    signature_vocabulary: int = Field(64, ge=1, le=256)
+    signature_hidden: int = Field(64, ge=1, le=256)
+    clustering: Literal["hdbscan", "kmeans"] = "hdbscan"
+    min_cluster_size: int = Field(5, ge=2)
+    min_samples: int = Field(1, ge=1)
+    pca_dimensions: int = Field(8, ge=1)
+    count: int = Field(24, ge=1)
+    min_items: int = Field(11, ge=1)
+    noise: Literal["last", "never"] = "last"
+
+
+class TrainingOptions(Options):
+    """One LoRA and how it is trained."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0.0)
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    learning_rate: float = Field(1e-4, gt=0.0)
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(1, ge=1)
+    accumulation: int = Field(2, ge=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_share: float = Field(0.1, ge=0.0, le=1.0)
+    max_grad_norm: float = Field(1.0, gt=0.0)
+    weight_decay: float = Field(0.0, ge=0.0)
+
+
+class StackingOptions(TrainingOptions):
+    """The tiny LoRA on top of the merged one; `users_per_job` users share one task run."""
+
+    users_per_job: int = Field(20, ge=1)
+
+
+class FusionOptions(Options):
+    """Which anchors a user's LoRA is merged from, with which weights, and how."""
+
+    top_m: int = Field(2, ge=1)
+    weights: Literal["cosine", "softmax"] = "cosine"
+    temperature: float = Field(0.1, gt=0.0)
+    order: Literal["right", "published"] = "right"
+    merge: Literal["exact", "factors", "svd"] = "exact"
+
+
+class ScoringOptions(Options):
+    """Which methods are scored, and the batch of prompts generated at once."""
+
+    methods: list[MethodName] = Field(["base", "merge_only", "mta"], min_length=1)
+    batch_size: int = Field(32, ge=1)
+
+
+class ComputeOptions(Options):
+    """Where it runs. Never changes what is computed, so it is in no cache key."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class RunConfig(Options):
+    """The resolved configuration, saved with the run."""
+
+    preset: PresetName = "embedded"
+    data: str = Field("synthetic", min_length=1)
+    lamp_tasks: list[LampTaskName] = Field(["LaMP-2M"], min_length=1)
+    seed: int = Field(0, ge=0)
+    synthetic: SyntheticOptions = SyntheticOptions()
+    split: SplitOptions = SplitOptions()
+    prompt: PromptOptions = PromptOptions()
+    base: BaseOptions = BaseOptions()
+    anchors: AnchorOptions = AnchorOptions()
+    meta_lora: TrainingOptions = TrainingOptions()
+    fusion: FusionOptions = FusionOptions()
+    stacking: StackingOptions = StackingOptions()
+    scoring: ScoringOptions = ScoringOptions()
+    compute: ComputeOptions = ComputeOptions()
+
+
+# TO TUNE
+PRESETS: dict[str, dict[str, Any]] = {
+    "embedded": {
+        "meta_lora": {"learning_rate": 5e-3, "epochs": 5, "batch_size": 8, "accumulation": 1},
+        "fusion": {"top_m": 8, "merge": "exact"},
+        "stacking": {
+            "rank": 4,
+            "alpha": 8.0,
+            "learning_rate": 5e-3,
+            "epochs": 6,
+            "batch_size": 4,
+            "accumulation": 1,
+        },
+    },
+    # METHOD, stages 1 to 3: the published hyper-parameters.
+    "paper": {
+        "base": {
+            "model": "meta-llama/Meta-Llama-3-8B-Instruct",
+            "gradient_checkpointing": True,
+            "max_tokens": 8192,
+        },
+        "prompt": {"style": "published", "history_items": 1},
+        "anchors": {"embedding": "text", "clustering": "kmeans", "count": 50},
+        "fusion": {"top_m": 2, "merge": "factors"},
+        "stacking": {
+            "rank": 4,
+            "alpha": 8.0,
+            "learning_rate": 5e-5,
+            "epochs": 1,
+            "batch_size": 2,
+            "accumulation": 4,
+        },
+    },
+}
+
+
+def resolve(given: dict[str, Any]) -> RunConfig:
+    """The preset's values with `given` laid over them, section by section.
+
+    `given` maps field names to values or, for a section, to a mapping of the fields to change.
+    Raises InputError naming each key that is unknown or out of bounds.
+    """
+    preset = given.get("preset", "embedded")
+    merged = _overlay(PRESETS.get(preset, {}) if isinstance(preset, str) else {}, given)
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']} (got {item['input']!r})"
+            for item in error.errors()
+        )
+        raise InputError(f"configuration: {problems}") from None
+
+
+def _overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(under)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(result.get(key), dict):
+            value = _overlay(result[key], value)
+        result[key] = value
+    return result
+
+
+def derive_seed(seed: int, *about: str) -> int:
+    """A seed for one piece of work, by the configuration's seed and what the work is about."""
+    return int(hashlib.sha256("\x1f".join([str(seed), *about]).encode()).hexdigest()[:8], 16)

@@ -1,0 +1,172 @@
+"""Stage 3: one vector per user, from the user's history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.artifacts import Piece, Store, digest, library_versions
+from tasks.base_model import load, model_parts
+from tasks.config import RunConfig, derive_seed
+from tasks.errors import InputError
+from tasks.prepare import ROLES, users_of
+from tasks.questions import content, encode_all, profile_questions
+from tasks.stage import Progress, gpu_slot, log, stage, store
+
+if TYPE_CHECKING:
+    import numpy as np
+
+VERSION = 1
+# Users embedded between two reports of progress.
+CHUNK = 20
+
+
+@stage(name="embed", tags=["gpu"])
+def embed(
+    config: dict[str, Any], lamp_task: str, prepared: dict[str, Any], base: dict[str, Any]
+) -> Piece:
+    """`embeddings.parquet`: role, user_id, vector [D] (float32), one row per user of any role.
+
+    A user whose history did not change is taken from an earlier table, whatever became of others.
+    """
+    options = RunConfig.model_validate(config)
+    where = store()
+    instruction = prepared["value"]["instruction"]
+    users = [(role, user) for role in ROLES for user in users_of(where, prepared, role)]
+    shared = digest(
+        {
+            "version": VERSION,
+            "lamp_task": lamp_task,
+            "instruction": instruction,
+            **_method(options, base, where),
+        }
+    )
+    rows = [digest([shared, content(user["profile"])]) for _, user in users]
+    key = digest([[role, user["user_id"]] for role, user in users] + rows)
+
+    def make(out: Path) -> dict[str, Any]:
+        import polars as pl
+
+        known = _known(where, rows)
+        todo = [index for index, row in enumerate(rows) if row not in known]
+        log(f"{lamp_task}: embedding {len(todo)} users, {len(rows) - len(todo)} known from before")
+        profiles = [users[index][1]["profile"] for index in todo]
+        if options.anchors.embedding == "signature":
+            made = _signatures(options, lamp_task, instruction, profiles, where, base)
+        else:
+            made = _texts(options, profiles)
+        known |= dict(zip((rows[index] for index in todo), made, strict=True))
+        table = {
+            "role": [role for role, _ in users],
+            "user_id": [user["user_id"] for _, user in users],
+            "vector": [known[row] for row in rows],
+        }
+        schema = {"role": pl.String, "user_id": pl.String, "vector": pl.List(pl.Float32)}
+        pl.DataFrame(table, schema=schema).write_parquet(out / "embeddings.parquet")
+        return {"rows": rows, "users": len(rows), "dimensions": len(known[rows[0]])}
+
+    return where.get("embedding", key, make)
+
+
+def read_embeddings(
+    where: Store, ref: dict[str, Any], options: RunConfig
+) -> dict[str, tuple[list[str], np.ndarray]]:
+    """role -> (user ids, unit vectors [U, D]).
+
+    Signatures are centred first: raw ones all point along the population's mean, and their
+    cosines differ in the third decimal. The centre is that of the base users (the anchor
+    candidates where there are none), so that one user's new item moves that user only.
+    """
+    import numpy as np
+    import polars as pl
+
+    table = pl.read_parquet(where.open(ref).folder / "embeddings.parquet")
+    parts = {}
+    for role in ROLES:
+        part = table.filter(pl.col("role") == role)
+        vectors = np.array(part["vector"].to_list(), dtype=np.float64)
+        parts[role] = (part["user_id"].to_list(), vectors.reshape(len(part), -1))
+    if options.anchors.embedding == "signature":
+        population = parts["base"][1] if len(parts["base"][0]) else parts["anchor"][1]
+        centre = population.mean(0)
+        parts = {role: (ids, v - centre if len(ids) else v) for role, (ids, v) in parts.items()}
+    for ids, vectors in parts.values():
+        if ids:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return parts
+
+
+def _method(options: RunConfig, base: dict[str, Any], where: Store) -> dict[str, Any]:
+    """What decides a vector besides the history."""
+    if options.anchors.embedding == "signature":
+        sizes = [options.anchors.signature_vocabulary, options.anchors.signature_hidden]
+        return {"signature": sizes, **model_parts(options, base["ref"])}
+    folder = Path(options.anchors.text_model).expanduser()
+    model = where.hash_folder(folder) if folder.is_dir() else options.anchors.text_model
+    return {"text": model, "libraries": library_versions(("sentence-transformers", "torch"))}
+
+
+def _known(where: Store, rows: list[str]) -> dict[str, list[float]]:
+    import polars as pl
+
+    found = where.find_rows("embedding", rows)
+    tables = {
+        piece.folder: pl.read_parquet(piece.folder / "embeddings.parquet")["vector"]
+        for piece, _ in found.values()
+    }
+    return {row: tables[piece.folder][number].to_list() for row, (piece, number) in found.items()}
+
+
+def _signatures(
+    options: RunConfig,
+    lamp_task: str,
+    instruction: str,
+    profiles: list[list[dict[str, str]]],
+    where: Store,
+    base_result: dict[str, Any],
+) -> list[list[float]]:
+    from tasks.lora.signature import item_signatures
+
+    progress = Progress("embed", f"{lamp_task}: signatures of users", len(profiles))
+    vectors: list[list[float]] = []
+    with gpu_slot():
+        base = load(options, where, base_result["ref"])
+        for start in range(0, len(profiles), CHUNK):
+            for profile in profiles[start : start + CHUNK]:
+                samples = profile_questions(options, lamp_task, instruction, profile)
+                items = item_signatures(
+                    base,
+                    encode_all(base, samples, answers=True),
+                    options.anchors.signature_vocabulary,
+                    options.anchors.signature_hidden,
+                    derive_seed(options.seed, "signature"),
+                )
+                vectors.append(items.mean(0).tolist())
+            progress.update(len(vectors))
+    return vectors
+
+
+def _texts(options: RunConfig, profiles: list[list[dict[str, str]]]) -> list[list[float]]:
+    """Mean over items of the encoder's vector of the item's text and answer (METHOD, stage 1)."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise InputError(
+            "anchors.embedding: text needs the extra `text` (pip install -e '.[text]'), "
+            "or use signature"
+        ) from error
+    try:
+        encoder = SentenceTransformer(options.anchors.text_model, trust_remote_code=False)
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"anchors.text_model {options.anchors.text_model}: cannot be loaded ({why}); "
+            "give a sentence-transformers id or folder"
+        ) from error
+    texts = [f"{item['text']} {item['answer']}" for profile in profiles for item in profile]
+    items = encoder.encode(texts, batch_size=64, show_progress_bar=False, convert_to_numpy=True)
+    vectors, start = [], 0
+    for profile in profiles:
+        vectors.append(items[start : start + len(profile)].mean(0).tolist())
+        start += len(profile)
+    return vectors

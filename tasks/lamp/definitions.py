@@ -1,0 +1,145 @@
+"""The LaMP tasks this project runs: which fields they have and which answers are possible.
+
+Source: LaMP, arXiv 2304.11406, table 1 and appendix A; the query wordings are those of its data.
+LaMP-2 exists twice: movie tagging (2M, the newer) and news categorisation (2N, the first).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.errors import InputError
+
+MOVIE_TAGS = (
+    "sci-fi",
+    "based on a book",
+    "comedy",
+    "action",
+    "twist ending",
+    "dystopia",
+    "dark comedy",
+    "classic",
+    "psychology",
+    "fantasy",
+    "romance",
+    "thought-provoking",
+    "social commentary",
+    "violence",
+    "true story",
+)
+NEWS_CATEGORIES = (
+    "women",
+    "religion",
+    "politics",
+    "style & beauty",
+    "entertainment",
+    "culture & arts",
+    "sports",
+    "science & technology",
+    "travel",
+    "business",
+    "crime",
+    "education",
+    "healthy living",
+    "parents",
+    "food & drink",
+)
+
+
+@dataclass(frozen=True)
+class LampTask:
+    """One task of the benchmark.
+
+    name: as in `lamp_tasks` of the configuration, for example "LaMP-2M".
+    text_field, answer_field: the keys of a profile item that hold its text and its answer.
+    marker: the piece of a query's `input` after whose first occurrence the item's own text
+        stands; what comes before it, and the marker, is the instruction.
+    instruction: our own wording, used only when no query of the data carries the marker;
+        ends with the marker.
+    labels: every possible answer, in the order the queries list them; empty for free text.
+    kind: decides the metrics (tasks/lamp/metrics.py).
+    max_new_tokens: the most tokens an answer may take when it is generated.
+    """
+
+    name: str
+    text_field: str
+    answer_field: str
+    marker: str
+    instruction: str
+    labels: tuple[str, ...]
+    kind: Literal["classification", "rating", "text"]
+    max_new_tokens: int
+
+
+TASKS: dict[str, LampTask] = {
+    task.name: task
+    for task in (
+        LampTask(
+            name="LaMP-2M",
+            text_field="description",
+            answer_field="tag",
+            marker=" description: ",
+            instruction=(
+                "Choose the one tag that fits this movie best. Answer with the tag alone. "
+                f"tags: [{', '.join(MOVIE_TAGS)}] description: "
+            ),
+            labels=MOVIE_TAGS,
+            kind="classification",
+            max_new_tokens=8,
+        ),
+        LampTask(
+            name="LaMP-2N",
+            text_field="text",
+            answer_field="category",
+            marker=" article: ",
+            instruction=(
+                "Choose the one category that fits this article best. Answer with the category "
+                f"alone. categories: [{', '.join(NEWS_CATEGORIES)}] article: "
+            ),
+            labels=NEWS_CATEGORIES,
+            kind="classification",
+            max_new_tokens=8,
+        ),
+        LampTask(
+            name="LaMP-3",
+            text_field="text",
+            answer_field="score",
+            marker=" review: ",
+            instruction="Rate this review from 1 to 5. Answer with the number alone. review: ",
+            labels=("1", "2", "3", "4", "5"),
+            kind="rating",
+            max_new_tokens=4,
+        ),
+        LampTask(
+            name="LaMP-4",
+            text_field="text",
+            answer_field="title",
+            marker=" article: ",
+            instruction="Write the headline of this news article: ",
+            labels=(),
+            kind="text",
+            max_new_tokens=32,
+        ),
+        LampTask(
+            name="LaMP-5",
+            text_field="abstract",
+            answer_field="title",
+            marker=" paper: ",
+            instruction="Write the title of this scholarly paper: ",
+            labels=(),
+            kind="text",
+            max_new_tokens=48,
+        ),
+    )
+}
+
+
+def get_task(name: str) -> LampTask:
+    """The task called `name`; raises InputError listing the names there are."""
+    if name not in TASKS:
+        raise InputError(
+            f"LaMP task {name!r} is not known: use one of {', '.join(TASKS)} (LaMP-1 and LaMP-7 "
+            "are not offered yet, because their profiles hold no question and answer)"
+        )
+    return TASKS[name]

@@ -1,0 +1,274 @@
+"""Who is the same author, and which side of the experiment each author stands on.
+
+LaMP's "users" can be sliding windows over one author's items, and then a test user's query stands
+in a neighbour's profile. So users that share content form a group, groups never straddle sides,
+and an author's windows are pooled into one user before anything is trained on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import polars as pl
+
+from tasks.errors import InputError
+from tasks.lamp.audit import query_places
+from tasks.lamp.definitions import LampTask
+
+SIDES = ("base", "anchor", "few_shot")
+
+# How the search for shared content is bounded (`_sharing_pairs`); neither changes what it finds.
+PREFIX_MATCHES = 4
+JOINED_ROWS = 5_000_000
+
+
+@dataclass(frozen=True)
+class Split:
+    """The three sides, each with columns user_id, group, profile, query, sorted by user_id.
+
+    base and anchor: one row per author, user_id = group, distinct items and queries in the order
+    first seen. few_shot: the users as they came.
+    counts: see `split_users`.
+    """
+
+    base: pl.DataFrame
+    anchor: pl.DataFrame
+    few_shot: pl.DataFrame
+    counts: dict[str, int]
+
+
+def find_groups(users: pl.DataFrame, share: float) -> pl.Series:
+    """Group ids (string, one per row of `users`): the smallest user_id, as text, of the group.
+
+    Two users are one group when they share at least `share` (0..1] of the distinct (text, answer)
+    pairs of the smaller profile, or have the same user_id; and so on through third users.
+    """
+    items = (
+        users.select(pl.int_range(pl.len()).alias("row"), "profile")
+        .explode("profile")
+        .drop_nulls("profile")
+        .select("row", pl.col("profile").struct.field("text", "answer"))
+        .unique()
+    )
+    # An exact integer per pair instead of its hash: joins are as fast and nothing can collide.
+    pairs = items.group_by("text", "answer").agg(users=pl.len()).sort("text", "answer")
+    items = items.join(pairs.with_row_index("pair"), on=["text", "answer"]).select(
+        "row", "pair", "users", size=pl.len().over("row"), order=_rarity_order()
+    )
+    shared = _sharing_pairs(items, share)
+    ids = users["user_id"].to_list()
+    parents = list(range(len(ids)))
+    first_row: dict[str, int] = {}
+    edges = [(row, first_row.setdefault(user_id, row)) for row, user_id in enumerate(ids)]
+    edges += list(shared.iter_rows())
+    for left, right in edges:
+        left, right = _root(parents, left), _root(parents, right)
+        # The root is the smallest user_id, so it names the group whatever the order of edges.
+        if (ids[right], right) < (ids[left], left):
+            left, right = right, left
+        parents[right] = left
+    names = [ids[_root(parents, row)] for row in range(len(ids))]
+    return pl.Series("group", names, dtype=pl.String)
+
+
+def _sharing_pairs(items: pl.DataFrame, share: float) -> pl.DataFrame:
+    """Rows `row`, `row_other` of users who share at least `share` of the smaller profile.
+
+    items: row, pair, users (who have this pair), size (of the profile), order (0 = rarest).
+    """
+    # If a profile of n items shares t of them with another one, any n - t + c of its items hold
+    # at least c of those. So only its n - t + c rarest items look for partners with c matches,
+    # and an item that everybody has does not pair everybody with everybody.
+    wanted = (pl.col("size") * share - 1e-9).ceil().clip(lower_bound=1)
+    matches = wanted.clip(upper_bound=PREFIX_MATCHES)
+    rare = items.filter(pl.col("order") < pl.col("size") - wanted + matches)
+    # Joined in batches of whole users, so that memory stays bounded however much is shared.
+    rare = rare.sort("row").with_columns(
+        batch=(pl.col("users").cum_sum() // JOINED_ROWS).min().over("row")
+    )
+    smaller = (pl.col("size") < pl.col("size_other")) | (
+        (pl.col("size") == pl.col("size_other")) & (pl.col("row") < pl.col("row_other"))
+    )
+    found = []
+    for batch in rare.partition_by("batch"):
+        candidates = (
+            batch.join(items, on="pair", suffix="_other")
+            .filter(smaller)
+            .group_by("row", "row_other", "size")
+            .agg(matched=pl.len())
+            .filter(pl.col("matched") >= matches)
+        )
+        found.append(
+            candidates.join(items.select("row", "pair"), on="row")
+            .join(items.select(row_other="row", pair="pair"), on=["row_other", "pair"])
+            .group_by("row", "row_other", "size")
+            .agg(shared=pl.len())
+            .filter(pl.col("shared") >= wanted)
+            .select("row", "row_other")
+        )
+    return pl.concat(found) if found else items.select("row", row_other="row").clear()
+
+
+def split_users(
+    users: pl.DataFrame,
+    task: LampTask,
+    *,
+    seed: int,
+    base_share: float,
+    anchor_share: float,
+    share: float,
+) -> Split:
+    """Divide users (columns as from `formats.read_users`) into base, anchor and few-shot.
+
+    With roles: they are kept, except that a base or anchor user whose author also has a few-shot
+    user is removed, and a base user whose author also has an anchor candidate.
+    Without: whole groups are assigned, `base_share` and `anchor_share` of all groups and the rest
+    few-shot, in an order that depends on the seed and the group id alone; groups without a query
+    go to base and anchor. share: as in `find_groups`.
+
+    counts: users, groups (authors); base_users, anchor_candidates (authors, after pooling);
+    few_shot_users, few_shot_groups; pooled_users (base and anchor users merged into another
+    user of their author); removed_shared_group; removed_few_shot_without_query; and of the
+    few-shot users' queries: queries, queries_in_other_profiles (their text stands in a base or
+    anchor profile), queries_in_few_shot_profiles (in any few-shot profile),
+    queries_in_own_profile.
+    Raises InputError when the anchor or few-shot side is empty, or the base side although asked
+    for, or when only some of the users have a role.
+    """
+    table = users.with_columns(find_groups(users, share))
+    without = table["role"].null_count()
+    if 0 < without < table.height:
+        raise InputError(
+            f"{without} of {table.height} users have no role; give all of them one, or none"
+        )
+    given = without == 0 and table.height > 0
+    if given:
+        unknown = table.filter(~pl.col("role").is_in(SIDES))
+        if unknown.height:
+            raise InputError(f"role {unknown['role'][0]!r}: use one of {', '.join(SIDES)}")
+    else:
+        sides = _assign(table, seed, base_share, anchor_share)
+        table = table.with_columns(
+            role=pl.col("group").replace_strict(sides, return_dtype=pl.String)
+            if sides
+            else pl.lit(None, dtype=pl.String)
+        )
+    by_role = {side: table.filter(pl.col("role") == side) for side in SIDES}
+    few_shot = by_role["few_shot"].filter(pl.col("query").list.len() > 0)
+    # Authors of few-shot users are kept off the other sides even if no query of theirs is left.
+    anchors = by_role["anchor"].join(by_role["few_shot"], on="group", how="anti")
+    bases = by_role["base"].join(by_role["few_shot"], on="group", how="anti")
+    bases = bases.join(anchors, on="group", how="anti")
+    split_counts = {
+        "users": table.height,
+        "groups": table["group"].n_unique(),
+        "removed_shared_group": by_role["base"].height
+        + by_role["anchor"].height
+        - bases.height
+        - anchors.height,
+        "removed_few_shot_without_query": by_role["few_shot"].height - few_shot.height,
+    }
+    pooled_base, pooled_anchor = _pool(bases), _pool(anchors)
+    few_shot = few_shot.select("user_id", "group", "profile", "query").sort("user_id")
+    needed = {"anchor": pooled_anchor, "few_shot": few_shot}
+    if base_share > 0 and not (given and by_role["base"].is_empty()):
+        needed["base"] = pooled_base
+    for side, frame in needed.items():
+        if frame.is_empty():
+            raise InputError(_empty_side(side, given, split_counts))
+    counts = split_counts | {
+        "base_users": pooled_base.height,
+        "anchor_candidates": pooled_anchor.height,
+        "few_shot_users": few_shot.height,
+        "few_shot_groups": few_shot["group"].n_unique(),
+        "pooled_users": bases.height + anchors.height - pooled_base.height - pooled_anchor.height,
+        "queries": int(few_shot["query"].list.len().sum()),
+    }
+    trained_on = pl.concat([pooled_base, pooled_anchor])
+    places = query_places(few_shot, few_shot, task)
+    counts |= {
+        "queries_in_other_profiles": query_places(few_shot, trained_on, task)["any"],
+        "queries_in_few_shot_profiles": places["any"],
+        "queries_in_own_profile": places["own"],
+    }
+    return Split(pooled_base, pooled_anchor, few_shot, counts)
+
+
+def _assign(
+    table: pl.DataFrame, seed: int, base_share: float, anchor_share: float
+) -> dict[str, str]:
+    """Group id -> side. A hash per group, not a shuffle of rows: no profile can move anybody."""
+    asked = table.group_by("group").agg(asks=(pl.col("query").list.len() > 0).any())
+    groups = sorted(asked.iter_rows(), key=lambda row: _rank(seed, row[0]))
+    base_count = max(1, round(base_share * len(groups))) if base_share > 0 else 0
+    anchor_count = max(1, round(anchor_share * len(groups)))
+    wanted = max(0, len(groups) - base_count - anchor_count)
+    few_shot = [group for group, asks in groups if asks][:wanted]
+    taken = set(few_shot)
+    rest = [group for group, _ in groups if group not in taken]
+    if len(rest) > base_count + anchor_count:
+        base_count = max(
+            base_count, math.floor(len(rest) * base_share / (base_share + anchor_share))
+        )
+    return (
+        dict.fromkeys(few_shot, "few_shot")
+        | dict.fromkeys(rest[:base_count], "base")
+        | dict.fromkeys(rest[base_count:], "anchor")
+    )
+
+
+def _rank(seed: int, group: str) -> tuple[bytes, str]:
+    return hashlib.sha256(f"{seed}:{group}".encode()).digest(), group
+
+
+def _pool(users: pl.DataFrame) -> pl.DataFrame:
+    """One row per group; the first of equal items and queries stays, in the order of user ids."""
+    rows = []
+    for (group,), members in users.sort("user_id", maintain_order=True).group_by(
+        "group", maintain_order=True
+    ):
+        items = [item for profile in members["profile"].to_list() for item in profile]
+        queries = [query for asked in members["query"].to_list() for query in asked]
+        rows.append(
+            {
+                "user_id": group,
+                "group": group,
+                "profile": _distinct(items, "text", "answer"),
+                "query": _distinct(queries, "input", "gold"),
+            }
+        )
+    schema = {name: users.schema[name] for name in ("user_id", "group", "profile", "query")}
+    return pl.DataFrame(rows, schema=schema, orient="row").sort("user_id")
+
+
+def _distinct(records: list[dict[str, str]], *keys: str) -> list[dict[str, str]]:
+    seen: dict[tuple[str, ...], dict[str, str]] = {}
+    for record in records:
+        seen.setdefault(tuple(record[key] for key in keys), record)
+    return list(seen.values())
+
+
+def _rarity_order() -> pl.Expr:
+    """0 for the rarest item of a row's profile, and so on; ties by the pair's number."""
+    return pl.struct("users", "pair").rank("ordinal").over("row").cast(pl.Int64) - 1
+
+
+def _root(parents: list[int], node: int) -> int:
+    while parents[node] != node:
+        parents[node] = parents[parents[node]]
+        node = parents[node]
+    return node
+
+
+def _empty_side(side: str, given: bool, counts: dict[str, int]) -> str:
+    name = {"base": "base", "anchor": "anchor candidate", "few_shot": "few-shot"}[side]
+    found = (
+        f"no {name} user is left of {counts['users']} users by {counts['groups']} authors "
+        f"({counts['removed_shared_group']} removed because their author stands on another side, "
+        f"{counts['removed_few_shot_without_query']} few-shot users have no query)"
+    )
+    if given:
+        return f"{found}; add {name} users by other authors"
+    return f"{found}; give more users, or change split.base_share and split.anchor_share"

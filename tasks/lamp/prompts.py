@@ -1,0 +1,121 @@
+"""Prompts: every profile item and every query becomes one question with one answer.
+
+A profile item is asked about itself, leave-one-out: the other items are its history. A query has
+the whole profile as history. Both read alike, so what is trained is what is asked later.
+Source: METHOD, Prompts (the published layout: history, instruction, cue; wording our own).
+
+compact    description: <text> tag:
+published  ### User History: <text and answer of similar items>
+           ### User Instruction: <instruction and text>
+           ### Answer:
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.lamp.definitions import LampTask
+from tasks.lamp.history import Neighbours
+
+Style = Literal["compact", "published"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question. id: of the profile item or query. answer: stripped, nothing before it."""
+
+    id: str
+    prompt: str
+    answer: str
+
+
+def instruction_of(queries_inputs: Iterable[str], task: LampTask) -> str:
+    """The data's own instruction: the commonest start of a query, up to and with the marker.
+
+    Ties go to the one seen first. Without any query that carries the marker: `task.instruction`.
+    """
+    starts: Counter[str] = Counter()
+    for question in queries_inputs:
+        start, marker, _ = question.partition(task.marker)
+        if marker:
+            starts[start + marker] += 1
+    return starts.most_common(1)[0][0] if starts else task.instruction
+
+
+def question_text(question: str, task: LampTask) -> str:
+    """The item's own text in a query's `input`: what follows the marker, else all of it."""
+    _, marker, text = question.partition(task.marker)
+    return text if marker else question
+
+
+def profile_samples(
+    profile: Sequence[Mapping[str, str]],
+    task: LampTask,
+    style: Style,
+    history_items: int,
+    instruction: str,
+) -> list[Sample]:
+    """One sample per profile item {id, text, answer}, in order.
+
+    history_items: how many of the *other* items, most similar by BM25, stand before the question.
+    instruction: as from `instruction_of`; only the published style shows it.
+    """
+    asked = [
+        (item["id"], item["text"], item["answer"], index) for index, item in enumerate(profile)
+    ]
+    return _samples(profile, asked, task, style, history_items, instruction)
+
+
+def query_samples(
+    profile: Sequence[Mapping[str, str]],
+    queries: Sequence[Mapping[str, str]],
+    task: LampTask,
+    style: Style,
+    history_items: int,
+    instruction: str,
+) -> list[Sample]:
+    """One sample per query {id, input, gold}, in order, with history from the whole profile."""
+    asked = [
+        (query["id"], question_text(query["input"], task), query["gold"], None) for query in queries
+    ]
+    return _samples(profile, asked, task, style, history_items, instruction)
+
+
+def _samples(
+    profile: Sequence[Mapping[str, str]],
+    asked: Iterable[tuple[str, str, str, int | None]],
+    task: LampTask,
+    style: Style,
+    history_items: int,
+    instruction: str,
+) -> list[Sample]:
+    neighbours = Neighbours([item["text"] for item in profile]) if history_items else None
+    samples = []
+    for sample_id, text, answer, own_index in asked:
+        found = neighbours.find(text, history_items, own_index) if neighbours else []
+        history = [_shown(profile[index], task) for index in found]
+        if style == "compact":
+            prompt = "\n".join([*history, _cue(text, task)])
+        else:
+            sections = [f"### User History:\n{chr(10).join(history)}"] if history else []
+            sections.append(f"### User Instruction:\n{instruction.strip()} {_one_line(text)}")
+            sections.append("### Answer:")
+            prompt = "\n\n".join(sections)
+        samples.append(Sample(sample_id, prompt, _one_line(answer)))
+    return samples
+
+
+def _shown(item: Mapping[str, str], task: LampTask) -> str:
+    return f"{_cue(item['text'], task)} {_one_line(item['answer'])}"
+
+
+def _cue(text: str, task: LampTask) -> str:
+    return f"{task.text_field}: {_one_line(text)} {task.answer_field}:"
+
+
+def _one_line(text: str) -> str:
+    """White space normalised: line breaks separate the parts of a prompt, nothing else."""
+    return " ".join(text.split())

@@ -1,0 +1,167 @@
+"""LoRA weights as plain tensors, and the PEFT folder they are stored in.
+
+A LoRA adds `scale * B @ A` to a linear layer's weight, with A [r, in], B [out, r] and
+`scale = alpha / r` (Hu et al. 2021, section 4.1). Here weights are kept by the layer's name in
+the base model, e.g. `model.layers.0.self_attn.q_proj`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tasks.errors import InputError
+
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Weights of one LoRA: layer name -> (A [r, in], B [out, r]), and their common `scale`."""
+
+    layers: dict[str, tuple[Tensor, Tensor]]
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return next(iter(self.layers.values()))[0].shape[0]
+
+    def delta(self, layer: str) -> Tensor:
+        """The update `scale * B @ A` [out, in] of one layer, computed in float64."""
+        a, b = self.layers[layer]
+        return self.scale * (b.double() @ a.double())
+
+
+def attach(model: Any, name: str, rank: int, scale: float, target_modules: list[str] | str) -> Any:
+    """`model` with an empty LoRA called `name` (PEFT); a second call adds a second LoRA.
+
+    Raises InputError when `target_modules` names no layer of the model.
+    """
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=scale * rank,  # type: ignore[arg-type]  # PEFT divides it again; floats are fine
+        target_modules=target_modules,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        if hasattr(model, "peft_config"):
+            model.add_adapter(name, config)
+            return model
+        return get_peft_model(model, config, adapter_name=name)
+    except ValueError as error:
+        raise InputError(
+            f"target_modules {target_modules}: {' '.join(str(error).split())}"
+        ) from error
+
+
+def lora_layers(model: Any) -> dict[str, LoraLayer]:
+    """The LoRA layers of a PEFT model by their name in the base model."""
+    return {
+        name.removeprefix(_PREFIX): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def fill(model: Any, name: str, lora: Lora) -> None:
+    """Copy `lora` into the attached LoRA `name`, whose rank and scale must be the same."""
+    with torch.no_grad():
+        for layer, module in lora_layers(model).items():
+            a, b = lora.layers[layer]
+            if not math.isclose(module.scaling[name], lora.scale):
+                raise ValueError(
+                    f"{layer}: attached with scale {module.scaling[name]}, {lora.scale=}"
+                )
+            module.lora_A[name].weight.copy_(a)
+            module.lora_B[name].weight.copy_(b)
+
+
+def read(model: Any, name: str) -> Lora:
+    """The attached LoRA `name` as float32 tensors on the CPU."""
+    layers = {}
+    scale = 1.0
+    for layer, module in lora_layers(model).items():
+        scale = module.scaling[name]
+        pair = (module.lora_A[name].weight, module.lora_B[name].weight)
+        layers[layer] = (
+            pair[0].detach().float().cpu().clone(),
+            pair[1].detach().float().cpu().clone(),
+        )
+    return Lora(layers, scale)
+
+
+def fresh(model: Any, name: str, seed: int) -> Lora:
+    """Initial weights for the attached LoRA `name`: A uniform in +-1/sqrt(in), B zero.
+
+    The bounds are PEFT's default (Kaiming with a = sqrt 5). The generator is our own, layer after
+    layer in name order, so that jobs running side by side cannot disturb one another's numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers = {}
+    scale = 1.0
+    for layer, module in sorted(lora_layers(model).items()):
+        scale = module.scaling[name]
+        a, b = module.lora_A[name].weight, module.lora_B[name].weight
+        bound = 1.0 / math.sqrt(a.shape[1])
+        layers[layer] = (
+            (torch.rand(a.shape, generator=generator) * 2 - 1) * bound,
+            torch.zeros(b.shape),
+        )
+    return Lora(layers, scale)
+
+
+def write_peft(folder: Path, lora: Lora, base_model: str) -> None:
+    """Write `lora` as an ordinary PEFT folder (adapter_config.json, adapter_model.safetensors)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for layer, (a, b) in sorted(lora.layers.items()):
+        tensors[f"{_PREFIX}{layer}.lora_A.weight"] = a.contiguous()
+        tensors[f"{_PREFIX}{layer}.lora_B.weight"] = b.contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": lora.rank,
+        "lora_alpha": lora.scale * lora.rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        # Full names, not "all-linear": which layers those are is decided by the weights we hold.
+        "target_modules": sorted(lora.layers),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def read_peft(folder: Path) -> Lora:
+    """Read a PEFT folder that holds a plain LoRA. Raises InputError for anything else."""
+    path = folder / "adapter_model.safetensors"
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        tensors = load_file(path)
+    except Exception as error:
+        raise InputError(f"{folder}: not a readable PEFT folder ({error})") from error
+    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("use_rslora"):
+        raise InputError(
+            f"{folder}: only plain LoRA is read, not DoRA, rsLoRA or another PEFT type"
+        )
+    layers = {}
+    for key in sorted(tensors):
+        if key.endswith(".lora_A.weight"):
+            layer = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+            layers[layer] = (tensors[key], tensors[key.replace(".lora_A.", ".lora_B.")])
+    if not layers:
+        raise InputError(f"{path}: holds no LoRA weights")
+    return Lora(layers, config["lora_alpha"] / config["r"])

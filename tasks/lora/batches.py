@@ -1,0 +1,109 @@
+"""Prompts and answers as token batches.
+
+Batches are padded on the left, so that all answers end at the last position: one slice of the
+last positions then holds every label, and only that slice goes through the LM head.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tasks.lora.base import Base
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one sample; `answer` is empty for a question that is to be answered."""
+
+    prompt: list[int]
+    answer: list[int]
+    truncated: bool = False
+
+
+def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
+    """Tokenise a prompt (through the chat template where the tokenizer has one) and an answer.
+
+    The answer ends with the end-of-text token. What exceeds `base.max_tokens` is cut from the
+    start of the prompt, after a leading begin-of-text token: the question stands at the end.
+    """
+    tokenizer = base.tokenizer
+    if tokenizer.chat_template:
+        message = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        answer_text = answer
+    else:
+        ids = tokenizer(prompt)["input_ids"]
+        # Some tokenizers close every text; a question must stay open for its answer.
+        if ids and ids[-1] == tokenizer.eos_token_id:
+            ids = ids[:-1]
+        answer_text = None if answer is None else " " + answer
+    labels: list[int] = []
+    if answer_text is not None:
+        labels = tokenizer(answer_text, add_special_tokens=False)["input_ids"]
+        labels = [*labels[: base.max_tokens // 2 - 1], tokenizer.eos_token_id]
+    room = base.max_tokens - len(labels)
+    truncated = len(ids) > room
+    if truncated:
+        head = ids[:1] if ids[0] == tokenizer.bos_token_id else []
+        ids = head + ids[len(ids) - room + len(head) :]
+    return Encoded(ids, labels, truncated)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`input_ids`, `attention_mask`, `position_ids` [B, T]; `labels` [B, keep - 1], -100 for none.
+
+    `keep` is the number of last positions whose logits are needed: `labels[:, j]` is predicted
+    at position `T - keep + j`.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    labels: Tensor
+    keep: int
+
+
+def collate(base: Base, samples: Sequence[Encoded]) -> Batch:
+    """Pad `samples` on the left to one batch on the base model's device."""
+    rows = [sample.prompt + sample.answer for sample in samples]
+    width = max(len(row) for row in rows)
+    keep = max(len(sample.answer) for sample in samples) + 1
+    ids = torch.full((len(rows), width), base.tokenizer.pad_token_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    labels = torch.full((len(rows), keep - 1), -100, dtype=torch.long)
+    for index, (row, sample) in enumerate(zip(rows, samples, strict=True)):
+        ids[index, width - len(row) :] = torch.tensor(row)
+        mask[index, width - len(row) :] = 1
+        if sample.answer:
+            labels[index, keep - 1 - len(sample.answer) :] = torch.tensor(sample.answer)
+    position = (mask.cumsum(1) - 1).clamp(min=0)
+    moved = (item.to(base.device) for item in (ids, mask, position, labels))
+    return Batch(*moved, keep=keep)
+
+
+def answer_logits(model: Any, batch: Batch) -> Tensor:
+    """Logits [B, keep - 1, V] at the positions that predict `batch.labels`."""
+    options: dict[str, Any] = {}
+    if _keeps_logits(model):
+        options["logits_to_keep"] = batch.keep
+    output = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        **options,
+    )
+    return output.logits[:, -batch.keep : -1, :]
+
+
+def _keeps_logits(model: Any) -> bool:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters

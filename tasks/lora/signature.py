@@ -1,0 +1,72 @@
+"""The gradient signature: how a user answers, as one vector.
+
+For an answer token y at a position with last hidden state h and predicted probabilities p, the
+gradient of log p(y) with respect to the LM head's weight is (onehot(y) - p) h^T [V, d]. Averaged
+over answer tokens, then over the user's items, it says in which direction the user pulls the
+model. Both sides are projected by seeded Gaussian matrices where they are larger than asked, which
+keeps inner products in expectation (Johnson-Lindenstrauss), so the vector stays small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tasks.lora.base import Base
+from tasks.lora.batches import Encoded, answer_logits, collate
+
+
+def projection(size: int, to: int, seed: int) -> Tensor | None:
+    """Gaussian [size, to] with variance 1/to, or None (identity) when `size <= to`."""
+    if size <= to:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, to, generator=generator) / to**0.5
+
+
+@torch.no_grad()
+def item_signatures(
+    base: Base,
+    samples: Sequence[Encoded],
+    vocabulary: int,
+    hidden: int,
+    seed: int,
+    batch_size: int = 64,
+) -> Tensor:
+    """Signature of each sample [N, D] (float32, CPU), D = min(V, vocabulary) * min(d, hidden)."""
+    head = base.model.get_output_embeddings()
+    size_v, size_d = head.weight.shape
+    left = projection(size_v, vocabulary, seed)
+    right = projection(size_d, hidden, seed + 1)
+    left = None if left is None else left.to(base.device)
+    right = None if right is None else right.to(base.device)
+    seen: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    order = sorted(range(len(samples)), key=lambda i: len(samples[i].prompt))
+    rows: list[Any] = [None] * len(samples)
+    try:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = collate(base, [samples[i] for i in chosen])
+            seen.clear()
+            logits = answer_logits(base.model, batch).float()
+            states = seen[0][:, -batch.keep : -1, :].float()
+            labelled = batch.labels >= 0
+            labels = batch.labels.clamp(min=0)
+            probabilities = logits.softmax(-1)
+            if left is None:
+                error = -probabilities
+                error.scatter_add_(2, labels[..., None], torch.ones_like(error[..., :1]))
+            else:
+                error = left[labels] - probabilities @ left
+            states = states if right is None else states @ right
+            weight = labelled / labelled.sum(1, keepdim=True)
+            outer = torch.einsum("btv,btd,bt->bvd", error, states, weight)
+            for index, row in zip(chosen, outer.flatten(1).cpu(), strict=True):
+                rows[index] = row
+    finally:
+        hook.remove()
+    return torch.stack(rows)

@@ -1,0 +1,141 @@
+"""Stage 1: read and check users, split them by author, and write them as parquet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts import Piece, Store, digest, file_sha256, library_versions
+from tasks.config import RunConfig
+from tasks.errors import InputError
+from tasks.stage import log, stage, store
+
+VERSION = 1
+SHOWN_AUTHORS = 40
+ROLES = ("base", "anchor", "few_shot")
+
+
+@stage(name="prepare")
+def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
+    """Users of one LaMP task as `base.parquet`, `anchor.parquet`, `few_shot.parquet`.
+
+    Columns user_id, group (author), profile, query. The value holds the counts, what was dropped
+    and why, the instruction of the prompts, and the hash of each table.
+    """
+    options = RunConfig.model_validate(config)
+    where = store()
+    folder = _source(options, lamp_task, where)
+    files = sorted(folder.glob("*.json")) if folder.is_dir() else [folder]
+    key = digest(
+        {
+            "version": VERSION,
+            "libraries": library_versions(("polars",)),
+            "lamp_task": lamp_task,
+            "files": {file.name: file_sha256(file) for file in files if file.exists()},
+            "split": options.split.model_dump(),
+            "seed": options.seed,
+        }
+    )
+    piece = where.get("prepare", key, lambda out: _write(out, folder, options, lamp_task))
+    for line in describe(piece.value, lamp_task):
+        log(line)
+    return piece
+
+
+def users_of(where: Store, prepared: dict[str, Any], role: str) -> list[dict[str, Any]]:
+    """The users of one role as records, by the `prepare` stage's result."""
+    import polars as pl
+
+    return pl.read_parquet(where.open(prepared["ref"]).folder / f"{role}.parquet").to_dicts()
+
+
+def describe(value: dict[str, Any], lamp_task: str) -> list[str]:
+    """What was read, how it was split and what was left out, in lines for a log."""
+    counts, authors = value["counts"], value["authors"]
+    lines = [
+        f"{lamp_task}: {counts['users']} users by {counts['groups']} authors; "
+        f"split by author: {counts['base_users']} base users, "
+        f"{counts['anchor_candidates']} anchor candidates, "
+        f"{counts['few_shot_users']} few-shot users by {counts['few_shot_groups']} authors "
+        f"with {counts['queries']} queries"
+    ]
+    for role in ROLES:
+        names = authors[role]
+        if names:
+            lines.append(f"{lamp_task}: {role} authors: {', '.join(names)}")
+    for name in ("queries_in_other_profiles", "queries_in_few_shot_profiles", "pooled_users",
+                 "removed_shared_group", "removed_few_shot_without_query"):  # fmt: skip
+        if counts.get(name):
+            lines.append(f"{lamp_task}: {name.replace('_', ' ')}: {counts[name]}")
+    dropped = "; ".join(f"{count} x {reason}" for reason, count in value["dropped"].items())
+    lines.append(f"{lamp_task}: dropped: {dropped or 'nothing'}")
+    return lines
+
+
+def _names(authors: list[str]) -> list[str]:
+    """Author ids of one side where they are few enough to be read; the tables hold all."""
+    names = sorted(set(authors))
+    return names if len(names) <= SHOWN_AUTHORS else []
+
+
+def _source(options: RunConfig, lamp_task: str, where: Store) -> Path:
+    """The file or folder the users are read from; the synthetic one is written first."""
+    if options.data != "synthetic":
+        given = Path(options.data).expanduser()
+        per_task = given / lamp_task
+        return per_task if per_task.is_dir() else given
+    if lamp_task != "LaMP-2M":
+        raise InputError(
+            f"lamp_tasks: data=synthetic holds LaMP-2M only, not {lamp_task}; give data=<folder>"
+        )
+    from tasks.lamp.synthetic import write_synthetic
+
+    key = digest(
+        {
+            "version": VERSION,
+            "libraries": library_versions(("numpy",)),
+            "synthetic": options.synthetic.model_dump(),
+            "seed": options.seed,
+        }
+    )
+
+    def write(out: Path) -> dict[str, Any]:
+        write_synthetic(out / "users", options.synthetic, options.seed)
+        return {}
+
+    return where.get("synthetic", key, write).folder / "users"
+
+
+def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[str, Any]:
+    from tasks.lamp.definitions import get_task
+    from tasks.lamp.formats import read_users
+    from tasks.lamp.groups import split_users
+    from tasks.lamp.prompts import instruction_of
+
+    task = get_task(lamp_task)
+    loaded = read_users(folder, task)
+    split = split_users(
+        loaded.users,
+        task=task,
+        seed=options.seed,
+        base_share=options.split.base_share,
+        anchor_share=options.split.anchor_share,
+        share=options.split.same_author_share,
+    )
+    frames = {"base": split.base, "anchor": split.anchor, "few_shot": split.few_shot}
+    for role, frame in frames.items():
+        frame.write_parquet(out / f"{role}.parquet")
+    inputs = (
+        query["input"]
+        for frame in frames.values()
+        for queries in frame["query"].to_list()
+        for query in queries
+    )
+    return {
+        "counts": split.counts,
+        "dropped": loaded.dropped,
+        "authors": {role: _names(frame["group"].to_list()) for role, frame in frames.items()},
+        "few_shot": split.few_shot["user_id"].to_list(),
+        "instruction": instruction_of(inputs, task),
+        "sha256": {role: file_sha256(out / f"{role}.parquet") for role in ROLES},
+    }

@@ -1,0 +1,165 @@
+"""Stage 9: the comparison of methods, and the picture of the users."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts import Piece, Store, digest, library_versions
+from tasks.fusion import read_recipes
+from tasks.stage import stage, store
+
+VERSION = 1
+# Where `make benchmark` finds the table of the last run.
+TABLE_FILE = "last_comparison.txt"
+
+
+def rows(summaries: list[dict[str, Any]], where: Store) -> list[dict[str, Any]]:
+    """One row per LaMP task and method: metrics, users, queries, and cost per user."""
+    table = []
+    for summary in summaries:
+        for method, scored in summary["scores"].items():
+            value = scored["value"]
+            table.append(
+                {
+                    "lamp_task": summary["lamp_task"],
+                    "method": method,
+                    "users": value["users"],
+                    "queries": value["queries"],
+                    **value["metrics"],
+                    **costs(summary, method, where),
+                }
+            )
+    return table
+
+
+def costs(summary: dict[str, Any], method: str, where: Store) -> dict[str, float]:
+    """What a method stores and does per user, means over users.
+
+    bytes_per_user: the recipe (anchor ids and 8 bytes per weight) and the stacked LoRA in float32;
+    the bank is shared and not counted. steps and tokens: training on the user's items.
+    seconds_per_user: training and answering, as measured when the work was done.
+    """
+    answering = [s for part in summary["answered"][method] for s in part["notes"]["per_user"]]
+    seconds = sum(answering) / len(answering)
+    stored = steps = tokens = 0.0
+    if method != "base":
+        recipes = read_recipes(where, summary["fusion"])
+        sizes = [
+            len("".join(r["anchors"]).encode()) + 8 * len(r["weights"]) for r in recipes.values()
+        ]
+        stored = sum(sizes) / len(sizes)
+    if method == "mta":
+        shards = summary["stacking"]
+        work = [item for shard in shards for item in shard["value"]["work"]]
+        stored += shards[0]["value"]["bytes_per_user"]
+        steps = sum(item["steps"] for item in work) / len(work)
+        tokens = sum(item["tokens"] for item in work) / len(work)
+        trained = [s for shard in shards for s in shard["notes"]["per_user"]]
+        seconds += sum(trained) / len(trained)
+    return {
+        "bytes_per_user": round(stored, 1),
+        "steps_per_user": round(steps, 2),
+        "tokens_per_user": round(tokens, 1),
+        "seconds_per_user": round(seconds, 4),
+    }
+
+
+def table_text(table: list[dict[str, Any]], missing: list[str]) -> str:
+    """The comparison for a terminal, and what is missing from it."""
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    cells = [columns] + [[_cell(row.get(name)) for name in columns] for row in table]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if index < 2 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines += [f"MISSING: {item}" for item in missing]
+    return "\n".join(lines) + "\n"
+
+
+def write_table(text: str) -> Path:
+    """Put the table where `make benchmark` prints it from: beside the store, renamed into place."""
+    path = store().root.parent / TABLE_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{TABLE_FILE}.{os.getpid()}")
+    scratch.write_text(text)
+    scratch.replace(path)
+    return path
+
+
+@stage(name="map")
+def users_map(lamp_task: str, chosen: dict[str, Any]) -> Piece:
+    """`map.png`: users on two principal components, clusters by colour, anchors marked."""
+    where = store()
+    key = digest(
+        {
+            "version": VERSION,
+            "libraries": library_versions(("matplotlib", "polars")),
+            "lamp_task": lamp_task,
+            "anchors": chosen["ref"]["sha256"],
+        }
+    )
+
+    def make(out: Path) -> dict[str, Any]:
+        import polars as pl
+
+        table = pl.read_parquet(where.open(chosen["ref"]).folder / "anchors.parquet")
+        _draw(table, lamp_task, chosen["value"], out / "map.png")
+        return {}
+
+    return where.get("map", key, make)
+
+
+def _draw(table: Any, lamp_task: str, value: dict[str, Any], path: Path) -> None:
+    import polars as pl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # No pyplot: it keeps global state, and stages run in threads.
+    figure = Figure(figsize=(8, 6), dpi=120)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    few_shot = table.filter(pl.col("role") == "few_shot")
+    axes.scatter(few_shot["x"], few_shot["y"], s=14, c="0.75", marker="x", label="few-shot user")
+    candidates = table.filter(pl.col("role") == "anchor")
+    colours = [f"C{n % 10}" for n in range(10)]
+    for (label,), part in sorted(candidates.group_by("cluster"), key=lambda item: item[0]):
+        noise = label == -1
+        axes.scatter(
+            part["x"],
+            part["y"],
+            s=26,
+            color="0.4" if noise else colours[label % 10],
+            marker="o" if noise or label < 10 else "s",
+            alpha=0.8,
+            label=f"{'noise' if noise else f'cluster {label}'} ({len(part)})",
+        )
+    anchors = candidates.filter(pl.col("order").is_not_null())
+    axes.scatter(
+        anchors["x"], anchors["y"], s=110, facecolors="none", edgecolors="black", linewidths=1.3,
+        label=f"anchor ({len(anchors)})",
+    )  # fmt: skip
+    axes.set_xlabel("first principal component")
+    axes.set_ylabel("second principal component")
+    axes.set_title(
+        f"{lamp_task}: {value['candidates']} anchor candidates in {value['clusters']} clusters, "
+        f"{len(anchors)} anchors, {len(few_shot)} few-shot users"
+    )
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.spines[["top", "right"]].set_visible(False)
+    # No creation time or version in the file: the same users give the same bytes.
+    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}"
+    return str(value)

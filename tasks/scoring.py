@@ -1,0 +1,215 @@
+"""Stage 8: answers of every method to the same queries, and LaMP's metrics of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts import NOTES, Piece, Store, digest, library_versions
+from tasks.base_model import load, model_parts
+from tasks.config import RunConfig
+from tasks.fusion import read_recipes
+from tasks.questions import encode_all, user_queries
+from tasks.stacking import (
+    MERGED,
+    STACKED,
+    Inputs,
+    few_shot_users,
+    merged_lora,
+    merged_parts,
+    personal_model,
+    stacked_key,
+)
+from tasks.stage import gpu_slot, log, stage, store
+
+VERSION = 1
+
+
+@stage(name="predict", tags=["gpu"], task_run_name="predict-{method}-{batch}")
+def predict(
+    config: dict[str, Any],
+    lamp_task: str,
+    inputs: dict[str, Any],
+    method: str,
+    batch: int,
+    user_ids: list[str],
+    stacked: dict[str, Any] | None,
+) -> Piece:
+    """`predictions.parquet`: row, user_id, query_id, gold, prediction, for one batch of users.
+
+    `stacked` is the batch's `stacking` result, for the method `mta`. A user whose adapter and
+    queries did not change is taken from an earlier table.
+    """
+    options = RunConfig.model_validate(config)
+    where = store()
+    given = Inputs(**inputs)
+    users = few_shot_users(where, given, user_ids)
+    recipes = read_recipes(where, given.fused)
+    rows = []
+    for user in users:
+        parts = {
+            "version": VERSION,
+            "lamp_task": lamp_task,
+            "method": method,
+            "user": user["user_id"],
+            # Ids too: they stand in the table.
+            "queries": [[item["id"], item["input"], item["gold"]] for item in user["query"]],
+            "instruction": given.prepared["value"]["instruction"],
+            "batch_size": options.scoring.batch_size,
+            **model_parts(options, given.base["ref"]),
+        }
+        if options.prompt.history_items:
+            parts["history"] = [[item["text"], item["answer"]] for item in user["profile"]]
+        if method != "base":
+            parts["merged"] = merged_parts(options, given, recipes[user["user_id"]])
+        if method == "mta":
+            parts["stacked"] = stacked_key(options, lamp_task, given, user, recipes)
+        rows.append(digest(parts))
+
+    def make(out: Path) -> dict[str, Any]:
+        import polars as pl
+
+        known = _known(where, rows)
+        todo = [user for user, row in zip(users, rows, strict=True) if row not in known]
+        log(
+            f"{lamp_task}, {method}: answering for {len(todo)} users, "
+            f"{len(users) - len(todo)} known from before"
+        )
+        if todo:
+            with gpu_slot():
+                made = _answer(options, lamp_task, where, given, method, todo, stacked)
+            todo_rows = [row for row in rows if row not in known]
+            known |= dict(zip(todo_rows, made, strict=True))
+        table = [
+            {
+                "row": number,
+                "user_id": user["user_id"],
+                "query_id": query["id"],
+                "gold": query["gold"],
+                "prediction": prediction,
+            }
+            for number, (user, row) in enumerate(zip(users, rows, strict=True))
+            for query, prediction in zip(user["query"], known[row][0], strict=True)
+        ]
+        pl.DataFrame(table).write_parquet(out / "predictions.parquet")
+        return {
+            "rows": rows,
+            "method": method,
+            "users": len(users),
+            "queries": len(table),
+            NOTES: {"per_user": [known[row][1] for row in rows]},
+        }
+
+    return where.get("predictions", digest(rows), make)
+
+
+@stage(name="score", task_run_name="score-{method}")
+def score(lamp_task: str, method: str, answered: list[dict[str, Any]]) -> Piece:
+    """LaMP's metrics over all batches of a method (`predict` results, in order).
+
+    `predictions.parquet` of all users, and `golds.json`, the predictions in LaMP's own format.
+    """
+    where = store()
+    key = digest(
+        {
+            "version": VERSION,
+            "libraries": library_versions(("rouge-score", "polars")),
+            "lamp_task": lamp_task,
+            "predictions": [item["ref"]["sha256"] for item in answered],
+        }
+    )
+
+    def make(out: Path) -> dict[str, Any]:
+        import polars as pl
+
+        from tasks.lamp import metrics
+        from tasks.lamp.definitions import get_task
+
+        task = get_task(lamp_task)
+        table = pl.concat(
+            pl.read_parquet(where.open(item["ref"]).folder / "predictions.parquet")
+            for item in answered
+        ).drop("row")
+        table.write_parquet(out / "predictions.parquet")
+        ids = table["query_id"].to_list()
+        predictions = dict(zip(ids, table["prediction"].to_list(), strict=True))
+        golds = dict(zip(ids, table["gold"].to_list(), strict=True))
+        text = json.dumps(metrics.golds_json(task, predictions), indent=1, ensure_ascii=False)
+        (out / "golds.json").write_text(text + "\n")
+        return {
+            "method": method,
+            "metrics": metrics.score(task, predictions, golds),
+            "users": table["user_id"].n_unique(),
+            "queries": len(table),
+        }
+
+    return where.get("score", key, make)
+
+
+def _known(where: Store, rows: list[str]) -> dict[str, tuple[list[str], float]]:
+    import polars as pl
+
+    found = where.find_rows("predictions", rows)
+    tables = {
+        piece.folder: pl.read_parquet(piece.folder / "predictions.parquet")
+        for piece, _ in found.values()
+    }
+    return {
+        row: (
+            tables[piece.folder].filter(pl.col("row") == number)["prediction"].to_list(),
+            piece.notes["per_user"][number],
+        )
+        for row, (piece, number) in found.items()
+    }
+
+
+def _answer(
+    options: RunConfig,
+    lamp_task: str,
+    where: Store,
+    given: Inputs,
+    method: str,
+    users: list[dict[str, Any]],
+    stacked: dict[str, Any] | None,
+) -> list[tuple[list[str], float]]:
+    """Answers and seconds per user.
+
+    Each user's queries make batches of their own: the company of others changes no number.
+    """
+    from tasks.lamp.definitions import get_task
+    from tasks.lora.adapters import fill
+    from tasks.lora.bank import read_bank
+    from tasks.lora.generate import generate
+
+    recipes = read_recipes(where, given.fused)
+    shard = None
+    if method == "base":
+        base = load(options, where, given.base["ref"])
+        model = base.model
+    else:
+        base, model, members = personal_model(options, where, given)
+        model.base_model.set_adapter([MERGED, STACKED] if method == "mta" else MERGED)
+    if method == "mta":
+        if stacked is None:
+            raise ValueError("method mta needs the batch's stacked LoRAs")
+        shard = read_bank(where.open(stacked["ref"]).folder / "stacked.safetensors")
+    instruction = given.prepared["value"]["instruction"]
+    answers = []
+    for user in users:
+        started = time.perf_counter()
+        if method != "base":
+            fill(model, MERGED, merged_lora(options, members, recipes[user["user_id"]]))
+        if shard is not None:
+            fill(model, STACKED, shard.lora(user["user_id"]))
+        samples = user_queries(options, lamp_task, instruction, user)
+        given_answers = generate(
+            base,
+            model,
+            encode_all(base, samples, answers=False),
+            get_task(lamp_task).max_new_tokens,
+            options.scoring.batch_size,
+        )
+        answers.append((given_answers, round(time.perf_counter() - started, 4)))
+    return answers

@@ -1,0 +1,158 @@
+"""What every stage's task shares: its state's name, its store, its GPU slot, its progress.
+
+A stage function returns a `Piece`. `stage` makes it a Prefect task whose run is named `Cached` when
+the piece was found in the store, and whose bad input ends it as Failed with one line and no
+traceback. `outcome` reads such a run back in the flow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypedDict
+
+from prefect import State, Task, get_run_logger, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import MissingContextError, ObjectAlreadyExists, ObjectNotFound
+from prefect.states import Completed, Failed
+
+from tasks.artifacts import Piece, Ref, Store
+from tasks.errors import InputError
+
+GPU_LIMIT = "gpu"
+# The shortest lease Prefect grants: a slot whose holder was killed is free again after it.
+SLOT_LEASE_SECONDS = 60
+
+
+class Result(TypedDict):
+    """What a stage hands to the flow: small, JSON, no data."""
+
+    ref: Ref
+    value: dict[str, Any]
+    notes: dict[str, Any]
+    cached: bool
+
+
+class StageFailed(Exception):
+    """A stage did not give its piece; the message is one line."""
+
+
+def log(line: str, warning: bool = False) -> None:
+    """One line in the run's log; printed where there is no run (unit tests, scripts)."""
+    try:
+        logger = get_run_logger()
+    except MissingContextError:
+        print(line)
+    else:
+        (logger.warning if warning else logger.info)(line)
+
+
+def store() -> Store:
+    """The store of this process: `MTA_STORE`, or `.mta/store` below the working folder."""
+    root = Path(os.environ.get("MTA_STORE", ".mta/store")).absolute()
+    return Store(root, warn=functools.partial(log, warning=True))
+
+
+def stage(**options: Any) -> Callable[[Callable[..., Piece]], Task[..., Any]]:
+    """Decorator: a stage function as a Prefect task. `options` go to `prefect.task`."""
+
+    def decorate(function: Callable[..., Piece]) -> Task[..., Any]:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> State[Any]:
+            try:
+                piece = function(*args, **kwargs)
+            except InputError as error:
+                return Failed(message=str(error))
+            result = Result(
+                ref=piece.ref, value=piece.value, notes=piece.notes, cached=piece.cached
+            )
+            if piece.cached:
+                return Completed(name="Cached", message=f"found: {piece.ref['uri']}", data=result)
+            return Completed(message=f"made in {piece.notes['seconds']:.1f} s", data=result)
+
+        # The store is the cache (see tasks/artifacts.py); Prefect keeps nothing of the result.
+        return task(run, cache_policy=NO_CACHE, persist_result=False, **options)
+
+    return decorate
+
+
+def outcome(state: State[Any], what: str) -> Result:
+    """The result of a stage's final state. Raises StageFailed with one line otherwise."""
+    if state.is_completed():
+        return state.result()
+    raise StageFailed(reason(state, what))
+
+
+def reason(state: State[Any], what: str) -> str:
+    """Why a run did not complete, in one line."""
+    message = " ".join((state.message or state.name or "no reason given").split())
+    return f"{what}: {message.removeprefix('Task run encountered an exception ')[:500]}"
+
+
+def gpu_slots() -> int:
+    """How many slots the `gpu` limit has; created with one where the server has none (a new one)."""
+    with get_client(sync_client=True) as client:
+        try:
+            return client.read_global_concurrency_limit_by_name(GPU_LIMIT).limit
+        except ObjectNotFound:
+            with contextlib.suppress(ObjectAlreadyExists):
+                client.create_global_concurrency_limit(
+                    GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=1)
+                )
+            return client.read_global_concurrency_limit_by_name(GPU_LIMIT).limit
+
+
+@contextmanager
+def gpu_slot() -> Iterator[None]:
+    """Hold one slot of the `gpu` limit. An absent limit is an error, never silently no limit."""
+    with concurrency(
+        GPU_LIMIT, occupy=1, lease_duration=SLOT_LEASE_SECONDS, strict=True,
+        # Losing the server for a moment must not throw away an hour of training.
+        raise_on_lease_renewal_failure=False,
+    ):  # fmt: skip
+        yield
+
+
+class Progress:
+    """A progress artifact in the Prefect UI, moved at most once a second.
+
+    Used from the flow and from tasks. Failing to report never fails the work.
+    """
+
+    def __init__(self, key: str, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, max(total, 1), 0
+        self._last = time.monotonic()
+        self._artifact = None
+        try:
+            self._artifact = create_progress_artifact(0.0, key=key, description=self._text())
+        except Exception as error:
+            log(f"progress of {what} cannot be shown ({type(error).__name__})", warning=True)
+
+    def update(self, done: int, total: int | None = None) -> None:
+        self.done = done
+        self.total = total or self.total
+        now = time.monotonic()
+        if self._artifact is None or (now - self._last < 1.0 and done < self.total):
+            return
+        self._last = now
+        try:
+            update_progress_artifact(
+                self._artifact, 100.0 * done / self.total, description=self._text()
+            )
+        except Exception as error:
+            log(f"progress of {self.what} cannot be shown ({type(error).__name__})", warning=True)
+
+    def advance(self) -> None:
+        self.update(self.done + 1)
+
+    def _text(self) -> str:
+        return f"{self.what}: {self.done} of {self.total}"

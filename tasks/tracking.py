@@ -1,0 +1,241 @@
+"""The run in MLflow: one parent per flow run, one child per LaMP task and method, one per anchor.
+
+Stages do not log: a cached stage would then log nothing. They return values and references, and
+what is here replays those, so a run that took everything from the store is as complete as the one
+that made it. Explicit run ids throughout: MLflow's active run belongs to a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts import Store
+from tasks.config import RunConfig
+from tasks.errors import InputError
+
+EXPERIMENT = "mta"
+PARENT_TAG = "mlflow.parentRunId"
+# MLflow takes at most this many metric values in one call.
+METRICS_PER_CALL = 1000
+
+
+class Tracker:
+    """The MLflow side of one flow run."""
+
+    def __init__(self, config: RunConfig, run_name: str, tags: dict[str, str]) -> None:
+        """Start the parent run. Raises InputError when the tracking server does not answer."""
+        from mlflow import MlflowClient
+
+        self.config = config
+        self.client = MlflowClient(tracking_uri())
+        try:
+            self.experiment = self._experiment()
+            self.parent = self._start(run_name, {"kind": "benchmark", **self._tags(), **tags})
+        except Exception as error:
+            why = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"MLflow at {tracking_uri()}: cannot start a run ({why}); "
+                "start it with `make up`, or set MLFLOW_TRACKING_URI"
+            ) from error
+        self._params(self.parent, flat(config.model_dump(mode="json")))
+        self.client.log_dict(self.parent, config.model_dump(mode="json"), "config.json")
+
+    @property
+    def url(self) -> str | None:
+        """Where a browser finds the parent run, if the tracking store is a server."""
+        if not tracking_uri().startswith("http"):
+            return None
+        root = os.environ.get("MTA_MLFLOW_UI", tracking_uri()).rstrip("/")
+        return f"{root}/#/experiments/{self.experiment}/runs/{self.parent}"
+
+    def log_lamp_task(
+        self, summary: dict[str, Any], rows: list[dict[str, Any]], where: Store
+    ) -> None:
+        """All of one LaMP task: artifacts of the parent, a child per method, a child per anchor."""
+        name = summary["lamp_task"]
+        prepared = summary["prepared"]["value"]
+        counts = {key: prepared[key] for key in ("counts", "dropped", "authors")}
+        self.client.log_dict(self.parent, counts, f"{name}/data_counts.json")
+        self.client.log_dict(self.parent, manifest(summary), f"{name}/manifest.json")
+        for result, file in (
+            (summary["map"], "map.png"),
+            (summary["anchors"], "anchors.parquet"),
+            (summary["fusion"], "recipes.parquet"),
+        ):
+            path = where.open(result["ref"]).folder / file
+            self.client.log_artifact(self.parent, str(path), name)
+        for row in rows:
+            self._method_run(summary, row, where)
+        for anchor in summary["anchors"]["value"]["anchors"]:
+            if result := summary["meta_loras"].get(anchor["user_id"]):
+                self._anchor_run(name, anchor, result, where)
+
+    def finish(self, rows: list[dict[str, Any]], text: str, missing: list[str]) -> None:
+        """Log the comparison and end the parent run: FAILED when something is missing."""
+        self.client.log_text(self.parent, text, "comparison.txt")
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        lines = [",".join(columns)] + [
+            ",".join(str(row.get(c, "")) for c in columns) for row in rows
+        ]
+        self.client.log_text(self.parent, "\n".join(lines) + "\n", "comparison.csv")
+        self.client.set_tag(self.parent, "missing", str(len(missing)))
+        if missing:
+            self.client.log_text(self.parent, "\n".join(missing) + "\n", "missing.txt")
+        for row in rows:
+            scope = f"{row['lamp_task']}.{row['method']}"
+            for key, value in row.items():
+                if isinstance(value, float):
+                    self.client.log_metric(self.parent, f"{scope}.{key}", value)
+        self.client.set_terminated(self.parent, "FAILED" if missing else "FINISHED")
+
+    def fail(self, line: str) -> None:
+        """End the parent run as failed, with the reason as a tag."""
+        self.client.set_tag(self.parent, "failure", line[:500])
+        self.client.set_terminated(self.parent, "FAILED")
+
+    def _method_run(self, summary: dict[str, Any], row: dict[str, Any], where: Store) -> None:
+        name, method = row["lamp_task"], row["method"]
+        scored = summary["scores"][method]
+        run = self._start(
+            f"{name} {method}",
+            {
+                "kind": "method",
+                "lamp_task": name,
+                "method": method,
+                "cached": str(scored["cached"]).lower(),
+                "result": scored["ref"]["uri"],
+                "result_sha256": scored["ref"]["sha256"],
+                **self._tags(),
+            },
+            self.parent,
+        )
+        params = {"lamp_task": name, "method": method, "preset": self.config.preset}
+        params |= {"seed": self.config.seed, "data": self.config.data}
+        params |= {"anchors_trained": len(summary["meta_loras"])}
+        for section in ("base", "prompt", "anchors", "meta_lora", "fusion", "stacking"):
+            values = getattr(self.config, section).model_dump(mode="json")
+            params |= {f"{section}.{key}": value for key, value in flat(values).items()}
+        self._params(run, params)
+        skip = ("lamp_task", "method")
+        metrics = {key: float(value) for key, value in row.items() if key not in skip}
+        self._metrics(run, [(key, value, 0) for key, value in metrics.items()])
+        folder = where.open(scored["ref"]).folder
+        for file in ("predictions.parquet", "golds.json"):
+            self.client.log_artifact(run, str(folder / file))
+        self.client.set_terminated(run)
+
+    def _anchor_run(
+        self, lamp_task: str, anchor: dict[str, Any], result: dict[str, Any], where: Store
+    ) -> None:
+        value = result["value"]
+        run = self._start(
+            f"{lamp_task} anchor {anchor['user_id']}",
+            {
+                "kind": "anchor",
+                "lamp_task": lamp_task,
+                "anchor": anchor["user_id"],
+                "cached": str(result["cached"]).lower(),
+                "result": result["ref"]["uri"],
+                "result_sha256": result["ref"]["sha256"],
+                **self._tags(),
+            },
+            self.parent,
+        )
+        params = {"lamp_task": lamp_task, "anchor": anchor["user_id"], "cluster": anchor["cluster"]}
+        training = flat(self.config.meta_lora.model_dump(mode="json"))
+        self._params(run, params | {f"meta_lora.{key}": item for key, item in training.items()})
+        series = [("loss", loss, step) for step, loss in enumerate(value["losses"], start=1)]
+        totals = {key: value[key] for key in ("items", "steps", "tokens", "truncated")}
+        totals["seconds"] = result["notes"]["seconds"]
+        self._metrics(run, series + [(key, float(item), 0) for key, item in totals.items()])
+        self.client.log_artifacts(run, str(where.open(result["ref"]).folder / "adapter"), "adapter")
+        self.client.set_terminated(run)
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found:
+            return found.experiment_id
+        artifacts = None
+        if tracking_uri().startswith("sqlite:"):
+            # Without a server MLflow would put artifacts below the working folder.
+            artifacts = (_state() / "mlflow" / "artifacts").as_uri()
+        try:
+            return self.client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        except Exception:
+            # Another run created it between the two calls.
+            found = self.client.get_experiment_by_name(EXPERIMENT)
+            if found is None:
+                raise
+            return found.experiment_id
+
+    def _start(self, name: str, tags: dict[str, str], parent: str | None = None) -> str:
+        if parent:
+            tags = tags | {PARENT_TAG: parent}
+        return self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
+
+    def _tags(self) -> dict[str, str]:
+        return {"seed": str(self.config.seed), "preset": self.config.preset}
+
+    def _params(self, run: str, params: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        items = [Param(key, str(value)[:500]) for key, value in params.items()]
+        for start in range(0, len(items), 100):
+            self.client.log_batch(run, params=items[start : start + 100])
+
+    def _metrics(self, run: str, values: list[tuple[str, float, int]]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, value, now, step) for key, value, step in values]
+        for start in range(0, len(metrics), METRICS_PER_CALL):
+            self.client.log_batch(run, metrics=metrics[start : start + METRICS_PER_CALL])
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, or a sqlite file beside the store."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given:
+        return given
+    folder = _state() / "mlflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def manifest(summary: dict[str, Any]) -> dict[str, Any]:
+    """Which result came from where: every stage's reference, and whether it was found or made."""
+    stages: dict[str, Any] = {}
+    for name in ("prepared", "base", "embedded", "anchors", "bank", "fusion", "map"):
+        stages[name] = _came_from(summary[name])
+    stages["meta_loras"] = {k: _came_from(item) for k, item in summary["meta_loras"].items()}
+    stages["stacking"] = [_came_from(item) for item in summary["stacking"]]
+    stages["answered"] = {
+        method: [_came_from(part) for part in parts]
+        for method, parts in summary["answered"].items()
+    }
+    stages["scores"] = {method: _came_from(item) for method, item in summary["scores"].items()}
+    return {"lamp_task": summary["lamp_task"], "stages": stages, "missing": summary["missing"]}
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options as `section.field` -> value."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+def _came_from(result: dict[str, Any]) -> dict[str, Any]:
+    return {**result["ref"], "cached": result["cached"], "seconds": result["notes"]["seconds"]}
+
+
+def _state() -> Path:
+    from tasks.stage import store
+
+    return store().root.parent

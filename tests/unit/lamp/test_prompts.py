@@ -1,0 +1,118 @@
+"""Prompts and their BM25 history."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tasks.lamp.definitions import get_task
+from tasks.lamp.history import Neighbours
+from tasks.lamp.prompts import (
+    Sample,
+    Style,
+    instruction_of,
+    profile_samples,
+    query_samples,
+    question_text,
+)
+
+TASK = get_task("LaMP-2M")
+PROFILE = [
+    {"id": "1", "text": "red fox\n runs", "answer": "comedy"},
+    {"id": "2", "text": "blue whale swims", "answer": " action "},
+    {"id": "3", "text": "red fox sleeps", "answer": "romance"},
+]
+INSTRUCTION = "Which tag? description: "
+QUERIES = [{"id": "q", "input": INSTRUCTION + "red  fox description: x", "gold": "classic"}]
+
+
+def test_neighbours_by_hand() -> None:
+    texts = ["red fox", "red whale", "Red, FOX"]
+    neighbours = Neighbours(texts)
+    assert neighbours.find("red fox", 2, exclude=0) == [2, 1]
+    assert neighbours.find("red fox", 2) == [0, 2]  # a tie: the lower index first
+    assert neighbours.find("red fox", 9, exclude=2) == [0, 1]
+    assert neighbours.find("nothing shared", 2) == [0, 1]
+    assert neighbours.find("", 1) == [0]
+
+
+def test_bm25_scores_are_lucenes() -> None:
+    """idf ln(1 + (N - df + .5) / (df + .5)), tf / (tf + k1 (1 - b + b len / mean)); Lucene 8+."""
+    neighbours = Neighbours(["a b", "b c c c"])
+    assert neighbours._index is not None
+    idf = math.log(1 + (2 - 1 + 0.5) / (1 + 0.5))
+    expected = idf * 3 / (3 + 1.5 * (1 - 0.75 + 0.75 * 4 / 3))
+    assert neighbours._index.get_scores(["c"])[1] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("texts", [[], ["one"], ["", "!"], ["", "a"]])
+def test_small_profiles(texts: list[str]) -> None:
+    neighbours = Neighbours(texts)
+    for index, text in enumerate(texts):
+        assert neighbours.find(text, 3, exclude=index) == [
+            other for other in range(len(texts)) if other != index
+        ]
+
+
+def test_compact_without_history() -> None:
+    assert profile_samples(PROFILE, TASK, "compact", 0, INSTRUCTION) == [
+        Sample("1", "description: red fox runs tag:", "comedy"),
+        Sample("2", "description: blue whale swims tag:", "action"),
+        Sample("3", "description: red fox sleeps tag:", "romance"),
+    ]
+    assert query_samples(PROFILE, QUERIES, TASK, "compact", 0, INSTRUCTION) == [
+        Sample("q", "description: red fox description: x tag:", "classic")
+    ]
+
+
+def test_compact_with_history() -> None:
+    samples = profile_samples(PROFILE, TASK, "compact", 1, INSTRUCTION)
+    assert samples[0].prompt == (
+        "description: red fox sleeps tag: romance\ndescription: red fox runs tag:"
+    )
+    assert samples[2].prompt == (
+        "description: red fox runs tag: comedy\ndescription: red fox sleeps tag:"
+    )
+
+
+def test_published() -> None:
+    (sample,) = query_samples(PROFILE, QUERIES, TASK, "published", 1, INSTRUCTION)
+    assert sample.prompt == (
+        "### User History:\n"
+        "description: red fox runs tag: comedy\n\n"
+        "### User Instruction:\n"
+        "Which tag? description: red fox description: x\n\n"
+        "### Answer:"
+    )
+
+
+@pytest.mark.parametrize("style", ["compact", "published"])
+def test_items_and_queries_read_alike(style: Style) -> None:
+    """A query about an item, with the other items as its profile, is that item's own sample."""
+    own = profile_samples(PROFILE, TASK, style, 2, INSTRUCTION)[0]
+    query = {"id": "1", "input": INSTRUCTION + PROFILE[0]["text"], "gold": "comedy"}
+    assert query_samples(PROFILE[1:], [query], TASK, style, 2, INSTRUCTION) == [own]
+
+
+@pytest.mark.parametrize("style", ["compact", "published"])
+def test_never_shows_its_own_answer(style: Style) -> None:
+    for sample, item in zip(
+        profile_samples(PROFILE, TASK, style, 5, INSTRUCTION), PROFILE, strict=True
+    ):
+        assert item["answer"].strip() not in sample.prompt
+
+
+@pytest.mark.parametrize("style", ["compact", "published"])
+def test_one_item_has_no_history(style: Style) -> None:
+    (sample,) = profile_samples(PROFILE[:1], TASK, style, 3, INSTRUCTION)
+    assert "comedy" not in sample.prompt
+    assert "History" not in sample.prompt
+
+
+def test_instruction_of() -> None:
+    inputs = ["A description: x", "B description: y description: z", "B description: w", "none"]
+    assert instruction_of(inputs, TASK) == "B description: "
+    assert instruction_of(["none"], TASK) == TASK.instruction
+    assert instruction_of([], TASK) == TASK.instruction
+    assert question_text("no marker", TASK) == "no marker"
