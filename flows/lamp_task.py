@@ -18,6 +18,7 @@ from tasks.scoring import predict, score
 from tasks.stacking import stacking
 from tasks.stage import Progress, Result, StageFailed, log, outcome, reason
 
+
 @flow(
     name="lamp-task",
     flow_run_name="{lamp_task}",
@@ -116,9 +117,10 @@ def collect(
     results: dict[Any, Result] = {}
     for key, future in zip(keys, futures, strict=True):
         name = " ".join([what, *map(str, key if isinstance(key, tuple) else (key,))])
+        # Without `wait` the state would be asked of the server, which may not know the end yet.
+        future.wait()
         if future.state.is_completed():
-            # Not `state.result()`: a state read back from the server carries no data.
-            results[key] = future.result()
+            results[key] = future.state.result()
         else:
             missing.append(reason(future.state, name))
             log(f"missing: {missing[-1]}", warning=True)

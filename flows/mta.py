@@ -36,7 +36,7 @@ from tasks.config import (
     resolve,
 )
 from tasks.errors import InputError
-from tasks.report import rows, table_text, users_map, write_table
+from tasks.report import TABLE_FILE, rows, table_text, users_map, write_run, write_state
 from tasks.stage import StageFailed, gpu_slots, log, outcome, store
 from tasks.tracking import Tracker
 
@@ -123,7 +123,8 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
     missing = [line for summary in summaries for line in summary["missing"]]
     text = table_text(table, missing)
     tracker.finish(table, text, missing)
-    write_table(text)
+    write_state(TABLE_FILE, text)
+    write_run(str(flow_run.get_id()), settings, summaries)
     log("comparison\n" + text)
     create_table_artifact(
         key="comparison",

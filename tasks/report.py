@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from tasks.stage import stage, store
 VERSION = 1
 # Where `make benchmark` finds the table of the last run.
 TABLE_FILE = "last_comparison.txt"
+# One small file per flow run: what it consists of.
+RUNS_FOLDER = "runs"
 
 
 def rows(summaries: list[dict[str, Any]], where: Store) -> list[dict[str, Any]]:
@@ -83,14 +86,23 @@ def table_text(table: list[dict[str, Any]], missing: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_table(text: str) -> Path:
-    """Put the table where `make benchmark` prints it from: beside the store, renamed into place."""
-    path = store().root.parent / TABLE_FILE
+def write_state(name: str, text: str) -> Path:
+    """Write a small file beside the store (`.mta/<name>`), whole or not at all."""
+    path = store().root.parent / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{TABLE_FILE}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(text)
     scratch.replace(path)
     return path
+
+
+def write_run(name: str, config: dict[str, Any], summaries: list[dict[str, Any]]) -> Path:
+    """Write down which results a run consists of, so that `tasks.export` finds them again."""
+    stages = ("prepared", "base", "bank", "fusion", "stacking")
+    tasks = {item["lamp_task"]: {stage: item[stage] for stage in stages} for item in summaries}
+    return write_state(
+        f"{RUNS_FOLDER}/{name}.json", json.dumps({"config": config, "lamp_tasks": tasks}) + "\n"
+    )
 
 
 @stage(name="map")

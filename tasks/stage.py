@@ -31,6 +31,7 @@ from tasks.errors import InputError
 GPU_LIMIT = "gpu"
 # The shortest lease Prefect grants: a slot whose holder was killed is free again after it.
 SLOT_LEASE_SECONDS = 60
+SETTLE_SECONDS = 0.1
 
 
 class Result(TypedDict):
@@ -99,7 +100,7 @@ def reason(state: State[Any], what: str) -> str:
 
 
 def gpu_slots() -> int:
-    """How many slots the `gpu` limit has; created with one where the server has none (a new one)."""
+    """How many slots the `gpu` limit has; created with one where the server has no such limit."""
     with get_client(sync_client=True) as client:
         try:
             return client.read_global_concurrency_limit_by_name(GPU_LIMIT).limit
@@ -114,6 +115,9 @@ def gpu_slots() -> int:
 @contextmanager
 def gpu_slot() -> Iterator[None]:
     """Hold one slot of the `gpu` limit. An absent limit is an error, never silently no limit."""
+    # The server is just writing down that this task runs, and sqlite turns a second writer away:
+    # the client would then wait two seconds before it asks again.
+    time.sleep(SETTLE_SECONDS)
     with concurrency(
         GPU_LIMIT, occupy=1, lease_duration=SLOT_LEASE_SECONDS, strict=True,
         # Losing the server for a moment must not throw away an hour of training.
