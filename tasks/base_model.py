@@ -44,6 +44,7 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
         from tasks.lora.base import pick_device
         from tasks.lora.tiny import train_tiny
 
+        use_threads(options)
         tiny = options.base.tiny
         questions = [
             (sample.prompt, sample.answer)
@@ -89,6 +90,7 @@ def load(options: RunConfig, where: Store, ref: dict[str, Any]) -> Any:
     """The loaded base model (`tasks.lora.base.Base`) of a `base_model` result's reference."""
     from tasks.lora.base import load_base
 
+    use_threads(options)
     return load_base(
         base_folder(options, where, ref),
         max_tokens=options.base.max_tokens,
@@ -96,6 +98,16 @@ def load(options: RunConfig, where: Store, ref: dict[str, Any]) -> Any:
         dtype=options.base.dtype,
         gradient_checkpointing=options.base.gradient_checkpointing,
     )
+
+
+def use_threads(options: RunConfig) -> None:
+    """Set torch's CPU threads for this process, by `compute.threads`."""
+    import os
+
+    import torch
+
+    chosen = options.compute.threads or (1 if options.base.model == "tiny" else os.cpu_count() or 1)
+    torch.set_num_threads(chosen)
 
 
 def model_parts(options: RunConfig, ref: dict[str, Any]) -> dict[str, Any]:

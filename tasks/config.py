@@ -159,6 +159,9 @@ class ComputeOptions(Options):
     """Where it runs. Never changes what is computed, so it is in no cache key."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    # Threads of torch on the CPU. None: one for the tiny model, whose steps are too small to share
+    # (and two processes with two threads each on two cores are ten times slower), else all cores.
+    threads: int | None = Field(None, ge=1)
 
 
 class RunConfig(Options):
