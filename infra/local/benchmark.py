@@ -1,0 +1,69 @@
+"""One run of the benchmark on the stack, watched to its end.
+
+    python -m infra.local benchmark -p seed=1
+
+Not run by itself. What follows `benchmark` goes to `prefect deployment run` as it stands.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from infra.local.processes import Record
+from infra.local.settings import DEPLOYMENT, Layout, StackError
+from infra.local.stack import SERVER, WORKER_PROCESS, up
+
+LOOK_SECONDS = 1.0
+
+
+def benchmark(
+    layout: Layout, environ: Mapping[str, str], arguments: Sequence[str], say: Callable[[str], None]
+) -> int:
+    """Run, watch, print the comparison; return the exit code of the run."""
+    running = up(layout, environ, say)
+    began = time.time()
+    argv = [sys.executable, "-m", "prefect", "deployment", "run", DEPLOYMENT, "--watch"]
+    if "--watch-interval" not in arguments:
+        argv += ["--watch-interval", "1"]
+    with subprocess.Popen([*argv, *arguments], cwd=layout.root, env=running.env) as watch:
+        try:
+            code = _watch(layout, watch)
+        except KeyboardInterrupt:
+            say("no longer watching; the run goes on (`make stop` ends it)")
+            return 130
+        finally:
+            if watch.poll() is None:
+                watch.terminate()
+    if code:
+        say(f"the run failed; its log is in the Prefect UI and in {layout.logs / 'worker.log'}")
+        return code
+    table = layout.comparison
+    if table.exists() and table.stat().st_mtime >= began:
+        print(f"\n{table.read_text(encoding='utf-8').rstrip()}\n", flush=True)
+    else:
+        say(f"the run wrote no comparison to {table}")
+    say(f"MLflow   {running.mlflow_uri}")
+    return 0
+
+
+def _watch(layout: Layout, watch: subprocess.Popen[bytes]) -> int:
+    """Wait for the run's end, or for that of what it needs: without these it would never come."""
+    needed = [Record.load(layout.run, name) for name in (SERVER, WORKER_PROCESS)]
+    while True:
+        try:
+            return watch.wait(LOOK_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        for record in needed:
+            if record is not None and record.process() is None:
+                try:
+                    return watch.wait(5)  # it may have seen the end itself
+                except subprocess.TimeoutExpired:
+                    log = layout.logs / f"{record.name}.log"
+                    raise StackError(
+                        f"{record.name} ended while the run was under way (see {log}); "
+                        "the next `make benchmark` starts it again and clears up"
+                    ) from None

@@ -1,0 +1,191 @@
+"""What the local stack is made of: its folders, its environment, its `prefect.toml`.
+
+Not run by itself; `python -m infra.local` is the program. Starts nothing, and writes only
+`prefect.toml`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+HOST = "127.0.0.1"
+WORK_POOL = "mta-local"
+WORKER = "mta-local-worker"
+GPU_LIMIT = "gpu"
+FLOW = "mta"
+DEPLOYMENT = "mta/full-benchmark"
+
+WORKER_POLL_SECONDS = 2
+WORKER_HEARTBEAT_SECONDS = 10
+SLOT_WAIT_SECONDS = 5
+
+TELEMETRY_OFF = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+# A user's own Prefect (another server, a cloud account, another database) must not leak into this
+# one. Other PREFECT_ variables, such as the logging level, are theirs to set.
+FOREIGN_PREFECT = (
+    "PREFECT_API_",
+    "PREFECT_CLOUD_",
+    "PREFECT_HOME",
+    "PREFECT_PROFILE",
+    "PREFECT_SERVER_",
+    "PREFECT__",
+)
+
+
+class StackError(Exception):
+    """Something the user must know, in one line."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything lies: all state is under `<root>/.mta`."""
+
+    root: Path
+
+    @property
+    def state(self) -> Path:
+        return self.root / ".mta"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    @property
+    def run(self) -> Path:
+        return self.state / "run"
+
+    @property
+    def prefect_home(self) -> Path:
+        return self.state / "prefect"
+
+    @property
+    def leases(self) -> Path:
+        """Where the server's file lease storage keeps one file for each held slot."""
+        return self.prefect_home / "concurrency_leases"
+
+    @property
+    def mlflow(self) -> Path:
+        return self.state / "mlflow"
+
+    @property
+    def store(self) -> Path:
+        return self.state / "store"
+
+    @property
+    def comparison(self) -> Path:
+        """The table that the flow writes at its end."""
+        return self.state / "last_comparison.txt"
+
+    @property
+    def prefect_toml(self) -> Path:
+        return self.root / "prefect.toml"
+
+    def make(self) -> None:
+        for folder in (self.logs, self.run, self.prefect_home, self.mlflow, self.store):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def project_layout() -> Layout:
+    """The layout of the project this file lies in."""
+    return Layout(Path(__file__).resolve().parents[2])
+
+
+def integer(environ: Mapping[str, str], name: str, default: int, *, least: int, most: int) -> int:
+    """The whole number in variable `name`; unset or empty means `default`."""
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        raise StackError(f"{name} must be a whole number, got {text!r}") from None
+    if not least <= value <= most:
+        raise StackError(f"{name} must be between {least} and {most}, got {value}")
+    return value
+
+
+def base_environment(layout: Layout, environ: Mapping[str, str]) -> dict[str, str]:
+    """The user's environment, less what would lead Prefect elsewhere, plus what all parts share."""
+    env = {k: v for k, v in environ.items() if not k.startswith(FOREIGN_PREFECT)}
+    env.update(TELEMETRY_OFF)
+    env["PREFECT_HOME"] = str(layout.prefect_home)
+    env["MTA_ROOT"] = str(layout.root)
+    env["PYTHONUNBUFFERED"] = "1"
+    # So that what runs below finds `prefect` and `mlflow` without an activated environment.
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
+    # A proxy is for the outside; httpx and requests would send 127.0.0.1 through it too.
+    for name in ("NO_PROXY", "no_proxy"):
+        env[name] = ",".join(filter(None, [env.get(name, ""), HOST, "localhost"]))
+    return env
+
+
+def client_environment(
+    layout: Layout, environ: Mapping[str, str], *, prefect_port: int, mlflow_uri: str
+) -> dict[str, str]:
+    """The environment of the worker, and so of every flow run."""
+    env = base_environment(layout, environ)
+    env["PREFECT_API_URL"] = f"http://{HOST}:{prefect_port}/api"
+    env["MLFLOW_TRACKING_URI"] = mlflow_uri
+    env["MTA_STORE"] = str(layout.store)
+    env["TOKENIZERS_PARALLELISM"] = "false"
+    return env
+
+
+def prefect_toml(layout: Layout, prefect_port: int | None) -> str:
+    """The text of `prefect.toml`, which Prefect reads from the folder it is called in.
+
+    Without a port (the stack is down) there is no API address: then Prefect serves itself, for
+    the length of one command, from the same database.
+    """
+
+    def quoted(value: object) -> str:
+        return json.dumps(str(value), ensure_ascii=False)  # JSON strings are TOML strings
+
+    lines = [
+        "# Written by `python -m infra.local`; changes here are lost.",
+        f"home = {quoted(layout.prefect_home)}",
+        f"profiles_path = {quoted(layout.prefect_home / 'profiles.toml')}",
+        "",
+    ]
+    if prefect_port is not None:
+        lines += ["[api]", f"url = {quoted(f'http://{HOST}:{prefect_port}/api')}", ""]
+    lines += [
+        "[server]",
+        "analytics_enabled = false",
+        "",
+        "[server.concurrency]",
+        "# On disk, so that slots held by a run are still known after the server has restarted.",
+        'lease_storage = "prefect.server.concurrency.lease_storage.filesystem"',
+        f"maximum_concurrency_slot_wait_seconds = {SLOT_WAIT_SECONDS}",
+        "",
+        "[server.deployments]",
+        f"concurrency_slot_wait_seconds = {SLOT_WAIT_SECONDS}",
+        "",
+        "[worker]",
+        f"query_seconds = {WORKER_POLL_SECONDS}",
+        f"heartbeat_seconds = {WORKER_HEARTBEAT_SECONDS}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def write_prefect_toml(layout: Layout, prefect_port: int | None) -> None:
+    text = prefect_toml(layout, prefect_port)
+    path = layout.prefect_toml
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    new = path.with_name("prefect.toml.new")  # renamed, so that no reader sees half a file
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)

@@ -1,0 +1,199 @@
+"""Starting, recognising and ending processes; ports; the lock."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.local import processes
+from infra.local.processes import Record
+from infra.local.settings import StackError
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+# Ignores SIGTERM, as a process does that is stuck; has a child; says when both are there.
+STUBBORN = [
+    sys.executable,
+    "-c",
+    "import signal, subprocess, sys, time\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+    "print('child', child.pid, flush=True)\n"
+    "time.sleep(60)\n",
+]
+
+
+def begin(folder: Path, argv: list[str]) -> Record:
+    return processes.start("x", argv, env=dict(os.environ), cwd=folder, log=folder / "x.log")
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> Iterator[Record]:
+    record = begin(tmp_path, SLEEP)
+    yield record
+    processes.end(record, grace=0.2, patience=0.2)
+
+
+def child_of(folder: Path) -> int:
+    for _ in range(200):
+        line = processes.last_line(folder / "x.log")
+        if line.startswith("child "):
+            return int(line.split()[1])
+        time.sleep(0.05)
+    raise AssertionError("the process did not start")
+
+
+def gone(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_record_survives_being_saved(tmp_path: Path, sleeper: Record) -> None:
+    sleeper.save(tmp_path)
+    assert Record.load(tmp_path, "x") == sleeper
+    sleeper.forget(tmp_path)
+    assert Record.load(tmp_path, "x") is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "x"}'])
+def test_a_broken_record_counts_as_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    assert Record.load(tmp_path, "x") is None
+
+
+def test_a_pid_is_believed_only_while_it_is_the_same_process(sleeper: Record) -> None:
+    found = sleeper.process()
+    assert found is not None
+    assert found.pid == sleeper.pid
+    stranger = replace(sleeper, create_time=sleeper.create_time - 3600, argv=["something", "else"])
+    assert stranger.process() is None
+
+
+def test_a_clock_that_was_set_does_not_hide_a_process(sleeper: Record) -> None:
+    assert replace(sleeper, create_time=sleeper.create_time - 3600).process() is not None
+
+
+def test_a_stranger_with_the_same_pid_is_left_alone() -> None:
+    """The pid is this test's own: if `end` believed it, no test would come after."""
+    record = Record("x", os.getpid(), 1.0, ["something", "else"], 0, "")
+    processes.end(record, grace=0.1, patience=0.1)
+    assert processes.session_leftovers(record) == []
+
+
+def test_end_takes_the_children_too_and_insists(tmp_path: Path) -> None:
+    record = begin(tmp_path, STUBBORN)
+    child = child_of(tmp_path)
+    processes.end(record, grace=0.2, patience=0.2)
+    assert record.process() is None
+    assert gone(child)
+
+
+def test_children_are_found_after_their_parent_was_killed(tmp_path: Path) -> None:
+    record = begin(tmp_path, STUBBORN)
+    child = child_of(tmp_path)
+    parent = record.process()
+    assert parent is not None
+    parent.kill()
+    psutil.wait_procs([parent], timeout=5)
+    assert [process.pid for process in processes.session_leftovers(record)] == [child]
+    processes.end(record, grace=0.2, patience=0.2)
+    assert gone(child)
+
+
+def test_a_free_port_is_kept_and_a_taken_one_is_not() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        assert not processes.is_free(port)
+        other = processes.free_port(port)
+        assert other != port
+        assert processes.is_free(other)
+        assert processes.free_port(other) == other
+        assert processes.free_port(other, taken=[other]) != other
+
+
+def test_fingerprint_sees_what_a_run_would_notice_and_tells_nothing() -> None:
+    one = processes.fingerprint({"HF_TOKEN": "secret", "SHLVL": "1"})
+    assert one == processes.fingerprint({"HF_TOKEN": "secret", "SHLVL": "2"})
+    assert one != processes.fingerprint({"HF_TOKEN": "other", "SHLVL": "1"})
+    assert "secret" not in one
+
+
+def test_waiting_ends_when_the_process_does_and_names_its_last_words(tmp_path: Path) -> None:
+    record = begin(tmp_path, [sys.executable, "-c", "print('no such thing')"])
+    with pytest.raises(StackError, match="the thing ended while starting: no such thing"):
+        processes.wait_until(
+            "the thing",
+            lambda: False,
+            record=record,
+            log=tmp_path / "x.log",
+            timeout=20,
+            say=lambda text: None,
+        )
+
+
+def test_waiting_gives_up(tmp_path: Path, sleeper: Record) -> None:
+    with pytest.raises(StackError, match="the thing is not ready after 0 s"):
+        processes.wait_until(
+            "the thing",
+            lambda: False,
+            record=sleeper,
+            log=tmp_path / "x.log",
+            timeout=0.3,
+            say=lambda text: None,
+        )
+
+
+def test_two_commands_take_turns(tmp_path: Path) -> None:
+    order: list[str] = []
+    inside, said = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with processes.one_at_a_time(tmp_path, order.append):
+            inside.set()
+            said.wait(5)
+            order.append("first")
+
+    def say(text: str) -> None:
+        order.append("waits")
+        said.set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert inside.wait(5)
+    with processes.one_at_a_time(tmp_path, say):
+        order.append("second")
+    thread.join()
+    assert order == ["waits", "first", "second"]
+
+
+def test_last_line_skips_frames(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("begin\n│ it broke here │\n╰──────────────╯\n\n")
+    assert processes.last_line(log) == "it broke here"
+    assert processes.last_line(tmp_path / "none") == ""
+
+
+def test_the_program_refuses_what_it_does_not_know() -> None:
+    for arguments in ([], ["sideways"], ["up", "-p", "x=1"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "infra.local", *arguments],
+            cwd=Path(__file__).parents[3],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith("mta: usage:")
+        assert "Traceback" not in done.stderr

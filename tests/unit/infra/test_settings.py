@@ -1,0 +1,111 @@
+"""The stack's environment and the `prefect.toml` it writes."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from infra.local.settings import (
+    Layout,
+    StackError,
+    client_environment,
+    integer,
+    prefect_toml,
+    write_prefect_toml,
+)
+
+
+def test_prefect_toml_is_what_prefect_needs_from_a_second_shell(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / 'a "quoted" folder')
+    read = tomllib.loads(prefect_toml(layout, 4321))
+    assert read["api"]["url"] == "http://127.0.0.1:4321/api"
+    assert read["home"] == str(layout.prefect_home)
+    assert read["server"]["analytics_enabled"] is False
+    assert read["worker"]["query_seconds"] == 2
+    assert read["server"]["concurrency"]["lease_storage"].endswith(".filesystem")
+
+
+def test_prefect_toml_names_no_server_when_the_stack_is_down(tmp_path: Path) -> None:
+    read = tomllib.loads(prefect_toml(Layout(tmp_path), None))
+    assert "api" not in read
+    assert read["server"]["analytics_enabled"] is False
+
+
+def test_prefect_reads_every_setting_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that Prefect does not know would be ignored without a word."""
+    from prefect.settings import Settings
+
+    for name in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_SERVER_ANALYTICS_ENABLED"):
+        monkeypatch.delenv(name, raising=False)
+    # Under pytest Prefect's own test mode may be on, where it reads no files.
+    for name in ("PREFECT_TEST_MODE", "PREFECT_UNIT_TEST_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    layout = Layout(tmp_path)
+    write_prefect_toml(layout, 4321)
+    monkeypatch.chdir(tmp_path)
+    settings = Settings()
+    assert settings.api.url == "http://127.0.0.1:4321/api"
+    assert settings.home == layout.prefect_home
+    assert settings.server.analytics_enabled is False
+    assert settings.server.concurrency.lease_storage.endswith(".filesystem")
+    assert settings.server.concurrency.maximum_concurrency_slot_wait_seconds == 5
+    assert settings.server.deployments.concurrency_slot_wait_seconds == 5
+    assert settings.worker.query_seconds == 2
+    assert settings.worker.heartbeat_seconds == 10
+
+
+def test_an_unchanged_prefect_toml_is_not_written_again(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    write_prefect_toml(layout, 4200)
+    before = layout.prefect_toml.stat().st_mtime_ns
+    write_prefect_toml(layout, 4200)
+    assert layout.prefect_toml.stat().st_mtime_ns == before
+    assert [path.name for path in tmp_path.iterdir()] == ["prefect.toml"]
+
+
+def test_the_users_own_prefect_does_not_leak_into_the_stack(tmp_path: Path) -> None:
+    environ = {
+        "PREFECT_API_URL": "https://elsewhere.example/api",
+        "PREFECT_API_KEY": "secret",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql://elsewhere",
+        "PREFECT_LOGGING_LEVEL": "DEBUG",
+        "HTTP_PROXY": "http://proxy.example:8080",
+        "NO_PROXY": "example.org",
+        "PATH": "/usr/bin",
+    }
+    env = client_environment(
+        Layout(tmp_path), environ, prefect_port=4321, mlflow_uri="http://127.0.0.1:5432"
+    )
+    assert env["PREFECT_API_URL"] == "http://127.0.0.1:4321/api"
+    assert "PREFECT_API_KEY" not in env
+    assert "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in env
+    assert env["PREFECT_LOGGING_LEVEL"] == "DEBUG"
+    assert env["NO_PROXY"] == "example.org,127.0.0.1,localhost"
+
+
+def test_what_a_flow_run_may_rely_on(tmp_path: Path) -> None:
+    env = client_environment(
+        Layout(tmp_path), {}, prefect_port=4200, mlflow_uri="http://127.0.0.1:5000"
+    )
+    assert env["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
+    assert env["MTA_ROOT"] == str(tmp_path)
+    assert env["MTA_STORE"] == str(tmp_path / ".mta" / "store")
+    assert env["TOKENIZERS_PARALLELISM"] == "false"
+    assert env["DO_NOT_TRACK"] == "1"
+    assert env["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert env["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert env["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+
+
+@pytest.mark.parametrize(("text", "value"), [("", 4200), ("  ", 4200), ("4300", 4300)])
+def test_integer(text: str, value: int) -> None:
+    assert integer({"PORT": text}, "PORT", 4200, least=1, most=65535) == value
+    assert integer({}, "PORT", 4200, least=1, most=65535) == 4200
+
+
+@pytest.mark.parametrize("text", ["x", "4200.5", "0", "65536"])
+def test_integer_names_the_variable_and_the_value(text: str) -> None:
+    with pytest.raises(StackError, match=rf"^PORT must be .*{text}"):
+        integer({"PORT": text}, "PORT", 4200, least=1, most=65535)
