@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import flow, unmapped
+from prefect import State, flow, unmapped
 from prefect.futures import as_completed
+from prefect.states import Completed, Failed
 
 from tasks.anchors import anchors
 from tasks.base_model import base_model
@@ -16,7 +17,7 @@ from tasks.meta_lora import bank, meta_lora
 from tasks.prepare import prepare
 from tasks.scoring import predict, score
 from tasks.stacking import stacking
-from tasks.stage import Progress, Result, StageFailed, log, outcome, reason
+from tasks.stage import Progress, Result, StageFailed, log, reason, result_of
 
 
 @flow(
@@ -24,16 +25,24 @@ from tasks.stage import Progress, Result, StageFailed, log, outcome, reason
     flow_run_name="{lamp_task}",
     persist_result=False,
 )
-def run_lamp_task(config: dict[str, Any], lamp_task: str) -> dict[str, Any]:
+def run_lamp_task(config: dict[str, Any], lamp_task: str) -> State[Any]:
+    """Completed with the summary of one LaMP task (`stages`), or Failed with one line."""
+    try:
+        return Completed(data=stages(config, lamp_task))
+    except StageFailed as error:
+        return Failed(message=str(error))
+
+
+def stages(config: dict[str, Any], lamp_task: str) -> dict[str, Any]:
     """The summary of one LaMP task: results of every stage by reference, and what is missing.
 
     Raises StageFailed, in one line, when a stage that all others need gave nothing.
     """
     missing: list[str] = []
-    prepared = outcome(prepare(config, lamp_task, return_state=True), "prepare")
-    base = outcome(base_model(config, lamp_task, prepared, return_state=True), "base model")
-    embedded = outcome(embed(config, lamp_task, prepared, base, return_state=True), "embed")
-    chosen = outcome(anchors(config, lamp_task, prepared, embedded, return_state=True), "anchors")
+    prepared = result_of(prepare, config, lamp_task)
+    base = result_of(base_model, config, lamp_task, prepared)
+    embedded = result_of(embed, config, lamp_task, prepared, base)
+    chosen = result_of(anchors, config, lamp_task, prepared, embedded)
 
     anchor_ids = [anchor["user_id"] for anchor in chosen["value"]["anchors"]]
     futures = meta_lora.map(
@@ -42,8 +51,8 @@ def run_lamp_task(config: dict[str, Any], lamp_task: str) -> dict[str, Any]:
     trained = collect(futures, anchor_ids, "anchor", f"{lamp_task}: meta-LoRAs", missing)
     if not trained:
         raise StageFailed(f"{lamp_task}: no anchor could be trained; {missing[0]}")
-    banked = outcome(bank(list(trained.values()), return_state=True), "bank")
-    fused = outcome(fusion(config, lamp_task, embedded, banked, return_state=True), "fusion")
+    banked = result_of(bank, list(trained.values()))
+    fused = result_of(fusion, config, lamp_task, embedded, banked)
 
     inputs = {"prepared": prepared, "base": base, "banked": banked, "fused": fused}
     methods: list[str] = config["scoring"]["methods"]
@@ -80,8 +89,7 @@ def run_lamp_task(config: dict[str, Any], lamp_task: str) -> dict[str, Any]:
     scores = {}
     for method in methods:
         parts = [answered[method, number] for number in complete]
-        state = score(lamp_task, method, parts, return_state=True)
-        scores[method] = outcome(state, f"score of {method}")
+        scores[method] = result_of(score, lamp_task, method, parts)
     return {
         "lamp_task": lamp_task,
         "prepared": prepared,

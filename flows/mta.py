@@ -37,7 +37,7 @@ from tasks.config import (
 )
 from tasks.errors import InputError
 from tasks.report import TABLE_FILE, rows, table_text, users_map, write_run, write_state
-from tasks.stage import StageFailed, gpu_slots, log, outcome, store
+from tasks.stage import StageFailed, gpu_slots, log, result_of, store
 from tasks.tracking import Tracker
 
 
@@ -109,14 +109,12 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
     where = store()
     settings = config.model_dump(mode="json")
     # One thread per slot: a run that waits for a slot asks the server again only every few seconds.
-    runner = ThreadPoolTaskRunner(max_workers=gpu_slots())
+    runner: Any = ThreadPoolTaskRunner(max_workers=gpu_slots())
     lamp_task_flow = run_lamp_task.with_options(task_runner=runner)
     summaries = []
     for lamp_task in config.lamp_tasks:
-        summary = lamp_task_flow(settings, lamp_task)
-        summary["map"] = outcome(
-            users_map(lamp_task, summary["anchors"], return_state=True), "map of users"
-        )
+        summary = result_of(lamp_task_flow, settings, lamp_task)
+        summary["map"] = result_of(users_map, lamp_task, summary["anchors"])
         tracker.log_lamp_task(summary, rows([summary], where), where)
         summaries.append(summary)
     table = rows(summaries, where)

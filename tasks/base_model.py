@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import Piece, Store, digest, library_versions
+from tasks.artifacts import Piece, Ref, Store, digest, library_versions
 from tasks.config import RunConfig
 from tasks.errors import InputError
 from tasks.prepare import users_of
@@ -86,7 +86,7 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
     return where.get("base_model", key, make)
 
 
-def load(options: RunConfig, where: Store, ref: dict[str, Any]) -> Any:
+def load(options: RunConfig, where: Store, ref: Ref) -> Any:
     """The loaded base model (`tasks.lora.base.Base`) of a `base_model` result's reference."""
     from tasks.lora.base import load_base
 
@@ -110,7 +110,7 @@ def use_threads(options: RunConfig) -> None:
     torch.set_num_threads(chosen)
 
 
-def model_parts(options: RunConfig, ref: dict[str, Any]) -> dict[str, Any]:
+def model_parts(options: RunConfig, ref: Ref) -> dict[str, Any]:
     """What a stage that runs the base model depends on, for its cache key."""
     return {
         "libraries": library_versions(LIBRARIES),
@@ -122,7 +122,7 @@ def model_parts(options: RunConfig, ref: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def base_folder(options: RunConfig, where: Store, ref: dict[str, Any]) -> Path:
+def base_folder(options: RunConfig, where: Store, ref: Ref) -> Path:
     """The model folder of a `base_model` result's reference."""
     if options.base.model == "tiny":
         return where.open(ref).folder / "model"

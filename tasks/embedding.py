@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Piece, Store, digest, library_versions
+from tasks.artifacts import Piece, Ref, Store, digest, library_versions
 from tasks.base_model import load, model_parts
 from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
@@ -61,15 +61,15 @@ def embed(
             "user_id": [user["user_id"] for _, user in users],
             "vector": [known[row] for row in rows],
         }
-        schema = {"role": pl.String, "user_id": pl.String, "vector": pl.List(pl.Float32)}
-        pl.DataFrame(table, schema=schema).write_parquet(out / "embeddings.parquet")
+        kinds = {"vector": pl.List(pl.Float32)}
+        pl.DataFrame(table, schema_overrides=kinds).write_parquet(out / "embeddings.parquet")
         return {"rows": rows, "users": len(rows), "dimensions": len(known[rows[0]])}
 
     return where.get("embedding", key, make)
 
 
 def read_embeddings(
-    where: Store, ref: dict[str, Any], options: RunConfig
+    where: Store, ref: Ref, options: RunConfig
 ) -> dict[str, tuple[list[str], np.ndarray]]:
     """role -> (user ids, unit vectors [U, D]).
 

@@ -2,7 +2,7 @@
 
 A stage function returns a `Piece`. `stage` makes it a Prefect task whose run is named `Cached` when
 the piece was found in the store, and whose bad input ends it as Failed with one line and no
-traceback. `outcome` reads such a run back in the flow.
+traceback. `result_of` runs one from the flow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
-from prefect import State, Task, get_run_logger, task
+from prefect import Flow, State, Task, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
@@ -81,16 +81,18 @@ def stage(**options: Any) -> Callable[[Callable[..., Piece]], Task[..., Any]]:
             return Completed(message=f"made in {piece.notes['seconds']:.1f} s", data=result)
 
         # The store is the cache (see tasks/artifacts.py); Prefect keeps nothing of the result.
-        return task(run, cache_policy=NO_CACHE, persist_result=False, **options)
+        return task(cache_policy=NO_CACHE, persist_result=False, **options)(run)
 
     return decorate
 
 
-def outcome(state: State[Any], what: str) -> Result:
-    """The result of a stage's final state. Raises StageFailed with one line otherwise."""
+def result_of(called: Task[..., Any] | Flow[..., Any], *arguments: Any) -> Any:
+    """Run a stage or a sub-flow and return its result. Raises StageFailed, one line, otherwise."""
+    call: Any = called
+    state: State[Any] = call(*arguments, return_state=True)
     if state.is_completed():
         return state.result()
-    raise StageFailed(reason(state, what))
+    raise StageFailed(reason(state, called.name))
 
 
 def reason(state: State[Any], what: str) -> str:
@@ -135,7 +137,8 @@ class Progress:
     def __init__(self, key: str, what: str, total: int) -> None:
         self.what, self.total, self.done = what, max(total, 1), 0
         self._last = time.monotonic()
-        self._artifact = None
+        # Prefect types its sync calls as "or a coroutine".
+        self._artifact: Any = None
         try:
             self._artifact = create_progress_artifact(0.0, key=key, description=self._text())
         except Exception as error:

@@ -65,8 +65,8 @@ def attach(model: Any, name: str, rank: int, scale: float, target_modules: list[
         ) from error
 
 
-def lora_layers(model: Any) -> dict[str, LoraLayer]:
-    """The LoRA layers of a PEFT model by their name in the base model."""
+def lora_layers(model: Any) -> dict[str, Any]:
+    """The LoRA layers (PEFT `LoraLayer`) of a PEFT model by their name in the base model."""
     return {
         name.removeprefix(_PREFIX): module
         for name, module in model.named_modules()

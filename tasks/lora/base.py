@@ -66,7 +66,7 @@ def load_base(
     where = pick_device(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=pick_dtype(dtype, where), use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -79,9 +79,9 @@ def load_base(
         raise InputError(f"base.model {folder}: its tokenizer has no end-of-text token; set one")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.requires_grad_(False)
+    model.to(where).requires_grad_(False)
     model.config.use_cache = True
     if gradient_checkpointing:
         # Non-reentrant: gradients must reach the LoRAs although the embeddings are frozen.
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Base(model.to(where).eval(), tokenizer, where, max_tokens)
+    return Base(model.eval(), tokenizer, where, max_tokens)

@@ -85,8 +85,8 @@ def collate(base: Base, samples: Sequence[Encoded]) -> Batch:
         if sample.answer:
             labels[index, keep - 1 - len(sample.answer) :] = torch.tensor(sample.answer)
     position = (mask.cumsum(1) - 1).clamp(min=0)
-    moved = (item.to(base.device) for item in (ids, mask, position, labels))
-    return Batch(*moved, keep=keep)
+    ids, mask, position, labels = (item.to(base.device) for item in (ids, mask, position, labels))
+    return Batch(ids, mask, position, labels, keep)
 
 
 def answer_logits(model: Any, batch: Batch) -> Tensor:

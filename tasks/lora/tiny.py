@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -66,7 +67,8 @@ def train_tiny(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).to(device)
+        model: Any = LlamaForCausalLM(config)
+        model.to(device)
     base = Base(model, tokenizer, device, max_tokens)
     samples = [encode(base, prompt, answer) for prompt, answer in questions]
     # Samples are repeated, or cut, to exactly the steps asked for.
