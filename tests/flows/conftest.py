@@ -1,0 +1,92 @@
+"""A real Prefect server and a real MLflow server on sqlite, for the flow tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+# A world of seconds: 12 base users, 10 anchor candidates in reach of 3 anchors, 5 few-shot users.
+SMALL: dict[str, Any] = {
+    "synthetic": {
+        "base_users": 12,
+        "anchor_candidates": 10,
+        "few_shot_users": 5,
+        "items_min": 11,
+        "items_max": 14,
+        "few_shot_items": 6,
+        "queries": 3,
+        "themes": 4,
+    },
+    "base": {"tiny": {"hidden": 16, "layers": 1, "heads": 2, "steps": 30, "batch_size": 16}},
+    "anchors": {"count": 3, "min_cluster_size": 3},
+    "meta_lora": {"rank": 2, "alpha": 4.0, "epochs": 1, "batch_size": 8},
+    "fusion": {"top_m": 2},
+    "stacking": {"rank": 2, "alpha": 4.0, "epochs": 1, "users_per_job": 3},
+}
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an MLflow server with a sqlite store and an artifact folder of its own."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1", "--serve-artifacts"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    env = os.environ | {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=env, stdout=log, stderr=log, start_new_session=True, cwd=folder
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=2)
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "log").read_text()
+                time.sleep(0.5)
+        yield address
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(30)
+
+
+@pytest.fixture
+def workplace(
+    tmp_path: Path, prefect_server: None, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A store of the test's own, and the servers to run against."""
+    monkeypatch.setenv("MTA_STORE", str(tmp_path / ".mta" / "store"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    return tmp_path
+
+
+def records(workplace: Path, stage: str) -> dict[str, dict[str, Any]]:
+    """Every piece of a stage in the store: key -> record."""
+    found = (workplace / ".mta" / "store" / stage).glob("*/*/record.json")
+    return {path.parent.name: json.loads(path.read_text()) for path in found}

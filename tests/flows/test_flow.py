@@ -1,0 +1,244 @@
+"""The flow `mta` against a real Prefect server and a real MLflow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from prefect import State
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterParentFlowRunId,
+)
+
+from flows.mta import mta
+from tasks.config import resolve
+from tests.flows.conftest import SMALL, records
+
+TABLE = Path(".mta/last_comparison.txt")
+
+
+def run(**given: Any) -> State[Any]:
+    """The flow on the small world, with sections laid over it."""
+    sections = SMALL | {key: value for key, value in given.items() if not isinstance(value, dict)}
+    for key, value in given.items():
+        if isinstance(value, dict):
+            sections = sections | {key: {**SMALL.get(key, {}), **value}}
+    return mta(**sections, return_state=True)
+
+
+def task_runs(state: State[Any]) -> dict[str, str]:
+    """Name -> state name of every task run of the flow run and its sub-flows.
+
+    Names that Prefect makes unique by a suffix are cut before it.
+    """
+    flow_run = state.state_details.flow_run_id
+    assert flow_run is not None
+    with get_client(sync_client=True) as client:
+        parents = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run])
+            )
+        )
+        ids = [flow_run, *(parent.id for parent in parents)]
+        runs = client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=ids)), limit=200
+        )
+    names = {}
+    for item in runs:
+        stem = item.name.rsplit("-", 1)
+        # "prepare-1f3" is named by Prefect, "predict-mta-0" by us.
+        name = (
+            item.name
+            if item.name.startswith(("meta-lora", "stacking", "predict", "score"))
+            else stem[0]
+        )
+        names[name] = item.state_name or ""
+    return names
+
+
+def made(state: State[Any]) -> set[str]:
+    """The task runs that did work instead of finding it."""
+    own = {name: end for name, end in task_runs(state).items() if not name.startswith("lamp-task")}
+    return {name for name, end in own.items() if end != "Cached"}
+
+
+def mlflow_runs(address: str, state: State[Any]) -> tuple[Run, list[Run]]:
+    """The parent run of a flow run, and its children."""
+    client = MlflowClient(address)
+    experiment = client.get_experiment_by_name("mta")
+    assert experiment is not None
+    ids = [experiment.experiment_id]
+    flow_run = str(state.state_details.flow_run_id)
+    (parent,) = client.search_runs(ids, f"tags.prefect_flow_run = '{flow_run}'")
+    children = client.search_runs(ids, f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+    return parent, children
+
+
+def wait_for_events() -> None:
+    """Task states reach the server as events, a moment after the flow has ended."""
+    import time
+
+    time.sleep(3)
+
+
+def test_whole_run_then_cached_then_changed(
+    workplace: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run()
+    assert first.is_completed(), first.message
+    table = (workplace / TABLE).read_text()
+    assert [line.split()[1] for line in table.splitlines()[2:]] == ["base", "merge_only", "mta"]
+
+    parent, children = mlflow_runs(mlflow_server, first)
+    kinds = sorted(child.data.tags["kind"] for child in children)
+    assert kinds == ["anchor"] * 3 + ["method"] * 3
+    assert parent.info.status == "FINISHED"
+    client = MlflowClient(mlflow_server)
+    names = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"config.json", "comparison.txt", "comparison.csv", "LaMP-2M"} <= names
+    files = {item.path for item in client.list_artifacts(parent.info.run_id, "LaMP-2M")}
+    expected = {
+        "map.png",
+        "recipes.parquet",
+        "anchors.parquet",
+        "data_counts.json",
+        "manifest.json",
+    }
+    assert {f"LaMP-2M/{name}" for name in expected} <= files
+    saved = json.loads(
+        Path(
+            client.download_artifacts(parent.info.run_id, "config.json", str(workplace))
+        ).read_text()
+    )
+    assert saved == resolve(SMALL).model_dump(mode="json")
+    methods = {c.data.tags["method"]: c for c in children if c.data.tags["kind"] == "method"}
+    # Compare needs the same names in every run.
+    assert len({frozenset(c.data.metrics) for c in methods.values()}) == 1
+    assert len({frozenset(c.data.params) for c in methods.values()}) == 1
+    for method, child in methods.items():
+        folder = client.download_artifacts(child.info.run_id, "", str(workplace / method))
+        frame = pl.read_parquet(Path(folder) / "predictions.parquet")
+        # The logged accuracy is that of the logged predictions.
+        right = sum(p.strip() == g for p, g in zip(frame["prediction"], frame["gold"], strict=True))
+        assert child.data.metrics["accuracy"] == pytest.approx(right / 15)
+        golds = json.loads((Path(folder) / "golds.json").read_text())
+        assert golds["task"] == "LaMP_2"
+        assert [item["id"] for item in golds["golds"]] == frame["query_id"].to_list()
+    anchor = next(c for c in children if c.data.tags["kind"] == "anchor")
+    history = client.get_metric_history(anchor.info.run_id, "loss")
+    assert [point.step for point in history] == list(range(1, len(history) + 1))
+    adapter = {item.path for item in client.list_artifacts(anchor.info.run_id, "adapter")}
+    assert adapter == {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+
+    # Nothing changed: everything is found, and MLflow has a run as complete as the first.
+    second = run()
+    wait_for_events()
+    assert made(second) == set()
+    again, children_again = mlflow_runs(mlflow_server, second)
+    assert again.info.run_id != parent.info.run_id
+    assert len(children_again) == len(children)
+    assert again.data.metrics == parent.data.metrics
+
+    # A rank of the stacked LoRA: stacking and what it is scored by.
+    third = run(stacking={"rank": 3})
+    wait_for_events()
+    assert made(third) == {
+        "stacking-0", "stacking-1", "predict-mta-0", "predict-mta-1", "score-mta",
+    }  # fmt: skip
+
+    # A damaged file: that piece is made again, to the same bytes, so nothing after it is.
+    store = workplace / ".mta" / "store" / "meta_lora"
+    key, record = sorted(records(workplace, "meta_lora").items())[0]
+    file = store / key[:2] / key / "adapter" / "adapter_model.safetensors"
+    good = file.read_bytes()
+    file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    fourth = run()
+    wait_for_events()
+    assert made(fourth) == {f"meta-lora-{record['value']['anchor']}"}
+    assert file.read_bytes() == good
+    file.unlink()
+    fifth = run()
+    wait_for_events()
+    assert made(fifth) == {f"meta-lora-{record['value']['anchor']}"}
+    assert file.read_bytes() == good
+
+
+def test_one_new_item_of_one_anchor_costs_that_anchor(workplace: Path) -> None:
+    first = run()
+    assert first.is_completed(), first.message
+    (world,) = (workplace / ".mta" / "store" / "synthetic").glob("*/*/users")
+    data = workplace / "data"
+    shutil.copytree(world, data)
+    anchors = sorted(item["value"]["anchor"] for item in records(workplace, "meta_lora").values())
+    assert run(data=str(data)).is_completed()
+    # The same users from another place: the content is the key, not the path.
+    assert len(records(workplace, "meta_lora")) == 3
+    file = data / "user_anchor_candidate.json"
+    users = json.loads(file.read_text())
+    user = next(item for item in users if item["user_id"] == anchors[0])
+    user["profile"].append(user["profile"][0] | {"id": "new", "description": "a new film"})
+    file.write_text(json.dumps(users))
+    state = run(data=str(data))
+    wait_for_events()
+    assert state.is_completed(), state.message
+    trained = {name for name in made(state) if name.startswith("meta-lora")}
+    assert trained == {f"meta-lora-{anchors[0]}"}
+
+
+def test_a_failing_anchor_leaves_the_others(
+    workplace: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.lora import train
+
+    real = train.train_lora
+    calls: list[int] = []
+
+    def sometimes(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of luck")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(train, "train_lora", sometimes)
+    state = run()
+    assert state.is_failed()
+    assert state.name == "Incomplete"
+    assert "out of luck" in (state.message or "")
+    assert len(records(workplace, "meta_lora")) == 2
+    text = (workplace / TABLE).read_text()
+    assert "MISSING: anchor " in text
+    assert "out of luck" in text
+    parent, children = mlflow_runs(mlflow_server, state)
+    assert parent.info.status == "FAILED"
+    assert parent.data.tags["missing"] == "1"
+    # The methods were scored all the same, from the anchors there are.
+    assert {c.data.params["anchors_trained"] for c in children if "method" in c.data.tags} == {"2"}
+    # Started again, only what is missing is trained.
+    calls.clear()
+    monkeypatch.setattr(train, "train_lora", real)
+    assert run().is_completed()
+    assert len(records(workplace, "meta_lora")) == 3
+
+
+def test_a_model_folder_with_a_chat_template(workplace: Path) -> None:
+    assert run().is_completed()
+    (tiny,) = (workplace / ".mta" / "store" / "base_model").glob("*/*/model")
+    folder = workplace / "my-llama"
+    shutil.copytree(tiny, folder)
+    template = "{% for m in messages %}<s>{{ m['content'] }} {% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    state = run(
+        base={"model": str(folder), "gradient_checkpointing": True},
+        prompt={"style": "published", "history_items": 1},
+    )
+    assert state.is_completed(), state.message
+    assert (workplace / TABLE).read_text().count("LaMP-2M") == 3
