@@ -37,7 +37,7 @@ from tasks.config import (
 )
 from tasks.errors import InputError
 from tasks.report import TABLE_FILE, rows, table_text, users_map, write_run, write_state
-from tasks.stage import StageFailed, gpu_slots, log, result_of, store
+from tasks.stage import StageFailed, flow_run_is_over, gpu_slots, log, result_of, store
 from tasks.tracking import Tracker
 
 
@@ -91,6 +91,7 @@ def mta(
         tracker = Tracker(
             config, flow_run.get_name() or "mta", {"prefect_flow_run": str(flow_run.get_id())}
         )
+        tracker.end_abandoned(flow_run_is_over)
         return _benchmark(config, tracker)
     except (InputError, StageFailed) as error:
         # What a person can mend is said in one line; anything else keeps its traceback.

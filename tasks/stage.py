@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
+from uuid import UUID
 
 from prefect import Flow, State, Task, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -112,6 +113,16 @@ def gpu_slots() -> int:
                     GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=1)
                 )
             return client.read_global_concurrency_limit_by_name(GPU_LIMIT).limit
+
+
+def flow_run_is_over(flow_run_id: str) -> bool:
+    """Whether a flow run has ended, or is not known to this Prefect server any more."""
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(UUID(flow_run_id)).state
+        except (ObjectNotFound, ValueError):
+            return True
+    return state is not None and state.is_final()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,18 @@ class Tracker:
             ) from error
         self._params(self.parent, flat(config.model_dump(mode="json")))
         self.client.log_dict(self.parent, config.model_dump(mode="json"), "config.json")
+
+    def end_abandoned(self, is_over: Callable[[str], bool]) -> None:
+        """End runs that still say RUNNING although their flow run was killed.
+
+        `is_over` tells of a Prefect flow run id whether that run has ended, however it did.
+        """
+        query = "attributes.status = 'RUNNING' and tags.kind = 'benchmark'"
+        for run in self.client.search_runs([self.experiment], query):
+            flow_run = run.data.tags.get("prefect_flow_run", "")
+            if run.info.run_id != self.parent and flow_run and is_over(flow_run):
+                self.client.set_tag(run.info.run_id, "failure", "its flow run was killed")
+                self.client.set_terminated(run.info.run_id, "KILLED")
 
     @property
     def url(self) -> str | None:

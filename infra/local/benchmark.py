@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from infra.local.api import PrefectApi
 from infra.local.processes import Record
 from infra.local.settings import DEPLOYMENT, Layout, StackError
 from infra.local.stack import SERVER, WORKER_PROCESS, up
@@ -37,16 +38,35 @@ def benchmark(
         finally:
             if watch.poll() is None:
                 watch.terminate()
-    if code:
-        say(f"the run failed; its log is in the Prefect UI and in {layout.logs / 'worker.log'}")
-        return code
+    # A run with pieces missing fails, and has a table all the same.
     table = layout.comparison
     if table.exists() and table.stat().st_mtime >= began:
         print(f"\n{table.read_text(encoding='utf-8').rstrip()}\n", flush=True)
-    else:
+    elif not code:
         say(f"the run wrote no comparison to {table}")
+    if code:
+        say(f"the run failed: {_last_words(running.api)}")
+        say(f"its log is in the Prefect UI and in {layout.logs / 'worker.log'}")
     say(f"MLflow   {running.mlflow_uri}")
-    return 0
+    return code
+
+
+def _last_words(api: PrefectApi) -> str:
+    """The final state's message of the deployment's newest ended run."""
+    flow, deployment = DEPLOYMENT.split("/")
+    runs = api.call(
+        "POST",
+        "/flow_runs/filter",
+        {
+            "flows": {"name": {"any_": [flow]}},
+            "deployments": {"name": {"any_": [deployment]}},
+            "flow_runs": {"state": {"type": {"any_": ["FAILED", "CRASHED", "CANCELLED"]}}},
+            "sort": "END_TIME_DESC",
+            "limit": 1,
+        },
+    )
+    message = (runs[0]["state"] or {}).get("message") if runs else None
+    return " ".join((message or "the server knows no reason").split())
 
 
 def _watch(layout: Layout, watch: subprocess.Popen[bytes]) -> int:
