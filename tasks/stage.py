@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import MissingContextError, ObjectAlreadyExists, ObjectNotFound
 from prefect.states import Completed, Failed
+from tqdm import tqdm
 
 from tasks.artifacts import Piece, Ref, Store
 from tasks.errors import InputError
@@ -140,7 +142,7 @@ def gpu_slot() -> Iterator[None]:
 
 
 class Progress:
-    """A progress artifact in the Prefect UI, moved at most once a second.
+    """A progress artifact in the Prefect UI, moved at most once a second; a bar in a terminal.
 
     Used from the flow and from tasks. Failing to report never fails the work.
     """
@@ -148,6 +150,8 @@ class Progress:
     def __init__(self, key: str, what: str, total: int) -> None:
         self.what, self.total, self.done = what, max(total, 1), 0
         self._last = time.monotonic()
+        # In a terminal a bar as well; a worker's log gets none.
+        self._bar = tqdm(total=self.total, desc=what, leave=False, disable=not sys.stderr.isatty())
         # Prefect types its sync calls as "or a coroutine".
         self._artifact: Any = None
         try:
@@ -158,6 +162,10 @@ class Progress:
     def update(self, done: int, total: int | None = None) -> None:
         self.done = done
         self.total = total or self.total
+        self._bar.total = self.total
+        self._bar.update(done - self._bar.n)
+        if done >= self.total:
+            self._bar.close()
         now = time.monotonic()
         if self._artifact is None or (now - self._last < 1.0 and done < self.total):
             return

@@ -18,6 +18,7 @@ from infra.local.settings import DEPLOYMENT, Layout, StackError
 from infra.local.stack import SERVER, WORKER_PROCESS, up
 
 LOOK_SECONDS = 1.0
+PROGRESS_SECONDS = 5.0
 
 
 def benchmark(
@@ -31,7 +32,7 @@ def benchmark(
         argv += ["--watch-interval", "1"]
     with subprocess.Popen([*argv, *arguments], cwd=layout.root, env=running.env) as watch:
         try:
-            code = _watch(layout, watch)
+            code = _watch(layout, watch, running.api, say)
         except KeyboardInterrupt:
             say("no longer watching; the run goes on (`make stop` ends it)")
             return 130
@@ -69,14 +70,32 @@ def _last_words(api: PrefectApi) -> str:
     return " ".join((message or "the server knows no reason").split())
 
 
-def _watch(layout: Layout, watch: subprocess.Popen[bytes]) -> int:
+def _progress(api: PrefectApi) -> str | None:
+    """What the stage that moved last says of itself, from the run's progress artifacts."""
+    where = {"artifacts": {"type": {"any_": ["progress"]}}, "sort": "UPDATED_DESC", "limit": 1}
+    try:
+        newest = api.call("POST", "/artifacts/latest/filter", where)
+    except StackError:
+        return None  # only a look; whether the server lives is seen elsewhere
+    return newest[0]["description"] if newest else None
+
+
+def _watch(
+    layout: Layout, watch: subprocess.Popen[bytes], api: PrefectApi, say: Callable[[str], None]
+) -> int:
     """Wait for the run's end, or for that of what it needs: without these it would never come."""
     needed = [Record.load(layout.run, name) for name in (SERVER, WORKER_PROCESS)]
+    shown, looked = _progress(api), time.monotonic()
     while True:
         try:
             return watch.wait(LOOK_SECONDS)
         except subprocess.TimeoutExpired:
             pass
+        if time.monotonic() - looked > PROGRESS_SECONDS:
+            progress, looked = _progress(api), time.monotonic()
+            if progress != shown:
+                say(progress or "")
+                shown = progress
         for record in needed:
             if record is not None and record.process() is None:
                 try:

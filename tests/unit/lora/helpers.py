@@ -1,0 +1,118 @@
+"""A tiny random Llama, random LoRAs for it, and sums worked out without the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tasks.lora.adapters import Lora
+from tasks.lora.base import Base
+from tasks.lora.batches import Encoded
+from tasks.lora.tiny import train_tokenizer
+from tasks.lora.train import Recipe
+
+TEXTS = [
+    "a film about a ship that never comes back, comedy",
+    "two brothers inherit a farm and a debt, classic",
+    "the robots learn to dream and to lie, sci-fi",
+    "an old letter changes the life of a baker, romance",
+]
+HIDDEN, LAYERS = 32, 2
+
+
+def tiny_model(vocabulary: int, seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+    """Grouped-query attention, so q_proj and k_proj differ in shape as in Llama 3.
+
+    The init is ten times wider than usual: predictions are then far from uniform, and a wrong
+    layer or a wrong scale shows in the logits.
+    """
+    options: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(LlamaConfig(**(options | changes))).eval().requires_grad_(False)
+
+
+def tiny_base(max_tokens: int = 128, seed: int = 0, **changes: Any) -> Base:
+    tokenizer = train_tokenizer(TEXTS, 300)
+    model = tiny_model(len(tokenizer), seed, **changes)
+    return Base(model, tokenizer, torch.device("cpu"), max_tokens)
+
+
+def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
+    """Layer name -> (out, in) of every linear layer except the LM head."""
+    return {
+        name: tuple(module.weight.shape)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+
+
+def random_lora(
+    shapes: dict[str, tuple[int, int]], rank: int, scale: float, seed: int, spread: float = 0.3
+) -> Lora:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator) * spread
+
+    layers = {name: (draw(rank, fan), draw(out, rank)) for name, (out, fan) in shapes.items()}
+    return Lora(layers, scale)
+
+
+def added_to(model: Any, *loras: Lora) -> None:
+    """Add the LoRAs' updates to the plain model's weights (Hu et al. 2021, equation 3)."""
+    with torch.no_grad():
+        for lora in loras:
+            for name, (a, b) in lora.layers.items():
+                model.get_submodule(name).weight += lora.scale * b @ a
+
+
+def sample(seed: int, prompt: int, answer: int, vocabulary: int = 300) -> Encoded:
+    """Random token ids (no special ones); the answer ends with the end-of-text token, 2."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, vocabulary, (prompt + answer - 1,), generator=generator).tolist()
+    return Encoded(ids[:prompt], [*ids[prompt:], 2])
+
+
+def training(**changes: Any) -> Recipe:
+    options: dict[str, Any] = {
+        "learning_rate": 1e-2,
+        "epochs": 2,
+        "batch_size": 1,
+        "accumulation": 1,
+        "schedule": "cosine",
+        "warmup_share": 0.1,
+        "max_grad_norm": 1.0,
+        "weight_decay": 0.0,
+        "seed": 3,
+    }
+    return Recipe(**(options | changes))
+
+
+def same(left: Lora, right: Lora) -> bool:
+    """Bitwise equality."""
+    return left.scale == right.scale and equal_tensors(left, right)
+
+
+def equal_tensors(left: Lora, right: Lora) -> bool:
+    return left.layers.keys() == right.layers.keys() and all(
+        torch.equal(left.layers[name][side], right.layers[name][side])
+        for name in left.layers
+        for side in (0, 1)
+    )

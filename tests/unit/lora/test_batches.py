@@ -1,0 +1,126 @@
+"""Prompts and answers as token ids."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
+
+from tasks.lora.base import Base
+from tasks.lora.batches import encode
+from tasks.lora.tiny import train_tokenizer
+from tests.unit.lora.helpers import TEXTS
+
+TEMPLATE = (
+    "{% for m in messages %}<s>[{{ m['role'] }}] {{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
+    """`plain` adds nothing, `bos` opens with <s>, `closed` also ends with </s>, `chat` has one."""
+    tokenizer = train_tokenizer(TEXTS, 300)
+    if kind in ("bos", "closed"):
+        single = "<s> $A" + (" </s>" if kind == "closed" else "")
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+    if kind == "chat":
+        tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def with_tokenizer(base: Base, kind: str, max_tokens: int = 128) -> Base:
+    return replace(base, tokenizer=tokenizer_of(kind), max_tokens=max_tokens)
+
+
+def test_plain_prompt_and_answer(base: Base) -> None:
+    """Prompt, then the answer after a space, then the end-of-text token; nothing else."""
+    plain = with_tokenizer(base, "plain")
+    encoded = encode(plain, "a film about a ship\ntag:", "dark comedy")
+    text = plain.tokenizer.decode(encoded.prompt + encoded.answer)
+    assert text == "a film about a ship\ntag: dark comedy</s>"
+    assert plain.tokenizer.decode(encoded.answer) == " dark comedy</s>"
+    assert encoded.answer[-1] == plain.tokenizer.eos_token_id == 2
+    assert not encoded.truncated
+    question = encode(plain, "a film about a ship\ntag:", None)
+    assert (question.prompt, question.answer) == (encoded.prompt, [])
+
+
+@pytest.mark.parametrize("kind", ["bos", "closed"])
+def test_begin_of_text_opens_and_nothing_closes_the_prompt(base: Base, kind: str) -> None:
+    with_bos = with_tokenizer(base, kind)
+    plain = encode(with_tokenizer(base, "plain"), "a ship", "comedy")
+    encoded = encode(with_bos, "a ship", "comedy")
+    assert encoded.prompt == [1, *plain.prompt]
+    assert encoded.answer == plain.answer
+
+
+def test_chat_template_where_there_is_one(base: Base) -> None:
+    """The text is what the template says by hand, its special tokens as ids, none added."""
+    chat = with_tokenizer(base, "chat")
+    encoded = encode(chat, "a ship", "comedy")
+    assert chat.tokenizer.decode(encoded.prompt) == "<s>[user] a ship</s>[assistant]"
+    assert encoded.prompt.count(1) == 1
+    assert encoded.prompt.count(2) == 1
+    assert chat.tokenizer.decode(encoded.answer) == "comedy</s>"
+
+
+@settings(deadline=None, max_examples=60)
+@given(words=st.integers(1, 60), room=st.integers(8, 60), kind=st.sampled_from(["plain", "bos"]))
+def test_truncation_keeps_the_end_and_the_begin_of_text(
+    base: Base, words: int, room: int, kind: str
+) -> None:
+    prompt = " ".join(f"w{number}" for number in range(words)) + " tag:"
+    whole = encode(with_tokenizer(base, kind, 10_000), prompt, "sci-fi")
+    cut = encode(with_tokenizer(base, kind, room), prompt, "sci-fi")
+    assert len(cut.prompt) + len(cut.answer) <= room
+    assert cut.answer[-1] == 2
+    if len(whole.prompt) + len(whole.answer) <= room and len(whole.answer) <= room // 2:
+        assert cut == whole
+        return
+    if len(whole.prompt) + len(cut.answer) <= room:
+        assert cut.prompt == whole.prompt
+        return
+    # As long as allowed: the begin-of-text token if there is one, then the prompt's last tokens.
+    assert cut.truncated
+    assert len(cut.prompt) + len(cut.answer) == room
+    opening = [1] if kind == "bos" else []
+    kept = cut.prompt[len(opening) :]
+    assert cut.prompt[: len(opening)] == opening
+    assert kept == whole.prompt[len(whole.prompt) - len(kept) :]
+
+
+def test_truncation_by_hand(base: Base) -> None:
+    """Bytes of x, y, z stand once each: 8 places, 2 for the answer, 1 for <s>, 5 for the end."""
+    small = with_tokenizer(base, "bos", 8)
+    ids = {letter: small.tokenizer.convert_tokens_to_ids(letter) for letter in "xyz"}
+    encoded = encode(small, "x" * 9 + "yyyzz", None)
+    assert encoded.prompt == [1] + [ids["x"]] * 2 + [ids["y"]] * 3 + [ids["z"]] * 2
+    assert encoded.truncated
+    assert encode(small, "xxxxxyz", None).truncated is False
+    assert encode(small, "xxxxxxyz", None).truncated is True
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="an answer longer than max_tokens // 2 - 1 is cut although the whole sample fits, "
+    "and it is not counted as truncated",
+)
+def test_a_sample_that_fits_is_not_cut(base: Base) -> None:
+    """`What exceeds max_tokens is cut from the start of the prompt`: 2 + 9 of 16 tokens do not."""
+    small = with_tokenizer(base, "plain", 16)
+    encoded = encode(small, "xy", "xyzxyzx")
+    assert small.tokenizer.decode(encoded.answer) == " xyzxyzx</s>"
+
+
+@pytest.mark.xfail(strict=True, reason="cutting the answer does not set `truncated`")
+def test_a_cut_answer_is_counted(base: Base) -> None:
+    """`samples cut to fit`: 40 letters do not fit into 16 tokens."""
+    encoded = encode(with_tokenizer(base, "plain", 16), "xy", "xyz" * 13)
+    assert len(encoded.answer) < 40
+    assert encoded.truncated

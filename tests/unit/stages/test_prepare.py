@@ -1,0 +1,138 @@
+"""Preparing users: tables per role, counts, and what makes it run again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tasks.artifacts import Store, file_sha256
+from tasks.config import resolve
+from tasks.prepare import ROLES, prepare, users_of
+from tests.unit.stages.users import result, user, write_users
+
+ROLES_GIVEN = {
+    "base": [user("base-1", 3), user("base-2", 4)],
+    "anchor": [user("anchor-1", 5)],
+    "few_shot": [user("few-1", 2, queries=2), user("few-2", 3, queries=1)],
+}
+
+
+def run(data: Path, lamp_task: str = "LaMP-2M", **given: Any) -> Any:
+    config = resolve({"data": str(data), **given}).model_dump(mode="json")
+    return prepare.fn(config, lamp_task)
+
+
+def test_tables_and_counts(where: Store, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Two base users, one candidate, two few-shot users with three queries; one bad item."""
+    roles = json.loads(json.dumps(ROLES_GIVEN))
+    roles["few_shot"][0]["profile"].append({"id": "x", "description": "ok", "tag": "no such tag"})
+    prepared = result(run(write_users(tmp_path / "data", **roles)))
+    value = prepared["value"]
+    assert {
+        name: value["counts"][name]
+        for name in (
+            "users",
+            "groups",
+            "base_users",
+            "anchor_candidates",
+            "few_shot_users",
+            "few_shot_groups",
+            "queries",
+        )
+    } == {
+        "users": 5,
+        "groups": 5,
+        "base_users": 2,
+        "anchor_candidates": 1,
+        "few_shot_users": 2,
+        "few_shot_groups": 2,
+        "queries": 3,
+    }
+    assert value["dropped"] == {"profile item with a label outside the task's set": 1}
+    assert value["few_shot"] == ["few-1", "few-2"]
+    assert value["authors"]["base"] == ["base-1", "base-2"]
+    assert value["instruction"] == "Which tag? description: "
+    folder = where.open(prepared["ref"]).folder
+    for role in ROLES:
+        table = pl.read_parquet(folder / f"{role}.parquet")
+        assert table["user_id"].to_list() == [item["user_id"] for item in ROLES_GIVEN[role]]
+        assert value["sha256"][role] == file_sha256(folder / f"{role}.parquet")
+    first = users_of(where, prepared, "few_shot")[0]
+    assert first["profile"] == [
+        {"id": f"few-1-{n}", "text": f"few-1 film number {n}", "answer": roles_tag("few_shot")}
+        for n in range(2)
+    ]
+    assert first["query"][0]["input"] == "Which tag? description: few-1 film number 2"
+    out = capsys.readouterr().out
+    assert "5 users by 5 authors" in out
+    assert "dropped: 1 x profile item with a label outside the task's set" in out
+
+
+def roles_tag(role: str) -> str:
+    return ROLES_GIVEN[role][0]["profile"][0]["tag"]
+
+
+def test_found_again_wherever_it_lies_and_made_again_when_changed(
+    where: Store, tmp_path: Path
+) -> None:
+    first = run(write_users(tmp_path / "data", **ROLES_GIVEN))
+    again = run(tmp_path / "data")
+    moved = run(write_users(tmp_path / "elsewhere", **ROLES_GIVEN))
+    assert (first.name, again.name, moved.name) == ("Completed", "Cached", "Cached")
+    assert result(again)["ref"] == result(first)["ref"] == result(moved)["ref"]
+    # What this stage does not read changes nothing; what it reads does.
+    assert run(tmp_path / "data", stacking={"rank": 9}).name == "Cached"
+    assert run(tmp_path / "data", seed=1).name == "Completed"
+    assert run(tmp_path / "data", split={"same_author_share": 0.9}).name == "Completed"
+    roles = ROLES_GIVEN | {"few_shot": [user("few-1", 2, queries=2)]}
+    changed = run(write_users(tmp_path / "data", **roles))
+    assert changed.name == "Completed"
+    assert result(changed)["value"]["few_shot"] == ["few-1"]
+    # The roles that did not change have the tables they had, so what stands on them is found.
+    for role in ("base", "anchor"):
+        assert result(changed)["value"]["sha256"][role] == result(first)["value"]["sha256"][role]
+
+
+def test_a_folder_per_lamp_task_is_preferred(where: Store, tmp_path: Path) -> None:
+    write_users(tmp_path / "data" / "LaMP-2M", **ROLES_GIVEN)
+    assert result(run(tmp_path / "data"))["value"]["counts"]["users"] == 5
+
+
+def test_one_user_file_is_split(where: Store, tmp_path: Path) -> None:
+    """Twelve users in thirds: four base, four candidates, four few-shot; none on two sides."""
+    file = tmp_path / "users.json"
+    file.write_text(json.dumps([user(f"u{n:02d}", 3, queries=1) for n in range(12)]))
+    prepared = result(run(file))
+    sides = {role: {item["user_id"] for item in users_of(where, prepared, role)} for role in ROLES}
+    assert {role: len(ids) for role, ids in sides.items()} == dict.fromkeys(ROLES, 4)
+    assert len(set.union(*sides.values())) == 12
+
+
+@pytest.mark.parametrize("user_id", ["../../x", "/etc/passwd", "a/b", "..", "用户"])
+def test_a_users_id_is_no_path(where: Store, tmp_path: Path, user_id: str) -> None:
+    roles = ROLES_GIVEN | {"few_shot": [user(user_id, 2, queries=1)]}
+    prepared = result(run(write_users(tmp_path / "data", **roles)))
+    assert prepared["value"]["few_shot"] == [user_id]
+    written = {
+        path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".json"
+    }
+    assert written == {"base.parquet", "anchor.parquet", "few_shot.parquet"}
+
+
+def test_bad_input_is_one_line(where: Store, tmp_path: Path) -> None:
+    absent = run(tmp_path / "absent")
+    assert absent.is_failed()
+    assert "absent" in absent.message
+    assert "\n" not in absent.message
+    broken = write_users(tmp_path / "data", **ROLES_GIVEN) / "user_few_shot.json"
+    broken.write_text("{")
+    state = run(tmp_path / "data")
+    assert state.is_failed()
+    assert "user_few_shot.json" in state.message
+    other = prepare.fn(resolve({}).model_dump(mode="json"), "LaMP-3")
+    assert other.is_failed()
+    assert "data=synthetic holds LaMP-2M only" in other.message

@@ -1,0 +1,147 @@
+"""The table of the comparison, costs per user, and small files beside the store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tasks.artifacts import Store, digest
+from tasks.report import costs, rows, table_text, write_run, write_state
+from tasks.tracking import manifest
+
+
+def test_table_by_hand() -> None:
+    table = [
+        {"lamp_task": "LaMP-2M", "method": "base", "users": 60, "accuracy": 0.5, "tokens": 0.0},
+        {
+            "lamp_task": "LaMP-2M",
+            "method": "merge_only",
+            "users": 60,
+            "accuracy": 0.61234,
+            "tokens": 12345.6,
+        },
+        {"lamp_task": "LaMP-3", "method": "mta", "users": 7, "mae": 1 / 3},
+    ]
+    assert table_text(table, ["anchor x: failed"]).splitlines() == [
+        "lamp_task  method      users  accuracy  tokens     mae",
+        "---------  ----------  -----  --------  ------  ------",
+        "LaMP-2M    base           60    0.5000  0.0000       -",
+        "LaMP-2M    merge_only     60    0.6123  12,346       -",
+        "LaMP-3     mta             7         -       -  0.3333",
+        "MISSING: anchor x: failed",
+    ]
+    assert table_text(table, []).endswith("0.3333\n")
+    assert "MISSING" not in table_text(table, [])
+
+
+@pytest.fixture
+def summary(where: Store) -> dict[str, Any]:
+    """Two users with recipes of two anchors (names of 2 and 3 letters, 3 and 4 bytes)."""
+
+    def recipes(out: Path) -> dict[str, Any]:
+        pl.DataFrame(
+            {
+                "user_id": ["u", "v"],
+                "anchors": [["aa", "bbb"], ["bbb", "éé"]],
+                "similarities": [[0.5, 0.1], [0.5, 0.1]],
+                "weights": [[0.8, 0.2], [0.8, 0.2]],
+            }
+        ).write_parquet(out / "recipes.parquet")
+        return {}
+
+    fused = where.get("fusion", digest(1), recipes)
+    answered = [{"notes": {"per_user": [1.0]}}, {"notes": {"per_user": [2.0]}}]
+    shard = {
+        "value": {
+            "bytes_per_user": 1000,
+            "work": [{"steps": 2, "tokens": 300}, {"steps": 3, "tokens": 101}],
+        },
+        "notes": {"per_user": [0.5, 0.7]},
+    }
+    scored = {"value": {"users": 2, "queries": 9, "metrics": {"accuracy": 0.5}}}
+    methods = ("base", "merge_only", "mta")
+    return {
+        "lamp_task": "LaMP-2M",
+        "answered": dict.fromkeys(methods, answered),
+        "scores": dict.fromkeys(methods, scored),
+        "fusion": {"ref": fused.ref},
+        "stacking": [shard],
+    }
+
+
+def test_costs_by_hand(where: Store, summary: dict[str, Any]) -> None:
+    """Recipe: 5 and 7 bytes of ids, 16 of weights, so 22 on average; seconds 1.5 (+ 0.6)."""
+    nothing = {"steps_per_user": 0.0, "tokens_per_user": 0.0, "seconds_per_user": 1.5}
+    assert costs(summary, "base", where) == {"bytes_per_user": 0.0, **nothing}
+    assert costs(summary, "merge_only", where) == {"bytes_per_user": 22.0, **nothing}
+    assert costs(summary, "mta", where) == {
+        "bytes_per_user": 1022.0,
+        "steps_per_user": 2.5,
+        "tokens_per_user": 200.5,
+        "seconds_per_user": 2.1,
+    }
+
+
+def test_one_row_per_task_and_method(where: Store, summary: dict[str, Any]) -> None:
+    table = rows([summary, summary | {"lamp_task": "LaMP-3"}], where)
+    assert [(row["lamp_task"], row["method"]) for row in table] == [
+        (task, method) for task in ("LaMP-2M", "LaMP-3") for method in ("base", "merge_only", "mta")
+    ]
+    assert table[2] == {
+        "lamp_task": "LaMP-2M",
+        "method": "mta",
+        "users": 2,
+        "queries": 9,
+        "accuracy": 0.5,
+        **costs(summary, "mta", where),
+    }
+
+
+def test_small_files_beside_the_store(where: Store) -> None:
+    for text in ("first", "second"):
+        path = write_state("runs/x.txt", text)
+        assert path == where.root.parent / "runs" / "x.txt"
+        assert path.read_text() == text
+    assert [file.name for file in path.parent.iterdir()] == ["x.txt"]
+
+
+def test_a_run_is_written_down(where: Store) -> None:
+    stages = {name: {"ref": name} for name in ("prepared", "base", "bank", "fusion", "stacking")}
+    path = write_run("run-1", {"seed": 0}, [{"lamp_task": "LaMP-2M", "scores": 1, **stages}])
+    assert path == where.root.parent / "runs" / "run-1.json"
+    assert json.loads(path.read_text()) == {
+        "config": {"seed": 0},
+        "lamp_tasks": {"LaMP-2M": stages},
+    }
+
+
+def test_manifest_says_where_each_result_came_from() -> None:
+    def result(name: str, cached: bool = False) -> dict[str, Any]:
+        ref = {"uri": f"{name}/k", "sha256": "s", "kind": name}
+        return {"ref": ref, "cached": cached, "notes": {"seconds": 1.5}, "value": {"big": 1}}
+
+    single = ("prepared", "base", "embedded", "anchors", "bank", "fusion", "map")
+    summary: dict[str, Any] = {name: result(name) for name in single}
+    summary |= {
+        "lamp_task": "LaMP-2M",
+        "missing": ["x"],
+        "meta_loras": {"a": result("meta_lora", cached=True)},
+        "stacking": [result("stacking")],
+        "answered": {"mta": [result("predictions")]},
+        "scores": {"mta": result("score")},
+    }
+    got = manifest(summary)
+    assert got["missing"] == ["x"]
+    assert got["stages"].keys() == {*single, "meta_loras", "stacking", "answered", "scores"}
+    assert got["stages"]["meta_loras"]["a"] == {
+        "uri": "meta_lora/k",
+        "sha256": "s",
+        "kind": "meta_lora",
+        "cached": True,
+        "seconds": 1.5,
+    }
+    assert "big" not in json.dumps(got)

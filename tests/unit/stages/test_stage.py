@@ -1,0 +1,133 @@
+"""What the decorator of a stage makes of a piece, of bad input and of any other error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import Task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, Crashed, Failed, State
+
+from tasks.artifacts import Piece, Store, digest
+from tasks.errors import InputError
+from tasks.stage import StageFailed, reason, result_of, stage, store
+from tests.unit.stages.users import result
+
+
+def counted(where: Store, calls: list[int], key: str = "k") -> Task[..., Any]:
+    @stage(name="demo", tags=["gpu"])
+    def demo(number: int) -> Piece:
+        """What it does."""
+
+        def make(out: Path) -> dict[str, Any]:
+            calls.append(number)
+            (out / "file").write_text(str(number))
+            return {"number": number}
+
+        return where.get("demo", digest([key, number]), make)
+
+    return demo
+
+
+def test_made_then_cached(where: Store) -> None:
+    calls: list[int] = []
+    demo = counted(where, calls)
+    first, second = demo.fn(5), demo.fn(number=5)
+    assert calls == [5]
+    assert (first.type.value, first.name) == ("COMPLETED", "Completed")
+    assert first.message.startswith("made in 0.")
+    assert (second.type.value, second.name) == ("COMPLETED", "Cached")
+    assert second.message == f"found: demo/{digest(['k', 5])}"
+    made, found = result(first), result(second)
+    assert (made["cached"], found["cached"]) == (False, True)
+    assert {**made, "cached": True} == found
+    assert made["value"] == {"number": 5}
+    assert json.loads(json.dumps(made)) == made
+
+
+def test_bad_input_is_a_failed_state_with_the_line(where: Store) -> None:
+    @stage(name="demo")
+    def demo() -> Piece:
+        raise InputError("file x: record 3 has no tag; add one")
+
+    state = demo.fn()
+    assert (state.type.value, state.name) == ("FAILED", "Failed")
+    assert state.message == "file x: record 3 has no tag; add one"
+
+
+def test_bad_input_inside_make_leaves_nothing(where: Store) -> None:
+    @stage(name="demo")
+    def demo() -> Piece:
+        def make(out: Path) -> dict[str, Any]:
+            (out / "half").write_text("x")
+            raise InputError("no")
+
+        return where.get("demo", digest(1), make)
+
+    assert demo.fn().is_failed()
+    assert where.find("demo", digest(1)) is None
+
+
+def test_any_other_error_keeps_its_traceback(where: Store) -> None:
+    @stage(name="demo")
+    def demo() -> Piece:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        demo.fn()
+
+
+def test_the_task_keeps_name_doc_and_options(where: Store) -> None:
+    demo = counted(where, [])
+    assert (demo.name, demo.description, demo.tags) == ("demo", "What it does.", {"gpu"})
+    assert demo.cache_policy is NO_CACHE
+    assert demo.persist_result is False
+
+
+class Called:
+    """Stands in for a task that is run by Prefect: gives the state it is told."""
+
+    name = "reading"
+
+    def __init__(self, state: State[Any]) -> None:
+        self.state = state
+
+    def __call__(self, *arguments: Any, return_state: bool) -> State[Any]:
+        assert (arguments, return_state) == ((1, "a"), True)
+        return self.state
+
+
+def test_result_of_a_state() -> None:
+    assert result_of(Called(Completed(name="Cached", data={"x": 1})), 1, "a") == {"x": 1}  # type: ignore[arg-type]
+    for state in (Failed(message="file x:\n no tag"), Crashed(message="file x: no tag")):
+        with pytest.raises(StageFailed, match=r"^reading: file x: no tag$"):
+            result_of(Called(state), 1, "a")  # type: ignore[arg-type]
+
+
+def test_a_reason_is_one_short_line() -> None:
+    assert reason(Failed(message="a\n  b"), "x") == "x: a b"
+    assert reason(Failed(message="Task run encountered an exception KeyError: 1"), "x") == (
+        "x: KeyError: 1"
+    )
+    assert len(reason(Failed(message="y" * 9999), "x")) == 503
+    assert reason(Completed(name="Odd", message=None), "x") == "x: Odd"
+
+
+def test_damage_is_said_in_the_log(where: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    demo = counted(where, calls := [])
+    ref = result(demo.fn(1))["ref"]
+    (where.open(ref).folder / "file").write_text("2")
+    assert demo.fn(1).name == "Completed"
+    assert calls == [1, 1]
+    assert "file does not match its hash; this piece is made again" in capsys.readouterr().out
+
+
+def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MTA_STORE", raising=False)
+    assert store().root == tmp_path / ".mta" / "store"
+    monkeypatch.setenv("MTA_STORE", "other/place")
+    assert store().root == tmp_path / "other" / "place"
