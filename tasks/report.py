@@ -28,10 +28,11 @@ def rows(summaries: list[dict[str, Any]], where: Store) -> list[dict[str, Any]]:
                 {
                     "lamp_task": summary["lamp_task"],
                     "method": method,
-                    "users": value["users"],
-                    "queries": value["queries"],
+                    # The metric first: MLflow's compare page draws the first it finds.
                     **value["metrics"],
                     **costs(summary, method, where),
+                    "users": value["users"],
+                    "queries": value["queries"],
                 }
             )
     return table
@@ -72,7 +73,7 @@ def costs(summary: dict[str, Any], method: str, where: Store) -> dict[str, float
 def table_text(table: list[dict[str, Any]], missing: list[str]) -> str:
     """The comparison for a terminal, and what is missing from it."""
     columns = list(dict.fromkeys(name for row in table for name in row))
-    cells = [columns] + [[_cell(row.get(name)) for name in columns] for row in table]
+    cells = [columns] + [[_cell(name, row.get(name)) for name in columns] for row in table]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
     lines = [
         "  ".join(
@@ -169,9 +170,10 @@ def _draw(table: Any, lamp_task: str, value: dict[str, Any], path: Path) -> None
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
 
 
-def _cell(value: Any) -> str:
+def _cell(column: str, value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}"
+        counted = column in ("bytes_per_user", "steps_per_user", "tokens_per_user")
+        return f"{value:,.0f}" if counted else f"{value:.4f}"
     return str(value)

@@ -176,7 +176,12 @@ class Tracker:
             # Without a server MLflow would put artifacts below the working folder.
             artifacts = (_state() / "mlflow" / "artifacts").as_uri()
         try:
-            return self.client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+            # The tag opens the experiment on its runs and charts, not on traces of chats.
+            return self.client.create_experiment(
+                EXPERIMENT,
+                artifact_location=artifacts,
+                tags={"mlflow.experimentKind": "custom_model_development"},
+            )
         except Exception:
             # Another run created it between the two calls.
             found = self.client.get_experiment_by_name(EXPERIMENT)

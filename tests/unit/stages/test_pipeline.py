@@ -1,0 +1,300 @@
+"""The stages one after another on a tiny given base model, called without a flow or a server.
+
+What is pinned: one user's new item is one user's work, from the embedding to the answers; and the
+answers are those that stock PEFT and transformers give from the user's exported folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tasks import embedding, meta_lora, scoring, stacking
+from tasks.anchors import anchors
+from tasks.artifacts import Store
+from tasks.base_model import base_model
+from tasks.config import resolve
+from tasks.errors import InputError
+from tasks.export import export, last_run
+from tasks.fusion import fusion, read_recipes
+from tasks.lora.bank import read_bank
+from tasks.prepare import prepare
+from tasks.report import write_run
+from tasks.stage import store
+from tests.unit.lora.helpers import same, tiny_base
+from tests.unit.stages.users import result, user, write_users
+
+ROLES = {
+    "base": [user("base-1", 3), user("base-2", 3)],
+    "anchor": [user(f"anchor-{n}", 3 + n) for n in range(4)],
+    "few_shot": [user(f"few-{n}", 4, queries=2) for n in range(3)],
+}
+LORA = {"learning_rate": 0.03, "epochs": 2, "batch_size": 2, "accumulation": 1}
+OPTIONS: dict[str, Any] = {
+    "anchors": {"count": 3, "min_items": 4, "min_cluster_size": 2},
+    "meta_lora": {"rank": 3, "alpha": 3.0, **LORA},
+    "fusion": {"top_m": 2},
+    "stacking": {"rank": 2, "alpha": 4.0, **LORA},
+}
+
+
+class Quiet:
+    """Stands in for the progress bar, which wants a server."""
+
+    def __init__(self, *_about: Any) -> None: ...
+
+    def update(self, done: int) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the base model; one store for the module, no slots and no progress bars."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    base = tiny_base()
+    base.model.save_pretrained(folder / "model")
+    base.tokenizer.save_pretrained(folder / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTA_STORE", str(folder / "mta" / "store"))
+        for module in (embedding, meta_lora, stacking, scoring):
+            patch.setattr(module, "gpu_slot", contextlib.nullcontext)
+        patch.setattr(embedding, "Progress", Quiet)
+        yield folder
+
+
+def run(place: Path, roles: dict[str, Any], **given: Any) -> dict[str, Any]:
+    """All stages of one LaMP task; `states` maps a stage to the names of its runs' states."""
+    data = write_users(place / "data", **roles)
+    base_options = {"model": str(place / "model"), "max_tokens": 64}
+    settings = {"data": str(data), "base": base_options, **(OPTIONS | given)}
+    config = resolve(settings).model_dump(mode="json")
+    task, states = "LaMP-2M", {}
+
+    def take(name: str, state: Any) -> dict[str, Any]:
+        states.setdefault(name, []).append(state.name)
+        return result(state)
+
+    prepared = take("prepare", prepare.fn(config, task))
+    base = take("base", base_model.fn(config, task, prepared))
+    embedded = take("embed", embedding.embed.fn(config, task, prepared, base))
+    chosen = take("anchors", anchors.fn(config, task, prepared, embedded))
+    trained = [
+        take("meta_lora", meta_lora.meta_lora.fn(config, task, prepared, base, item["user_id"]))
+        for item in chosen["value"]["anchors"]
+    ]
+    banked = take("bank", meta_lora.bank.fn(trained))
+    fused = take("fusion", fusion.fn(config, task, embedded, banked))
+    inputs = {"prepared": prepared, "base": base, "banked": banked, "fused": fused}
+    users = prepared["value"]["few_shot"]
+    stacked = take("stacking", stacking.stacking.fn(config, task, inputs, 0, users))
+    answered = {
+        method: take(
+            f"predict {method}",
+            scoring.predict.fn(
+                config, task, inputs, method, 0, users, stacked if method == "mta" else None
+            ),
+        )
+        for method in ("base", "merge_only", "mta")
+    }
+    scores = {
+        method: take(f"score {method}", scoring.score.fn(task, method, [part]))
+        for method, part in answered.items()
+    }
+    summary = {"lamp_task": task, "bank": banked, "fusion": fused, "stacking": [stacked]}
+    return summary | {
+        "config": config,
+        "prepared": prepared,
+        "base": base,
+        "anchors": chosen,
+        "answered": answered,
+        "scores": scores,
+        "states": states,
+    }
+
+
+@pytest.fixture(scope="module")
+def first(place: Path) -> dict[str, Any]:
+    return run(place, ROLES)
+
+
+def predictions(where: Store, done: dict[str, Any], method: str) -> dict[str, str]:
+    folder = where.open(done["answered"][method]["ref"]).folder
+    table = pl.read_parquet(folder / "predictions.parquet")
+    assert table.columns == ["row", "user_id", "query_id", "gold", "prediction"]
+    return dict(zip(table["query_id"], table["prediction"], strict=True))
+
+
+def test_all_is_made_and_then_found(place: Path, first: dict[str, Any]) -> None:
+    assert {name for names in first["states"].values() for name in names} == {"Completed"}
+    assert len(first["states"]["meta_lora"]) == 3
+    again = run(place, ROLES)
+    assert {name for names in again["states"].values() for name in names} == {"Cached"}
+    for part in ("prepared", "base", "anchors", "bank", "fusion"):
+        assert again[part] == first[part] | {"cached": True}
+    assert again["stacking"] == [first["stacking"][0] | {"cached": True}]
+    for method, scored in again["scores"].items():
+        assert scored == first["scores"][method] | {"cached": True}
+
+
+def test_anchors_with_too_few_items_are_left_out(first: dict[str, Any]) -> None:
+    """anchor-0 has 3 items and 4 are asked."""
+    value = first["anchors"]["value"]
+    names = [item["user_id"] for item in value["anchors"]]
+    assert sorted(names) == ["anchor-1", "anchor-2", "anchor-3"]
+    assert (value["candidates"], value["eligible"]) == (4, 3)
+    assert first["bank"]["value"]["ids"] == names
+
+
+def test_one_users_new_item_is_one_users_work(
+    place: Path, first: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = store()
+    changed_user = user("few-1", 5, queries=2)
+    changed_user["query"] = ROLES["few_shot"][1]["query"]
+    few_shot = [ROLES["few_shot"][0], changed_user, ROLES["few_shot"][2]]
+    capsys.readouterr()
+    changed = run(place, ROLES | {"few_shot": few_shot})
+    out = capsys.readouterr().out
+    assert "embedding 1 users, 8 known" in out
+    assert "stacking 1 users, 2 known" in out
+    assert "merge_only: answering for 1 users, 2 known" in out
+    assert "mta: answering for 1 users, 2 known" in out
+    # The base model answers the same questions as before; nobody's anchor is trained again.
+    for stage in ("base", "predict base", "score base", "bank"):
+        assert changed["states"][stage] == ["Cached"]
+    assert changed["states"]["meta_lora"] == ["Cached"] * 3
+    before, after = (
+        read_bank(where.open(item["stacking"][0]["ref"]).folder / "stacked.safetensors")
+        for item in (first, changed)
+    )
+    assert same(before.lora("few-0"), after.lora("few-0"))
+    assert same(before.lora("few-2"), after.lora("few-2"))
+    assert not same(before.lora("few-1"), after.lora("few-1"))
+    old, new = (predictions(where, item, "mta") for item in (first, changed))
+    assert old.keys() == new.keys()
+    assert {query: text for query, text in new.items() if not query.startswith("few-1")} == {
+        query: text for query, text in old.items() if not query.startswith("few-1")
+    }
+
+
+def test_an_anchors_new_item_trains_that_anchor(place: Path, first: dict[str, Any]) -> None:
+    anchor_users = [*ROLES["anchor"][:3], user("anchor-3", 7)]
+    changed = run(place, ROLES | {"anchor": anchor_users})
+    states = dict(zip(changed["bank"]["value"]["ids"], changed["states"]["meta_lora"], strict=True))
+    assert states == {"anchor-1": "Cached", "anchor-2": "Cached", "anchor-3": "Completed"}
+    assert changed["states"]["bank"] == ["Completed"]
+
+
+def test_the_way_of_merging_is_no_part_of_recipe_or_bank(
+    place: Path, first: dict[str, Any]
+) -> None:
+    changed = run(place, ROLES, fusion={"top_m": 2, "merge": "factors"})
+    for stage in ("embed", "anchors", "bank", "fusion", "predict base"):
+        assert changed["states"][stage] == ["Cached"]
+    for stage in ("stacking", "predict merge_only", "predict mta"):
+        assert changed["states"][stage] == ["Completed"]
+
+
+def stock_answers(
+    place: Path, folder: Path | None, prompts: list[str], max_new_tokens: int = 8
+) -> list[str]:
+    """One prompt at a time through stock PEFT and transformers."""
+    tokenizer = AutoTokenizer.from_pretrained(place / "model")
+    model = AutoModelForCausalLM.from_pretrained(place / "model", dtype=torch.float32)
+    if folder is not None:
+        model = PeftModel.from_pretrained(model, folder)
+    answers = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+            )
+        text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+        answers.append(text.strip())
+    return answers
+
+
+def test_answers_are_those_of_the_exported_folder(
+    place: Path, first: dict[str, Any], tmp_path: Path
+) -> None:
+    """METHOD: any user exports as ONE ordinary PEFT folder. The compact prompt is text and cue."""
+    where = store()
+    write_run("run-1", first["config"], [first])
+    written = last_run(where)
+    assert written.name == "run-1.json"
+    saved = {"config": first["config"], "lamp_tasks": {"LaMP-2M": first}}
+    personal = predictions(where, first, "mta")
+    plain = predictions(where, first, "base")
+    assert personal != plain
+    for number in range(3):
+        name = f"few-{number}"
+        base = export(where, saved, "LaMP-2M", name, tmp_path / name)
+        assert base == place / "model"
+        prompts = [f"description: {name} film number {n} tag:" for n in (4, 5)]
+        queries = [f"{name}-q{n}" for n in range(2)]
+        assert [personal[q] for q in queries] == stock_answers(place, tmp_path / name, prompts)
+        assert [plain[q] for q in queries] == stock_answers(place, None, prompts)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["few-0", "few-1", "few-2"]
+
+
+def test_export_of_what_is_not_there(first: dict[str, Any], tmp_path: Path) -> None:
+    where = store()
+    saved = {"config": first["config"], "lamp_tasks": {"LaMP-2M": first}}
+    for lamp_task, name, words in (
+        ("LaMP-3", "few-0", "--lamp-task LaMP-3: not in this run; it has LaMP-2M"),
+        ("LaMP-2M", "../../x", r"--user \.\./\.\./x: no few-shot user of this run"),
+    ):
+        with pytest.raises(InputError, match=words):
+            export(where, saved, lamp_task, name, tmp_path / "new")
+    with pytest.raises(InputError, match="is there already"):
+        export(where, saved, "LaMP-2M", "few-0", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recipes_are_of_the_bank(first: dict[str, Any]) -> None:
+    recipes = read_recipes(store(), first["fusion"])
+    assert sorted(recipes) == ["few-0", "few-1", "few-2"]
+    for recipe in recipes.values():
+        assert len(recipe["anchors"]) == 2
+        assert set(recipe["anchors"]) <= set(first["bank"]["value"]["ids"])
+        assert sum(recipe["weights"]) == pytest.approx(1)
+
+
+def test_work_is_counted(first: dict[str, Any]) -> None:
+    """4 items in batches of 2, twice: 4 steps. Rank 2 of fourteen layers in float32.
+
+    Bytes: 4 * 2 * the sum of (in + out): q and o 32 + 32, k and v 32 + 16, gate and up 32 + 48,
+    down 48 + 32, in two blocks.
+    """
+    value = first["stacking"][0]["value"]
+    assert [item["steps"] for item in value["work"]] == [4, 4, 4]
+    sides = 2 * (2 * 64 + 2 * 48 + 3 * 80)
+    assert value["bytes_per_user"] == 4 * 2 * sides
+    scored = first["scores"]["mta"]["value"]
+    assert (scored["users"], scored["queries"], scored["method"]) == (3, 6, "mta")
+
+
+def test_a_given_model_must_be_safetensors(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"x")
+    for model, words in (
+        (tmp_path / "model", r"has no \*\.safetensors"),
+        (tmp_path / "absent", "there is no such folder"),
+    ):
+        config = resolve({"base": {"model": str(model)}}).model_dump(mode="json")
+        state = base_model.fn(config, "LaMP-2M", {})
+        assert state.is_failed()
+        with pytest.raises(InputError, match=words):
+            raise InputError(state.message)
