@@ -159,7 +159,7 @@ def _plane(points: np.ndarray, others: np.ndarray) -> np.ndarray:
     import numpy as np
     from sklearn.decomposition import PCA
 
-    if len(points) < 2:
+    if min(points.shape) < 2:
         return np.zeros((len(points) + len(others), 2))
     plane = PCA(2, svd_solver="full").fit(points)
     return np.concatenate([plane.transform(points), plane.transform(others)])

@@ -75,7 +75,7 @@ def folder_files(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): file_sha256(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != RECORD
+        if path.is_file() and path != folder / RECORD
     }
 
 
@@ -165,7 +165,7 @@ class Store:
         for record in sorted((self.root / stage).glob(f"*/*/{RECORD}")):
             try:
                 rows = json.loads(record.read_text())["value"].get("rows", [])
-            except (OSError, ValueError, KeyError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue
             if wanted.isdisjoint(rows) or (piece := self.find(stage, record.parent.name)) is None:
                 continue

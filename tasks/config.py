@@ -170,7 +170,7 @@ class RunConfig(Options):
     preset: PresetName = "embedded"
     data: str = Field("synthetic", min_length=1)
     lamp_tasks: list[LampTaskName] = Field(["LaMP-2M"], min_length=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     synthetic: SyntheticOptions = SyntheticOptions()
     split: SplitOptions = SplitOptions()
     prompt: PromptOptions = PromptOptions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,10 +83,11 @@ def read_embeddings(
 
     table = pl.read_parquet(where.open(ref).folder / "embeddings.parquet")
     parts = {}
+    dimensions = len(table["vector"][0])
     for role in ROLES:
         part = table.filter(pl.col("role") == role)
         vectors = np.array(part["vector"].to_list(), dtype=np.float64)
-        parts[role] = (part["user_id"].to_list(), vectors.reshape(len(part), -1))
+        parts[role] = (part["user_id"].to_list(), vectors.reshape(len(part), dimensions))
     if options.anchors.embedding == "signature":
         population = parts["base"][1] if len(parts["base"][0]) else parts["anchor"][1]
         centre = population.mean(0)
@@ -103,7 +105,14 @@ def _method(options: RunConfig, base: dict[str, Any], where: Store) -> dict[str,
         return {"signature": sizes, **model_parts(options, base["ref"])}
     folder = Path(options.anchors.text_model).expanduser()
     model = where.hash_folder(folder) if folder.is_dir() else options.anchors.text_model
-    return {"text": model, "libraries": library_versions(("sentence-transformers", "torch"))}
+    try:
+        libraries = library_versions(("sentence-transformers", "torch"))
+    except PackageNotFoundError as error:
+        raise InputError(
+            "anchors.embedding: text needs the extra `text` (pip install -e '.[text]'), "
+            "or use signature"
+        ) from error
+    return {"text": model, "libraries": libraries}
 
 
 def _known(where: Store, rows: list[str]) -> dict[str, list[float]]:
@@ -148,13 +157,8 @@ def _signatures(
 
 def _texts(options: RunConfig, profiles: list[list[dict[str, str]]]) -> list[list[float]]:
     """Mean over items of the encoder's vector of the item's text and answer (METHOD, stage 1)."""
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise InputError(
-            "anchors.embedding: text needs the extra `text` (pip install -e '.[text]'), "
-            "or use signature"
-        ) from error
+    from sentence_transformers import SentenceTransformer
+
     try:
         encoder = SentenceTransformer(options.anchors.text_model, trust_remote_code=False)
     except Exception as error:

@@ -22,6 +22,8 @@ from torch import Tensor
 from tasks.errors import InputError
 
 _PREFIX = "base_model.model."
+# What makes a LoRA's update something else than alpha / r * B @ A in every layer.
+_NOT_PLAIN = ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern")
 
 
 @dataclass(frozen=True)
@@ -65,20 +67,23 @@ def attach(model: Any, name: str, rank: int, scale: float, target_modules: list[
         ) from error
 
 
-def lora_layers(model: Any) -> dict[str, Any]:
-    """The LoRA layers (PEFT `LoraLayer`) of a PEFT model by their name in the base model."""
+def lora_layers(model: Any, adapter: str) -> dict[str, Any]:
+    """The layers (PEFT `LoraLayer`) that carry the LoRA `adapter`, by their name in the base."""
     return {
         name.removeprefix(_PREFIX): module
         for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
+        if isinstance(module, LoraLayer) and adapter in module.lora_A
     }
 
 
 def fill(model: Any, name: str, lora: Lora) -> None:
     """Copy `lora` into the attached LoRA `name`, whose rank and scale must be the same."""
     with torch.no_grad():
-        for layer, module in lora_layers(model).items():
+        for layer, module in lora_layers(model, name).items():
             a, b = lora.layers[layer]
+            # `copy_` would spread a narrower LoRA over all ranks without a word.
+            if a.shape != module.lora_A[name].weight.shape:
+                raise ValueError(f"{layer}: attached with rank {module.r[name]}, {lora.rank=}")
             if not math.isclose(module.scaling[name], lora.scale):
                 raise ValueError(
                     f"{layer}: attached with scale {module.scaling[name]}, {lora.scale=}"
@@ -91,7 +96,7 @@ def read(model: Any, name: str) -> Lora:
     """The attached LoRA `name` as float32 tensors on the CPU."""
     layers = {}
     scale = 1.0
-    for layer, module in lora_layers(model).items():
+    for layer, module in lora_layers(model, name).items():
         scale = module.scaling[name]
         pair = (module.lora_A[name].weight, module.lora_B[name].weight)
         layers[layer] = (
@@ -110,7 +115,7 @@ def fresh(model: Any, name: str, seed: int) -> Lora:
     generator = torch.Generator().manual_seed(seed)
     layers = {}
     scale = 1.0
-    for layer, module in sorted(lora_layers(model).items()):
+    for layer, module in sorted(lora_layers(model, name).items()):
         scale = module.scaling[name]
         a, b = module.lora_A[name].weight, module.lora_B[name].weight
         bound = 1.0 / math.sqrt(a.shape[1])
@@ -153,15 +158,22 @@ def read_peft(folder: Path) -> Lora:
         tensors = load_file(path)
     except Exception as error:
         raise InputError(f"{folder}: not a readable PEFT folder ({error})") from error
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("use_rslora"):
+    if config.get("peft_type") != "LORA" or any(config.get(name) for name in _NOT_PLAIN):
         raise InputError(
-            f"{folder}: only plain LoRA is read, not DoRA, rsLoRA or another PEFT type"
+            f"{folder}: only plain LoRA is read, not DoRA, rsLoRA, patterns of rank or alpha, "
+            "or another PEFT type"
         )
     layers = {}
     for key in sorted(tensors):
         if key.endswith(".lora_A.weight"):
             layer = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-            layers[layer] = (tensors[key], tensors[key.replace(".lora_A.", ".lora_B.")])
+            other = key.replace(".lora_A.", ".lora_B.")
+            if other not in tensors:
+                raise InputError(f"{path}: {key} has no {other}; the file is not whole")
+            layers[layer] = (tensors[key], tensors[other])
     if not layers:
         raise InputError(f"{path}: holds no LoRA weights")
+    for name in ("lora_alpha", "r"):
+        if not isinstance(config.get(name), int | float) or not config[name]:
+            raise InputError(f"{folder}/adapter_config.json: {name} must be a number, not 0")
     return Lora(layers, config["lora_alpha"] / config["r"])

@@ -43,8 +43,9 @@ def stack(ids: Sequence[str], loras: Sequence[Lora]) -> Bank:
     """A bank of `loras`, which must agree in layers, shapes and scale (else ValueError)."""
     first = loras[0]
     for member, lora in zip(ids, loras, strict=True):
-        if lora.scale != first.scale or lora.layers.keys() != first.layers.keys():
-            raise ValueError(f"LoRA of {member} differs from the bank's in scale or layers")
+        same = lora.scale == first.scale and lora.rank == first.rank
+        if not same or lora.layers.keys() != first.layers.keys():
+            raise ValueError(f"LoRA of {member} differs from the bank's in scale, rank or layers")
     layers = {
         name: (
             torch.stack([lora.layers[name][0] for lora in loras]),

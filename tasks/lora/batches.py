@@ -39,18 +39,25 @@ def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         answer_text = answer
     else:
-        ids = tokenizer(prompt)["input_ids"]
+        # Text that looks like a special token ("</s>") is text: it came from a user.
+        ids = tokenizer(prompt, split_special_tokens=True)["input_ids"]
         # Some tokenizers close every text; a question must stay open for its answer.
         if ids and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]
         answer_text = None if answer is None else " " + answer
     labels: list[int] = []
     if answer_text is not None:
-        labels = tokenizer(answer_text, add_special_tokens=False)["input_ids"]
-        labels = [*labels[: base.max_tokens // 2 - 1], tokenizer.eos_token_id]
+        labels = tokenizer(answer_text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+        labels = [*labels, tokenizer.eos_token_id]
+    truncated = len(ids) + len(labels) > base.max_tokens
+    if truncated and len(labels) > base.max_tokens // 2:
+        # A question too long for what the answer leaves: the answer keeps half of the room.
+        most = max(base.max_tokens // 2, base.max_tokens - len(ids))
+        labels = [*labels[: most - 1], tokenizer.eos_token_id]
     room = base.max_tokens - len(labels)
-    truncated = len(ids) > room
-    if truncated:
+    if len(ids) > room:
         head = ids[:1] if ids[0] == tokenizer.bos_token_id else []
         ids = head + ids[len(ids) - room + len(head) :]
     return Encoded(ids, labels, truncated)

@@ -45,14 +45,22 @@ def merge(loras: Sequence[Lora], weights: Sequence[float], how: str) -> Lora:
 
 
 def concatenate(under: Lora, over: Lora) -> Lora:
-    """One LoRA whose update is the sum of both: ranks add up, scales move into B, scale 1."""
+    """One LoRA whose update is the sum of both: ranks add up, scales move into B, scale 1.
+
+    A layer that only one of them has gets zeros for the other, so that all ranks stay equal.
+    """
     layers = {}
-    for name, (a, b) in under.layers.items():
-        other_a, other_b = over.layers[name]
-        layers[name] = (
-            torch.cat([a, other_a], 0),
-            torch.cat([under.scale * b, over.scale * other_b], 1),
-        )
+    for name in sorted({*under.layers, *over.layers}):
+        have = under.layers.get(name) or over.layers[name]
+        none = (have[0][:0], have[1][:, :0])
+        parts = []
+        for lora in (under, over):
+            a, b = lora.layers.get(name, none)
+            missing = lora.rank - a.shape[0]
+            a = torch.cat([a, a.new_zeros(missing, a.shape[1])], 0)
+            b = torch.cat([b, b.new_zeros(b.shape[0], missing)], 1)
+            parts.append((a, lora.scale * b))
+        layers[name] = (torch.cat([a for a, _ in parts], 0), torch.cat([b for _, b in parts], 1))
     return Lora(layers, 1.0)
 
 
@@ -69,7 +77,7 @@ def _truncate(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Best rank-`rank` factors of `b @ a` without forming it: SVD between two thin QRs."""
     q_b, r_b = torch.linalg.qr(b.double())
     q_a, r_a = torch.linalg.qr(a.double().T)
-    u, s, vt = torch.linalg.svd(r_b @ r_a.T)
+    u, s, vt = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     root = s[:rank].sqrt()
     left = b.new_zeros(b.shape[0], rank)
     right = a.new_zeros(rank, a.shape[1])

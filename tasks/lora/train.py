@@ -44,9 +44,9 @@ class Trained:
     truncated: int
 
 
-def epochs(count: int, recipe: Recipe) -> Iterator[list[list[int]]]:
+def epochs(count: int, recipe: Recipe, seed: int | None = None) -> Iterator[list[list[int]]]:
     """Optimiser steps as lists of micro-batches of sample indices; the last step may be smaller."""
-    generator = torch.Generator().manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(recipe.seed if seed is None else seed)
     size = recipe.batch_size
     for _ in range(recipe.epochs):
         order = torch.randperm(count, generator=generator).tolist()
@@ -106,6 +106,8 @@ def fit(
         if progress:
             progress(number + 1, len(steps))
     model.eval()
+    if not all(torch.isfinite(parameter).all() for parameter in parameters):
+        raise FloatingPointError("the last step made weights that are not finite; lower the rate")
     return Trained(losses, tokens, sum(sample.truncated for sample in samples))
 
 

@@ -143,8 +143,5 @@ def test_plane_is_the_candidates_principal_components() -> None:
     assert _plane(points[:1], others).tolist() == [[0.0, 0.0]] * 5
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="one dimension (signature 1 x 1) has no second component"
-)
 def test_plane_of_one_dimension() -> None:
     assert _plane(np.ones((3, 1)), np.ones((1, 1))).shape == (4, 2)

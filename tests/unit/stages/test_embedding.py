@@ -165,9 +165,6 @@ def test_signatures_are_centred_on_the_base_users_and_scaled(where: Store) -> No
     np.testing.assert_allclose(got["few_shot"][1], [[0.6, 0.8]], atol=1e-12)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="an empty role cannot be reshaped to (0, -1)"
-)
 def test_without_base_users_the_candidates_are_the_centre(where: Store) -> None:
     """Centre (2, 4): a is (-1, 1), b is (1, -1), f is (2, 3). `split.base_share: 0` does this."""
     ref = embedded(where, anchor=ANCHORS, few_shot=FEW)
@@ -187,11 +184,6 @@ def test_a_vector_of_zeros_stays(where: Store) -> None:
     assert read_embeddings(where, ref, resolve({}))["few_shot"][1].tolist() == [[0.0, 0.0]]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=importlib.metadata.PackageNotFoundError,
-    reason="the cache key asks for the version of sentence-transformers before its import is tried",
-)
 def test_without_the_extra_the_line_says_what_to_install(
     where: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

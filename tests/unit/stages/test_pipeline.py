@@ -21,15 +21,20 @@ from tasks import embedding, meta_lora, scoring, stacking
 from tasks.anchors import anchors
 from tasks.artifacts import Store
 from tasks.base_model import base_model
-from tasks.config import resolve
+from tasks.config import derive_seed, resolve
 from tasks.errors import InputError
 from tasks.export import export, last_run
 from tasks.fusion import fusion, read_recipes
+from tasks.lora.adapters import attach, write_peft
 from tasks.lora.bank import read_bank
+from tasks.lora.base import load_base
+from tasks.lora.batches import encode
+from tasks.lora.merge import merge
+from tasks.lora.train import train_lora
 from tasks.prepare import prepare
 from tasks.report import write_run
 from tasks.stage import store
-from tests.unit.lora.helpers import same, tiny_base
+from tests.unit.lora.helpers import added_to, same, tiny_base
 from tests.unit.stages.users import result, user, write_users
 
 ROLES = {
@@ -246,6 +251,89 @@ def test_answers_are_those_of_the_exported_folder(
         assert [personal[q] for q in queries] == stock_answers(place, tmp_path / name, prompts)
         assert [plain[q] for q in queries] == stock_answers(place, None, prompts)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["few-0", "few-1", "few-2"]
+
+
+def test_merge_only_answers_are_those_of_the_merged_folder(
+    place: Path, first: dict[str, Any], tmp_path: Path
+) -> None:
+    where = store()
+    bank = read_bank(where.open(first["bank"]["ref"]).folder / "bank.safetensors")
+    recipe = read_recipes(where, first["fusion"])["few-2"]
+    loras = [bank.lora(anchor) for anchor in recipe["anchors"]]
+    write_peft(tmp_path / "merged", merge(loras, recipe["weights"], "exact"), "base")
+    answers = predictions(where, first, "merge_only")
+    prompts = [f"description: few-2 film number {n} tag:" for n in (4, 5)]
+    assert [answers[f"few-2-q{n}"] for n in range(2)] == stock_answers(
+        place, tmp_path / "merged", prompts
+    )
+
+
+def test_stacked_is_trained_on_top_of_merged(place: Path, first: dict[str, Any]) -> None:
+    """Against training on a base whose weights hold the merged update, W + s B A.
+
+    On the bare base the same training ends elsewhere.
+    """
+    where = store()
+    bank = read_bank(where.open(first["bank"]["ref"]).folder / "bank.safetensors")
+    recipe = read_recipes(where, first["fusion"])["few-0"]
+    merged = merge([bank.lora(a) for a in recipe["anchors"]], recipe["weights"], "exact")
+    config = resolve({"stacking": OPTIONS["stacking"]})
+    training = meta_lora.training_recipe(config.stacking, derive_seed(0, "stacking", "few-0"))
+    profile = ROLES["few_shot"][0]["profile"]
+    trained = []
+    for loras in ([merged], []):
+        base = load_base(place / "model", max_tokens=64, device="cpu")
+        added_to(base.model, *loras)
+        samples = [
+            encode(base, f"description: {item['description']} tag:", item["tag"])
+            for item in profile
+        ]
+        model = attach(base.model, "stacked", 2, 2.0, "all-linear")
+        trained.append(train_lora(base, model, "stacked", samples, training)[0])
+    shard = read_bank(where.open(first["stacking"][0]["ref"]).folder / "stacked.safetensors")
+    got = shard.lora("few-0")
+    near, far = (
+        max(
+            float((a - b).abs().max())
+            for name, pair in got.layers.items()
+            for a, b in zip(pair, other.layers[name], strict=True)
+        )
+        for other in trained
+    )
+    assert near < 2e-3
+    assert far > 2e-2
+
+
+def test_other_stacking_is_other_answers_of_mta_alone(place: Path, first: dict[str, Any]) -> None:
+    changed = run(place, ROLES, stacking=OPTIONS["stacking"] | {"rank": 3})
+    for stage in ("stacking", "predict mta", "score mta"):
+        assert changed["states"][stage] == ["Completed"]
+    for stage in ("meta_lora", "fusion", "predict base", "predict merge_only"):
+        assert set(changed["states"][stage]) == {"Cached"}
+    batched = run(place, ROLES, stacking=OPTIONS["stacking"] | {"users_per_job": 1})
+    assert batched["states"]["stacking"] == ["Cached"]
+
+
+def test_what_a_stacked_lora_depends_on(first: dict[str, Any]) -> None:
+    """This user's history and recipe, with the same recipe or the same history as before."""
+    config = resolve(first["config"])
+    given = stacking.Inputs(first["prepared"], first["base"], first["bank"], first["fusion"])
+    recipes = read_recipes(store(), first["fusion"])
+    me = stacking.few_shot_users(store(), given, ["few-1"])[0]
+
+    def key(user: dict[str, Any] = me, **changes: Any) -> str:
+        mine = recipes | {"few-1": recipes["few-1"] | changes}
+        return stacking.stacked_key(config, "LaMP-2M", given, user, mine)
+
+    assert key() == key(me | {"query": []}) == key(similarities=[0.0, 0.0])
+    item = {"id": "x", "text": "another film", "answer": "comedy"}
+    others = [
+        key(me | {"profile": [*me["profile"], item]}),
+        key(me | {"profile": me["profile"][::-1]}),
+        key(weights=[0.9, 0.1]),
+        key(anchors=recipes["few-1"]["anchors"][::-1]),
+    ]
+    assert len({key(), *others}) == 5
 
 
 def test_export_of_what_is_not_there(first: dict[str, Any], tmp_path: Path) -> None:

@@ -15,23 +15,21 @@ from tasks.tracking import manifest
 
 
 def test_table_by_hand() -> None:
+    """Counts as whole numbers, other decimals with four places, a dash where there is none."""
+    first = {"lamp_task": "LaMP-2M", "method": "base", "users": 60, "accuracy": 0.5}
+    second = first | {"method": "merge_only", "accuracy": 0.61234}
+    third = {"lamp_task": "LaMP-3", "method": "mta", "users": 7, "mae": 1 / 3}
     table = [
-        {"lamp_task": "LaMP-2M", "method": "base", "users": 60, "accuracy": 0.5, "tokens": 0.0},
-        {
-            "lamp_task": "LaMP-2M",
-            "method": "merge_only",
-            "users": 60,
-            "accuracy": 0.61234,
-            "tokens": 12345.6,
-        },
-        {"lamp_task": "LaMP-3", "method": "mta", "users": 7, "mae": 1 / 3},
+        first | {"tokens_per_user": 0.0, "seconds_per_user": 123.45678},
+        second | {"tokens_per_user": 12345.6, "seconds_per_user": 0.1},
+        third,
     ]
     assert table_text(table, ["anchor x: failed"]).splitlines() == [
-        "lamp_task  method      users  accuracy  tokens     mae",
-        "---------  ----------  -----  --------  ------  ------",
-        "LaMP-2M    base           60    0.5000  0.0000       -",
-        "LaMP-2M    merge_only     60    0.6123  12,346       -",
-        "LaMP-3     mta             7         -       -  0.3333",
+        "lamp_task  method      users  accuracy  tokens_per_user  seconds_per_user     mae",
+        "---------  ----------  -----  --------  ---------------  ----------------  ------",
+        "LaMP-2M    base           60    0.5000                0          123.4568       -",
+        "LaMP-2M    merge_only     60    0.6123           12,346            0.1000       -",
+        "LaMP-3     mta             7         -                -                 -  0.3333",
         "MISSING: anchor x: failed",
     ]
     assert table_text(table, []).endswith("0.3333\n")
