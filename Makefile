@@ -33,7 +33,7 @@ benchmark: $(INSTALLED) ## install, start the local stack, run the benchmark, pr
 up: $(INSTALLED) ## install and start the local stack only
 	@$(PY) -m infra.local up
 
-deploy: $(INSTALLED) ## deploy again to the running stack
+deploy: $(INSTALLED) ## start what does not run, and deploy again
 	@$(PY) -m infra.local deploy
 
 status: $(INSTALLED) ## what of the stack runs, and where

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 
 from infra.local.api import PrefectApi
 from infra.local.processes import Record
@@ -46,14 +47,17 @@ def benchmark(
     elif not code:
         say(f"the run wrote no comparison to {table}")
     if code:
-        say(f"the run failed: {_last_words(running.api)}")
+        reason = _last_words(running.api, began)
+        if reason is None:
+            return code  # refused before it began; Prefect has said why
+        say(f"the run failed: {reason}")
         say(f"its log is in the Prefect UI and in {layout.logs / 'worker.log'}")
     say(f"MLflow   {running.mlflow_uri}")
     return code
 
 
-def _last_words(api: PrefectApi) -> str:
-    """The final state's message of the deployment's newest ended run."""
+def _last_words(api: PrefectApi, began: float) -> str | None:
+    """The final message of the deployment's newest run created since `began`; None without one."""
     flow, deployment = DEPLOYMENT.split("/")
     runs = api.call(
         "POST",
@@ -66,7 +70,9 @@ def _last_words(api: PrefectApi) -> str:
             "limit": 1,
         },
     )
-    message = (runs[0]["state"] or {}).get("message") if runs else None
+    if not runs or datetime.fromisoformat(runs[0]["created"]).timestamp() < began:
+        return None
+    message = (runs[0]["state"] or {}).get("message")
     return " ".join((message or "the server knows no reason").split())
 
 

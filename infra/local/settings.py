@@ -146,8 +146,8 @@ def client_environment(
 def prefect_toml(layout: Layout, prefect_port: int | None) -> str:
     """The text of `prefect.toml`, which Prefect reads from the folder it is called in.
 
-    Without a port (the stack is down) there is no API address: then Prefect serves itself, for
-    the length of one command, from the same database.
+    Without a port (the stack is down) there is no API address, and Prefect may not serve itself
+    from the same database either: a run put there would wait, unseen, for the next start.
     """
 
     def quoted(value: object) -> str:
@@ -161,6 +161,8 @@ def prefect_toml(layout: Layout, prefect_port: int | None) -> str:
     ]
     if prefect_port is not None:
         lines += ["[api]", f"url = {quoted(f'http://{HOST}:{prefect_port}/api')}", ""]
+    else:
+        lines += ["[server.ephemeral]", "enabled = false", ""]
     lines += [
         "[server]",
         "analytics_enabled = false",

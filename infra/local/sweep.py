@@ -5,8 +5,8 @@ one worker, so whatever the server still believes to be running then has no one 
 
 - the job's own process survives the worker's and would go on writing;
 - its flow run stays RUNNING, since nobody is left to report its end;
-- its slots of the `gpu` limit and of the deployment's limit are leased for five minutes, and the
-  next run would wait for these leases to end.
+- its slots of the `gpu` limit and of the deployment's limit stay taken until their leases end, and
+  the next run would wait for that.
 """
 
 from __future__ import annotations

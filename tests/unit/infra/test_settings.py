@@ -30,6 +30,8 @@ def test_prefect_toml_is_what_prefect_needs_from_a_second_shell(tmp_path: Path) 
 def test_prefect_toml_names_no_server_when_the_stack_is_down(tmp_path: Path) -> None:
     read = tomllib.loads(prefect_toml(Layout(tmp_path), None))
     assert "api" not in read
+    # Nor does Prefect start one of its own on the project's database.
+    assert read["server"]["ephemeral"]["enabled"] is False
     assert read["server"]["analytics_enabled"] is False
 
 
