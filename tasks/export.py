@@ -3,7 +3,7 @@
     python -m tasks.export --user few_shot-00003 --to my-lora [--lamp-task LaMP-2M] [--run FILE]
 
 takes the user from the last run (or the one named, a file in `.mta/runs`). The folder loads in
-stock PEFT: `PeftModel.from_pretrained(base, "my-lora")`.
+stock PEFT: `PeftModel.from_pretrained(base, "my-lora")`; `mta.json` in it says how prompts look.
 """
 
 from __future__ import annotations
@@ -16,23 +16,27 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import Store
-from tasks.base_model import base_folder
+from tasks.base_model import base_folder, model_name
 from tasks.config import RunConfig
 from tasks.errors import InputError
 from tasks.fusion import read_recipes
+from tasks.questions import profile_questions
 from tasks.report import RUNS_FOLDER
-from tasks.stacking import merged_lora
 from tasks.stage import store
 
 
-def export(where: Store, run: dict[str, Any], lamp_task: str, user_id: str, folder: Path) -> Path:
-    """Write the user's LoRA to `folder`, which must not exist yet; returns the base model's folder.
+def export(
+    where: Store, run: dict[str, Any], lamp_task: str, user_id: str, folder: Path
+) -> tuple[Path, bool]:
+    """Write the user's LoRA to `folder`, which must not exist yet.
+
+    Returns the base model's folder, and whether there was a stacked LoRA (else: merged only).
 
     Raises InputError when the run has no such LaMP task or user.
     """
     from tasks.lora.adapters import write_peft
     from tasks.lora.bank import read_bank
-    from tasks.lora.merge import concatenate
+    from tasks.lora.merge import concatenate, merge
 
     if lamp_task not in run["lamp_tasks"]:
         known = ", ".join(run["lamp_tasks"])
@@ -46,17 +50,27 @@ def export(where: Store, run: dict[str, Any], lamp_task: str, user_id: str, fold
         few = ", ".join(sorted(recipes)[:5])
         raise InputError(f"--user {user_id}: no few-shot user of this run; there are {few}, ...")
     bank = read_bank(where.open(stages["bank"]["ref"]).folder / "bank.safetensors")
-    lora = merged_lora(config, bank, recipes[user_id])
+    recipe = recipes[user_id]
+    members = [bank.lora(anchor) for anchor in recipe["anchors"]]
+    lora = merge(members, recipe["weights"], config.fusion.merge)
+    stacked_too = False
     for shard in stages["stacking"]:
         if user_id in shard["value"]["users"]:
             stacked = read_bank(where.open(shard["ref"]).folder / "stacked.safetensors")
             lora = concatenate(lora, stacked.lora(user_id))
-    base = base_folder(config, where, stages["base"]["ref"])
+            stacked_too = True
+    base = base_folder(config, where, stages["base"])
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
-    write_peft(scratch, lora, str(base))
+    write_peft(scratch, lora, model_name(config))
+    # A LoRA is good for the prompts it was trained on: this says how they look.
+    instruction = stages["prepared"]["value"]["instruction"]
+    blank = {"id": "", "text": "<text>", "answer": "<answer>"}
+    (sample,) = profile_questions(config, lamp_task, instruction, [blank])
+    about = {"lamp_task": lamp_task, "user": user_id, "base": base.name, "prompt": sample.prompt}
+    (scratch / "mta.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     scratch.rename(folder)
-    return base
+    return base, stacked_too
 
 
 def last_run(where: Store) -> Path:
@@ -84,11 +98,12 @@ def main(arguments: list[str] | None = None) -> int:
         except (OSError, ValueError) as error:
             raise InputError(f"--run {file}: cannot be read ({error})") from error
         lamp_task = given.lamp_task or next(iter(run["lamp_tasks"]))
-        base = export(where, run, lamp_task, given.user, given.to)
+        base, stacked_too = export(where, run, lamp_task, given.user, given.to)
     except InputError as error:
         print(f"mta: {error}", file=sys.stderr)
         return 2
-    print(f"{given.to}: LoRA of {given.user} for {lamp_task}; its base model is {base}")
+    what = "merged and stacked LoRA" if stacked_too else "merged LoRA (the run stacked none on it)"
+    print(f"{given.to}: {what} of {given.user} for {lamp_task}; its base model is {base}")
     return 0
 
 

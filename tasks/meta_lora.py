@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import NOTES, Piece, digest
-from tasks.base_model import load, model_parts
+from tasks.base_model import load, model_name, model_parts, prompt_parts
 from tasks.config import RunConfig, TrainingOptions, derive_seed
+from tasks.errors import InputError
 from tasks.prepare import users_of
 from tasks.questions import content, encode_all, profile_questions
 from tasks.stage import gpu_slot, stage, store
 
-VERSION = 1
+if TYPE_CHECKING:
+    from tasks.lora.adapters import Lora
+    from tasks.lora.base import Base
+    from tasks.lora.batches import Encoded
+    from tasks.lora.group_train import Outcome
+    from tasks.lora.merge import MergedUsers
+
+VERSION = 2
 
 
 @stage(name="meta-lora", tags=["gpu"], task_run_name="meta-lora-{anchor}")
@@ -38,40 +47,38 @@ def meta_lora(
             "lamp_task": lamp_task,
             "anchor": anchor,
             "history": content(user["profile"]),
-            "instruction": instruction,
             "training": options.meta_lora.model_dump(),
-            **model_parts(options, base["ref"]),
+            "seed": options.seed,
+            **prompt_parts(options, instruction),
+            **model_parts(options, base),
         }
     )
 
     def make(out: Path) -> dict[str, Any]:
-        from tasks.lora import adapters, train
+        from tasks.lora.adapters import write_peft
 
         samples = profile_questions(options, lamp_task, instruction, user["profile"])
         with gpu_slot():
             started = time.perf_counter()
-            loaded = load(options, where, base["ref"])
-            chosen = options.meta_lora
-            model = adapters.attach(
-                loaded.model, "meta", chosen.rank, chosen.alpha / chosen.rank, chosen.target_modules
-            )
+            loaded = load(options, where, base)
+            encoded = encode_all(loaded, samples, answers=True)
             seed = derive_seed(options.seed, "meta_lora", anchor)
-            lora, trained = train.train_lora(
-                loaded,
-                model,
-                "meta",
-                encode_all(loaded, samples, answers=True),
-                training_recipe(chosen, seed),
-            )
+            (lora,), outcome = train_users(loaded, options.meta_lora, [encoded], [seed])
             seconds = round(time.perf_counter() - started, 3)
-        adapters.write_peft(out / "adapter", lora, options.base.model)
+        if outcome.failed:
+            step = len(outcome.losses[0])
+            raise InputError(
+                f"anchor {anchor}: the loss was not finite at step {step}; "
+                "lower meta_lora.learning_rate"
+            )
+        write_peft(out / "adapter", lora, model_name(options))
         return {
             "anchor": anchor,
             "items": len(samples),
-            "steps": len(trained.losses),
-            "losses": trained.losses,
-            "tokens": trained.tokens,
-            "truncated": trained.truncated,
+            "steps": len(outcome.losses[0]),
+            "losses": outcome.losses[0],
+            "tokens": outcome.tokens[0],
+            "truncated": sum(sample.truncated for sample in encoded),
             # Of the work itself: waiting for the slot is not a cost of the method.
             NOTES: {"seconds": seconds},
         }
@@ -105,11 +112,21 @@ def bank(trained: list[dict[str, Any]]) -> Piece:
     return where.get("bank", key, make)
 
 
-def training_recipe(options: TrainingOptions, seed: int) -> Any:
-    """The engine's `Recipe` of a training section of the configuration."""
+def train_users(
+    base: Base,
+    options: TrainingOptions,
+    samples: Sequence[Sequence[Encoded]],
+    seeds: Sequence[int],
+    frozen: MergedUsers | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Lora], Outcome]:
+    """One LoRA per user, trained at once on the users' samples, over their merged LoRAs if any."""
+    from tasks.lora.adapters import Lora
+    from tasks.lora.group_train import train_group
+    from tasks.lora.grouped import grouped, shapes_of
     from tasks.lora.train import Recipe
 
-    return Recipe(
+    recipe = Recipe(
         learning_rate=options.learning_rate,
         epochs=options.epochs,
         batch_size=options.batch_size,
@@ -118,5 +135,25 @@ def training_recipe(options: TrainingOptions, seed: int) -> Any:
         warmup_share=options.warmup_share,
         max_grad_norm=options.max_grad_norm,
         weight_decay=options.weight_decay,
-        seed=seed,
     )
+    shapes = shapes_of(base.model, options.target_modules, options.rank)
+    scale = options.alpha / options.rank
+    names = sorted({*shapes.sizes, *(frozen.layers if frozen else ())})
+    with grouped(base.model, names) as layers:
+        outcome = train_group(
+            base,
+            layers,
+            shapes,
+            samples,
+            recipe,
+            seeds,
+            scale=scale,
+            frozen=frozen.parts if frozen else None,
+            progress=progress,
+        )
+    split = shapes.split(outcome.flat.cpu())
+    loras = [
+        Lora({name: (a[u].clone(), b[u].clone()) for name, (a, b) in split.items()}, scale)
+        for u in range(len(samples))
+    ]
+    return loras, outcome

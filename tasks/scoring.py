@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import NOTES, Piece, Store, digest, library_versions
-from tasks.base_model import load, model_parts
+from tasks.base_model import load, model_parts, prompt_parts
 from tasks.config import RunConfig
 from tasks.fusion import read_recipes
 from tasks.questions import encode_all, user_queries
-from tasks.stacking import (
-    MERGED,
-    STACKED,
-    Inputs,
-    few_shot_users,
-    merged_lora,
-    merged_parts,
-    personal_model,
-    stacked_key,
-)
+from tasks.stacking import Inputs, few_shot_users, merged_parts, merged_users, stacked_key
 from tasks.stage import gpu_slot, log, stage, store
 
-VERSION = 1
+VERSION = 2
 
 
 @stage(name="predict", tags=["gpu"], task_run_name="predict-{method}-{batch}")
@@ -56,9 +48,8 @@ def predict(
             "user": user["user_id"],
             # Ids too: they stand in the table.
             "queries": [[item["id"], item["input"], item["gold"]] for item in user["query"]],
-            "instruction": given.prepared["value"]["instruction"],
-            "batch_size": options.scoring.batch_size,
-            **model_parts(options, given.base["ref"]),
+            **prompt_parts(options, given.prepared["value"]["instruction"]),
+            **model_parts(options, given.base),
         }
         if options.prompt.history_items:
             parts["history"] = [[item["text"], item["answer"]] for item in user["profile"]]
@@ -174,42 +165,41 @@ def _answer(
     users: list[dict[str, Any]],
     stacked: dict[str, Any] | None,
 ) -> list[tuple[list[str], float]]:
-    """Answers and seconds per user.
-
-    Each user's queries make batches of their own: the company of others changes no number.
-    """
+    """Answers and seconds per user; users are answered for many at once, each with their LoRA."""
     from tasks.lamp.definitions import get_task
-    from tasks.lora.adapters import fill
+    from tasks.lora.answer import answer_users
     from tasks.lora.bank import read_bank
-    from tasks.lora.generate import generate
+    from tasks.lora.grouped import Part, grouped
 
-    recipes = read_recipes(where, given.fused)
-    shard = None
-    if method == "base":
-        base = load(options, where, given.base["ref"])
-        model = base.model
-    else:
-        base, model, members = personal_model(options, where, given)
-        model.base_model.set_adapter([MERGED, STACKED] if method == "mta" else MERGED)
+    started = time.perf_counter()
+    base = load(options, where, given.base)
+    ids = [user["user_id"] for user in users]
+    instruction = given.prepared["value"]["instruction"]
+    questions = [
+        encode_all(base, user_queries(options, lamp_task, instruction, user), answers=False)
+        for user in users
+    ]
+    merged = None
+    if method != "base":
+        merged = merged_users(options, where, given, ids, base.device)
+    own: dict[str, Part] = {}
     if method == "mta":
         if stacked is None:
             raise ValueError("method mta needs the batch's stacked LoRAs")
         shard = read_bank(where.open(stacked["ref"]).folder / "stacked.safetensors")
-    instruction = given.prepared["value"]["instruction"]
-    answers = []
-    for user in users:
-        started = time.perf_counter()
-        if method != "base":
-            fill(model, MERGED, merged_lora(options, members, recipes[user["user_id"]]))
-        if shard is not None:
-            fill(model, STACKED, shard.lora(user["user_id"]))
-        samples = user_queries(options, lamp_task, instruction, user)
-        given_answers = generate(
-            base,
-            model,
-            encode_all(base, samples, answers=False),
-            get_task(lamp_task).max_new_tokens,
-            options.scoring.batch_size,
-        )
-        answers.append((given_answers, round(time.perf_counter() - started, 4)))
-    return answers
+        rows = [shard.ids.index(user_id) for user_id in ids]
+        own = {
+            name: Part(a[rows].to(base.device), b[rows].to(base.device), shard.scale)
+            for name, (a, b) in shard.layers.items()
+        }
+
+    def parts(batch: Sequence[int]) -> tuple[dict[str, Part] | None, dict[str, Part] | None]:
+        chosen = list(batch)
+        trained = {n: Part(p.a[chosen], p.b[chosen], p.scale) for n, p in own.items()}
+        return merged.parts(chosen) if merged else None, trained
+
+    names = sorted({*(merged.layers if merged else ()), *own})
+    with grouped(base.model, names) as layers:
+        answers = answer_users(base, layers, questions, parts, get_task(lamp_task).max_new_tokens)
+    each = round((time.perf_counter() - started) / len(users), 4)
+    return [(given_answers, each) for given_answers in answers]

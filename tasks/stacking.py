@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import NOTES, Piece, Store, digest
-from tasks.base_model import load, model_parts
+from tasks.base_model import load, model_parts, prompt_parts
 from tasks.config import RunConfig, derive_seed
 from tasks.fusion import read_recipes
-from tasks.meta_lora import training_recipe
+from tasks.meta_lora import train_users
 from tasks.prepare import users_of
 from tasks.questions import content, encode_all, profile_questions
 from tasks.stage import gpu_slot, log, stage, store
 
 if TYPE_CHECKING:
     from tasks.lora.adapters import Lora
-    from tasks.lora.bank import Bank
+    from tasks.lora.group_train import Outcome
+    from tasks.lora.merge import MergedUsers
 
-VERSION = 1
-MERGED, STACKED = "merged", "stacked"
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ def stacking(
 ) -> Piece:
     """Train the stacked LoRAs of one batch of users; one shard, `stacked.safetensors` [U, r, ...].
 
-    A user whose history and recipe did not change is taken from an earlier shard.
+    All users of the batch are trained at once, each as if alone. A user whose history and recipe
+    did not change is taken from an earlier shard. A user whose loss stops being finite keeps the
+    weights of the step before and is named as `failed`.
     """
     options = RunConfig.model_validate(config)
     where = store()
@@ -57,7 +59,7 @@ def stacking(
             piece.folder: read_bank(piece.folder / "stacked.safetensors")
             for piece, _ in known.values()
         }
-        made: dict[str, tuple[Lora, dict[str, int], float]] = {}
+        made: dict[str, tuple[Lora, dict[str, Any], float]] = {}
         for row, (piece, number) in known.items():
             shard = shards[piece.folder]
             lora = shard.lora(shard.ids[number])
@@ -66,15 +68,26 @@ def stacking(
         log(f"{lamp_task}: stacking {len(todo)} users, {len(users) - len(todo)} known from before")
         if todo:
             with gpu_slot():
-                trained = _train(options, lamp_task, where, given, [user for user, _ in todo])
-            made |= dict(zip((row for _, row in todo), trained, strict=True))
-        loras, work, seconds = zip(*(made[row] for row in rows), strict=True)
+                started = time.perf_counter()
+                new, outcome, cut = _train(
+                    options, lamp_task, where, given, [user for user, _ in todo]
+                )
+                each = round((time.perf_counter() - started) / len(todo), 4)
+            for number, (_, row) in enumerate(todo):
+                work = {
+                    "steps": len(outcome.losses[number]),
+                    "tokens": outcome.tokens[number],
+                    "truncated": cut[number],
+                    "failed": number in outcome.failed,
+                }
+                made[row] = (new[number], work, each)
+        loras, work_done, seconds = zip(*(made[row] for row in rows), strict=True)
         write_bank(out / "stacked.safetensors", stack(user_ids, loras))
         bytes_per_user = sum(4 * (a.numel() + b.numel()) for a, b in loras[0].layers.values())
         return {
             "rows": rows,
             "users": user_ids,
-            "work": list(work),
+            "work": list(work_done),
             "bytes_per_user": bytes_per_user,
             NOTES: {"per_user": list(seconds)},
         }
@@ -114,70 +127,48 @@ def stacked_key(
             "lamp_task": lamp_task,
             "user": user["user_id"],
             "history": content(user["profile"]),
-            "instruction": given.prepared["value"]["instruction"],
             "merged": merged_parts(options, given, recipes[user["user_id"]]),
             "training": options.stacking.model_dump(exclude={"users_per_job"}),
-            "target_modules": options.meta_lora.target_modules,
-            **model_parts(options, given.base["ref"]),
+            "seed": options.seed,
+            **prompt_parts(options, given.prepared["value"]["instruction"]),
+            **model_parts(options, given.base),
         }
     )
 
 
-def merged_lora(options: RunConfig, members: Bank, recipe: dict[str, Any]) -> Lora:
-    """A user's merged LoRA, computed from the recipe."""
-    from tasks.lora.merge import merge
-
-    loras = [members.lora(anchor) for anchor in recipe["anchors"]]
-    return merge(loras, recipe["weights"], options.fusion.merge)
-
-
-def personal_model(options: RunConfig, where: Store, given: Inputs) -> tuple[Any, Any, Bank]:
-    """(base, model, bank): the base with an empty merged and an empty stacked LoRA attached.
-
-    Users come and go by filling the two; the base is loaded once.
-    """
-    from tasks.lora.adapters import attach
+def merged_users(
+    options: RunConfig, where: Store, given: Inputs, user_ids: list[str], device: Any
+) -> MergedUsers:
+    """The merged LoRAs of the users, in the order given, computed from their recipes."""
     from tasks.lora.bank import read_bank
-    from tasks.lora.merge import merged_rank
+    from tasks.lora.merge import MergedUsers
 
-    base = load(options, where, given.base["ref"])
     members = read_bank(where.open(given.banked["ref"]).folder / "bank.safetensors")
-    rank = merged_rank(members.rank, given.fused["value"]["anchors_per_user"], options.fusion.merge)
-    model = attach(base.model, MERGED, rank, members.scale, options.meta_lora.target_modules)
-    chosen = options.stacking
-    model = attach(model, STACKED, chosen.rank, chosen.alpha / chosen.rank, chosen.target_modules)
-    return base, model, members
+    recipes = read_recipes(where, given.fused)
+    chosen = [(recipes[user]["anchors"], recipes[user]["weights"]) for user in user_ids]
+    return MergedUsers(members, chosen, options.fusion.merge, device)
 
 
 def _train(
     options: RunConfig, lamp_task: str, where: Store, given: Inputs, users: list[dict[str, Any]]
-) -> list[tuple[Lora, dict[str, int], float]]:
-    """Per user: the stacked LoRA, the work it took, and the seconds."""
-    from tasks.lora.adapters import fill
-    from tasks.lora.train import train_lora
-
-    base, model, members = personal_model(options, where, given)
-    recipes = read_recipes(where, given.fused)
+) -> tuple[list[Lora], Outcome, list[int]]:
+    """The users' stacked LoRAs, how training went, and how many samples were cut, per user."""
+    base = load(options, where, given.base)
+    ids = [user["user_id"] for user in users]
     instruction = given.prepared["value"]["instruction"]
-    # PEFT: only the inner model takes several active adapters at once.
-    model.base_model.set_adapter([MERGED, STACKED])
-    results = []
-    for user in users:
-        started = time.perf_counter()
-        fill(model, MERGED, merged_lora(options, members, recipes[user["user_id"]]))
-        samples = profile_questions(options, lamp_task, instruction, user["profile"])
-        seed = derive_seed(options.seed, "stacking", user["user_id"])
-        lora, trained = train_lora(
+    samples = [
+        encode_all(
             base,
-            model,
-            STACKED,
-            encode_all(base, samples, answers=True),
-            training_recipe(options.stacking, seed),
+            profile_questions(options, lamp_task, instruction, user["profile"]),
+            answers=True,
         )
-        work = {
-            "steps": len(trained.losses),
-            "tokens": trained.tokens,
-            "truncated": trained.truncated,
-        }
-        results.append((lora, work, round(time.perf_counter() - started, 4)))
-    return results
+        for user in users
+    ]
+    loras, outcome = train_users(
+        base,
+        options.stacking,
+        samples,
+        [derive_seed(options.seed, "stacking", user_id) for user_id in ids],
+        merged_users(options, where, given, ids, base.device),
+    )
+    return loras, outcome, [sum(item.truncated for item in own) for own in samples]

@@ -8,14 +8,9 @@ the base model, e.g. `model.layers.0.self_attn.q_proj`.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -41,89 +36,6 @@ class Lora:
         """The update `scale * B @ A` [out, in] of one layer, computed in float64."""
         a, b = self.layers[layer]
         return self.scale * (b.double() @ a.double())
-
-
-def attach(model: Any, name: str, rank: int, scale: float, target_modules: list[str] | str) -> Any:
-    """`model` with an empty LoRA called `name` (PEFT); a second call adds a second LoRA.
-
-    Raises InputError when `target_modules` names no layer of the model.
-    """
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=scale * rank,  # type: ignore[arg-type]  # PEFT divides it again; floats are fine
-        target_modules=target_modules,
-        lora_dropout=0.0,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    try:
-        if hasattr(model, "peft_config"):
-            model.add_adapter(name, config)
-            return model
-        return get_peft_model(model, config, adapter_name=name)
-    except ValueError as error:
-        raise InputError(
-            f"target_modules {target_modules}: {' '.join(str(error).split())}"
-        ) from error
-
-
-def lora_layers(model: Any, adapter: str) -> dict[str, Any]:
-    """The layers (PEFT `LoraLayer`) that carry the LoRA `adapter`, by their name in the base."""
-    return {
-        name.removeprefix(_PREFIX): module
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer) and adapter in module.lora_A
-    }
-
-
-def fill(model: Any, name: str, lora: Lora) -> None:
-    """Copy `lora` into the attached LoRA `name`, whose rank and scale must be the same."""
-    with torch.no_grad():
-        for layer, module in lora_layers(model, name).items():
-            a, b = lora.layers[layer]
-            # `copy_` would spread a narrower LoRA over all ranks without a word.
-            if a.shape != module.lora_A[name].weight.shape:
-                raise ValueError(f"{layer}: attached with rank {module.r[name]}, {lora.rank=}")
-            if not math.isclose(module.scaling[name], lora.scale):
-                raise ValueError(
-                    f"{layer}: attached with scale {module.scaling[name]}, {lora.scale=}"
-                )
-            module.lora_A[name].weight.copy_(a)
-            module.lora_B[name].weight.copy_(b)
-
-
-def read(model: Any, name: str) -> Lora:
-    """The attached LoRA `name` as float32 tensors on the CPU."""
-    layers = {}
-    scale = 1.0
-    for layer, module in lora_layers(model, name).items():
-        scale = module.scaling[name]
-        pair = (module.lora_A[name].weight, module.lora_B[name].weight)
-        layers[layer] = (
-            pair[0].detach().float().cpu().clone(),
-            pair[1].detach().float().cpu().clone(),
-        )
-    return Lora(layers, scale)
-
-
-def fresh(model: Any, name: str, seed: int) -> Lora:
-    """Initial weights for the attached LoRA `name`: A uniform in +-1/sqrt(in), B zero.
-
-    The bounds are PEFT's default (Kaiming with a = sqrt 5). The generator is our own, layer after
-    layer in name order, so that jobs running side by side cannot disturb one another's numbers.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    layers = {}
-    scale = 1.0
-    for layer, module in sorted(lora_layers(model, name).items()):
-        scale = module.scaling[name]
-        a, b = module.lora_A[name].weight, module.lora_B[name].weight
-        bound = 1.0 / math.sqrt(a.shape[1])
-        layers[layer] = (
-            (torch.rand(a.shape, generator=generator) * 2 - 1) * bound,
-            torch.zeros(b.shape),
-        )
-    return Lora(layers, scale)
 
 
 def write_peft(folder: Path, lora: Lora, base_model: str) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from tasks.lora.base import Base
 
+_PLACEHOLDER = "the text of the user"
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -34,9 +36,7 @@ def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
     """
     tokenizer = base.tokenizer
     if tokenizer.chat_template:
-        message = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = _through_template(tokenizer, prompt)
         answer_text = answer
     else:
         # Text that looks like a special token ("</s>") is text: it came from a user.
@@ -45,6 +45,8 @@ def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
         if ids and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]
         answer_text = None if answer is None else " " + answer
+    # A label is predicted from the token before it, so there has to be one.
+    ids = ids or [tokenizer.eos_token_id]
     labels: list[int] = []
     if answer_text is not None:
         labels = tokenizer(answer_text, add_special_tokens=False, split_special_tokens=True)[
@@ -61,6 +63,21 @@ def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
         head = ids[:1] if ids[0] == tokenizer.bos_token_id else []
         ids = head + ids[len(ids) - room + len(head) :]
     return Encoded(ids, labels, truncated)
+
+
+def _through_template(tokenizer: Any, prompt: str) -> list[int]:
+    """The prompt as one user turn. Special tokens of the template are; in the user's text they
+    are text, so a text that holds one is tokenised apart from the template around it."""
+    risky = any(token in prompt for token in tokenizer.all_special_tokens)
+    content = _PLACEHOLDER if risky else prompt
+    message = [{"role": "user", "content": content}]
+    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    before, _, after = text.partition(content) if risky else (text, "", "")
+    ids = tokenizer(before, add_special_tokens=False)["input_ids"]
+    if risky:
+        ids += tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids += tokenizer(after, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Merging anchors' LoRAs into one (arXiv 2511.20072, adaptive fusion).
+"""Merging anchors' LoRAs (arXiv 2511.20072, adaptive fusion), for one user or many at once.
 
 With anchors i, weights w_i and the anchors' common scale s, the merged update of a layer is
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from tasks.lora.adapters import Lora
+from tasks.lora.bank import Bank
+from tasks.lora.grouped import Part
 
 MERGES = ("exact", "factors", "svd")
 
@@ -34,14 +36,41 @@ def merge(loras: Sequence[Lora], weights: Sequence[float], how: str) -> Lora:
             raise ValueError("merge needs LoRAs of the same scale and layers")
     layers = {}
     for name in first.layers:
-        a = [lora.layers[name][0] for lora in loras]
-        b = [lora.layers[name][1] for lora in loras]
-        if how == "factors":
-            layers[name] = (_weighted(a, weights), _weighted(b, weights))
-            continue
-        pair = torch.cat(a, 0), torch.cat([w * x for w, x in zip(weights, b, strict=True)], 1)
-        layers[name] = _truncate(*pair, rank=first.rank) if how == "svd" else pair
+        a = torch.stack([lora.layers[name][0] for lora in loras])
+        b = torch.stack([lora.layers[name][1] for lora in loras])
+        merged_a, merged_b = _merge_layer(a[None], b[None], a.new_tensor([list(weights)]), how)
+        layers[name] = (merged_a[0], merged_b[0])
     return Lora(layers, first.scale)
+
+
+class MergedUsers:
+    """The merged LoRAs of many users, made from their recipes when a batch of them is needed."""
+
+    def __init__(
+        self,
+        bank: Bank,
+        recipes: Sequence[tuple[Sequence[str], Sequence[float]]],
+        how: str,
+        device: torch.device,
+    ) -> None:
+        """`recipes`: per user the anchors and their weights, equally many for all users."""
+        place = {member: number for number, member in enumerate(bank.ids)}
+        members = [[place[anchor] for anchor in anchors] for anchors, _ in recipes]
+        self.members = torch.tensor(members, device=device)
+        wide = [list(weights) for _, weights in recipes]
+        self.weights = torch.tensor(wide, dtype=torch.float64, device=device)
+        self.layers = {name: (a.to(device), b.to(device)) for name, (a, b) in bank.layers.items()}
+        self.scale, self.how = bank.scale, how
+
+    def parts(self, users: Sequence[int]) -> dict[str, Part]:
+        """Per layer the merged LoRAs of `users` (their numbers), gathered on the device."""
+        rows = torch.tensor(list(users), device=self.members.device)
+        members, weights = self.members[rows], self.weights[rows]
+        parts = {}
+        for name, (a, b) in self.layers.items():
+            part = _merge_layer(a[members], b[members], weights.to(a.dtype), self.how)
+            parts[name] = Part(*part, self.scale)
+        return parts
 
 
 def concatenate(under: Lora, over: Lora) -> Lora:
@@ -64,24 +93,25 @@ def concatenate(under: Lora, over: Lora) -> Lora:
     return Lora(layers, 1.0)
 
 
-def merged_rank(rank: int, members: int, how: str) -> int:
-    """Rank of the merged LoRA of `members` anchors of rank `rank`."""
-    return rank * members if how == "exact" else rank
-
-
-def _weighted(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    return torch.stack([w * x for w, x in zip(weights, tensors, strict=True)]).sum(0)
+def _merge_layer(a: Tensor, b: Tensor, weights: Tensor, how: str) -> tuple[Tensor, Tensor]:
+    """`a` [U, m, r, in], `b` [U, m, out, r], `weights` [U, m] to A [U, R, in], B [U, out, R]."""
+    if how == "factors":
+        return torch.einsum("um,umri->uri", weights, a), torch.einsum("um,umor->uor", weights, b)
+    wide_a = a.flatten(1, 2)
+    wide_b = (weights[:, :, None, None] * b).transpose(1, 2).flatten(2)
+    return _truncate(wide_a, wide_b, a.shape[2]) if how == "svd" else (wide_a, wide_b)
 
 
 def _truncate(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Best rank-`rank` factors of `b @ a` without forming it: SVD between two thin QRs."""
+    """Best rank-`rank` factors of each `b @ a` without forming it: an SVD between two thin QRs."""
     q_b, r_b = torch.linalg.qr(b.double())
-    q_a, r_a = torch.linalg.qr(a.double().T)
-    u, s, vt = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    root = s[:rank].sqrt()
-    left = b.new_zeros(b.shape[0], rank)
-    right = a.new_zeros(rank, a.shape[1])
+    q_a, r_a = torch.linalg.qr(a.double().mT)
+    u, s, vt = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+    root = s[:, :rank].sqrt()
+    left = b.new_zeros(len(b), b.shape[1], rank)
+    right = a.new_zeros(len(a), rank, a.shape[2])
     # Where a layer is narrower than the rank there are fewer singular values; the rest stay 0.
-    left[:, : len(root)] = q_b @ (u[:, :rank] * root)
-    right[: len(root)] = (root[:, None] * vt[:rank]) @ q_a.T
+    kept = root.shape[1]
+    left[:, :, :kept] = q_b @ (u[:, :, :rank] * root[:, None])
+    right[:, :kept] = (root[:, :, None] * vt[:, :rank]) @ q_a.mT
     return right, left

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, answer_logits, collate
+from tasks.lora.packing import micro_batches
 
 
 def projection(size: int, to: int, seed: int) -> Tensor | None:
@@ -24,7 +25,7 @@ def projection(size: int, to: int, seed: int) -> Tensor | None:
     if size <= to:
         return None
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(size, to, generator=generator) / to**0.5
+    return torch.randn(size, to, generator=generator, dtype=torch.float32) / to**0.5
 
 
 @torch.no_grad()
@@ -34,9 +35,12 @@ def item_signatures(
     vocabulary: int,
     hidden: int,
     seed: int,
-    batch_size: int = 64,
+    positions: int = 8192,
 ) -> Tensor:
-    """Signature of each sample [N, D] (float32, CPU), D = min(V, vocabulary) * min(d, hidden)."""
+    """Signature of each sample [N, D] (float32, CPU), D = min(V, vocabulary) * min(d, hidden).
+
+    `positions` bounds the tokens of a batch, padding included.
+    """
     head = base.model.get_output_embeddings()
     size_v, size_d = head.weight.shape
     left = projection(size_v, vocabulary, seed)
@@ -45,11 +49,10 @@ def item_signatures(
     right = None if right is None else right.to(base.device)
     seen: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i].prompt))
+    sizes = [(1, len(sample.prompt) + len(sample.answer)) for sample in samples]
     rows: list[Any] = [None] * len(samples)
     try:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        for chosen in micro_batches(sizes, positions):
             batch = collate(base, [samples[i] for i in chosen])
             seen.clear()
             logits = answer_logits(base.model, batch).float()

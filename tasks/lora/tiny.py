@@ -77,9 +77,9 @@ def train_tiny(
     order: list[int] = []
     while len(order) < wanted:
         order += torch.randperm(len(samples), generator=generator).tolist()
-    recipe = Recipe(learning_rate, 1, batch_size, 1, "cosine", 0.05, 1.0, 0.01, seed)
+    recipe = Recipe(learning_rate, 1, batch_size, 1, "cosine", 0.05, 1.0, 0.01)
     chosen = [samples[i] for i in order[:wanted]]
-    trained = fit(base, model, list(model.parameters()), chosen, recipe, progress)
+    trained = fit(base, model, list(model.parameters()), chosen, recipe, seed, progress)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return trained

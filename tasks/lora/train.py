@@ -1,4 +1,4 @@
-"""Training: the loop that the tiny base model, the meta-LoRAs and the stacked LoRAs share.
+"""Training a whole model (the tiny base), and what all training shares: recipe and batches.
 
 AdamW (betas 0.9 and 0.999), gradients clipped to a global norm per step, a schedule of
 transformers, loss averaged over the answer tokens of one optimiser step. No dropout, and no
@@ -15,7 +15,6 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import get_scheduler
 
-from tasks.lora import adapters
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, answer_logits, collate
 
@@ -32,7 +31,6 @@ class Recipe:
     warmup_share: float
     max_grad_norm: float
     weight_decay: float
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,9 @@ class Trained:
     truncated: int
 
 
-def epochs(count: int, recipe: Recipe, seed: int | None = None) -> Iterator[list[list[int]]]:
+def epochs(count: int, recipe: Recipe, seed: int) -> Iterator[list[list[int]]]:
     """Optimiser steps as lists of micro-batches of sample indices; the last step may be smaller."""
-    generator = torch.Generator().manual_seed(recipe.seed if seed is None else seed)
+    generator = torch.Generator().manual_seed(seed)
     size = recipe.batch_size
     for _ in range(recipe.epochs):
         order = torch.randperm(count, generator=generator).tolist()
@@ -61,6 +59,7 @@ def fit(
     parameters: Sequence[torch.nn.Parameter],
     samples: Sequence[Encoded],
     recipe: Recipe,
+    seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trained:
     """Train `parameters` of `model` (a model around or equal to `base.model`) on `samples`.
@@ -70,7 +69,7 @@ def fit(
     """
     if not samples:
         raise ValueError("fit needs at least one sample")
-    steps = list(epochs(len(samples), recipe))
+    steps = list(epochs(len(samples), recipe, seed))
     optimizer = torch.optim.AdamW(
         parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True
     )
@@ -109,26 +108,3 @@ def fit(
     if not all(torch.isfinite(parameter).all() for parameter in parameters):
         raise FloatingPointError("the last step made weights that are not finite; lower the rate")
     return Trained(losses, tokens, sum(sample.truncated for sample in samples))
-
-
-def train_lora(
-    base: Base,
-    model: Any,
-    name: str,
-    samples: Sequence[Encoded],
-    recipe: Recipe,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[adapters.Lora, Trained]:
-    """Train the attached LoRA `name` of the PEFT model `model` from fresh weights.
-
-    Whatever else is attached and active stays frozen below it.
-    """
-    adapters.fill(model, name, adapters.fresh(model, name, recipe.seed))
-    parameters = []
-    for parameter_name, parameter in model.named_parameters():
-        trained = f".{name}." in parameter_name and "lora_" in parameter_name
-        parameter.requires_grad_(trained)
-        if trained:
-            parameters.append(parameter)
-    trained_result = fit(base, model, parameters, samples, recipe, progress)
-    return adapters.read(model, name), trained_result

@@ -100,7 +100,6 @@ def training(**changes: Any) -> Recipe:
         "warmup_share": 0.1,
         "max_grad_norm": 1.0,
         "weight_decay": 0.0,
-        "seed": 3,
     }
     return Recipe(**(options | changes))
 

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from tasks.errors import InputError
 from tasks.lora import adapters
+from tasks.lora.adapters import Lora
 from tasks.lora.base import Base
+from tasks.lora.grouped import Part, assign, grouped
 from tasks.lora.merge import concatenate, merge
 from tests.unit.lora.helpers import (
-    HIDDEN,
     LAYERS,
     added_to,
     equal_tensors,
@@ -27,6 +28,7 @@ from tests.unit.lora.helpers import (
     random_lora,
     same,
 )
+from tests.unit.lora.peft_reference import attached
 
 MakeBase = Callable[[], Base]
 IDS = torch.tensor([[5, 80, 33, 290, 7, 112, 64, 3], [9, 8, 7, 6, 5, 4, 3, 250]])
@@ -37,41 +39,32 @@ def logits(model: torch.nn.Module) -> Tensor:
     return model(input_ids=IDS).logits
 
 
+@torch.no_grad()
+def grouped_logits(base: Base, lora: Lora, under: Lora | None = None) -> Tensor:
+    """The same LoRA as the engine runs it, for a single user."""
+
+    def parts(given: Lora) -> dict[str, Part]:
+        return {name: Part(a[None], b[None], given.scale) for name, (a, b) in given.layers.items()}
+
+    with grouped(base.model, sorted({*lora.layers, *(under.layers if under else ())})) as layers:
+        assign(layers, frozen=parts(under) if under else None, trained=parts(lora))
+        return logits(base.model)
+
+
 def assert_close(got: Tensor, wanted: Tensor, plain: Tensor) -> None:
     """Equal within 1e-4, where the LoRA moves the logits by far more than that."""
     assert (wanted - plain).abs().max() > 0.1
     assert (got - wanted).abs().max() <= 1e-4
 
 
-def test_all_linear_is_every_linear_layer_but_the_head(fresh_base: MakeBase) -> None:
-    """Llama has seven linear layers per block; the head is no target in PEFT's all-linear."""
-    base = fresh_base()
-    wanted = {
-        f"model.layers.{block}.{part}"
-        for block in range(LAYERS)
-        for part in (
-            *(f"self_attn.{letter}_proj" for letter in "qkvo"),
-            *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
-        )
-    }
-    model = adapters.attach(base.model, "merged", 3, 0.5, "all-linear")
-    model = adapters.attach(model, "stacked", 2, 2.0, "all-linear")
-    layers = adapters.lora_layers(model, "stacked")
-    assert layers.keys() == wanted
-    for layer in layers.values():
-        assert layer.r == {"merged": 3, "stacked": 2}
-        assert layer.scaling == {"merged": 0.5, "stacked": 2.0}
-
-
 def test_anchors_folder_in_stock_peft(fresh_base: MakeBase, tmp_path: Path) -> None:
+    """The folder in stock PEFT, against the sum W + s B A (Hu et al. 2021, equation 3)."""
     base = fresh_base()
     plain = logits(base.model)
     lora = random_lora(linear_shapes(base.model), rank=5, scale=1.7, seed=1)
     adapters.write_peft(tmp_path / "anchor", lora, "some/base")
     stock = logits(PeftModel.from_pretrained(fresh_base().model, tmp_path / "anchor"))
-    model = adapters.attach(base.model, "meta", 5, 1.7, "all-linear")
-    adapters.fill(model, "meta", lora)
-    assert_close(logits(model), stock, plain)
+    assert_close(grouped_logits(base, lora), stock, plain)
     summed = fresh_base().model
     added_to(summed, lora)
     assert_close(stock, logits(summed), plain)
@@ -88,21 +81,15 @@ def test_users_one_folder_in_stock_peft(fresh_base: MakeBase, tmp_path: Path, ho
     stacked = random_lora(shapes, 2, 2.0, seed=9, spread=0.2)
     adapters.write_peft(tmp_path / "user", concatenate(merged, stacked), "some/base")
     stock = logits(PeftModel.from_pretrained(fresh_base().model, tmp_path / "user"))
-
-    model = adapters.attach(base.model, "merged", merged.rank, 0.75, "all-linear")
-    model = adapters.attach(model, "stacked", 2, 2.0, "all-linear")
-    adapters.fill(model, "merged", merged)
-    adapters.fill(model, "stacked", stacked)
-    model.base_model.set_adapter(["merged", "stacked"])
-    both = logits(model)
+    both = logits(attached(fresh_base().model, merged=merged, stacked=stacked))
     assert_close(stock, both, plain)
+    assert_close(grouped_logits(base, stacked, merged), both, plain)
     summed = fresh_base().model
     added_to(summed, merged, stacked)
     assert_close(both, logits(summed), plain)
     # Either one alone is another model, so both were active.
-    for name in ("merged", "stacked"):
-        model.base_model.set_adapter(name)
-        assert (logits(model) - both).abs().max() > 0.1
+    for lora in (merged, stacked):
+        assert (logits(attached(fresh_base().model, only=lora)) - both).abs().max() > 0.1
 
 
 def test_a_folder_of_stock_peft_is_read(fresh_base: MakeBase, tmp_path: Path) -> None:
@@ -117,9 +104,8 @@ def test_a_folder_of_stock_peft_is_read(fresh_base: MakeBase, tmp_path: Path) ->
     stock.save_pretrained(tmp_path / "stock")
     lora = adapters.read_peft(tmp_path / "stock")
     assert (lora.rank, lora.scale, len(lora.layers)) == (4, 3.0, 2 * LAYERS)
-    model = adapters.attach(fresh_base().model, "meta", 4, 3.0, ["q_proj", "down_proj"])
-    adapters.fill(model, "meta", lora)
-    assert_close(logits(model), logits(stock), logits(fresh_base().model))
+    base = fresh_base()
+    assert_close(grouped_logits(base, lora), logits(stock), logits(base.model))
 
 
 @settings(deadline=None, max_examples=40)
@@ -221,76 +207,6 @@ def test_patterns_are_refused(fresh_base: MakeBase, tmp_path: Path) -> None:
     get_peft_model(fresh_base().model, config).save_pretrained(tmp_path)
     with pytest.raises(InputError):
         adapters.read_peft(tmp_path)
-
-
-def test_fill_and_read_round_trip(fresh_base: MakeBase) -> None:
-    base = fresh_base()
-    lora = random_lora(linear_shapes(base.model), 3, 0.5, 1)
-    model = adapters.attach(base.model, "one", 3, 0.5, "all-linear")
-    model = adapters.attach(model, "two", 3, 0.5, "all-linear")
-    before = adapters.read(model, "two")
-    adapters.fill(model, "one", lora)
-    assert same(adapters.read(model, "one"), lora)
-    assert same(adapters.read(model, "two"), before)
-    copied = adapters.read(model, "one")
-    copied.layers["model.layers.0.self_attn.q_proj"][0].zero_()
-    assert same(adapters.read(model, "one"), lora)
-
-
-def test_fill_refuses_another_scale(fresh_base: MakeBase) -> None:
-    base = fresh_base()
-    lora = random_lora(linear_shapes(base.model), 3, 0.5, 1)
-    model = adapters.attach(base.model, "one", 3, 0.6, "all-linear")
-    with pytest.raises(ValueError, match=r"scale 0\.6"):
-        adapters.fill(model, "one", lora)
-
-
-def test_fill_refuses_another_rank(fresh_base: MakeBase) -> None:
-    base = fresh_base()
-    lora = random_lora(linear_shapes(base.model), 2, 0.5, 1)
-    model = adapters.attach(base.model, "one", 3, 0.5, "all-linear")
-    with pytest.raises((ValueError, RuntimeError)):
-        adapters.fill(model, "one", lora)
-
-
-def test_fill_refuses_rank_one_in_a_larger_place(fresh_base: MakeBase) -> None:
-    base = fresh_base()
-    lora = random_lora(linear_shapes(base.model), 1, 0.5, 1)
-    model = adapters.attach(base.model, "one", 3, 0.5, "all-linear")
-    with pytest.raises((ValueError, RuntimeError)):
-        adapters.fill(model, "one", lora)
-
-
-def test_two_loras_on_different_layers(fresh_base: MakeBase) -> None:
-    """`meta_lora.target_modules` and `stacking.target_modules` are options of their own."""
-    model = adapters.attach(fresh_base().model, "merged", 3, 0.5, "all-linear")
-    model = adapters.attach(model, "stacked", 2, 2.0, ["q_proj"])
-    assert len(adapters.fresh(model, "stacked", 0).layers) == LAYERS
-
-
-@pytest.mark.parametrize("modules", [["no_such_proj"], "no_such_proj"])
-def test_target_modules_that_name_nothing(fresh_base: MakeBase, modules: list[str] | str) -> None:
-    with pytest.raises(InputError, match=r"target_modules .*no_such_proj") as caught:
-        adapters.attach(fresh_base().model, "meta", 2, 1.0, modules)
-    assert "\n" not in str(caught.value)
-
-
-def test_fresh_has_pefts_bounds_and_is_its_own(fresh_base: MakeBase) -> None:
-    """Kaiming uniform with a = sqrt 5 is sqrt(6 / (1 + 5) / in) = 1 / sqrt(in); B is zero."""
-    model = adapters.attach(fresh_base().model, "meta", 64, 0.25, "all-linear")
-    before = torch.random.get_rng_state()
-    lora = adapters.fresh(model, "meta", seed=7)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert same(lora, adapters.fresh(model, "meta", seed=7))
-    assert not equal_tensors(lora, adapters.fresh(model, "meta", seed=8))
-    assert (lora.rank, lora.scale) == (64, 0.25)
-    for a, b in lora.layers.values():
-        bound = a.shape[1] ** -0.5
-        assert not b.any()
-        assert 0.97 * bound < a.abs().max() <= bound
-        # 64 x 32 uniform draws: the mean's standard error is bound / sqrt(3 * 2048) = 0.013 bound.
-        assert abs(a.mean()) < 0.06 * bound
-    assert lora.layers["model.layers.0.self_attn.q_proj"][0].shape == (64, HIDDEN)
 
 
 def test_delta_by_hand() -> None:

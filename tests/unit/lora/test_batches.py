@@ -118,3 +118,21 @@ def test_a_cut_answer_is_counted(base: Base) -> None:
     encoded = encode(with_tokenizer(base, "plain", 16), "xy", "xyz" * 13)
     assert len(encoded.answer) < 40
     assert encoded.truncated
+
+
+def test_special_tokens_in_a_user_s_text_are_text(base: Base) -> None:
+    """A user writes "</s>" and "<pad>": letters, not the end of text, and they come back."""
+    plain = with_tokenizer(base, "bos")
+    encoded = encode(plain, "a </s> b <pad> <s>", "x</s>y")
+    assert encoded.prompt[0] == 1
+    assert not {0, 1, 2} & set(encoded.prompt[1:])
+    assert not {0, 1, 2} & set(encoded.answer[:-1])
+    assert plain.tokenizer.decode(encoded.prompt[1:]) == "a </s> b <pad> <s>"
+    assert plain.tokenizer.decode(encoded.answer[:-1]) == " x</s>y"
+
+
+def test_special_tokens_in_a_user_s_text_are_text_in_a_chat_too(base: Base) -> None:
+    """The template writes one <s> and one </s> of its own; the user's </s> is text."""
+    encoded = encode(with_tokenizer(base, "chat"), "a </s> b", "comedy")
+    assert encoded.prompt.count(1) == 1
+    assert encoded.prompt.count(2) == 1

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.lora.adapters import Lora
-from tasks.lora.merge import MERGES, concatenate, merge, merged_rank
+from tasks.lora.bank import stack
+from tasks.lora.merge import MERGES, MergedUsers, concatenate, merge
 from tests.unit.lora.helpers import random_lora, same
 
 # Three decimals: float32 has no digits to lose, as it does below 1e-38.
@@ -55,7 +56,7 @@ def best_of_rank(matrix: np.ndarray, rank: int) -> np.ndarray:
 def test_exact_is_the_weighted_sum_of_updates(case: tuple[list[Lora], list[float]]) -> None:
     loras, weights = case
     merged = merge(loras, weights, "exact")
-    assert merged.rank == merged_rank(loras[0].rank, len(loras), "exact")
+    assert merged.rank == loras[0].rank * len(loras)
     for layer in loras[0].layers:
         wanted = dense(loras, weights, layer)
         size = sizes(loras, weights, layer)
@@ -69,7 +70,7 @@ def test_factors_is_the_product_of_the_weighted_factors(
 ) -> None:
     loras, weights = case
     merged = merge(loras, weights, "factors")
-    assert merged.rank == merged_rank(loras[0].rank, len(loras), "factors") == loras[0].rank
+    assert merged.rank == loras[0].rank
     for layer in loras[0].layers:
         a, b = (
             sum(
@@ -85,7 +86,7 @@ def test_factors_is_the_product_of_the_weighted_factors(
 def assert_best_approximation(loras: list[Lora], weights: list[float]) -> None:
     rank = loras[0].rank
     merged = merge(loras, weights, "svd")
-    assert merged.rank == merged_rank(rank, len(loras), "svd") == rank
+    assert merged.rank == rank
     for layer in loras[0].layers:
         total = dense(loras, weights, layer)
         spectrum = np.linalg.svd(total, compute_uv=False)
@@ -184,3 +185,34 @@ def test_what_does_not_fit_together() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             merge(loras, weights, how)
+
+
+@pytest.mark.parametrize("how", MERGES)
+def test_many_users_are_merged_as_one_by_one(how: str) -> None:
+    """Four users' recipes over five anchors, asked for in any order and company: the update of
+    each is the dense sum of its own anchors (for `factors` and `svd`: that of `merge` alone)."""
+    shapes = {"one": (6, 9), "two.deep": (3, 2)}
+    loras = dict(zip("abcde", (random_lora(shapes, 3, 1.5, s, 1.0) for s in range(5)), strict=True))
+    recipes = [("ab", (0.7, 0.3)), ("ec", (0.5, 0.5)), ("bd", (1.2, -0.2)), ("ab", (0.1, 0.9))]
+    merged = MergedUsers(
+        stack(list(loras), list(loras.values())), recipes, how, torch.device("cpu")
+    )
+    for users in ([0, 1, 2, 3], [3], [2, 0]):
+        parts = merged.parts(users)
+        assert parts.keys() == shapes.keys()
+        for name, part in parts.items():
+            assert part.scale == 1.5
+            assert part.a.shape[:2] == (len(users), 6 if how == "exact" else 3)
+            for row, user in enumerate(users):
+                members, weights = [loras[m] for m in recipes[user][0]], list(recipes[user][1])
+                got = 1.5 * part.b[row].double().numpy() @ part.a[row].double().numpy()
+                alone = merge(members, weights, how).delta(name).numpy()
+                np.testing.assert_allclose(got, alone, atol=1e-5)
+                if how == "exact":
+                    np.testing.assert_allclose(got, dense(members, weights, name), atol=1e-5)
+
+
+def test_a_recipe_of_an_unknown_anchor() -> None:
+    bank = stack(["a"], [random_lora({"x": (3, 4)}, 2, 1.0, 0)])
+    with pytest.raises(KeyError, match="stranger"):
+        MergedUsers(bank, [(["stranger"], [1.0])], "exact", torch.device("cpu"))

@@ -34,12 +34,12 @@ def assert_same(got: Tensor, wanted: Tensor) -> None:
     assert (got - wanted).norm() <= 1e-5 * wanted.norm()
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_is_the_gradient(fresh_base: MakeBase, batch_size: int) -> None:
+@pytest.mark.parametrize("positions", [1, 40, 8192])
+def test_is_the_gradient(fresh_base: MakeBase, positions: int) -> None:
     """Nothing is projected where both sides are as large as asked."""
     base = fresh_base()
     vocabulary = base.model.config.vocab_size
-    got = item_signatures(base, ITEMS, vocabulary, HIDDEN, seed=0, batch_size=batch_size)
+    got = item_signatures(base, ITEMS, vocabulary, HIDDEN, seed=0, positions=positions)
     assert got.shape == (len(ITEMS), vocabulary * HIDDEN)
     for row, item in zip(got, ITEMS, strict=True):
         assert_same(row.view(vocabulary, HIDDEN), gradient(base, item))
@@ -54,7 +54,7 @@ def test_projected_on_both_sides(fresh_base: MakeBase, to_v: int, to_h: int) -> 
     p_h = projection(HIDDEN, to_h, 6)
     p_v = torch.eye(vocabulary) if p_v is None else p_v
     p_h = torch.eye(HIDDEN) if p_h is None else p_h
-    got = item_signatures(base, ITEMS, to_v, to_h, seed=5, batch_size=2)
+    got = item_signatures(base, ITEMS, to_v, to_h, seed=5, positions=40)
     for row, item in zip(got, ITEMS, strict=True):
         assert_same(row.view(p_v.shape[1], p_h.shape[1]), p_v.T @ gradient(base, item) @ p_h)
 

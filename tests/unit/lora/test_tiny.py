@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tasks.errors import InputError
+from tasks.lora.answer import answer_users
 from tasks.lora.base import load_base, pick_device, pick_dtype
 from tasks.lora.batches import encode
-from tasks.lora.generate import generate
 from tasks.lora.tiny import train_tiny, train_tokenizer
 from tasks.lora.train import Trained
 from tests.unit.lora.helpers import TEXTS, tiny_base
@@ -66,7 +66,8 @@ def test_it_learns_and_loads(tmp_path: Path) -> None:
     assert trained.losses[-1] < 0.05 < trained.losses[0]
     base = load_base(tmp_path, max_tokens=32, device="cpu")
     samples = [encode(base, prompt, None) for prompt, _ in QUESTIONS]
-    assert generate(base, base.model, samples, 8, 4) == [tag for _, tag in QUESTIONS]
+    got = answer_users(base, {}, [samples], lambda _users: (None, None), 8)
+    assert got == [[tag for _, tag in QUESTIONS]]
     assert not base.model.training
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
     assert {parameter.dtype for parameter in base.model.parameters()} == {torch.float32}

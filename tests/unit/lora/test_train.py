@@ -1,69 +1,54 @@
-"""Training. The reference is a plain loop: stock PEFT, right padding, transformers' own loss."""
+"""Training a whole model. The reference is a plain loop with transformers' own loss."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
 from transformers import get_scheduler
 
-from tasks.lora import adapters
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, answer_logits, collate
-from tasks.lora.merge import merge
-from tasks.lora.train import Recipe, epochs, fit, train_lora
-from tests.unit.lora.helpers import (
-    equal_tensors,
-    linear_shapes,
-    random_lora,
-    same,
-    sample,
-    tiny_model,
-    training,
-)
+from tasks.lora.train import Recipe, epochs, fit
+from tests.unit.lora.helpers import sample, tiny_model, training
+from tests.unit.lora.peft_reference import loss_of, padded
 
 MakeBase = Callable[[], Base]
+SEED = 3
 SAMPLES = [sample(seed, prompt, answer) for seed, (prompt, answer) in enumerate(
     [(7, 2), (12, 4), (3, 1), (20, 3), (9, 6), (5, 2), (15, 1), (8, 3), (11, 2), (6, 5)]
 )]  # fmt: skip
 
 
-def padded(samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-    """Right-padded full rows with labels -100 off the answer, as transformers' examples do."""
-    width = max(len(item.prompt) + len(item.answer) for item in samples)
-    rows: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
-    for item in samples:
-        used = len(item.prompt) + len(item.answer)
-        gap = width - used
-        rows["input_ids"].append(item.prompt + item.answer + [0] * gap)
-        rows["attention_mask"].append([1] * used + [0] * gap)
-        rows["labels"].append([-100] * len(item.prompt) + item.answer + [-100] * gap)
-    return {name: torch.tensor(value) for name, value in rows.items()}
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        training(learning_rate=1e-3, epochs=1, max_grad_norm=1e9),
+        training(learning_rate=1e-3, max_grad_norm=0.5, weight_decay=0.1, schedule="linear"),
+        training(learning_rate=1e-4, batch_size=2, accumulation=2),
+        training(learning_rate=1e-4, batch_size=3, warmup_share=0.0, schedule="constant"),
+    ],
+    ids=["one by one", "clipped, decayed, linear", "accumulated", "batches of 3, constant"],
+)
+def test_fit_is_the_plain_loop(fresh_base: MakeBase, recipe: Recipe) -> None:
+    """Batches in the order of `epochs`; everything else is the reference's own.
 
-
-def reference(
-    model: Any, start: adapters.Lora, steps: list[list[list[int]]], recipe: Recipe
-) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """Parameters and losses of the plain loop, from the LoRA `start` (rank 4, alpha 8)."""
-    config = LoraConfig(
-        r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
-    )
-    stock = get_peft_model(model, config)
-    named = dict(stock.named_parameters())
-    with torch.no_grad():
-        for layer, pair in start.layers.items():
-            for letter, tensor in zip("AB", pair, strict=True):
-                named[f"base_model.model.{layer}.lora_{letter}.default.weight"].copy_(tensor)
-    trained = {name: p for name, p in named.items() if "lora_" in name}
+    Adam turns rounding errors of tiny gradients into steps of up to the learning rate, and padding
+    on the other side rounds differently: batches larger than one have a smaller rate.
+    """
+    base, other = fresh_base(), fresh_base()
+    start = {name: p.clone() for name, p in base.model.named_parameters()}
+    for model in (base.model, other.model):
+        model.requires_grad_(True)
+    trained = fit(base, base.model, list(base.model.parameters()), SAMPLES, recipe, SEED)
+    steps = list(epochs(len(SAMPLES), recipe, SEED))
     optimizer = torch.optim.AdamW(
-        trained.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        other.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     schedule = get_scheduler(
         recipe.schedule,
@@ -72,57 +57,24 @@ def reference(
         num_training_steps=len(steps),
     )
     losses = []
-    stock.train()
     for micro_batches in steps:
         tokens = sum(len(SAMPLES[index].answer) for index in chain(*micro_batches))
-        loss = sum(
-            stock(
-                **padded([SAMPLES[index] for index in batch]), num_items_in_batch=tokens
-            ).loss
-            for batch in micro_batches
-        )  # fmt: skip
-        loss.backward()
-        losses.append(loss.item())
-        torch.nn.utils.clip_grad_norm_(trained.values(), recipe.max_grad_norm)
+        losses.append(0.0)
+        for batch in micro_batches:
+            loss = loss_of(other.model, [SAMPLES[index] for index in batch], tokens)
+            loss.backward()
+            losses[-1] += loss.item()
+        torch.nn.utils.clip_grad_norm_(other.model.parameters(), recipe.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    return {
-        name.removeprefix("base_model.model.").replace(".default.weight", ""): p.detach()
-        for name, p in trained.items()
-    }, losses
-
-
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        training(epochs=1, max_grad_norm=1e9),
-        training(epochs=2, max_grad_norm=0.5, weight_decay=0.1, schedule="linear"),
-        training(epochs=2, learning_rate=1e-3, batch_size=2, accumulation=2),
-        training(epochs=2, learning_rate=1e-3, batch_size=3, warmup_share=0.0, schedule="constant"),
-    ],
-    ids=["one by one", "clipped, decayed, linear", "accumulated", "batches of 3, constant"],
-)
-def test_train_lora_is_the_plain_loop(fresh_base: MakeBase, recipe: Recipe) -> None:
-    """Batches in the order of `epochs`; everything else is the reference's own.
-
-    Adam turns rounding errors of tiny gradients into steps of up to the learning rate, and padding
-    on the other side rounds differently: batches larger than one have a smaller rate.
-    """
-    base = fresh_base()
-    model = adapters.attach(base.model, "meta", 4, 2.0, "all-linear")
-    start = adapters.fresh(model, "meta", recipe.seed)
-    steps = list(epochs(len(SAMPLES), recipe))
-    wanted, losses = reference(fresh_base().model, start, steps, recipe)
-    lora, trained = train_lora(base, model, "meta", SAMPLES, recipe)
     assert trained.losses == pytest.approx(losses, rel=1e-4)
+    wanted = dict(other.model.named_parameters())
     moved = 0.0
-    for layer, (a, b) in lora.layers.items():
-        for letter, got, before in zip("AB", (a, b), start.layers[layer], strict=True):
-            assert (got - wanted[f"{layer}.lora_{letter}"]).abs().max() <= 1e-5
-            moved = max(moved, float((got - before).abs().max()))
-    assert len(wanted) == 2 * len(lora.layers)
-    assert moved > 10 * recipe.learning_rate / 4
+    for name, got in base.model.named_parameters():
+        assert (got - wanted[name]).abs().max() <= 0.05 * recipe.learning_rate
+        moved = max(moved, float((got - start[name]).abs().max().detach()))
+    assert moved > recipe.learning_rate
 
 
 def test_hf_loss_of_one_sample_is_the_mean_of_its_answer(fresh_base: MakeBase) -> None:
@@ -131,7 +83,7 @@ def test_hf_loss_of_one_sample_is_the_mean_of_its_answer(fresh_base: MakeBase) -
     item = SAMPLES[4]
     wanted = base.model(**padded([item])).loss.item()
     parameter = base.model.get_parameter("model.norm.weight").requires_grad_()
-    trained = fit(base, base.model, [parameter], [item], training(epochs=1))
+    trained = fit(base, base.model, [parameter], [item], training(epochs=1), SEED)
     assert trained.losses == pytest.approx([wanted], rel=1e-5)
     assert trained.tokens == len(item.prompt) + len(item.answer)
 
@@ -187,9 +139,9 @@ def test_only_label_positions_go_through_the_head(base: Base) -> None:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_epochs(count: int, size: int, accumulation: int, rounds: int, seed: int) -> None:
-    recipe = training(epochs=rounds, batch_size=size, accumulation=accumulation, seed=seed)
-    steps = list(epochs(count, recipe))
-    assert steps == list(epochs(count, recipe))
+    recipe = training(epochs=rounds, batch_size=size, accumulation=accumulation)
+    steps = list(epochs(count, recipe, seed))
+    assert steps == list(epochs(count, recipe, seed))
     per_epoch = math.ceil(math.ceil(count / size) / accumulation)
     assert len(steps) == rounds * per_epoch
     for start in range(0, len(steps), per_epoch):
@@ -202,137 +154,64 @@ def test_epochs(count: int, size: int, accumulation: int, rounds: int, seed: int
 
 def test_epochs_differ_by_seed_and_by_epoch() -> None:
     """Of 30! orders two are the same by chance once in 10^32 runs."""
-    two = [list(chain(*step)) for step in epochs(30, training(epochs=2, batch_size=30))]
-    other = [list(chain(*step)) for step in epochs(30, training(epochs=2, batch_size=30, seed=4))]
+    two = [list(chain(*step)) for step in epochs(30, training(epochs=2, batch_size=30), 3)]
+    other = [list(chain(*step)) for step in epochs(30, training(epochs=2, batch_size=30), 4)]
     assert two[0] != two[1]
     assert two[0] != other[0]
 
 
-def test_published_schedule_of_ten_items_moves_once(fresh_base: MakeBase) -> None:
-    """METHOD, stage 3: 10 items in batches of 2 x 4 are two steps, and the first has rate 0.
-
-    transformers: warm-up is ceil(0.1 * 2) = 1 step, from 0; then the cosine from its top.
-    """
-    recipe = training(
-        learning_rate=5e-5, epochs=1, batch_size=2, accumulation=4, warmup_share=0.1
-    )  # fmt: skip
-    assert [len(step) for step in epochs(10, recipe)] == [4, 1]
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=5e-5)
-    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=1, num_training_steps=2)
-    rates = [optimizer.param_groups[0]["lr"]]
-    optimizer.step()
-    schedule.step()
-    rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == [0.0, 5e-5]
-
-    base = fresh_base()
-    model = adapters.attach(base.model, "stacked", 4, 2.0, "all-linear")
-    seen: list[adapters.Lora] = []
-    steps: list[tuple[int, int]] = []
-
-    def progress(done: int, total: int) -> None:
-        steps.append((done, total))
-        seen.append(adapters.read(model, "stacked"))
-
-    train_lora(base, model, "stacked", SAMPLES, recipe, progress)
-    assert steps == [(1, 2), (2, 2)]
-    start = adapters.fresh(model, "stacked", recipe.seed)
-    assert equal_tensors(seen[0], start)
-    largest = max(float(b.abs().max()) for _, b in seen[1].layers.values())
-    # Adam's first real step of a clipped gradient is near the rate: it cannot be ten times it.
-    assert 0.1 * 5e-5 < largest < 2 * 5e-5
-
-
-def test_only_the_named_lora_changes(fresh_base: MakeBase) -> None:
-    """Base and merged LoRA stay as they were to the last bit, and the merged one counts."""
-    base = fresh_base()
-    shapes = linear_shapes(base.model)
-    merged = merge([random_lora(shapes, 2, 0.5, seed) for seed in (1, 2)], [0.6, 0.4], "exact")
-    model = adapters.attach(base.model, "merged", 4, 0.5, "all-linear")
-    model = adapters.attach(model, "stacked", 3, 2.0, "all-linear")
-    adapters.fill(model, "merged", merged)
-    model.base_model.set_adapter(["merged", "stacked"])
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    lora, trained = train_lora(base, model, "stacked", SAMPLES, training())
-    changed = {
-        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
-    }
-    assert changed == {name for name in before if ".stacked." in name}
-    assert not model.training
-    assert same(adapters.read(model, "merged"), merged)
-
-    # The same on a base that holds the merged update in its weights: W + s B A (Hu et al. 2021).
-    summed = fresh_base()
-    with torch.no_grad():
-        for name, (a, b) in merged.layers.items():
-            summed.model.get_submodule(name).weight += merged.scale * b @ a
-    alone = adapters.attach(summed.model, "stacked", 3, 2.0, "all-linear")
-    wanted, reference_run = train_lora(summed, alone, "stacked", SAMPLES, training())
-    assert trained.losses == pytest.approx(reference_run.losses, rel=1e-3)
-    for name, (a, b) in lora.layers.items():
-        torch.testing.assert_close(a, wanted.layers[name][0], rtol=0, atol=1e-3)
-        torch.testing.assert_close(b, wanted.layers[name][1], rtol=0, atol=1e-3)
-
-
 def test_training_again_gives_the_same_bits(fresh_base: MakeBase) -> None:
-    """Also on a model that trained another user before: nothing is left over, no global seed."""
-    base = fresh_base()
-    model = adapters.attach(base.model, "meta", 4, 2.0, "all-linear")
-    first, run = train_lora(base, model, "meta", SAMPLES, training())
-    train_lora(base, model, "meta", SAMPLES[:3], training(seed=99))
-    torch.manual_seed(12345)
-    again, second = train_lora(base, model, "meta", SAMPLES, training())
-    assert same(first, again)
-    assert run == second
-    assert run.losses[-1] < run.losses[0]
-
-
-def test_gradient_checkpointing_changes_nothing(fresh_base: MakeBase) -> None:
-    """It recomputes the same activations, so losses agree; frozen embeddings must not cut it."""
-    results = []
-    for checkpointing in (False, True):
+    """No global seed counts, and none is used up."""
+    runs, weights = [], []
+    for seed in (5, 99):
         base = fresh_base()
-        if checkpointing:
-            base.model.gradient_checkpointing_enable({"use_reentrant": False})
-        model = adapters.attach(base.model, "meta", 4, 2.0, "all-linear")
-        results.append(train_lora(base, model, "meta", SAMPLES, training(epochs=1)))
-    (plain, run), (recomputed, other) = results
-    assert other.losses == pytest.approx(run.losses, rel=1e-5)
-    for name, pair in plain.layers.items():
-        torch.testing.assert_close(pair, recomputed.layers[name], rtol=0, atol=1e-5)
+        base.model.requires_grad_(True)
+        torch.manual_seed(seed)
+        state = torch.random.get_rng_state()
+        runs.append(fit(base, base.model, list(base.model.parameters()), SAMPLES, training(), SEED))
+        assert torch.equal(torch.random.get_rng_state(), state)
+        assert not base.model.training
+        weights.append(base.model.state_dict())
+    assert runs[0] == runs[1]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def fitted(base: Base, samples: Sequence[Encoded], recipe: Recipe) -> list[float]:
+    base.model.requires_grad_(True)
+    return fit(base, base.model, list(base.model.parameters()), samples, recipe, SEED).losses
 
 
 def test_nothing_to_train_on_and_nan(fresh_base: MakeBase) -> None:
     base = fresh_base()
-    model = adapters.attach(base.model, "meta", 2, 1.0, "all-linear")
     with pytest.raises(ValueError, match="at least one sample"):
-        train_lora(base, model, "meta", [], training())
+        fitted(base, [], training())
     with torch.no_grad():
         base.model.get_parameter("lm_head.weight")[7] = float("nan")
     with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
-        train_lora(base, model, "meta", SAMPLES, training())
+        fitted(base, SAMPLES, training())
 
 
 def test_a_diverging_run_is_stopped(fresh_base: MakeBase) -> None:
     """A learning rate of 1e30 overflows float32 logits after its first step."""
-    base = fresh_base()
-    model = adapters.attach(base.model, "meta", 2, 1.0, "all-linear")
+    recipe = training(learning_rate=1e30, warmup_share=0.0, schedule="constant")
     with pytest.raises(FloatingPointError, match=r"at step [1-9]"):
-        train_lora(
-            base, model, "meta", SAMPLES,
-            training(learning_rate=1e30, warmup_share=0.0, schedule="constant"),
-        )  # fmt: skip
+        fitted(fresh_base(), SAMPLES, recipe)
 
 
 def test_counts(fresh_base: MakeBase) -> None:
     """Two epochs: 2 x all tokens, prompt and answer; truncated samples are counted once."""
     base = fresh_base()
-    model = adapters.attach(base.model, "meta", 2, 1.0, ["q_proj"])
     samples = [*SAMPLES[:3], Encoded([4, 5], [2], truncated=True)]
-    _, trained = train_lora(base, model, "meta", samples, training(epochs=2, batch_size=3))
+    parameter = base.model.get_parameter("model.norm.weight").requires_grad_()
+    calls: list[tuple[int, int]] = []
+    trained = fit(
+        base, base.model, [parameter], samples, training(epochs=2, batch_size=3), SEED,
+        lambda done, total: calls.append((done, total)),
+    )  # fmt: skip
     assert trained.tokens == 2 * (9 + 16 + 4 + 3)
     assert trained.truncated == 1
     assert len(trained.losses) == 4
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_the_reference_model_is_random_but_fixed() -> None:

@@ -1,0 +1,249 @@
+"""Training the LoRAs of many users at once, each as if trained alone.
+
+Every user has a loss of its own (mean over the answer tokens of the user's step), a gradient norm
+of its own that is clipped, a schedule of its own with its own number of steps, and batches drawn by
+its own seed. Losses are summed over users, so no user's gradient sees another's. AdamW works
+element by element; users that have done their steps stop, none starts over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tasks.lora.base import Base
+from tasks.lora.batches import Encoded
+from tasks.lora.forward import label_losses, sum_by
+from tasks.lora.grouped import Layers, Part, Shapes, assign, clear, fresh
+from tasks.lora.packing import Packed, footprint, layout, micro_batches, pack
+from tasks.lora.train import Recipe, epochs
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+# Per user of the frozen part: layer -> Part of the users asked for (a list of row numbers).
+FrozenPart = Callable[[Sequence[int]], dict[str, Part]]
+
+
+@dataclass
+class Outcome:
+    """What training U users gave.
+
+    flat [U, P]: the trained weights. losses: per user, per optimiser step. tokens: per user.
+    failed: users whose loss or gradient became NaN or infinite; they stopped there, with the
+    weights of the step before. padding: share of computed positions that held no token.
+    """
+
+    flat: Tensor
+    losses: list[list[float]]
+    tokens: list[int]
+    failed: list[int]
+    computed: int = 0
+    halved: int = 0
+
+    @property
+    def padding(self) -> float:
+        return 1.0 - sum(self.tokens) / max(self.computed, 1)
+
+
+@dataclass
+class Budget:
+    """Positions per micro-batch; halved when the device runs out of memory."""
+
+    positions: int
+    halvings: int = field(default=0)
+
+
+def train_group(
+    base: Base,
+    layers: Layers,
+    shapes: Shapes,
+    samples: Sequence[Sequence[Encoded]],
+    recipe: Recipe,
+    seeds: Sequence[int],
+    *,
+    scale: float,
+    frozen: FrozenPart | None = None,
+    budget: Budget | None = None,
+    initial: Tensor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Train one LoRA of `shapes` and `scale` per user on the user's `samples`.
+
+    `layers` are the grouped layers of `base.model` (`grouped`); `seeds` has one per
+    user, for initial weights and order of samples. `initial` [U, P] replaces fresh
+    weights. Raises ValueError for a user without samples.
+    """
+    if any(not own for own in samples):
+        raise ValueError(f"user {next(u for u, own in enumerate(samples) if not own)}: no samples")
+    budget = budget or Budget(default_positions(base))
+    dtype = torch.float64 if base.model.dtype == torch.float64 else torch.float32
+    flat = fresh(shapes, seeds, dtype) if initial is None else initial.to(dtype).clone()
+    state = _AdamW(flat.to(base.device), recipe)
+    plans = [
+        [[i for micro in step for i in micro] for step in epochs(len(own), recipe, seed)]
+        for own, seed in zip(samples, seeds, strict=True)
+    ]
+    outcome = Outcome(state.flat, [[] for _ in samples], [0] * len(samples), [])
+    total = max(len(plan) for plan in plans)
+    # There is no dropout; but transformers checkpoints gradients in training mode only.
+    base.model.train()
+    for step in range(total):
+        active = [u for u, plan in enumerate(plans) if step < len(plan) and u not in outcome.failed]
+        todo = {u: [samples[u][i] for i in plans[u][step]] for u in active}
+        losses = _gradients(base, layers, shapes, todo, scale, frozen, budget, state, outcome)
+        rates = [
+            learning_rate(recipe, step, len(plans[u])) if u in todo else 0.0
+            for u in range(len(plans))
+        ]
+        for user in state.step(rates, active, losses):
+            outcome.failed.append(user)
+        for user in active:
+            outcome.losses[user].append(losses[user])
+        if progress:
+            progress(step + 1, total)
+    clear(layers)
+    base.model.eval()
+    outcome.halved = budget.halvings
+    return outcome
+
+
+def default_positions(base: Base) -> int:
+    """Positions per micro-batch from the model's size alone, so that it is the same every time.
+
+    On a CPU what one layer makes should stay near the size of its caches: larger tensors are
+    fresh pages for every operation, and those cost more than the arithmetic. On a GPU a share of
+    the free memory, by what the backward pass keeps per position.
+    """
+    config = base.model.config
+    wide = max(config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size))
+    if base.device.type == "cpu":
+        return max(512, min(16_384, 2**24 // (4 * wide)))
+    kept = config.num_hidden_layers if not base.model.is_gradient_checkpointing else 4
+    per_position = 2 * kept * (10 * config.hidden_size + 4 * wide)
+    free, _ = torch.cuda.mem_get_info(base.device)
+    return max(512, int(0.5 * free / per_position))
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """The rate of optimiser step `step` (from 0) of `steps`, as transformers' schedules have it.
+
+    Linear warm-up over ceil(share * steps) steps, then `cosine` (half a wave to 0), `linear` (to 0)
+    or `constant`.
+    """
+    warmup = math.ceil(recipe.warmup_share * steps)
+    if step < warmup:
+        return recipe.learning_rate * step / max(1, warmup)
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    if recipe.schedule == "linear":
+        return recipe.learning_rate * max(0.0, (steps - step) / max(1, steps - warmup))
+    share = (step - warmup) / max(1, steps - warmup)
+    return recipe.learning_rate * max(0.0, 0.5 * (1.0 + math.cos(math.pi * share)))
+
+
+def _gradients(
+    base: Base,
+    layers: Layers,
+    shapes: Shapes,
+    todo: dict[int, list[Encoded]],
+    scale: float,
+    frozen: FrozenPart | None,
+    budget: Budget,
+    state: _AdamW,
+    outcome: Outcome,
+) -> dict[int, float]:
+    """Fill `state.grad` with each active user's gradient of the user's mean loss; the losses."""
+    users = list(todo)
+    limit = layout(list(todo.values()))
+    sizes = [footprint(todo[u], limit) for u in users]
+    queue = [[users[i] for i in part] for part in micro_batches(sizes, budget.positions)]
+    losses: dict[int, float] = {}
+    while queue:
+        batch = queue.pop(0)
+        try:
+            packed = pack([todo[u] for u in batch], base.tokenizer.pad_token_id, limit)
+            found = _micro_batch(base, layers, shapes, batch, packed, scale, frozen, state)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            # Nothing of this micro-batch was kept: its halves start from the same weights.
+            torch.cuda.empty_cache()
+            budget.positions = max(1, budget.positions // 2)
+            budget.halvings += 1
+            middle = len(batch) // 2
+            queue[:0] = [batch[:middle], batch[middle:]]
+            continue
+        losses.update(found)
+        outcome.computed += packed.input_ids.numel()
+        for user in batch:
+            outcome.tokens[user] += sum(len(s.prompt) + len(s.answer) for s in todo[user])
+    return losses
+
+
+def _micro_batch(
+    base: Base,
+    layers: Layers,
+    shapes: Shapes,
+    batch: list[int],
+    packed: Packed,
+    scale: float,
+    frozen: FrozenPart | None,
+    state: _AdamW,
+) -> dict[int, float]:
+    packed = packed.to(base.device)
+    rows = torch.tensor(batch, device=base.device)
+    leaf = state.flat[rows].requires_grad_(True)
+    parts = {name: Part(a, b, scale) for name, (a, b) in shapes.split(leaf).items()}
+    assign(layers, frozen=frozen(batch) if frozen else None, trained=parts)
+    by_label = label_losses(base, packed)
+    counts = sum_by(torch.ones_like(by_label), packed.user, len(batch))
+    means = sum_by(by_label, packed.user, len(batch)) / counts
+    (gradient,) = torch.autograd.grad(means.sum(), leaf)
+    state.grad[rows] = gradient
+    return dict(zip(batch, means.tolist(), strict=True))
+
+
+class _AdamW:
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2) on rows [U, P], a rate and a clip per row."""
+
+    def __init__(self, flat: Tensor, recipe: Recipe) -> None:
+        self.flat = flat
+        self.grad = torch.zeros_like(flat)
+        self.mean = torch.zeros_like(flat)
+        self.square = torch.zeros_like(flat)
+        self.recipe = recipe
+        self.steps = 0
+
+    def step(self, rates: list[float], active: list[int], losses: dict[int, float]) -> list[int]:
+        """One step of the active rows; returns those that were not finite and were left alone."""
+        self.steps += 1
+        norms = self.grad.norm(dim=1)
+        usable = torch.isfinite(norms)
+        finite = usable.tolist()
+        failed = [u for u in active if not (finite[u] and math.isfinite(losses[u]))]
+        stopped = set(failed)
+        moving = [u for u in active if u not in stopped]
+        if not moving:
+            return failed
+        # All rows at once while all move; a copy of the moving rows when some have stopped.
+        everyone = len(moving) == len(self.flat)
+        rows = slice(None) if everyone else torch.tensor(moving, device=self.flat.device)
+        flat, grad = self.flat[rows], self.grad[rows]
+        mean, square = self.mean[rows], self.square[rows]
+        # torch.nn.utils.clip_grad_norm_, row by row: the factor is capped at 1, with its 1e-6.
+        clip = (self.recipe.max_grad_norm / (norms[rows] + 1e-6)).clamp_(max=1.0)
+        grad = grad * clip[:, None]
+        rate = torch.tensor([rates[u] for u in moving], dtype=flat.dtype, device=flat.device)[
+            :, None
+        ]
+        flat.mul_(1.0 - rate * self.recipe.weight_decay)
+        mean.lerp_(grad, 1.0 - BETA1)
+        square.mul_(BETA2).addcmul_(grad, grad, value=1.0 - BETA2)
+        root = (square.sqrt() / math.sqrt(1.0 - BETA2**self.steps)).add_(EPSILON)
+        flat.sub_(rate / (1.0 - BETA1**self.steps) * mean / root)
+        if not everyone:
+            self.flat[rows], self.mean[rows], self.square[rows] = flat, mean, square
+        return failed

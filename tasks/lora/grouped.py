@@ -1,0 +1,207 @@
+"""Many users' LoRAs over one frozen base, in one forward pass.
+
+Rows of a batch are user-major: `[U * n, T, d]`, n rows per user. The base weight W is shared, one
+big product; each user's LoRA is a slice of a batched product on the same rows seen as
+`[U, n * T, d]`:
+
+    y = x W^T + bias + (x A_f^T) B_f^T + s (x A^T) B^T
+
+with, per user, a frozen part A_f [U, R, in], B_f [U, out, R] (the merged LoRA, its scale inside
+B_f) and a trained part A [U, r, in], B [U, out, r] of scale s. Either part may be absent.
+(LoRA: Hu et al. 2021, equation 3; the batching is that of S-LoRA and Punica, here for training.)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tasks.errors import InputError
+
+# A transformers model; its class differs from one checkpoint to the next.
+AnyModel = Any
+
+
+@dataclass(frozen=True)
+class Part:
+    """One LoRA per user for one layer: `a` [U, r, in], `b` [U, out, r], and their `scale`."""
+
+    a: Tensor
+    b: Tensor
+    scale: float = 1.0
+
+
+class GroupedLinear(nn.Module):
+    """A frozen linear layer with a frozen and a trained LoRA per user (module docstring)."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+        self.frozen: Part | None = None
+        self.trained: Part | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The base weight: some models look at it."""
+        return cast(Tensor, self.linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [U * n, T, in] (or [U, in]) to [U * n, T, out]; computed in the adapters' dtype."""
+        y = self.linear(x)
+        for part in (self.frozen, self.trained):
+            if part is not None:
+                y = _updated(y, x, part)
+        return y
+
+
+Layers = dict[str, GroupedLinear]
+
+
+def _updated(y: Tensor, x: Tensor, part: Part) -> Tensor:
+    """`y` plus the part's update of `x`; multiplied, scaled and added in one operation."""
+    users = part.a.shape[0]
+    low = torch.bmm(x.reshape(users, -1, x.shape[-1]).to(part.a.dtype), part.a.transpose(1, 2))
+    rows = y.reshape(users, -1, y.shape[-1])
+    up = part.b.transpose(1, 2)
+    if rows.dtype == low.dtype:
+        return torch.baddbmm(rows, low, up, alpha=part.scale).view_as(y)
+    # A bfloat16 base: the sum is made in the adapters' float32, as in PEFT, then rounded.
+    return (y + (torch.bmm(low, up) * part.scale).view_as(y)).to(y.dtype)
+
+
+def target_layers(model: AnyModel, target_modules: Sequence[str] | str) -> dict[str, nn.Module]:
+    """The linear layers (`nn.Linear`, GPT-2's `Conv1D`) that `target_modules` names, in name order.
+
+    PEFT's rules: `all-linear` is every linear layer but the output embedding; another string is a
+    regular expression for the full name; a list holds full names or their last parts.
+    Raises InputError when nothing is named, or the output embedding: it sees picked positions
+    only, no longer user by user.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    found: dict[str, nn.Module] = {}
+    for name, module in sorted(model.named_modules()):
+        if not isinstance(module, nn.Linear | Conv1D):
+            continue
+        if target_modules == "all-linear":
+            chosen = module is not head
+        elif isinstance(target_modules, str):
+            chosen = re.fullmatch(target_modules, name) is not None
+        else:
+            chosen = any(name == part or name.endswith(f".{part}") for part in target_modules)
+        if chosen and module is head:
+            raise InputError(
+                f"target_modules {target_modules}: {name} is the output embedding, "
+                "which cannot carry a LoRA here; leave it out"
+            )
+        if chosen:
+            found[name] = module
+    if not found:
+        raise InputError(
+            f"target_modules {target_modules}: no linear layer of the model is so named"
+        )
+    return found
+
+
+def _sizes(layer: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear layer; a Conv1D's weight is [in, out]."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    rows, columns = layer.weight.shape  # type: ignore[misc]
+    return int(rows), int(columns)
+
+
+@contextmanager
+def grouped(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, GroupedLinear]]:
+    """`model` with the named linear layers replaced by grouped ones; put back at the end."""
+    layers: dict[str, GroupedLinear] = {}
+    try:
+        for name in names:
+            parent, _, leaf = name.rpartition(".")
+            holder = model.get_submodule(parent)
+            layers[name] = GroupedLinear(getattr(holder, leaf))
+            setattr(holder, leaf, layers[name])
+        yield layers
+    finally:
+        for name, layer in layers.items():
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, layer.linear)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes of one LoRA's factors, layer by layer, and where they lie in one flat row.
+
+    All of a user's trained numbers stand in one row of a matrix [U, P]: per-user norms, clipping
+    and AdamW are then a few operations on one matrix, however many layers there are.
+    """
+
+    sizes: dict[str, tuple[int, int]]
+    rank: int
+
+    @property
+    def width(self) -> int:
+        """P, the numbers of one user."""
+        return sum(self.rank * (fan_in + fan_out) for fan_in, fan_out in self.sizes.values())
+
+    def split(self, flat: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Views of `flat` [U, P] per layer: A [U, r, in], B [U, out, r]."""
+        users, start, views = flat.shape[0], 0, {}
+        for name, (fan_in, fan_out) in self.sizes.items():
+            a = flat[:, start : start + self.rank * fan_in].view(users, self.rank, fan_in)
+            start += self.rank * fan_in
+            b = flat[:, start : start + self.rank * fan_out].view(users, fan_out, self.rank)
+            start += self.rank * fan_out
+            views[name] = (a, b)
+        return views
+
+
+def shapes_of(model: AnyModel, target_modules: Sequence[str] | str, rank: int) -> Shapes:
+    layers = target_layers(model, target_modules)
+    return Shapes({name: _sizes(layer) for name, layer in layers.items()}, rank)
+
+
+def fresh(shapes: Shapes, seeds: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Initial weights [U, P] of one LoRA per seed: A uniform in +-1/sqrt(in), B zero.
+
+    The bounds are PEFT's default (Kaiming with a = sqrt 5). A user's numbers come from the user's
+    own seed, so company changes nothing.
+    """
+    flat = torch.zeros(len(seeds), shapes.width, dtype=dtype)
+    for row, seed in zip(flat, seeds, strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        for a, _ in shapes.split(row[None]).values():
+            bound = 1.0 / math.sqrt(a.shape[2])
+            a.copy_(
+                (torch.rand(a.shape[1:], generator=generator, dtype=torch.float32) * 2 - 1) * bound
+            )
+    return flat
+
+
+def assign(
+    layers: dict[str, GroupedLinear],
+    *,
+    frozen: dict[str, Part] | None = None,
+    trained: dict[str, Part] | None = None,
+) -> None:
+    """Set the users whose rows come next; parts that are not given are absent.
+
+    Raises ValueError for a part of a layer that is not grouped: it would be left out silently.
+    """
+    lost = {*(frozen or {}), *(trained or {})} - layers.keys()
+    if lost:
+        raise ValueError(f"{sorted(lost)[0]} has a LoRA but is not grouped")
+    for name, layer in layers.items():
+        layer.frozen = (frozen or {}).get(name)
+        layer.trained = (trained or {}).get(name)
+
+
+def clear(layers: dict[str, GroupedLinear]) -> None:
+    assign(layers)

@@ -1,0 +1,177 @@
+"""Samples of many users as rows of one batch, with little padding.
+
+Samples of like length get a row each, padded on the right: causal attention then needs no mask.
+Samples of unlike length are laid end to end in as few rows as fit; tokens see only earlier tokens
+of their own sample (a block-diagonal causal mask), and positions start anew with each sample. All
+users of a micro-batch have the same number of rows of the same length, so users of similar size go
+together (`micro_batches`). Both keep padding small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tasks.lora.batches import Encoded
+
+# A row of several samples holds up to this many tokens; 0 as a limit means one sample per row.
+ROW_TOKENS = 512
+ONE_PER_ROW = 0
+# One sample per row where that pads by at most this share; attention is cheaper so.
+TOLERATED_PADDING = 0.08
+# A micro-batch that is filled to this share takes no user shorter than this share of its longest.
+FILLED, LIKE = 0.0625, 0.9
+
+
+@dataclass(frozen=True)
+class Packed:
+    """U users as `rows` rows each of T tokens, user-major.
+
+    `input_ids`, `position_ids`, `segments` [U * rows, T]; segment 0 is padding. Labels are flat, N
+    of them: `where` [N] is the index into [U * rows * T] of the position that predicts it, `label`
+    [N] the token, `sample` [N] which sample (in order given), `user` [N] which user.
+    """
+
+    users: int
+    input_ids: Tensor
+    position_ids: Tensor
+    segments: Tensor
+    where: Tensor
+    label: Tensor
+    sample: Tensor
+    user: Tensor
+    tokens: int
+    one_per_row: bool
+
+    @property
+    def padding(self) -> float:
+        """Share of the batch's positions that hold no token."""
+        return 1.0 - self.tokens / self.input_ids.numel()
+
+    def mask(self, dtype: torch.dtype, additive: bool) -> Tensor:
+        """[U * rows, 1, T, T], True (or 0) where the query may see the key, else False (or -inf).
+
+        A padding position sees itself: a row of the mask with nothing in it makes NaN.
+        """
+        length = self.segments.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.segments.device).tril()
+        same = self.segments[:, :, None] == self.segments[:, None, :]
+        allowed = (same & causal)[:, None]
+        if not additive:
+            return allowed
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+    def to(self, device: torch.device) -> Packed:
+        if device.type == "cpu":
+            return self
+        names = ("input_ids", "position_ids", "segments", "where", "label", "sample", "user")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return Packed(self.users, tokens=self.tokens, one_per_row=self.one_per_row, **moved)
+
+
+def rows_of(lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """Samples of the given lengths in rows of at most `limit` tokens (first fit, longest first)."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        place = next((r for r, free in enumerate(room) if free >= lengths[index]), None)
+        if place is None:
+            rows.append([])
+            room.append(max(limit, lengths[index]))
+            place = len(rows) - 1
+        rows[place].append(index)
+        room[place] -= lengths[index]
+    return rows
+
+
+def layout(per_user: Sequence[Sequence[Encoded]]) -> int:
+    """The row limit for these users' samples: ONE_PER_ROW, or ROW_TOKENS where that pads less."""
+    tokens = padded = 0
+    for samples in per_user:
+        lengths = [_length(sample) for sample in samples]
+        tokens += sum(lengths)
+        padded += len(lengths) * max(lengths)
+    return ONE_PER_ROW if padded * (1.0 - TOLERATED_PADDING) <= tokens else ROW_TOKENS
+
+
+def footprint(samples: Sequence[Encoded], limit: int) -> tuple[int, int]:
+    """(rows, tokens of the longest row) that one user's samples take."""
+    lengths = [_length(sample) for sample in samples]
+    rows = rows_of(lengths, limit)
+    return len(rows), max(sum(lengths[i] for i in row) for row in rows)
+
+
+def micro_batches(sizes: Sequence[tuple[int, int]], budget: int) -> list[list[int]]:
+    """Users, by their `footprint`, in micro-batches of at most `budget` positions (at least one).
+
+    Sorted by size, so that a micro-batch pads its users to nearly their own length.
+    """
+    order = sorted(range(len(sizes)), key=lambda u: (*sizes[u], u), reverse=True)
+    batches: list[list[int]] = []
+    for user in order:
+        if batches:
+            # The first user of a micro-batch is its largest; users after it are padded to it.
+            rows, length = sizes[batches[-1][0]]
+            positions = len(batches[-1]) * rows * length
+            fits = positions + rows * length <= budget
+            alike = positions < FILLED * budget or sizes[user][1] >= LIKE * length
+            if sizes[user][0] == rows and fits and alike:
+                batches[-1].append(user)
+                continue
+        batches.append([user])
+    return batches
+
+
+def pack(per_user: Sequence[Sequence[Encoded]], pad: int, limit: int) -> Packed:
+    """One packed batch of the users' samples; users with fewer rows get rows of padding."""
+    plans = [rows_of([_length(sample) for sample in samples], limit) for samples in per_user]
+    rows = max(len(plan) for plan in plans)
+    ids: list[list[int]] = []
+    positions: list[list[int]] = []
+    segments: list[list[int]] = []
+    labels: list[tuple[int, int, int, int, int]] = []
+    first = 0
+    for user, (samples, plan) in enumerate(zip(per_user, plans, strict=True)):
+        for number in range(rows):
+            row: list[int] = []
+            place: list[int] = []
+            segment: list[int] = []
+            for sample in plan[number] if number < len(plan) else []:
+                prompt, answer = samples[sample].prompt, samples[sample].answer
+                begin = len(row) + len(prompt)
+                row += prompt
+                row += answer
+                length = len(prompt) + len(answer)
+                place += range(length)
+                segment += [sample + 1] * length
+                for offset, token in enumerate(answer):
+                    labels.append((len(ids), begin + offset - 1, token, first + sample, user))
+            ids.append(row)
+            positions.append(place)
+            segments.append(segment)
+        first += len(samples)
+    width = max(1, max(len(row) for row in ids))
+    filled = [
+        torch.tensor([row + [fill] * (width - len(row)) for row in table], dtype=torch.long)
+        for table, fill in ((ids, pad), (positions, 0), (segments, 0))
+    ]
+    flat = torch.tensor(labels, dtype=torch.long).reshape(-1, 5)
+    return Packed(
+        users=len(per_user),
+        input_ids=filled[0],
+        position_ids=filled[1],
+        segments=filled[2],
+        where=flat[:, 0] * width + flat[:, 1],
+        label=flat[:, 2],
+        sample=flat[:, 3],
+        user=flat[:, 4],
+        tokens=sum(len(row) for row in ids),
+        one_per_row=limit == ONE_PER_ROW,
+    )
+
+
+def _length(sample: Encoded) -> int:
+    return len(sample.prompt) + len(sample.answer)

@@ -1,0 +1,136 @@
+"""A group of users to train: unequal histories, merged parts underneath, engine and reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from tasks.lora.adapters import Lora
+from tasks.lora.bank import Bank, stack
+from tasks.lora.base import Base
+from tasks.lora.batches import Encoded
+from tasks.lora.group_train import Budget, Outcome, train_group
+from tasks.lora.grouped import fresh, grouped, shapes_of
+from tasks.lora.merge import MergedUsers
+from tasks.lora.train import Recipe, epochs
+from tests.unit.lora import peft_reference
+from tests.unit.lora.helpers import linear_shapes, random_lora, sample
+
+RANK, SCALE = 4, 2.0
+BOUND = {torch.float32: 1e-5, torch.float64: 1e-12}
+# Samples per user; in batches of 2 x 2 and two epochs that is 2, 4, 6, 2 and 2 optimiser steps.
+HISTORIES = (3, 5, 10, 1, 4)
+SEEDS = (11, 12, 13, 14, 15)
+# Exact in any dtype, so that float64 is not spoiled by the weights' float32.
+RECIPES = [
+    (("a", "b"), (0.75, 0.25)),
+    (("c", "a"), (0.5, 0.5)),
+    (("b", "c"), (1.25, -0.25)),
+    (("a", "c"), (0.25, 0.75)),
+    (("c", "b"), (0.625, 0.375)),
+]
+
+
+def histories() -> list[list[Encoded]]:
+    """Prompts of 3 to 27 tokens, answers of 1 to 6."""
+    return [
+        [sample(100 * u + i, 3 + (7 * i + 5 * u) % 25, 1 + (i + u) % 6) for i in range(count)]
+        for u, count in enumerate(HISTORIES)
+    ]
+
+
+def doubled(lora: Lora, dtype: torch.dtype) -> Lora:
+    return Lora({n: (a.to(dtype), b.to(dtype)) for n, (a, b) in lora.layers.items()}, lora.scale)
+
+
+def bank_of(model: Any) -> Bank:
+    loras = [random_lora(linear_shapes(model), 3, 0.75, seed, 0.15) for seed in (1, 2, 3)]
+    return stack("abc", [doubled(lora, model.dtype) for lora in loras])
+
+
+@contextmanager
+def precise_norms() -> Iterator[None]:
+    """Llama's norms compute in float32 whatever comes in; here in the dtype of what comes in."""
+
+    def forward(self: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LlamaRMSNorm, "forward", forward)
+        yield
+
+
+@dataclass
+class Group:
+    """Users, by number, with what they train on and what lies under their LoRAs."""
+
+    base: Base
+    recipe: Recipe
+    samples: list[list[Encoded]]
+    seeds: list[int]
+    how: str | None = None
+
+    def alone(self, user: int, stop: int | None = None) -> tuple[Lora, list[float]]:
+        """The reference: stock PEFT trains this user and nobody else."""
+        steps = list(epochs(len(self.samples[user]), self.recipe, self.seeds[user]))
+        return peft_reference.train(
+            self.base.model,
+            self.under(user),
+            self.start(user),
+            self.samples[user],
+            steps,
+            self.recipe,
+            stop,
+        )
+
+    def under(self, user: int) -> Lora | None:
+        if self.how is None:
+            return None
+        members, weights = RECIPES[user]
+        bank = bank_of(self.base.model)
+        return peft_reference.merged_by_hand([bank.lora(m) for m in members], weights, self.how)
+
+    def start(self, user: int) -> Lora:
+        shapes = shapes_of(self.base.model, "all-linear", RANK)
+        split = shapes.split(fresh(shapes, [self.seeds[user]], self.base.model.dtype))
+        return Lora({name: (a[0], b[0]) for name, (a, b) in split.items()}, SCALE)
+
+    def together(
+        self,
+        users: Sequence[int] | None = None,
+        budget: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        frozen: Callable[[Sequence[int]], Any] | None = None,
+    ) -> tuple[dict[int, Lora], Outcome]:
+        """The engine: the named users (all, in order), in one call; LoRAs by user."""
+        chosen = list(range(len(self.samples))) if users is None else list(users)
+        model = self.base.model
+        shapes = shapes_of(model, "all-linear", RANK)
+        if self.how is not None and frozen is None:
+            recipes = [RECIPES[u] for u in chosen]
+            frozen = MergedUsers(bank_of(model), recipes, self.how, self.base.device).parts
+        with grouped(model, list(shapes.sizes)) as layers:
+            outcome = train_group(
+                self.base,
+                layers,
+                shapes,
+                [self.samples[u] for u in chosen],
+                self.recipe,
+                [self.seeds[u] for u in chosen],
+                scale=SCALE,
+                frozen=frozen,
+                budget=None if budget is None else Budget(budget),
+                progress=progress,
+            )
+        split = shapes.split(outcome.flat)
+        loras = {
+            user: Lora({name: (a[row], b[row]) for name, (a, b) in split.items()}, SCALE)
+            for row, user in enumerate(chosen)
+        }
+        return loras, outcome

@@ -1,0 +1,531 @@
+"""Many users trained at once, against stock PEFT that trains each alone (`peft_reference`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import get_scheduler
+
+from tasks.errors import InputError
+from tasks.lora import group_train
+from tasks.lora.adapters import Lora
+from tasks.lora.base import Base
+from tasks.lora.batches import Encoded
+from tasks.lora.group_train import Budget, default_positions, learning_rate, train_group
+from tasks.lora.grouped import Part, fresh, grouped, shapes_of
+from tasks.lora.merge import MergedUsers
+from tasks.lora.packing import ONE_PER_ROW, Packed
+from tasks.lora.train import epochs
+from tests.unit.lora.group_case import (
+    BOUND,
+    HISTORIES,
+    RANK,
+    RECIPES,
+    SCALE,
+    SEEDS,
+    Group,
+    bank_of,
+    histories,
+    precise_norms,
+)
+from tests.unit.lora.helpers import equal_tensors, sample, tiny_base, training
+from tests.unit.lora.peft_reference import largest_difference
+
+MakeBase = Callable[[], Base]
+# Small: Adam turns rounding errors of tiny gradients into steps of up to the rate. In float32 the
+# reference itself is off by 0.03 of the rate; float64 says that nothing else is behind it.
+LR = 1e-4
+PUBLISHED = {"learning_rate": LR, "batch_size": 2, "accumulation": 2, "weight_decay": 0.1}
+# Norms are about 1 to 10 here: 0.05 clips every step of every user, 1e9 none.
+CASES = {
+    "cosine, clipped, exact": (
+        training(**PUBLISHED, schedule="cosine", warmup_share=0.3, max_grad_norm=0.05),
+        "exact",
+    ),
+    "linear, clipped, factors": (
+        training(**PUBLISHED, schedule="linear", warmup_share=0.2, max_grad_norm=0.05),
+        "factors",
+    ),
+    "constant, warm-up, bare base": (
+        training(**PUBLISHED, schedule="constant", warmup_share=0.5, max_grad_norm=2.0),
+        None,
+    ),
+    "one by one, no clip, no decay": (
+        training(learning_rate=LR, epochs=1, batch_size=1, warmup_share=0.0, max_grad_norm=1e9),
+        "exact",
+    ),
+}
+
+
+def group(
+    base: Base, dtype: torch.dtype = torch.float32, case: str = "cosine, clipped, exact"
+) -> Group:
+    recipe, how = CASES[case]
+    base.model.to(dtype)
+    return Group(base, recipe, histories(), list(SEEDS), how)
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["fp32", "fp64"])
+def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    if request.param == torch.float32:
+        yield request.param
+    else:
+        with precise_norms():
+            yield request.param
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_together_is_each_alone_in_stock_peft(
+    fresh_base: MakeBase, dtype: torch.dtype, case: str
+) -> None:
+    """Parameters, losses, numbers of steps and tokens of five users with 1 to 10 samples."""
+    these = group(fresh_base(), dtype, case)
+    loras, outcome = these.together()
+    assert outcome.failed == []
+    worst = 0.0
+    for user, count in enumerate(HISTORIES):
+        wanted, losses = these.alone(user)
+        steps = list(epochs(count, these.recipe, SEEDS[user]))
+        assert len(outcome.losses[user]) == len(steps) == len(losses)
+        tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+        assert outcome.losses[user] == pytest.approx(losses, rel=tolerance)
+        worst = max(worst, largest_difference(loras[user], wanted))
+        assert largest_difference(loras[user], these.start(user)) > 0.2 * LR
+        lengths = sum(len(item.prompt) + len(item.answer) for item in these.samples[user])
+        assert outcome.tokens[user] == these.recipe.epochs * lengths
+    assert worst <= BOUND[dtype]
+    assert len({len(own) for own in outcome.losses}) > 1
+
+
+def test_many_users_of_one_size(fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve users share each micro-batch, in float64; three of them against stock PEFT."""
+    users = [[sample(60 * u + i, 9 + (i + u) % 3, 2 + i % 2) for i in range(4)] for u in range(12)]
+    recipe = CASES["cosine, clipped, exact"][0]
+    sizes = small_device(monkeypatch, 12)
+    with precise_norms():
+        base = fresh_base()
+        base.model.to(torch.float64)
+        these = Group(base, recipe, users, list(range(40, 52)))
+        loras, _ = these.together()
+        for user in (0, 5, 11):
+            wanted = these.alone(user)[0]
+            assert largest_difference(loras[user], wanted) <= BOUND[torch.float64]
+    assert max(sizes) == 12
+
+
+class GlobalClip(group_train._AdamW):
+    """Faulty: one norm over all users, as `clip_grad_norm_` on the whole matrix would."""
+
+    def step(self, rates: list[float], active: list[int], losses: dict[int, float]) -> list[int]:
+        total = self.grad[active].norm()
+        self.grad[active] *= (self.recipe.max_grad_norm / (total + 1e-6)).clamp(max=1.0)
+        return super().step(rates, active, losses)
+
+
+class SharedSteps(group_train._AdamW):
+    """Faulty: users that have done their steps go on with what gradient they had."""
+
+    def step(self, rates: list[float], active: list[int], losses: dict[int, float]) -> list[int]:
+        everyone = list(range(len(self.flat)))
+        rates = [rate or self.recipe.learning_rate for rate in rates]
+        return super().step(rates, everyone, dict.fromkeys(everyone, 0.0) | losses)
+
+
+@pytest.mark.parametrize("faulty", [GlobalClip, SharedSteps])
+def test_the_comparison_sees_a_fault(
+    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch, faulty: type
+) -> None:
+    """What the test above would say if the clip, or the number of steps, were the group's."""
+    these = group(fresh_base())
+    right, _ = these.together()
+    monkeypatch.setattr(group_train, "_AdamW", faulty)
+    wrong, _ = these.together()
+    for user in (0, 1):
+        wanted, _ = these.alone(user)
+        assert largest_difference(right[user], wanted) <= BOUND[torch.float32]
+    assert largest_difference(wrong[user], wanted) > 10 * BOUND[torch.float32]
+
+
+def close(got: dict[int, Lora], wanted: dict[int, Lora], bound: float) -> None:
+    for user, lora in got.items():
+        assert largest_difference(lora, wanted[user]) <= bound
+
+
+def test_company_and_order_change_nothing(fresh_base: MakeBase, dtype: torch.dtype) -> None:
+    these = group(fresh_base(), dtype)
+    wanted, outcome = these.together()
+    for users in ([4, 2, 0, 3, 1], [2, 1], [0], [3], [1, 3, 4]):
+        got, other = these.together(users)
+        close(got, wanted, BOUND[dtype])
+        for row, user in enumerate(users):
+            assert other.losses[row] == pytest.approx(outcome.losses[user], rel=1e-4)
+            assert other.tokens[row] == outcome.tokens[user]
+
+
+@pytest.mark.parametrize("budget", [1, 60, 200, 100_000])
+def test_the_budget_changes_nothing(
+    fresh_base: MakeBase, dtype: torch.dtype, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one position every user is a micro-batch; with many, users of like shape share one."""
+    batches: list[int] = []
+    real = group_train.label_losses
+
+    def counted(base: Base, packed: Packed) -> torch.Tensor:
+        batches.append(packed.users)
+        return real(base, packed)
+
+    these = group(fresh_base(), dtype)
+    wanted, _ = these.together(budget=2000)
+    monkeypatch.setattr(group_train, "label_losses", counted)
+    got, outcome = these.together(budget=budget)
+    close(got, wanted, BOUND[dtype])
+    assert sum(batches) == sum(len(own) for own in outcome.losses) == 16
+    assert (max(batches) == 1) == (budget <= 60)
+
+
+@pytest.mark.parametrize("limit", [ONE_PER_ROW, 24, 512])
+def test_the_layout_changes_nothing(
+    fresh_base: MakeBase, dtype: torch.dtype, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sample per row, packed rows of at most 24 tokens (or one sample), and of 512."""
+    these = group(fresh_base(), dtype)
+    seen: list[bool] = []
+    real = group_train.pack
+
+    def pack(*arguments: Any) -> Packed:
+        packed = real(*arguments)
+        seen.append(packed.one_per_row)
+        return packed
+
+    monkeypatch.setattr(group_train, "layout", lambda _samples: limit)
+    monkeypatch.setattr(group_train, "pack", pack)
+    got, _ = these.together()
+    assert set(seen) == {limit == ONE_PER_ROW}
+    for user in (0, 2):
+        assert largest_difference(got[user], these.alone(user)[0]) <= BOUND[dtype]
+
+
+def test_packed_with_eager_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager attention adds the mask to the scores; the reference is SDPA."""
+    wanted, _ = group(tiny_base()).together()
+    base = tiny_base()
+    base.model.set_attn_implementation("eager")
+    monkeypatch.setattr(group_train, "layout", lambda _samples: 512)
+    got, _ = group(base).together()
+    close(got, wanted, BOUND[torch.float32])
+
+
+def test_training_again_gives_the_same_bits(fresh_base: MakeBase) -> None:
+    """Also after other users and another global seed; the global seed is left alone."""
+    these = group(fresh_base())
+    before = {name: tensor.clone() for name, tensor in these.base.model.state_dict().items()}
+    first, run = these.together()
+    these.together([2, 3])
+    torch.manual_seed(12345)
+    state = torch.random.get_rng_state()
+    again, second = these.together()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(equal_tensors(first[user], again[user]) for user in first)
+    assert run.losses == second.losses
+    after = these.base.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not these.base.model.training
+
+
+def test_it_learns_by_heart(fresh_base: MakeBase) -> None:
+    recipe = training(learning_rate=1e-2, epochs=15, batch_size=4, schedule="constant")
+    _, outcome = Group(fresh_base(), recipe, histories()[:2], list(SEEDS[:2])).together()
+    for losses in outcome.losses:
+        assert losses[-1] < 0.3 * losses[0]
+
+
+def test_bf16_base_with_fp32_adapters_trains() -> None:
+    base = tiny_base()
+    base.model.to(torch.bfloat16)
+    recipe = training(learning_rate=1e-2, epochs=15, batch_size=4, schedule="constant")
+    loras, outcome = Group(base, recipe, histories()[:2], list(SEEDS[:2])).together()
+    assert outcome.flat.dtype == torch.float32
+    assert loras[0].layers["model.layers.0.self_attn.q_proj"][0].dtype == torch.float32
+    for losses in outcome.losses:
+        assert losses[-1] < 0.3 * losses[0]
+    assert {p.dtype for p in base.model.parameters()} == {torch.bfloat16}
+
+
+def test_initial_weights_can_be_given(fresh_base: MakeBase) -> None:
+    """Two epochs' weights from fresh ones are those from the same weights given; kept as given."""
+    these = group(fresh_base())
+    shapes = shapes_of(these.base.model, "all-linear", RANK)
+    given_weights = fresh(shapes, SEEDS)
+    kept = given_weights.clone()
+    wanted, _ = these.together()
+    parts = group_train_parts(these)
+    with grouped(these.base.model, list(shapes.sizes)) as layers:
+        outcome = train_group(
+            these.base, layers, shapes, these.samples, these.recipe, [*SEEDS],
+            scale=SCALE, frozen=parts, initial=given_weights,
+        )  # fmt: skip
+    assert torch.equal(given_weights, kept)
+    for user, lora in wanted.items():
+        for name, (a, _) in shapes.split(outcome.flat).items():
+            assert torch.equal(a[user], lora.layers[name][0])
+
+
+def group_train_parts(these: Group) -> Any:
+    return MergedUsers(bank_of(these.base.model), RECIPES, "exact", these.base.device).parts
+
+
+def test_progress_counts_the_longest_history(fresh_base: MakeBase) -> None:
+    calls: list[tuple[int, int]] = []
+    group(fresh_base()).together(progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(number, 6) for number in range(1, 7)]
+
+
+def test_a_user_without_samples_is_named(fresh_base: MakeBase) -> None:
+    these = group(fresh_base())
+    these.samples[3] = []
+    with pytest.raises(ValueError, match="user 3: no samples"):
+        these.together()
+
+
+# --- what is not finite ---------------------------------------------------------------------------
+
+
+def test_nan_of_a_frozen_part_is_one_users(fresh_base: MakeBase) -> None:
+    """User 1's merged LoRA holds NaN: the user stays as it began, all others as without the NaN."""
+    these = group(fresh_base())
+    wanted, clean = these.together()
+    healthy = group_train_parts(these)
+
+    def parts(users: Any) -> dict[str, Part]:
+        made = healthy(users)
+        for part in made.values():
+            for row, user in enumerate(users):
+                if user == 1:
+                    part.b[row] = float("nan")
+        return made
+
+    got, outcome = these.together(frozen=parts)
+    assert outcome.failed == [1]
+    assert equal_tensors(got[1], these.start(1))
+    assert len(outcome.losses[1]) == 1
+    assert math.isnan(outcome.losses[1][0])
+    for user in (0, 2, 3, 4):
+        assert largest_difference(got[user], wanted[user]) <= BOUND[torch.float32]
+        assert outcome.losses[user] == pytest.approx(clean.losses[user], rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_stops_being_finite(
+    fresh_base: MakeBase, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In user 2's third step of six: the weights are those of stock PEFT after two steps."""
+    these = group(fresh_base())
+    steps = list(epochs(HISTORIES[2], these.recipe, SEEDS[2]))
+    marked = steps[2][0][0]
+    assert sum(marked in batch for step in steps[:2] for batch in step) == 0
+    own = these.samples[2][marked]
+    these.samples[2][marked] = Encoded(own.prompt, [299, 2])
+    others = [item for u, items in enumerate(these.samples) for item in items
+              if (u, item) != (2, these.samples[2][marked])]  # fmt: skip
+    assert not any(299 in item.answer for item in others)
+    wanted, _ = these.together()
+    real = group_train.label_losses
+
+    def poisoned(base: Base, packed: Packed) -> torch.Tensor:
+        losses = real(base, packed)
+        return losses * torch.where(packed.label == 299, value, 1.0)
+
+    monkeypatch.setattr(group_train, "label_losses", poisoned)
+    got, outcome = these.together()
+    assert outcome.failed == [2]
+    assert len(outcome.losses[2]) == 3
+    assert not math.isfinite(outcome.losses[2][2])
+    assert largest_difference(got[2], these.alone(2, stop=2)[0]) <= BOUND[torch.float32]
+    # Those who had done their steps by then have the same bits; user 1 goes on in other company.
+    for user in (0, 3, 4):
+        assert equal_tensors(got[user], wanted[user])
+    assert largest_difference(got[1], wanted[1]) <= BOUND[torch.float32]
+
+
+def test_a_gradient_that_is_not_finite(
+    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finite loss whose gradient is not, as of a root at 0: user 4 stays as it began."""
+    these = group(fresh_base())
+    own = these.samples[4]
+    these.samples[4] = [Encoded(item.prompt, [*item.answer[:-1], 299, 2]) for item in own]
+    wanted, clean = these.together()
+    real = group_train.label_losses
+
+    def steep(base: Base, packed: Packed) -> torch.Tensor:
+        losses = real(base, packed)
+        bad = losses[packed.label == 299]
+        root = torch.zeros_like(losses)
+        root[packed.label == 299] = (bad - bad.detach()).sqrt()
+        return losses + root
+
+    monkeypatch.setattr(group_train, "label_losses", steep)
+    got, outcome = these.together()
+    assert outcome.failed == [4]
+    assert outcome.losses[4] == pytest.approx(clean.losses[4][:1])
+    assert equal_tensors(got[4], these.start(4))
+    for user in range(4):
+        assert largest_difference(got[user], wanted[user]) <= BOUND[torch.float32]
+
+
+def test_everyone_fails(fresh_base: MakeBase) -> None:
+    base = fresh_base()
+    with torch.no_grad():
+        base.model.lm_head.weight.fill_(float("nan"))
+    these = group(base)
+    got, outcome = these.together()
+    assert sorted(outcome.failed) == [0, 1, 2, 3, 4]
+    assert all(equal_tensors(got[user], these.start(user)) for user in got)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def small_device(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """A device that has room for `most` users at once; the numbers of users that came."""
+    real = group_train.label_losses
+    sizes: list[int] = []
+
+    def losses(base: Base, packed: Packed) -> torch.Tensor:
+        sizes.append(packed.users)
+        if packed.users > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(base, packed)
+
+    monkeypatch.setattr(group_train, "label_losses", losses)
+    return sizes
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_out_of_memory_halves(
+    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Six users of one size start as one micro-batch."""
+    users = [[sample(10 * u + i, 12, 3) for i in range(4)] for u in range(6)]
+    these = Group(fresh_base(), CASES["constant, warm-up, bare base"][0], users, list(range(6)))
+    wanted, plain = these.together(budget=10_000)
+    assert plain.halved == 0
+    sizes = small_device(monkeypatch, most)
+    got, outcome = these.together(budget=10_000)
+    assert max(sizes) == 6
+    assert outcome.halved > 0
+    assert outcome.failed == []
+    close(got, wanted, BOUND[torch.float32])
+    assert outcome.tokens == plain.tokens
+    # It learns: the last step starts with batches no larger than the halved budget allows.
+    assert sizes[-1] <= most
+
+
+def test_one_user_that_does_not_fit_raises(
+    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_device(monkeypatch, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        group(fresh_base()).together()
+
+
+def test_a_halved_budget_stays_halved(
+    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four users of 4 rows of 15 positions; two of them fit: 240 is halved once, and kept."""
+    users = [[sample(10 * u + i, 12, 3) for i in range(4)] for u in range(4)]
+    recipe = CASES["constant, warm-up, bare base"][0]
+    base, budget = fresh_base(), Budget(240)
+    sizes = small_device(monkeypatch, 2)
+    shapes = shapes_of(base.model, "all-linear", RANK)
+    with grouped(base.model, list(shapes.sizes)) as layers:
+        for _ in range(2):
+            train_group(
+                base, layers, shapes, users, recipe, [0, 1, 2, 3], scale=SCALE, budget=budget
+            )
+    assert (budget.positions, budget.halvings) == (120, 1)
+    assert sizes == [4, *[2] * 8]
+
+
+def test_default_positions(base: Base) -> None:
+    """From the model alone; a wider model gets fewer, and never under 512."""
+    assert default_positions(base) == default_positions(base)
+    narrow = 64
+    found = []
+    for wide in (narrow, 1024, 4096, 8192, 16384):
+        model = type("Model", (), {})()
+        model.config = type("Config", (), {"hidden_size": narrow, "intermediate_size": wide})()
+        found.append(default_positions(Base(model, None, torch.device("cpu"), 8)))
+    assert found == sorted(found, reverse=True)
+    assert len(set(found)) >= 4
+    assert min(found) >= 512
+
+
+# --- the schedule ---------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    schedule=st.sampled_from(["cosine", "linear", "constant"]),
+    steps=st.integers(1, 60),
+    share=st.sampled_from([0.0, 0.03, 0.1, 0.25, 0.5, 1.0]) | st.floats(0.0, 1.0),
+    rate=st.floats(1e-6, 1.0),
+)
+def test_learning_rate_is_transformers(
+    schedule: str, steps: int, share: float, rate: float
+) -> None:
+    recipe = training(learning_rate=rate, schedule=schedule, warmup_share=share)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+    wanted = get_scheduler(
+        "constant_with_warmup" if schedule == "constant" else schedule,
+        optimizer,
+        num_warmup_steps=math.ceil(share * steps),
+        num_training_steps=steps,
+    )
+    for step in range(steps):
+        now = optimizer.param_groups[0]["lr"]
+        assert learning_rate(recipe, step, steps) == pytest.approx(now, rel=1e-12, abs=1e-18)
+        optimizer.step()
+        wanted.step()
+
+
+def test_published_schedule_of_ten_items_moves_once(fresh_base: MakeBase) -> None:
+    """METHOD, stage 3: 10 items in batches of 2 x 4 are two steps, and the first has rate 0."""
+    recipe = training(learning_rate=5e-5, epochs=1, batch_size=2, accumulation=4, warmup_share=0.1)
+    assert [len(step) for step in epochs(10, recipe, 13)] == [4, 1]
+    assert [learning_rate(recipe, step, 2) for step in (0, 1)] == [0.0, 5e-5]
+    these = Group(fresh_base(), recipe, [histories()[2]], [13])
+    got, _ = these.together()
+    largest = max(float(b.abs().max()) for _, b in got[0].layers.values())
+    # Adam's first real step of a clipped gradient is near the rate: it cannot be ten times it.
+    assert 0.1 * 5e-5 < largest < 2 * 5e-5
+
+
+def test_gradient_checkpointing_recomputes_and_changes_nothing() -> None:
+    """`base.gradient_checkpointing`: each block runs twice per step, and the numbers stay."""
+    calls, results = [], []
+    for checkpointing in (False, True):
+        base = tiny_base()
+        if checkpointing:
+            base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        runs: list[int] = []
+        # Before the layer: recomputing stops as soon as the last tensor that is needed is there.
+        base.model.model.layers[1].mlp.register_forward_pre_hook(lambda *_a, r=runs: r.append(1))
+        loras, _ = group(base).together([2])
+        calls.append(len(runs))
+        results.append(loras)
+    close(results[1], results[0], BOUND[torch.float32])
+    assert calls[1] == 2 * calls[0]
+
+
+def test_a_lora_on_the_output_embedding_is_refused(fresh_base: MakeBase) -> None:
+    """PEFT takes `[lm_head, q_proj]`; here the head sees picked positions, not users' rows."""
+    with pytest.raises(InputError, match="lm_head is the output embedding"):
+        shapes_of(fresh_base().model, ["lm_head", "q_proj"], RANK)

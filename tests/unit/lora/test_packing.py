@@ -1,0 +1,222 @@
+"""Samples as rows: by hand, by properties, and against one sample per row."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
+
+from tasks.lora.base import Base
+from tasks.lora.batches import Encoded
+from tasks.lora.forward import label_losses, sum_by
+from tasks.lora.packing import (
+    ONE_PER_ROW,
+    ROW_TOKENS,
+    footprint,
+    layout,
+    micro_batches,
+    pack,
+    rows_of,
+)
+from tests.unit.lora.helpers import sample, tiny_base
+from tests.unit.lora.peft_reference import likelihood
+
+sizes = st.lists(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5)), min_size=1, max_size=6),
+    min_size=1,
+    max_size=4,
+)
+limits = st.sampled_from([ONE_PER_ROW, 1, 8, 20, ROW_TOKENS])
+
+
+def users_of(table: list[list[tuple[int, int]]]) -> list[list[Encoded]]:
+    """Every token of the batch another number, from 1 on, so that each can be found again."""
+    number, users = 1, []
+    for own in table:
+        samples = []
+        for prompt, answer in own:
+            ids = list(range(number, number + prompt + answer))
+            number += prompt + answer
+            samples.append(Encoded(ids[:prompt], ids[prompt:]))
+        users.append(samples)
+    return users
+
+
+def test_by_hand() -> None:
+    """User 0: samples of 3 and 2 tokens in one row; user 1: one of 2 tokens. 0 is padding."""
+    users = [[Encoded([5, 6], [7]), Encoded([8], [9])], [Encoded([3], [4])]]
+    packed = pack(users, 0, 8)
+    assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9], [3, 4, 0, 0, 0]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 0, 0]]
+    assert packed.segments.tolist() == [[1, 1, 1, 2, 2], [1, 1, 0, 0, 0]]
+    assert packed.where.tolist() == [1, 3, 5]
+    assert packed.label.tolist() == [7, 9, 4]
+    assert packed.sample.tolist() == [0, 1, 2]
+    assert packed.user.tolist() == [0, 0, 1]
+    assert (packed.users, packed.tokens, packed.padding) == (2, 7, pytest.approx(0.3))
+    first = [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]
+    second = [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 1, 1, 1],
+    ]
+    allowed = packed.mask(torch.float32, additive=False)
+    assert allowed.shape == (2, 1, 5, 5)
+    assert allowed[:, 0].int().tolist() == [first, second]
+    added = packed.mask(torch.float32, additive=True)
+    assert torch.equal(added == 0, allowed)
+    assert (added[~allowed] < -1e30).all()
+
+
+@settings(deadline=None, max_examples=150)
+@given(sizes, limits)
+def test_everything_stands_once_and_labels_at_their_place(
+    table: list[list[tuple[int, int]]], limit: int
+) -> None:
+    users = users_of(table)
+    packed = pack(users, 0, limit)
+    flat, segments = packed.input_ids.flatten(), packed.segments.flatten()
+    every = [token for own in users for item in own for token in item.prompt + item.answer]
+    assert sorted(flat[segments > 0].tolist()) == every
+    assert not flat[segments == 0].any()
+    assert packed.tokens == len(every)
+    assert packed.padding == pytest.approx(1 - len(every) / flat.numel())
+    assert packed.one_per_row == (limit == ONE_PER_ROW)
+    # Each answer token once, predicted from the place of the token before it: here number - 1.
+    assert sorted(packed.label.tolist()) == sorted(
+        token for own in users for item in own for token in item.answer
+    )
+    assert torch.equal(flat[packed.where], packed.label - 1)
+    everything = list(chain(*users))
+    for token, number, user in zip(
+        packed.label.tolist(), packed.sample.tolist(), packed.user.tolist(), strict=True
+    ):
+        assert token in everything[number].answer
+        assert everything[number] in users[user]
+    # Rows are user-major, equally many for each; positions count from each sample's first token.
+    rows = len(packed.input_ids) // len(users)
+    owner = torch.arange(len(packed.input_ids)) // rows
+    for row, user in enumerate(owner.tolist()):
+        own = {token for item in users[user] for token in item.prompt + item.answer}
+        assert set(packed.input_ids[row].tolist()) - {0} <= own
+    assert torch.equal(packed.user, owner[packed.where // packed.input_ids.shape[1]])
+    begin = {token: item.prompt[0] for item in everything for token in item.prompt + item.answer}
+    for token, position in zip(flat.tolist(), packed.position_ids.flatten().tolist(), strict=True):
+        assert position == (token - begin[token] if token else 0)
+    if limit == ONE_PER_ROW:
+        assert rows == max(len(own) for own in users)
+    assert rows == max(footprint(own, limit)[0] for own in users)
+    assert packed.input_ids.shape[1] == max(footprint(own, limit)[1] for own in users)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.integers(1, 40), max_size=12), st.integers(0, 60))
+def test_rows_of(lengths: list[int], limit: int) -> None:
+    """Each sample once; a row is over the limit only where one sample alone is."""
+    rows = rows_of(lengths, limit)
+    assert sorted(chain(*rows)) == list(range(len(lengths)))
+    for row in rows:
+        assert len(row) == 1 or sum(lengths[index] for index in row) <= limit
+    # First fit: no two rows could have been one.
+    sums = [sum(lengths[index] for index in row) for row in rows]
+    assert all(a + b > limit for n, a in enumerate(sums) for b in sums[:n])
+
+
+def of_length(*lengths: int) -> list[Encoded]:
+    return [sample(length, length - 1, 1) for length in lengths]
+
+
+def test_layout_by_hand() -> None:
+    """Rows of their own where at most 8 % of the places would be padding: 23 of 25, not 22."""
+    assert layout([of_length(25, 21)]) == ONE_PER_ROW
+    assert layout([of_length(25, 20)]) == ROW_TOKENS
+    # Each user is padded to the user's own longest sample.
+    assert layout([of_length(9, 9), of_length(90, 90)]) == ONE_PER_ROW
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 50)), max_size=15),
+    st.integers(1, 400),
+)
+def test_micro_batches(table: list[tuple[int, int]], budget: int) -> None:
+    """Each user once, equally many rows, within the budget, or alone."""
+    batches = micro_batches(table, budget)
+    assert sorted(chain(*batches)) == list(range(len(table)))
+    for batch in batches:
+        rows = {table[user][0] for user in batch}
+        longest = max(table[user][1] for user in batch)
+        assert len(rows) == 1
+        assert len(batch) == 1 or len(batch) * rows.pop() * longest <= budget
+    assert micro_batches(table, budget) == batches
+
+
+def test_micro_batches_by_hand() -> None:
+    assert micro_batches([(2, 10)] * 5, 40) == [[4, 3], [2, 1], [0]]
+    assert micro_batches([(2, 10), (1, 10), (2, 10)], 1000) == [[2, 0], [1]]
+    assert micro_batches([], 10) == []
+
+
+@torch.no_grad()
+def sums(base: Base, users: list[list[Encoded]], limit: int) -> torch.Tensor:
+    packed = pack(users, 0, limit)
+    count = sum(len(own) for own in users)
+    return sum_by(label_losses(base, packed), packed.sample, count)
+
+
+USERS = [
+    [sample(10 * u + i, 2 + 5 * i, 1 + i % 4) for i in range(n)] for u, n in enumerate((5, 2, 1))
+]
+
+
+@pytest.mark.parametrize("limit", [ONE_PER_ROW, 30, ROW_TOKENS])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_losses_are_transformers_own(base: Base, limit: int, attention: str) -> None:
+    """Each sample alone through the model, right-padded, with transformers' loss."""
+    wanted = torch.tensor([-likelihood(base.model, item) for own in USERS for item in own])
+    other = tiny_base()
+    other.model.set_attn_implementation(attention)
+    torch.testing.assert_close(sums(other, USERS, limit), wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_only_labels_go_through_the_head(base: Base) -> None:
+    seen: list[tuple[int, ...]] = []
+    hook = base.model.lm_head.register_forward_hook(lambda _m, x, _y: seen.append(x[0].shape))
+    try:
+        sums(base, USERS, ROW_TOKENS)
+    finally:
+        hook.remove()
+    assert seen == [(1, sum(len(item.answer) for own in USERS for item in own), 32)]
+    assert not base.model.lm_head._forward_pre_hooks
+
+
+@pytest.mark.parametrize("limit", [ONE_PER_ROW, ROW_TOKENS])
+@pytest.mark.parametrize("kind", ["gpt2", "neox"])
+def test_losses_of_other_architectures(base: Base, kind: str, limit: int) -> None:
+    """Learned positions (GPT-2) and another head's name (GPT-NeoX), one sample at a time."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 300, "initializer_range": 0.3}
+    if kind == "gpt2":
+        config: Any = GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, **sizes)
+    else:
+        config = GPTNeoXConfig(
+            hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=64, **sizes,
+        )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    other = Base(model, base.tokenizer, base.device, 60)
+    wanted = torch.tensor([-likelihood(model, item) for own in USERS for item in own])
+    torch.testing.assert_close(sums(other, USERS, limit), wanted, rtol=1e-5, atol=1e-4)
