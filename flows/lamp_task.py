@@ -70,6 +70,12 @@ def stages(config: dict[str, Any], lamp_task: str) -> dict[str, Any]:
             futures, list(batches), "stacking batch", f"{lamp_task}: stacking", missing
         )
         batches = {number: ids for number, ids in batches.items() if number in stacked}
+        missing += [
+            f"stacking of user {user}: the loss stopped being finite at step {work['steps']}"
+            for shard in stacked.values()
+            for user, work in zip(shard["value"]["users"], shard["value"]["work"], strict=True)
+            if work["failed"]
+        ]
 
     work = [(method, number) for method in methods for number in batches]
     futures = predict.map(

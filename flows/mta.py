@@ -9,13 +9,17 @@ runs it on the worker; without any server, for debugging:
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any
 
 from prefect import State, flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
 
 from flows.lamp_task import run_lamp_task
 from tasks.config import (
@@ -36,7 +40,7 @@ from tasks.config import (
     resolve,
 )
 from tasks.errors import InputError
-from tasks.report import TABLE_FILE, rows, table_text, users_map, write_run, write_state
+from tasks.report import TABLE_FILE, notes, rows, table_text, users_map, write_run, write_state
 from tasks.stage import StageFailed, flow_run_is_over, gpu_slots, log, result_of, store
 from tasks.tracking import Tracker
 
@@ -46,7 +50,7 @@ def mta(
     preset: PresetName = "embedded",
     data: str | None = None,
     lamp_tasks: list[LampTaskName] | None = None,
-    seed: int | None = None,
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None,
     synthetic: SyntheticOptions | None = None,
     split: SplitOptions | None = None,
     prompt: PromptOptions | None = None,
@@ -89,7 +93,12 @@ def mta(
         config = resolve(given)
         store().sweep()
         tracker = Tracker(
-            config, flow_run.get_name() or "mta", {"prefect_flow_run": str(flow_run.get_id())}
+            config,
+            flow_run.get_name() or "mta",
+            {
+                "prefect_flow_run": str(flow_run.get_id()),
+                "prefect_server": str(PREFECT_API_URL.value() or PREFECT_HOME.value()),
+            },
         )
         tracker.end_abandoned(flow_run_is_over)
         return _benchmark(config, tracker)
@@ -112,23 +121,32 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
     # One thread per slot: a run that waits for a slot asks the server again only every few seconds.
     runner: Any = ThreadPoolTaskRunner(max_workers=gpu_slots())
     lamp_task_flow = run_lamp_task.with_options(task_runner=runner)
-    summaries = []
+    summaries, missing = [], []
     for lamp_task in config.lamp_tasks:
-        summary = result_of(lamp_task_flow, settings, lamp_task)
-        summary["map"] = result_of(users_map, lamp_task, summary["anchors"])
-        tracker.log_lamp_task(summary, rows([summary], where), where)
+        try:
+            summary = result_of(lamp_task_flow, settings, lamp_task)
+            summary["map"] = result_of(users_map, lamp_task, summary["anchors"])
+        except StageFailed as error:
+            missing.append(str(error))
+            continue
         summaries.append(summary)
+        missing += summary["missing"]
+        _track(missing, partial(tracker.log_lamp_task, summary, rows([summary], where), where))
+    if not summaries:
+        raise StageFailed("; ".join(missing))
+    # Files first: what was found out must not depend on MLflow answering.
     table = rows(summaries, where)
-    missing = [line for summary in summaries for line in summary["missing"]]
-    text = table_text(table, missing)
-    tracker.finish(table, text, missing)
-    write_state(TABLE_FILE, text)
+    noted = [line for summary in summaries for line in notes(summary)]
     write_run(str(flow_run.get_id()), settings, summaries)
+    write_state(TABLE_FILE, table_text(table, noted, missing))
+    _track(missing, lambda: tracker.finish(table, table_text(table, noted, missing), missing))
+    text = table_text(table, noted, missing)
+    write_state(TABLE_FILE, text)
     log("comparison\n" + text)
     create_table_artifact(
         key="comparison",
         table=[{key: str(value) for key, value in row.items()} for row in table],
-        description="\n".join(["Methods on the same users, prompts and seed.", *missing]),
+        description="\n\n".join(["Methods on the same users, prompts and seed.", *noted, *missing]),
     )
     if missing:
         return Failed(
@@ -136,6 +154,16 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
             message=f"scored, but {len(missing)} pieces are missing: {'; '.join(missing)}"[:1000],
         )
     return Completed(message=f"{len(table)} methods scored on {len(config.lamp_tasks)} LaMP tasks")
+
+
+def _track(missing: list[str], call: Callable[[], None]) -> None:
+    """Log to MLflow; when it does not take it, the run goes on and says so."""
+    try:
+        call()
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        missing.append(f"MLflow did not take all of the run ({type(error).__name__}: {why})")
+        log(missing[-1], warning=True)
 
 
 def _show_run(config: RunConfig, tracker: Tracker) -> None:

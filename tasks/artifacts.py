@@ -22,13 +22,16 @@ import importlib.metadata
 import json
 import os
 import shutil
+import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
+
+import psutil
 
 from tasks.errors import InputError
 
@@ -115,7 +118,9 @@ class Store:
         """Run `make` in a fresh folder and put the result in its place, whole or not at all."""
         place = self._place(stage, key)
         place.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".making-", dir=place.parent))
+        # Host and process are in the name, so that `sweep` knows whether anybody still works in it.
+        owner = f".making-{socket.gethostname()}-{os.getpid()}-"
+        work = Path(tempfile.mkdtemp(prefix=owner, dir=place.parent))
         try:
             started = time.perf_counter()
             value = make(work)
@@ -175,25 +180,30 @@ class Store:
                     wanted.discard(row)
         return found
 
-    def hash_folder(self, folder: Path) -> str:
-        """sha256 over the files of a folder outside the store (a model, say).
+    def hash_folder(self, folder: Path, patterns: Sequence[str]) -> str:
+        """sha256 over the files in a folder outside the store (a model, say).
 
-        Remembered by the files' names, sizes and times, so that gigabytes are read once.
+        Only files that match one of `patterns` count. Remembered by the files' names, sizes and
+        times, so that gigabytes are read once.
         """
+        files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+        names = [file.relative_to(folder).as_posix() for file in files]
         stats = [
-            [path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns]
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
+            [name, file.stat().st_size, file.stat().st_mtime_ns]
+            for name, file in zip(names, files, strict=True)
         ]
         key = digest([str(folder.resolve()), stats])
-        return self.get("folder_hash", key, lambda _out: {"files": folder_files(folder)}).ref[
-            "sha256"
-        ]
+
+        def make(_out: Path) -> dict[str, Any]:
+            return {"files": {n: file_sha256(file) for n, file in zip(names, files, strict=True)}}
+
+        return self.get("folder_hash", key, make).ref["sha256"]
 
     def sweep(self) -> None:
-        """Remove what runs that were killed a day or longer ago left half-made."""
-        for left in self.root.glob("*/*/.making-*"):
-            if time.time() - left.stat().st_mtime > 86_400:
+        """Remove what processes of this machine that were killed left half-made."""
+        for left in self.root.glob(f"*/*/.making-{socket.gethostname()}-*"):
+            pid = left.name.rsplit("-", 2)[1]
+            if pid.isdigit() and not psutil.pid_exists(int(pid)):
                 shutil.rmtree(left, ignore_errors=True)
 
     def _place(self, stage: str, key: str) -> Path:
@@ -214,8 +224,11 @@ def _damage(folder: Path) -> str | None:
         files, value, _ = record["files"], record["value"], record["notes"]
         if digest(value) != record["value_sha256"]:
             return f"{RECORD} does not match its hash"
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{RECORD} cannot be read"
+    except FileNotFoundError:
+        return f"{RECORD} is missing"
+    # Not OSError: what cannot be read just now (too many open files, say) is not damaged.
+    except (ValueError, KeyError, TypeError):
+        return f"{RECORD} cannot be understood"
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():

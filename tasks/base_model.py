@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Piece, Ref, Store, digest, library_versions
+from tasks.artifacts import Piece, Store, digest, library_versions
 from tasks.config import RunConfig
 from tasks.errors import InputError
 from tasks.prepare import users_of
 from tasks.questions import profile_questions
 from tasks.stage import Progress, gpu_slot, stage, store
 
+if TYPE_CHECKING:
+    from tasks.lora.base import Base
+
 VERSION = 1
 # The libraries that decide the numbers of every stage that runs the model.
-LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "safetensors")
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
 # Weights other than safetensors are never fetched: they could be pickles.
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
@@ -32,8 +37,7 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
             "libraries": library_versions(LIBRARIES),
             "lamp_task": lamp_task,
             "users": prepared["value"]["sha256"]["base"],
-            "instruction": prepared["value"]["instruction"],
-            "prompt": options.prompt.model_dump(),
+            **prompt_parts(options, prepared["value"]["instruction"]),
             "tiny": options.base.tiny.model_dump(),
             "max_tokens": options.base.max_tokens,
             "seed": options.seed,
@@ -86,52 +90,83 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
     return where.get("base_model", key, make)
 
 
-def load(options: RunConfig, where: Store, ref: Ref) -> Any:
-    """The loaded base model (`tasks.lora.base.Base`) of a `base_model` result's reference."""
+_LOADED = threading.local()
+
+
+def load(options: RunConfig, where: Store, base: dict[str, Any]) -> Base:
+    """The loaded base model of a `base_model` result.
+
+    Each thread keeps the last one: the next job most likely wants the same, and a large model
+    takes longer to load than a batch of users to train.
+    """
     from tasks.lora.base import load_base
 
     use_threads(options)
-    return load_base(
-        base_folder(options, where, ref),
-        max_tokens=options.base.max_tokens,
-        device=options.compute.device,
-        dtype=options.base.dtype,
-        gradient_checkpointing=options.base.gradient_checkpointing,
-    )
+    wanted = (base["ref"]["sha256"], options.base.model_dump_json(), options.compute.device)
+    kept = getattr(_LOADED, "base", None)
+    if kept is None or kept[0] != wanted:
+        _LOADED.base = kept = None  # before the next one takes memory
+        loaded = load_base(
+            base_folder(options, where, base),
+            max_tokens=options.base.max_tokens,
+            device=options.compute.device,
+            dtype=options.base.dtype,
+            gradient_checkpointing=options.base.gradient_checkpointing,
+        )
+        _LOADED.base = kept = (wanted, loaded)
+    return kept[1]
 
 
 def use_threads(options: RunConfig) -> None:
     """Set torch's CPU threads for this process, by `compute.threads`."""
-    import os
-
     import torch
 
     chosen = options.compute.threads or (1 if options.base.model == "tiny" else os.cpu_count() or 1)
     torch.set_num_threads(chosen)
 
 
-def model_parts(options: RunConfig, ref: Ref) -> dict[str, Any]:
+def model_parts(options: RunConfig, base: dict[str, Any]) -> dict[str, Any]:
     """What a stage that runs the base model depends on, for its cache key."""
+    device = _device(options)
+    dtype = options.base.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
     return {
         "libraries": library_versions(LIBRARIES),
-        "base": ref["sha256"],
-        "dtype": _dtype(options),
+        "base": base["ref"]["sha256"],
+        "device": device,
+        "dtype": dtype,
         "max_tokens": options.base.max_tokens,
-        "prompt": options.prompt.model_dump(),
-        "seed": options.seed,
     }
 
 
-def base_folder(options: RunConfig, where: Store, ref: Ref) -> Path:
-    """The model folder of a `base_model` result's reference."""
+def prompt_parts(options: RunConfig, instruction: str) -> dict[str, Any]:
+    """What decides the text of prompts besides the items, for cache keys."""
+    parts: dict[str, Any] = {"prompt": options.prompt.model_dump()}
+    if options.prompt.style == "published":
+        parts["instruction"] = instruction
+    if options.prompt.history_items:
+        parts["retrieval"] = library_versions(("bm25s",))
+    return parts
+
+
+def model_name(options: RunConfig) -> str:
+    """The base model's name for adapters' metadata: a hub id, or a folder's name, never a path."""
+    folder = Path(options.base.model).expanduser()
+    return folder.resolve().name if folder.is_dir() else options.base.model
+
+
+def base_folder(options: RunConfig, where: Store, base: dict[str, Any]) -> Path:
+    """The model folder of a `base_model` result."""
     if options.base.model == "tiny":
-        return where.open(ref).folder / "model"
-    return find_model(options.base.model)
+        return where.open(base["ref"]).folder / "model"
+    return find_model(options.base.model, base["value"]["revision"])
 
 
-def find_model(model: str) -> Path:
+def find_model(model: str, revision: str | None = None) -> Path:
     """A model folder: the one named, or the local snapshot of a Hugging Face id (fetched once).
 
+    `revision` pins the snapshot, so that a run keeps the weights it began with.
     Raises InputError when there is neither.
     """
     folder = Path(model).expanduser()
@@ -142,7 +177,7 @@ def find_model(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(
@@ -151,14 +186,12 @@ def find_model(model: str) -> Path:
         ) from error
 
 
-def _dtype(options: RunConfig) -> str:
-    if options.base.dtype != "auto":
-        return options.base.dtype
-    if options.compute.device == "cpu":
-        return "float32"
+def _device(options: RunConfig) -> str:
+    if options.compute.device != "auto":
+        return options.compute.device
     import torch
 
-    return "bfloat16" if torch.cuda.is_available() else "float32"
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _external(options: RunConfig, where: Store) -> Piece:
@@ -169,20 +202,28 @@ def _external(options: RunConfig, where: Store) -> Piece:
                 f"base.model {options.base.model}: {folder} has no {needed}; give a folder with "
                 "config.json, a tokenizer and safetensors weights (pickled weights are not read)"
             )
-    content = where.hash_folder(folder)
+    content = where.hash_folder(folder, HUB_FILES)
+    given = Path(options.base.model).expanduser()
+    # A snapshot's folder is named by its commit.
+    revision = None if given.is_dir() else folder.name
 
     def check(_out: Path) -> dict[str, Any]:
-        from transformers import AutoConfig, AutoTokenizer
+        from tasks.lora.base import load_base
 
-        try:
-            name = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
-            AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:
-            raise InputError(
-                f"base.model {options.base.model}: config or tokenizer cannot be loaded "
-                f"({' '.join(str(error).split())[:200]})"
-            ) from error
-        return {"model": name, "sha256": content}
+        use_threads(options)
+        with gpu_slot():
+            loaded = load_base(
+                folder,
+                max_tokens=options.base.max_tokens,
+                device=options.compute.device,
+                dtype=options.base.dtype,
+            )
+        return {
+            "model": loaded.model.config.model_type,
+            "parameters": loaded.model.num_parameters(),
+            "sha256": content,
+            "revision": revision,
+        }
 
-    key = digest({"version": VERSION, "external": content})
+    key = digest({"version": VERSION, "external": content, "revision": revision})
     return where.get("base_model", key, check)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import Piece, Ref, Store, digest, library_versions
-from tasks.base_model import load, model_parts
+from tasks.base_model import HUB_FILES, LIBRARIES, load, model_parts, prompt_parts, use_threads
 from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
 from tasks.prepare import ROLES, users_of
@@ -38,8 +38,7 @@ def embed(
         {
             "version": VERSION,
             "lamp_task": lamp_task,
-            "instruction": instruction,
-            **_method(options, base, where),
+            **_method(options, base, instruction, where),
         }
     )
     rows = [digest([shared, content(user["profile"])]) for _, user in users]
@@ -86,8 +85,9 @@ def read_embeddings(
     dimensions = len(table["vector"][0])
     for role in ROLES:
         part = table.filter(pl.col("role") == role)
-        vectors = np.array(part["vector"].to_list(), dtype=np.float64)
-        parts[role] = (part["user_id"].to_list(), vectors.reshape(len(part), dimensions))
+        # Not through Python lists: thousands of users times thousands of numbers.
+        flat = part["vector"].explode().to_numpy().astype(np.float64)
+        parts[role] = (part["user_id"].to_list(), flat.reshape(len(part), dimensions))
     if options.anchors.embedding == "signature":
         population = parts["base"][1] if len(parts["base"][0]) else parts["anchor"][1]
         centre = population.mean(0)
@@ -98,15 +98,26 @@ def read_embeddings(
     return parts
 
 
-def _method(options: RunConfig, base: dict[str, Any], where: Store) -> dict[str, Any]:
+def _method(
+    options: RunConfig, base: dict[str, Any], instruction: str, where: Store
+) -> dict[str, Any]:
     """What decides a vector besides the history."""
     if options.anchors.embedding == "signature":
         sizes = [options.anchors.signature_vocabulary, options.anchors.signature_hidden]
-        return {"signature": sizes, **model_parts(options, base["ref"])}
+        return {
+            "signature": sizes,
+            "seed": options.seed,
+            **prompt_parts(options, instruction),
+            **model_parts(options, base),
+        }
     folder = Path(options.anchors.text_model).expanduser()
-    model = where.hash_folder(folder) if folder.is_dir() else options.anchors.text_model
+    model = (
+        where.hash_folder(folder, [*HUB_FILES, *(f"*/{name}" for name in HUB_FILES)])
+        if folder.is_dir()
+        else options.anchors.text_model
+    )
     try:
-        libraries = library_versions(("sentence-transformers", "torch"))
+        libraries = library_versions(("sentence-transformers", *LIBRARIES))
     except PackageNotFoundError as error:
         raise InputError(
             "anchors.embedding: text needs the extra `text` (pip install -e '.[text]'), "
@@ -139,7 +150,7 @@ def _signatures(
     progress = Progress("embed", f"{lamp_task}: signatures of users", len(profiles))
     vectors: list[list[float]] = []
     with gpu_slot():
-        base = load(options, where, base_result["ref"])
+        base = load(options, where, base_result)
         for start in range(0, len(profiles), CHUNK):
             for profile in profiles[start : start + CHUNK]:
                 samples = profile_questions(options, lamp_task, instruction, profile)
@@ -160,7 +171,12 @@ def _texts(options: RunConfig, profiles: list[list[dict[str, str]]]) -> list[lis
     from sentence_transformers import SentenceTransformer
 
     try:
-        encoder = SentenceTransformer(options.anchors.text_model, trust_remote_code=False)
+        encoder = SentenceTransformer(
+            options.anchors.text_model,
+            device=None if options.compute.device == "auto" else options.compute.device,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
+        )
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(
@@ -168,7 +184,9 @@ def _texts(options: RunConfig, profiles: list[list[dict[str, str]]]) -> list[lis
             "give a sentence-transformers id or folder"
         ) from error
     texts = [f"{item['text']} {item['answer']}" for profile in profiles for item in profile]
-    items = encoder.encode(texts, batch_size=64, show_progress_bar=False, convert_to_numpy=True)
+    use_threads(options)
+    with gpu_slot():
+        items = encoder.encode(texts, batch_size=64, show_progress_bar=False, convert_to_numpy=True)
     vectors, start = [], 0
     for profile in profiles:
         vectors.append(items[start : start + len(profile)].mean(0).tolist())

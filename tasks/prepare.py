@@ -10,7 +10,7 @@ from tasks.config import RunConfig
 from tasks.errors import InputError
 from tasks.stage import log, stage, store
 
-VERSION = 1
+VERSION = 2
 SHOWN_AUTHORS = 40
 ROLES = ("base", "anchor", "few_shot")
 
@@ -39,6 +39,12 @@ def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
     piece = where.get("prepare", key, lambda out: _write(out, folder, options, lamp_task))
     for line in describe(piece.value, lamp_task):
         log(line)
+    longest, least = piece.value["longest_candidate"], options.anchors.min_items
+    if longest < least:
+        raise InputError(
+            f"{options.data}: no anchor candidate has anchors.min_items {least} items or more, the "
+            f"longest history has {longest}; lower it or give longer histories"
+        )
     return piece
 
 
@@ -84,10 +90,6 @@ def _source(options: RunConfig, lamp_task: str, where: Store) -> Path:
         given = Path(options.data).expanduser()
         per_task = given / lamp_task
         return per_task if per_task.is_dir() else given
-    if lamp_task != "LaMP-2M":
-        raise InputError(
-            f"lamp_tasks: data=synthetic holds LaMP-2M only, not {lamp_task}; give data=<folder>"
-        )
     from tasks.lamp.synthetic import write_synthetic
 
     key = digest(
@@ -136,6 +138,7 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
         "dropped": loaded.dropped,
         "authors": {role: _names(frame["group"].to_list()) for role, frame in frames.items()},
         "few_shot": split.few_shot["user_id"].to_list(),
+        "longest_candidate": max(map(len, split.anchor["profile"].to_list())),
         "instruction": instruction_of(inputs, task),
         "sha256": {role: file_sha256(out / f"{role}.parquet") for role in ROLES},
     }

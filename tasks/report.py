@@ -70,8 +70,29 @@ def costs(summary: dict[str, Any], method: str, where: Store) -> dict[str, float
     }
 
 
-def table_text(table: list[dict[str, Any]], missing: list[str]) -> str:
-    """The comparison for a terminal, and what is missing from it."""
+def notes(summary: dict[str, Any]) -> list[str]:
+    """What a reader of the numbers must know of the data: what was left out, and how few."""
+    name, prepared = summary["lamp_task"], summary["prepared"]["value"]
+    chosen = summary["anchors"]["value"]
+    lines = [f"{name}: dropped {count} x {what}" for what, count in prepared["dropped"].items()]
+    if len(chosen["anchors"]) < chosen["asked"]:
+        lines.append(f"{name}: {len(chosen['anchors'])} anchors of {chosen['asked']} asked")
+    counts = prepared["counts"]
+    if counts["few_shot_groups"] < counts["few_shot_users"]:
+        lines.append(
+            f"{name}: the {counts['few_shot_users']} few-shot users are "
+            f"{counts['few_shot_groups']} authors"
+        )
+    if counts["queries_in_other_profiles"]:
+        lines.append(
+            f"{name}: the texts of {counts['queries_in_other_profiles']} of {counts['queries']} "
+            "queries stand in the profile of a base user or anchor candidate too"
+        )
+    return lines
+
+
+def table_text(table: list[dict[str, Any]], noted: list[str], missing: list[str]) -> str:
+    """The comparison for a terminal, what is to be noted, and what is missing from it."""
     columns = list(dict.fromkeys(name for row in table for name in row))
     cells = [columns] + [[_cell(name, row.get(name)) for name in columns] for row in table]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
@@ -83,6 +104,7 @@ def table_text(table: list[dict[str, Any]], missing: list[str]) -> str:
         for line in cells
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
+    lines += [f"note: {item}" for item in noted]
     lines += [f"MISSING: {item}" for item in missing]
     return "\n".join(lines) + "\n"
 

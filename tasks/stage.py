@@ -118,12 +118,12 @@ def gpu_slots() -> int:
 
 
 def flow_run_is_over(flow_run_id: str) -> bool:
-    """Whether a flow run has ended, or is not known to this Prefect server any more."""
+    """Whether a flow run has ended; one that the server does not know may live elsewhere."""
     with get_client(sync_client=True) as client:
         try:
             state = client.read_flow_run(UUID(flow_run_id)).state
         except (ObjectNotFound, ValueError):
-            return True
+            return False
     return state is not None and state.is_final()
 
 

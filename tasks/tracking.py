@@ -7,6 +7,7 @@ that made it. Explicit run ids throughout: MLflow's active run belongs to a thre
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -30,26 +31,32 @@ class Tracker:
         """Start the parent run. Raises InputError when the tracking server does not answer."""
         from mlflow import MlflowClient
 
-        self.config = config
+        self.config, self.tags = config, tags
         self.client = MlflowClient(tracking_uri())
+        settings = config.model_dump(mode="json")
         try:
             self.experiment = self._experiment()
             self.parent = self._start(run_name, {"kind": "benchmark", **self._tags(), **tags})
+            self._params(self.parent, flat(settings))
+            self.client.log_dict(self.parent, settings, "config.json")
         except Exception as error:
             why = " ".join(str(error).split())[:200]
             raise InputError(
                 f"MLflow at {tracking_uri()}: cannot start a run ({why}); "
                 "start it with `make up`, or set MLFLOW_TRACKING_URI"
             ) from error
-        self._params(self.parent, flat(config.model_dump(mode="json")))
-        self.client.log_dict(self.parent, config.model_dump(mode="json"), "config.json")
 
     def end_abandoned(self, is_over: Callable[[str], bool]) -> None:
         """End runs that still say RUNNING although their flow run was killed.
 
-        `is_over` tells of a Prefect flow run id whether that run has ended, however it did.
+        `is_over` tells of a Prefect flow run id whether that run has ended, however it did. Only
+        runs of the same Prefect server are looked at: this one knows nothing of others.
         """
-        query = "attributes.status = 'RUNNING' and tags.kind = 'benchmark'"
+        server = self.tags["prefect_server"]
+        query = (
+            "attributes.status = 'RUNNING' and tags.kind = 'benchmark' "
+            f"and tags.prefect_server = '{server}'"
+        )
         for run in self.client.search_runs([self.experiment], query):
             flow_run = run.data.tags.get("prefect_flow_run", "")
             if run.info.run_id != self.parent and flow_run and is_over(flow_run):
@@ -105,9 +112,10 @@ class Tracker:
         self.client.set_terminated(self.parent, "FAILED" if missing else "FINISHED")
 
     def fail(self, line: str) -> None:
-        """End the parent run as failed, with the reason as a tag."""
-        self.client.set_tag(self.parent, "failure", line[:500])
-        self.client.set_terminated(self.parent, "FAILED")
+        """End the parent run as failed, with the reason as a tag, if MLflow still answers."""
+        with contextlib.suppress(Exception):
+            self.client.set_tag(self.parent, "failure", line[:500])
+            self.client.set_terminated(self.parent, "FAILED")
 
     def _method_run(self, summary: dict[str, Any], row: dict[str, Any], where: Store) -> None:
         name, method = row["lamp_task"], row["method"]
@@ -174,7 +182,7 @@ class Tracker:
         artifacts = None
         if tracking_uri().startswith("sqlite:"):
             # Without a server MLflow would put artifacts below the working folder.
-            artifacts = (_state() / "mlflow" / "artifacts").as_uri()
+            artifacts = (_state() / "local" / "artifacts").as_uri()
         try:
             # The tag opens the experiment on its runs and charts, not on traces of chats.
             return self.client.create_experiment(
@@ -214,11 +222,11 @@ class Tracker:
 
 
 def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or a sqlite file beside the store."""
+    """`MLFLOW_TRACKING_URI`, or a sqlite file beside the store, which no server has open."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if given:
         return given
-    folder = _state() / "mlflow"
+    folder = _state() / "local"
     folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder / 'mlflow.db'}"
 

@@ -128,11 +128,11 @@ def split_users(
     few-shot, in an order that depends on the seed and the group id alone; groups without a query
     go to base and anchor. share: as in `find_groups`.
 
-    counts: users, groups (authors); base_users, anchor_candidates (authors, after pooling);
-    few_shot_users, few_shot_groups; pooled_users (base and anchor users merged into another
-    user of their author); removed_shared_group; removed_few_shot_without_query; and of the
-    few-shot users' queries: queries, queries_in_other_profiles (their text stands in a base or
-    anchor profile), queries_in_few_shot_profiles (in any few-shot profile),
+    counts: users, users_with_query, groups (authors); base_users, anchor_candidates (authors,
+    after pooling); few_shot_users, few_shot_groups; pooled_users (base and anchor users merged
+    into another user of their author); removed_shared_group; removed_few_shot_without_query; and
+    of the few-shot users' queries: queries, queries_in_other_profiles (their text stands in a base
+    or anchor profile), queries_in_few_shot_profiles (in any few-shot profile),
     queries_in_own_profile.
     Raises InputError when the anchor or few-shot side is empty, or the base side although asked
     for, or when only some of the users have a role.
@@ -163,6 +163,7 @@ def split_users(
     bases = bases.join(anchors, on="group", how="anti")
     split_counts = {
         "users": table.height,
+        "users_with_query": int((table["query"].list.len() > 0).sum()),
         "groups": table["group"].n_unique(),
         "removed_shared_group": by_role["base"].height
         + by_role["anchor"].height
@@ -263,6 +264,8 @@ def _root(parents: list[int], node: int) -> int:
 
 
 def _empty_side(side: str, given: bool, counts: dict[str, int]) -> str:
+    if side == "few_shot" and not given and not counts["users_with_query"]:
+        return f"none of {counts['users']} users has a query to be scored on; add queries"
     name = {"base": "base", "anchor": "anchor candidate", "few_shot": "few-shot"}[side]
     found = (
         f"no {name} user is left of {counts['users']} users by {counts['groups']} authors "

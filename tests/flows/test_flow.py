@@ -197,9 +197,9 @@ def test_one_new_item_of_one_anchor_costs_that_anchor(workplace: Path) -> None:
 def test_a_failing_anchor_leaves_the_others(
     workplace: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks.lora import train
+    from tasks.lora import group_train
 
-    real = train.train_lora
+    real = group_train.train_group
     calls: list[int] = []
 
     def sometimes(*args: Any, **kwargs: Any) -> Any:
@@ -208,7 +208,7 @@ def test_a_failing_anchor_leaves_the_others(
             raise RuntimeError("out of luck")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(train, "train_lora", sometimes)
+    monkeypatch.setattr(group_train, "train_group", sometimes)
     state = run()
     assert state.is_failed()
     assert state.name == "Incomplete"
@@ -224,7 +224,7 @@ def test_a_failing_anchor_leaves_the_others(
     assert {c.data.params["anchors_trained"] for c in children if "method" in c.data.tags} == {"2"}
     # Started again, only what is missing is trained.
     calls.clear()
-    monkeypatch.setattr(train, "train_lora", real)
+    monkeypatch.setattr(group_train, "train_group", real)
     assert run().is_completed()
     assert len(records(workplace, "meta_lora")) == 3
 

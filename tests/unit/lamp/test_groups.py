@@ -102,6 +102,7 @@ def test_split_of_windows() -> None:
     split = split_users(windows(9), TASK, seed=0, **THIRDS)
     assert split.counts == {
         "users": 27,
+        "users_with_query": 27,
         "groups": 9,
         "removed_shared_group": 0,
         "removed_few_shot_without_query": 0,
@@ -211,7 +212,7 @@ def test_roles_may_leave_base_out() -> None:
     [
         (windows(1), "no anchor candidate"),
         (windows(2), "no few-shot"),
-        (windows(6, queries=False), "no few-shot user.*of 18 users by 6 authors.*anchor_share"),
+        (windows(6, queries=False), "none of 18 users has a query.*add queries"),
         (frame({}), "no anchor candidate user is left of 0 users"),
         (frame({"a": ["1"]}, roles={"a": "anchor"}), "no few-shot.*add few-shot users"),
         (frame({"a": ["1"]}, roles={"a": "tester"}), "'tester'.*base, anchor, few_shot"),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -152,12 +156,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file": (lambda f: (f / "table.txt").unlink(), "table.txt is missing"),
     "cut record": (
         lambda f: (f / RECORD).write_text((f / RECORD).read_text()[:-30]),
-        "record.json cannot be read",
+        "record.json cannot be understood",
     ),
-    "empty record": (lambda f: (f / RECORD).write_text(""), "record.json cannot be read"),
-    "no record": (lambda f: (f / RECORD).unlink(), "record.json cannot be read"),
-    "not text": (lambda f: (f / RECORD).write_bytes(b"\xff\xfe"), "record.json cannot be read"),
-    "other json": (lambda f: (f / RECORD).write_text("[]"), "record.json cannot be read"),
+    "empty record": (lambda f: (f / RECORD).write_text(""), "record.json cannot be understood"),
+    "no record": (lambda f: (f / RECORD).unlink(), "record.json is missing"),
+    "not text": (
+        lambda f: (f / RECORD).write_bytes(b"\xff\xfe"),
+        "record.json cannot be understood",
+    ),
+    "other json": (lambda f: (f / RECORD).write_text("[]"), "record.json cannot be understood"),
     "the value": (edit_value, "record.json does not match its hash"),
 }
 
@@ -288,30 +295,103 @@ def test_a_users_id_never_becomes_a_path(
 
 def test_hash_of_an_outside_folder(pieces: Store, tmp_path: Path) -> None:
     """Follows the bytes and the names, not the place; remembered while sizes and times stay."""
+    patterns = ["*.json", "*.bin"]
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
-        (folder / "sub").mkdir(parents=True)
-        (folder / "sub" / "model.bin").write_text("aaaa")
-    first = pieces.hash_folder(one)
-    assert pieces.hash_folder(two) == first
-    assert pieces.hash_folder(one) == first
-    (two / "sub" / "model.bin").write_text("aaab")
-    os.utime(two / "sub" / "model.bin", ns=(1, 1))
-    assert pieces.hash_folder(two) != first
-    (one / "sub" / "model.bin").rename(one / "model.bin")
-    assert pieces.hash_folder(one) != first
-
-
-def test_sweep_takes_only_old_half_made_folders(pieces: Store) -> None:
-    piece = pieces.get("bank", KEY, write())
-    old, new = (piece.folder.parent / f".making-{name}" for name in ("old", "new"))
-    for folder in (old, new):
         folder.mkdir()
-        (folder / "half").write_text("x")
+        (folder / "model.bin").write_text("aaaa")
+        (folder / "config.json").write_text("{}")
+    first = pieces.hash_folder(one, patterns)
+    assert pieces.hash_folder(two, patterns) == first
+    assert pieces.hash_folder(one, patterns) == first
+    # The order of patterns, or a pattern that matches nothing or a file twice, is no matter.
+    assert pieces.hash_folder(one, ["*.bin", "*.txt", "model.*", "*.json"]) == first
+    (two / "model.bin").write_text("aaab")
+    os.utime(two / "model.bin", ns=(1, 1))
+    assert pieces.hash_folder(two, patterns) != first
+    (one / "model.bin").rename(one / "other.bin")
+    assert pieces.hash_folder(one, patterns) != first
+
+
+def test_hash_of_a_folder_sees_what_is_asked_for(pieces: Store, tmp_path: Path) -> None:
+    """Other files, and files deeper down (a hub cache, say), are neither read nor counted."""
+    (tmp_path / "config.json").write_text("{}")
+    first = pieces.hash_folder(tmp_path, ["*.json"])
+    (tmp_path / "training.log").write_text("x")
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "config.json").write_text("{ }")
+    assert pieces.hash_folder(tmp_path, ["*.json"]) == first
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert pieces.hash_folder(tmp_path, ["*.json"]) != first
+
+
+def half_made(pieces: Store, host: str, pid: int) -> Path:
+    folder = pieces.root / "bank" / KEY[:2] / f".making-{host}-{pid}-abc_123"
+    folder.mkdir(parents=True)
+    (folder / "half").write_text("x")
+    return folder
+
+
+def test_sweep_takes_what_dead_processes_left(pieces: Store) -> None:
+    """A process that has ended, one that lives (this one, however old), one of another machine."""
+    piece = pieces.get("bank", KEY, write())
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    host = socket.gethostname()
+    dead = half_made(pieces, host, ended.pid)
+    living = half_made(pieces, host, os.getpid())
+    elsewhere = half_made(pieces, "other-host", ended.pid)
     two_days_ago = time.time() - 2 * 86_400
-    for folder in (old, piece.folder):
+    for folder in (living, piece.folder):
         os.utime(folder, (two_days_ago, two_days_ago))
     pieces.sweep()
-    assert not old.exists()
-    assert new.exists()
+    assert [folder.exists() for folder in (dead, living, elsewhere)] == [False, True, True]
     assert pieces.get("bank", KEY, never).cached
+
+
+def test_sweep_knows_the_folders_that_are_made(pieces: Store) -> None:
+    """The folder `make` works in is this process's; left behind by a dead one it goes."""
+    seen: list[Path] = []
+
+    def make(out: Path) -> dict[str, Any]:
+        pieces.sweep()
+        seen.append(out)
+        return write()(out)
+
+    pieces.get("bank", KEY, make)
+    script = (
+        "import os, sys; from pathlib import Path; from tasks.artifacts import Store; "
+        "Store(Path(sys.argv[1])).make('bank', sys.argv[2], lambda out: os._exit(9))"
+    )
+    other = digest("other")
+    subprocess.run([sys.executable, "-c", script, str(pieces.root), other], check=False)
+    assert len(list(pieces.root.glob("*/*/.making-*"))) == 1
+    pieces.sweep()
+    assert list(pieces.root.glob("*/*/.making-*")) == []
+    assert pieces.get("bank", KEY, never).cached
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES])
+def test_what_cannot_be_read_just_now_is_not_damaged(
+    pieces: Store, monkeypatch: pytest.MonkeyPatch, warnings: list[str], number: int
+) -> None:
+    """Too many open files, a hiccup of the file system: the error is raised, the piece stays."""
+    first = pieces.get("bank", KEY, write())
+    real = Path.read_text
+
+    def fails(path: Path, *arguments: Any, **options: Any) -> str:
+        if path.name == RECORD:
+            raise OSError(number, os.strerror(number))
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", fails)
+        for call in (
+            lambda: pieces.find("bank", KEY),
+            lambda: pieces.get("bank", KEY, never),
+            lambda: pieces.open(first.ref),
+        ):
+            with pytest.raises(OSError, match=os.strerror(number)):
+                call()
+    assert warnings == []
+    assert pieces.get("bank", KEY, never).ref == first.ref

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tasks.errors import InputError
 from tasks.prepare import prepare
 from tests.unit.stages.users import result, user, write_users
 
-TEXT = {"anchors": {"embedding": "text", "text_model": "some/encoder"}}
+TEXT = {"anchors": {"embedding": "text", "text_model": "some/encoder", "min_items": 1}}
 
 
 def minilm() -> Path:
@@ -38,6 +39,8 @@ def test_texts_are_the_mean_of_the_encoders_vectors(monkeypatch: pytest.MonkeyPa
     folder = minilm()
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(name, "1")
+    # Slots are the server's.
+    monkeypatch.setattr(embedding, "gpu_slot", contextlib.nullcontext)
     from sentence_transformers import SentenceTransformer
 
     profiles = [
@@ -132,7 +135,7 @@ def test_another_encoder_is_other_work(
 ) -> None:
     folder = write_users(tmp_path / "data", **ROLES)
     run(folder)
-    _, other = run(folder, anchors={"embedding": "text", "text_model": "another/encoder"})
+    _, other = run(folder, anchors=TEXT["anchors"] | {"text_model": "another/encoder"})
     assert other.name == "Completed"
     assert len(encoded[1]) == 5
 

@@ -7,6 +7,7 @@ answers are those that stock PEFT and transformers give from the user's exported
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tasks import base_model as base_model_stage
 from tasks import embedding, meta_lora, scoring, stacking
 from tasks.anchors import anchors
 from tasks.artifacts import Store
@@ -25,16 +27,18 @@ from tasks.config import derive_seed, resolve
 from tasks.errors import InputError
 from tasks.export import export, last_run
 from tasks.fusion import fusion, read_recipes
-from tasks.lora.adapters import attach, write_peft
+from tasks.lora.adapters import Lora, write_peft
 from tasks.lora.bank import read_bank
 from tasks.lora.base import load_base
 from tasks.lora.batches import encode
+from tasks.lora.grouped import fresh, shapes_of
 from tasks.lora.merge import merge
-from tasks.lora.train import train_lora
+from tasks.lora.train import Recipe, epochs
 from tasks.prepare import prepare
 from tasks.report import write_run
 from tasks.stage import store
-from tests.unit.lora.helpers import added_to, same, tiny_base
+from tests.unit.lora import peft_reference
+from tests.unit.lora.helpers import same, tiny_base
 from tests.unit.stages.users import result, user, write_users
 
 ROLES = {
@@ -68,7 +72,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     base.tokenizer.save_pretrained(folder / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MTA_STORE", str(folder / "mta" / "store"))
-        for module in (embedding, meta_lora, stacking, scoring):
+        for module in (base_model_stage, embedding, meta_lora, stacking, scoring):
             patch.setattr(module, "gpu_slot", contextlib.nullcontext)
         patch.setattr(embedding, "Progress", Quiet)
         yield folder
@@ -244,8 +248,11 @@ def test_answers_are_those_of_the_exported_folder(
     assert personal != plain
     for number in range(3):
         name = f"few-{number}"
-        base = export(where, saved, "LaMP-2M", name, tmp_path / name)
-        assert base == place / "model"
+        base, stacked_too = export(where, saved, "LaMP-2M", name, tmp_path / name)
+        assert (base, stacked_too) == (place / "model", True)
+        config = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        # The model's name, not a path of this machine.
+        assert config["base_model_name_or_path"] == "model"
         prompts = [f"description: {name} film number {n} tag:" for n in (4, 5)]
         queries = [f"{name}-q{n}" for n in range(2)]
         assert [personal[q] for q in queries] == stock_answers(place, tmp_path / name, prompts)
@@ -268,38 +275,41 @@ def test_merge_only_answers_are_those_of_the_merged_folder(
     )
 
 
-def test_stacked_is_trained_on_top_of_merged(place: Path, first: dict[str, Any]) -> None:
-    """Against training on a base whose weights hold the merged update, W + s B A.
+@pytest.mark.parametrize("name", ["few-0", "few-2"])
+def test_stacked_is_trained_on_top_of_merged(place: Path, first: dict[str, Any], name: str) -> None:
+    """Against stock PEFT that trains this user alone, the merged LoRA active underneath.
 
     On the bare base the same training ends elsewhere.
     """
     where = store()
     bank = read_bank(where.open(first["bank"]["ref"]).folder / "bank.safetensors")
-    recipe = read_recipes(where, first["fusion"])["few-0"]
-    merged = merge([bank.lora(a) for a in recipe["anchors"]], recipe["weights"], "exact")
-    config = resolve({"stacking": OPTIONS["stacking"]})
-    training = meta_lora.training_recipe(config.stacking, derive_seed(0, "stacking", "few-0"))
-    profile = ROLES["few_shot"][0]["profile"]
-    trained = []
-    for loras in ([merged], []):
-        base = load_base(place / "model", max_tokens=64, device="cpu")
-        added_to(base.model, *loras)
-        samples = [
-            encode(base, f"description: {item['description']} tag:", item["tag"])
-            for item in profile
-        ]
-        model = attach(base.model, "stacked", 2, 2.0, "all-linear")
-        trained.append(train_lora(base, model, "stacked", samples, training)[0])
+    recipe = read_recipes(where, first["fusion"])[name]
+    anchors_loras = [bank.lora(anchor) for anchor in recipe["anchors"]]
+    merged = peft_reference.merged_by_hand(anchors_loras, recipe["weights"], "exact")
+    options = resolve({"stacking": OPTIONS["stacking"]}).stacking
+    fields = Recipe.__dataclass_fields__
+    training = Recipe(**{field: getattr(options, field) for field in fields})
+    seed = derive_seed(0, "stacking", name)
+    base = load_base(place / "model", max_tokens=64, device="cpu")
+    samples = [
+        encode(base, f"description: {item['description']} tag:", item["tag"])
+        for one in ROLES["few_shot"]
+        if one["user_id"] == name
+        for item in one["profile"]
+    ]
+    shapes = shapes_of(base.model, "all-linear", 2)
+    split = shapes.split(fresh(shapes, [seed]))
+    start = Lora({layer: (a[0], b[0]) for layer, (a, b) in split.items()}, 2.0)
+    steps = list(epochs(len(samples), training, seed))
     shard = read_bank(where.open(first["stacking"][0]["ref"]).folder / "stacked.safetensors")
-    got = shard.lora("few-0")
     near, far = (
-        max(
-            float((a - b).abs().max())
-            for name, pair in got.layers.items()
-            for a, b in zip(pair, other.layers[name], strict=True)
+        peft_reference.largest_difference(
+            shard.lora(name),
+            peft_reference.train(base.model, under, start, samples, steps, training)[0],
         )
-        for other in trained
+        for under in (merged, None)
     )
+    # Adam at a rate of 0.03 makes rounding errors visible: see `test_group_train`.
     assert near < 2e-3
     assert far > 2e-2
 
@@ -386,3 +396,63 @@ def test_a_given_model_must_be_safetensors(place: Path, tmp_path: Path) -> None:
         assert state.is_failed()
         with pytest.raises(InputError, match=words):
             raise InputError(state.message)
+
+
+def test_a_stacked_lora_that_fails_is_named_and_finite(
+    place: Path, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other users of the job have what they would have without it."""
+    from tasks.lora import group_train
+
+    real = group_train.train_group
+
+    def failing(base: Any, layers: Any, shapes: Any, samples: Any, *rest: Any, **more: Any) -> Any:
+        frozen = more["frozen"]
+
+        def parts(users: Any) -> Any:
+            made = frozen(users)
+            for part in made.values():
+                for row, number in enumerate(users):
+                    if number == 1:
+                        part.b[row] = float("nan")
+            return made
+
+        return real(base, layers, shapes, samples, *rest, **(more | {"frozen": parts}))
+
+    inputs = {
+        "prepared": first["prepared"],
+        "base": first["base"],
+        "banked": first["bank"],
+        "fused": first["fusion"],
+    }
+    users = first["prepared"]["value"]["few_shot"]
+    config = resolve(first["config"] | {"seed": 1}).model_dump(mode="json")
+    arguments = (config, "LaMP-2M", inputs, 0, users)
+    with monkeypatch.context() as patch:
+        patch.setattr(group_train, "train_group", failing)
+        made = result(stacking.stacking.fn(*arguments))
+    where = store()
+    assert [work["failed"] for work in made["value"]["work"]] == [False, True, False]
+    assert [work["steps"] for work in made["value"]["work"]] == [4, 1, 4]
+    shard = read_bank(where.open(made["ref"]).folder / "stacked.safetensors")
+    for a, b in shard.layers.values():
+        assert torch.isfinite(a).all()
+        assert torch.isfinite(b).all()
+        assert not b[1].any()
+        assert b[0].any()
+        assert b[2].any()
+
+
+def test_an_anchor_that_fails_is_one_line(
+    place: Path, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.lora import group_train
+
+    real = group_train.label_losses
+    monkeypatch.setattr(group_train, "label_losses", lambda *given: real(*given) * float("inf"))
+    config = resolve(first["config"] | {"seed": 2}).model_dump(mode="json")
+    state = meta_lora.meta_lora.fn(config, "LaMP-2M", first["prepared"], first["base"], "anchor-1")
+    assert state.is_failed()
+    assert state.message == (
+        "anchor anchor-1: the loss was not finite at step 1; lower meta_lora.learning_rate"
+    )

@@ -22,7 +22,8 @@ ROLES_GIVEN = {
 
 
 def run(data: Path, lamp_task: str = "LaMP-2M", **given: Any) -> Any:
-    config = resolve({"data": str(data), **given}).model_dump(mode="json")
+    settings = {"data": str(data), "anchors": {"min_items": 1}, **given}
+    config = resolve(settings).model_dump(mode="json")
     return prepare.fn(config, lamp_task)
 
 
@@ -133,6 +134,15 @@ def test_bad_input_is_one_line(where: Store, tmp_path: Path) -> None:
     state = run(tmp_path / "data")
     assert state.is_failed()
     assert "user_few_shot.json" in state.message
-    other = prepare.fn(resolve({}).model_dump(mode="json"), "LaMP-3")
-    assert other.is_failed()
-    assert "data=synthetic holds LaMP-2M only" in other.message
+
+
+def test_no_candidate_has_a_long_enough_history(where: Store, tmp_path: Path) -> None:
+    """The longest candidate has 5 items: 5 will do, 6 will not, and the line says both."""
+    data = write_users(tmp_path / "data", **ROLES_GIVEN)
+    assert result(run(data, anchors={"min_items": 5}))["value"]["longest_candidate"] == 5
+    for _ in range(2):  # made before, or found
+        state = run(data, anchors={"min_items": 6})
+        assert state.is_failed()
+        assert "anchors.min_items 6" in state.message
+        assert "longest history has 5" in state.message
+        assert "\n" not in state.message

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from tasks.artifacts import Store, digest
-from tasks.report import costs, rows, table_text, write_run, write_state
+from tasks.report import costs, notes, rows, table_text, write_run, write_state
 from tasks.tracking import manifest
 
 
@@ -24,16 +24,45 @@ def test_table_by_hand() -> None:
         second | {"tokens_per_user": 12345.6, "seconds_per_user": 0.1},
         third,
     ]
-    assert table_text(table, ["anchor x: failed"]).splitlines() == [
+    assert table_text(table, ["few users"], ["anchor x: failed"]).splitlines() == [
         "lamp_task  method      users  accuracy  tokens_per_user  seconds_per_user     mae",
         "---------  ----------  -----  --------  ---------------  ----------------  ------",
         "LaMP-2M    base           60    0.5000                0          123.4568       -",
         "LaMP-2M    merge_only     60    0.6123           12,346            0.1000       -",
         "LaMP-3     mta             7         -                -                 -  0.3333",
+        "note: few users",
         "MISSING: anchor x: failed",
     ]
-    assert table_text(table, []).endswith("0.3333\n")
-    assert "MISSING" not in table_text(table, [])
+    assert table_text(table, [], []).endswith("0.3333\n")
+    assert "MISSING" not in table_text(table, [], [])
+
+
+def test_notes_by_hand() -> None:
+    """What was dropped, fewer anchors than asked, several users by one author, seen queries."""
+    counts = {
+        "few_shot_groups": 3,
+        "few_shot_users": 3,
+        "queries_in_other_profiles": 0,
+        "queries": 9,
+    }
+    summary: dict[str, Any] = {
+        "lamp_task": "LaMP-2M",
+        "prepared": {"value": {"dropped": {}, "counts": counts}},
+        "anchors": {"value": {"anchors": [1, 2], "asked": 2}},
+    }
+    assert notes(summary) == []
+    summary["prepared"]["value"] = {
+        "dropped": {"bad item": 4},
+        "counts": counts | {"few_shot_groups": 2, "queries_in_other_profiles": 5},
+    }
+    summary["anchors"]["value"]["asked"] = 7
+    assert notes(summary) == [
+        "LaMP-2M: dropped 4 x bad item",
+        "LaMP-2M: 2 anchors of 7 asked",
+        "LaMP-2M: the 3 few-shot users are 2 authors",
+        "LaMP-2M: the texts of 5 of 9 queries stand in the profile of a base user or anchor "
+        "candidate too",
+    ]
 
 
 @pytest.fixture

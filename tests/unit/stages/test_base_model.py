@@ -1,0 +1,107 @@
+"""A given base model: checked once, kept while it is wanted, and its part in cache keys."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tasks import base_model as stage_module
+from tasks.artifacts import Store
+from tasks.base_model import base_model, load, model_name, model_parts, prompt_parts
+from tasks.config import RunConfig, resolve
+from tests.unit.lora.helpers import tiny_base
+from tests.unit.stages.users import result
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    base = tiny_base()
+    base.model.save_pretrained(tmp_path / "model")
+    base.tokenizer.save_pretrained(tmp_path / "model")
+    # Slots are the server's.
+    monkeypatch.setattr(stage_module, "gpu_slot", contextlib.nullcontext)
+    return tmp_path / "model"
+
+
+def given(folder: Path, **changes: Any) -> RunConfig:
+    return resolve({"base": {"model": str(folder), "max_tokens": 64, **changes}})
+
+
+def checked(folder: Path) -> Any:
+    return base_model.fn(given(folder).model_dump(mode="json"), "LaMP-2M", {})
+
+
+def test_a_given_model_is_loaded_once_to_check_it(where: Store, folder: Path) -> None:
+    value = result(checked(folder))["value"]
+    parameters = sum(p.numel() for p in tiny_base().model.parameters())
+    assert (value["model"], value["parameters"]) == ("llama", parameters)
+    assert value["revision"] is None
+    assert checked(folder).name == "Cached"
+    (folder / "notes.log").write_text("of no matter")
+    assert checked(folder).name == "Cached"
+
+
+def test_a_model_that_lacks_weights_fails_here(where: Store, folder: Path) -> None:
+    """At the first stage, in one line, not after the embedding of all users."""
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["lm_head.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    state = checked(folder)
+    assert state.is_failed()
+    assert "its weights lack lm_head.weight" in state.message
+    weights.write_bytes(weights.read_bytes()[:100])
+    state = checked(folder)
+    assert state.is_failed()
+    assert "cannot be loaded" in state.message
+    assert "\n" not in state.message
+
+
+def test_the_last_model_is_kept_per_thread(where: Store, folder: Path) -> None:
+    options, base = given(folder), result(checked(folder))
+    first = load(options, where, base)
+    assert load(options, where, base) is first
+    # Options that are not the base model's are no other model; the dtype is.
+    other_training = resolve(options.model_dump(mode="json") | {"seed": 5})
+    assert load(other_training, where, base) is first
+    wide = load(given(folder, dtype="bfloat16"), where, base)
+    assert wide.model.dtype == torch.bfloat16
+    assert load(options, where, base) is not first
+    others: list[Any] = []
+    thread = threading.Thread(target=lambda: others.append(load(options, where, base)))
+    thread.start()
+    thread.join(60)
+    assert others[0] is not load(options, where, base)
+
+
+def test_cache_keys(where: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` is the device and dtype it stands for; what is not read is no part."""
+    base = {"ref": {"sha256": "s"}}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    auto = model_parts(given(folder), base)
+    assert (auto["device"], auto["dtype"], auto["base"]) == ("cpu", "float32", "s")
+    assert auto == model_parts(given(folder, dtype="float32"), base)
+    assert auto == model_parts(resolve(given(folder).model_dump(mode="json") | {"seed": 9}), base)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = model_parts(given(folder), base)
+    assert (found["device"], found["dtype"]) == ("cuda", "bfloat16")
+
+    def prompt(**changes: Any) -> dict[str, Any]:
+        return prompt_parts(resolve({"prompt": changes}), "the instruction")
+
+    assert "instruction" not in prompt(style="compact")
+    assert prompt(style="published")["instruction"] == "the instruction"
+    assert "retrieval" not in prompt(history_items=0)
+    assert "bm25s" in prompt(history_items=2)["retrieval"]
+
+
+def test_the_models_name_is_never_a_path(folder: Path) -> None:
+    assert model_name(given(folder)) == "model"
+    assert model_name(given(folder / "..")) == folder.parent.name
+    assert model_name(resolve({"base": {"model": "some/hub-id"}})) == "some/hub-id"
