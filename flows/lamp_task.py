@@ -71,7 +71,8 @@ def stages(config: dict[str, Any], lamp_task: str) -> dict[str, Any]:
         )
         batches = {number: ids for number, ids in batches.items() if number in stacked}
         missing += [
-            f"stacking of user {user}: the loss stopped being finite at step {work['steps']}"
+            f"stacking of user {user}: the loss stopped being finite at step {work['steps']}; "
+            "lower stacking.learning_rate"
             for shard in stacked.values()
             for user, work in zip(shard["value"]["users"], shard["value"]["work"], strict=True)
             if work["failed"]

@@ -9,6 +9,7 @@ runs it on the worker; without any server, for debugging:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
@@ -100,7 +101,9 @@ def mta(
                 "prefect_server": str(PREFECT_API_URL.value() or PREFECT_HOME.value()),
             },
         )
-        tracker.end_abandoned(flow_run_is_over)
+        # A courtesy to the list of runs: whether it succeeds is nothing to this one.
+        with contextlib.suppress(Exception):
+            tracker.end_abandoned(flow_run_is_over)
         return _benchmark(config, tracker)
     except (InputError, StageFailed) as error:
         # What a person can mend is said in one line; anything else keeps its traceback.

@@ -117,6 +117,11 @@ def load(options: RunConfig, where: Store, base: dict[str, Any]) -> Base:
     return kept[1]
 
 
+def unload() -> None:
+    """Let this thread's loaded base model go: other threads keep one of their own."""
+    _LOADED.base = None
+
+
 def use_threads(options: RunConfig) -> None:
     """Set torch's CPU threads for this process, by `compute.threads`."""
     import torch

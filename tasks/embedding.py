@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import Piece, Ref, Store, digest, library_versions
-from tasks.base_model import HUB_FILES, LIBRARIES, load, model_parts, prompt_parts, use_threads
+from tasks.base_model import (
+    HUB_FILES,
+    LIBRARIES,
+    load,
+    model_parts,
+    prompt_parts,
+    unload,
+    use_threads,
+)
 from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
 from tasks.prepare import ROLES, users_of
@@ -163,6 +171,8 @@ def _signatures(
                 )
                 vectors.append(items.mean(0).tolist())
             progress.update(len(vectors))
+        # This stage runs in the flow's own thread; the jobs after it run in others.
+        unload()
     return vectors
 
 

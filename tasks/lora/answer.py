@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, collate
-from tasks.lora.forward import label_losses, sum_by
+from tasks.lora.forward import label_losses, may_pack, sum_by
 from tasks.lora.group_train import default_positions
 from tasks.lora.grouped import Layers, Part, assign, clear
-from tasks.lora.packing import footprint, layout, micro_batches, pack
+from tasks.lora.packing import ONE_PER_ROW, footprint, layout, micro_batches, pack
 
 # Users' numbers -> layer -> (frozen part, trained part) of those users; None: the bare base model.
 Parts = Callable[[Sequence[int]], tuple[dict[str, Part] | None, dict[str, Part] | None]]
@@ -87,10 +87,14 @@ def log_likelihoods(
 ) -> list[Tensor]:
     """Per user: log p(answer | prompt) of each of the user's samples [N_u] (float32, CPU)."""
     limit = positions or 4 * default_positions(base)
-    rows = layout(samples)
-    sizes = [footprint(own, rows) for own in samples]
+    present = [u for u, own in enumerate(samples) if own]
+    rows = ONE_PER_ROW
+    if may_pack(base.model):
+        rows = layout([samples[u] for u in present])
+    sizes = [footprint(samples[u], rows) for u in present]
     results: list[Tensor] = [torch.empty(0) for _ in samples]
-    for batch in micro_batches(sizes, limit):
+    for part in micro_batches(sizes, limit):
+        batch = [present[number] for number in part]
         packed = pack([samples[u] for u in batch], base.tokenizer.pad_token_id, rows)
         packed = packed.to(base.device)
         frozen, trained = parts(batch)

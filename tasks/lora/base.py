@@ -74,7 +74,8 @@ def load_base(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        _without_dropout(config)
+        for part in {id(c): c for c in (config, config.get_text_config())}.values():
+            _without_dropout(part)
         # While it loads, transformers changes the default dtype of the whole process.
         with _LOADING:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -110,7 +111,8 @@ def load_base(
     if gradient_checkpointing:
         # Non-reentrant: gradients must reach the LoRAs although the embeddings are frozen.
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    positions = getattr(config, "max_position_embeddings", None) or max_tokens + ANSWER_ROOM
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None) or max_tokens + ANSWER_ROOM
     return Base(model.eval(), tokenizer, where, max(8, min(max_tokens, positions - ANSWER_ROOM)))
 
 

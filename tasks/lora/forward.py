@@ -6,6 +6,7 @@ so models that scale or cap their logits after it still do.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -37,6 +38,19 @@ def label_losses(base: Base, packed: Packed) -> Tensor:
         hook.remove()
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return cross_entropy(wide, packed.label, reduction="none")
+
+
+def may_pack(model: Any) -> bool:
+    """Whether several samples may share a row: the model takes our mask and positions as they are.
+
+    Layers that see a window only, and models without position ids (ALiBi, recurrent ones), make
+    masks of their own, which know nothing of several samples in a row.
+    """
+    config = model.config.get_text_config()
+    windowed = getattr(config, "sliding_window", None) or getattr(config, "layer_types", None)
+    if windowed and set(getattr(config, "layer_types", None) or ["sliding"]) != {"full_attention"}:
+        return False
+    return "position_ids" in inspect.signature(model.forward).parameters
 
 
 def sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
-from tasks.lora.forward import label_losses, sum_by
+from tasks.lora.forward import label_losses, may_pack, sum_by
 from tasks.lora.grouped import Layers, Part, Shapes, assign, clear, fresh
-from tasks.lora.packing import Packed, footprint, layout, micro_batches, pack
+from tasks.lora.packing import ONE_PER_ROW, Packed, footprint, layout, micro_batches, pack
 from tasks.lora.train import Recipe, epochs
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -89,41 +89,48 @@ def train_group(
     outcome = Outcome(state.flat, [[] for _ in samples], [0] * len(samples), [])
     total = max(len(plan) for plan in plans)
     # There is no dropout; but transformers checkpoints gradients in training mode only.
-    base.model.train()
-    for step in range(total):
-        active = [u for u, plan in enumerate(plans) if step < len(plan) and u not in outcome.failed]
-        todo = {u: [samples[u][i] for i in plans[u][step]] for u in active}
-        losses = _gradients(base, layers, shapes, todo, scale, frozen, budget, state, outcome)
-        rates = [
-            learning_rate(recipe, step, len(plans[u])) if u in todo else 0.0
-            for u in range(len(plans))
-        ]
-        for user in state.step(rates, active, losses):
-            outcome.failed.append(user)
-        for user in active:
-            outcome.losses[user].append(losses[user])
-        if progress:
-            progress(step + 1, total)
-    clear(layers)
-    base.model.eval()
+    base.model.train(base.model.is_gradient_checkpointing)
+    try:
+        for step in range(total):
+            active = [
+                u for u, plan in enumerate(plans) if step < len(plan) and u not in outcome.failed
+            ]
+            todo = {u: [samples[u][i] for i in plans[u][step]] for u in active}
+            losses = _gradients(base, layers, shapes, todo, scale, frozen, budget, state, outcome)
+            rates = [
+                learning_rate(recipe, step, len(plans[u])) if u in todo else 0.0
+                for u in range(len(plans))
+            ]
+            for user in state.step(rates, active, losses):
+                outcome.failed.append(user)
+            for user in active:
+                outcome.losses[user].append(losses[user])
+            if progress:
+                progress(step + 1, total)
+    finally:
+        # The loaded model serves the next job too, whatever became of this one.
+        clear(layers)
+        base.model.eval()
     outcome.halved = budget.halvings
     return outcome
 
 
 def default_positions(base: Base) -> int:
-    """Positions per micro-batch from the model's size alone, so that it is the same every time.
+    """Positions per micro-batch: on a CPU by the model's size alone, so the same every time.
 
-    On a CPU what one layer makes should stay near the size of its caches: larger tensors are
-    fresh pages for every operation, and those cost more than the arithmetic. On a GPU a share of
-    the free memory, by what the backward pass keeps per position.
+    What one layer makes should stay near the size of the caches there: larger tensors are fresh
+    pages for every operation, and those cost more than the arithmetic. On a GPU half of the memory
+    that is free or cached by torch, by what the backward pass keeps per position.
     """
-    config = base.model.config
-    wide = max(config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size))
+    config = base.model.config.get_text_config()
+    hidden = config.hidden_size
+    wide = max(hidden, getattr(config, "intermediate_size", None) or 4 * hidden)
     if base.device.type == "cpu":
         return max(512, min(16_384, 2**24 // (4 * wide)))
-    kept = config.num_hidden_layers if not base.model.is_gradient_checkpointing else 4
-    per_position = 2 * kept * (10 * config.hidden_size + 4 * wide)
+    kept = 4 if base.model.is_gradient_checkpointing else config.num_hidden_layers
+    per_position = 2 * kept * (10 * hidden + 4 * wide)
     free, _ = torch.cuda.mem_get_info(base.device)
+    free += torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
     return max(512, int(0.5 * free / per_position))
 
 
@@ -157,7 +164,7 @@ def _gradients(
 ) -> dict[int, float]:
     """Fill `state.grad` with each active user's gradient of the user's mean loss; the losses."""
     users = list(todo)
-    limit = layout(list(todo.values()))
+    limit = layout(list(todo.values())) if may_pack(base.model) else ONE_PER_ROW
     sizes = [footprint(todo[u], limit) for u in users]
     queue = [[users[i] for i in part] for part in micro_batches(sizes, budget.positions)]
     losses: dict[int, float] = {}

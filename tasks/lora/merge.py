@@ -61,9 +61,18 @@ class MergedUsers:
         self.weights = torch.tensor(wide, dtype=torch.float64, device=device)
         self.layers = {name: (a.to(device), b.to(device)) for name, (a, b) in bank.layers.items()}
         self.scale, self.how = bank.scale, how
+        # Only `svd` costs more to compute than to keep, and batches are asked for at every step.
+        everyone = range(len(recipes))
+        self.kept = self._merge(everyone) if how == "svd" else None
 
     def parts(self, users: Sequence[int]) -> dict[str, Part]:
         """Per layer the merged LoRAs of `users` (their numbers), gathered on the device."""
+        if self.kept is None:
+            return self._merge(users)
+        rows = torch.tensor(list(users), device=self.members.device)
+        return {name: Part(p.a[rows], p.b[rows], p.scale) for name, p in self.kept.items()}
+
+    def _merge(self, users: Sequence[int]) -> dict[str, Part]:
         rows = torch.tensor(list(users), device=self.members.device)
         members, weights = self.members[rows], self.weights[rows]
         parts = {}

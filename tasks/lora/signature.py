@@ -66,7 +66,7 @@ def item_signatures(
             else:
                 error = left[labels] - probabilities @ left
             states = states if right is None else states @ right
-            weight = labelled / labelled.sum(1, keepdim=True)
+            weight = labelled.float() / labelled.sum(1, keepdim=True).float()
             outer = torch.einsum("btv,btd,bt->bvd", error, states, weight)
             for index, row in zip(chosen, outer.flatten(1).cpu(), strict=True):
                 rows[index] = row

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tasks.lora.base import Base
+from tasks.lora.base import ANSWER_ROOM, Base
 from tasks.lora.batches import encode
 from tasks.lora.train import Recipe, Trained, fit
 
@@ -59,7 +59,7 @@ def train_tiny(
         intermediate_size=hidden * 8 // 3,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        max_position_embeddings=max_tokens * 2,
+        max_position_embeddings=max(2 * max_tokens, max_tokens + ANSWER_ROOM),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

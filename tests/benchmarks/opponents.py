@@ -1,9 +1,10 @@
 """The engine's opponents: how people train and use one LoRA per user today.
 
-`peft`: stock PEFT, one loaded base, the merged LoRA frozen below, one user after another.
+`peft`: stock PEFT, one loaded base, one user after another. It gets no merged LoRA below: for it
+that counts as being in the weights already.
 `published`: the structure of the published recipe: the merged LoRA is merged into the base, that
 model is written to disk, read back, a new LoRA trained on it by transformers' Trainer, written, and
-model and LoRA are read back once more to answer.
+model and LoRA are read back once more. Answering is not part of what is timed.
 
 Both train on the same token ids, batches of the same sizes and as many steps as the engine.
 """
@@ -101,6 +102,7 @@ def train_published(
             whole = Path(scratch) / "merged"
             base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
             PeftModel.from_pretrained(base, merged).merge_and_unload().save_pretrained(whole)
+            del base
             model = AutoModelForCausalLM.from_pretrained(whole, dtype=dtype).to(device)
             model = get_peft_model(model, lora_config(rank, alpha))
             arguments = TrainingArguments(
@@ -130,6 +132,7 @@ def train_published(
             )
             trainer.train()
             model.save_pretrained(Path(scratch) / "lora")
+            del model, trainer
             again = AutoModelForCausalLM.from_pretrained(whole, dtype=dtype).to(device)
             PeftModel.from_pretrained(again, Path(scratch) / "lora").eval()
 

@@ -13,7 +13,7 @@ from tasks.lora import answer
 from tasks.lora.adapters import Lora
 from tasks.lora.answer import answer_users, evidence, log_likelihoods
 from tasks.lora.base import Base
-from tasks.lora.batches import Encoded
+from tasks.lora.batches import Encoded, encode
 from tasks.lora.grouped import Layers, Part, grouped
 from tests.unit.lora.helpers import linear_shapes, random_lora, sample
 from tests.unit.lora.peft_reference import answer_ids, attached, by_hand, likelihood
@@ -206,3 +206,11 @@ def test_evidence_is_every_user_under_every_anchor(
             wanted = sum(likelihood(stock, item) for item in own)
             assert got[user, k].item() == pytest.approx(wanted, rel=1e-5)
     assert len({tuple(row) for row in got.T.tolist()}) == 3
+
+
+def test_a_user_without_samples_has_no_likelihoods(fresh_base: MakeBase) -> None:
+    base = fresh_base()
+    sample = encode(base, "a film", "comedy")
+    with grouped(base.model, []) as layers:
+        got = log_likelihoods(base, layers, [[], [sample], []], lambda _users: (None, None))
+    assert [len(own) for own in got] == [0, 1, 0]

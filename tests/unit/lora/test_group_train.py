@@ -10,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import get_scheduler
+from transformers import LlamaConfig, MistralConfig, MistralForCausalLM, get_scheduler
 
 from tasks.errors import InputError
 from tasks.lora import group_train
 from tasks.lora.adapters import Lora
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
+from tasks.lora.forward import may_pack
 from tasks.lora.group_train import Budget, default_positions, learning_rate, train_group
 from tasks.lora.grouped import Part, fresh, grouped, shapes_of
 from tasks.lora.merge import MergedUsers
@@ -461,7 +462,7 @@ def test_default_positions(base: Base) -> None:
     found = []
     for wide in (narrow, 1024, 4096, 8192, 16384):
         model = type("Model", (), {})()
-        model.config = type("Config", (), {"hidden_size": narrow, "intermediate_size": wide})()
+        model.config = LlamaConfig(hidden_size=narrow, intermediate_size=wide)
         found.append(default_positions(Base(model, None, torch.device("cpu"), 8)))
     assert found == sorted(found, reverse=True)
     assert len(set(found)) >= 4
@@ -529,3 +530,32 @@ def test_a_lora_on_the_output_embedding_is_refused(fresh_base: MakeBase) -> None
     """PEFT takes `[lm_head, q_proj]`; here the head sees picked positions, not users' rows."""
     with pytest.raises(InputError, match="lm_head is the output embedding"):
         shapes_of(fresh_base().model, ["lm_head", "q_proj"], RANK)
+
+
+def test_models_with_windows_get_one_sample_per_row() -> None:
+    """Their layers' own masks know nothing of several samples in a row."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 40}
+    windowed = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=8))
+    plain = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=None))
+    assert not may_pack(windowed)
+    assert may_pack(plain)
+
+
+def test_a_failed_job_leaves_the_model_as_it_was(
+    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loaded model serves the next job: it must answer in evaluation mode, without LoRAs."""
+    base = fresh_base()
+    base.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def broken(*_args: object) -> None:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr("tasks.lora.group_train.label_losses", broken)
+    shapes = shapes_of(base.model, "all-linear", RANK)
+    with grouped(base.model, list(shapes.sizes)) as layers:
+        with pytest.raises(RuntimeError, match="no luck"):
+            train_group(base, layers, shapes, histories(), training(), SEEDS, scale=SCALE)
+        assert all(layer.trained is None for layer in layers.values())
+    assert not base.model.training
