@@ -3,8 +3,9 @@
     python -m tests.benchmarks.many_users [--quick] [--model embedded|40m|1b|8b] [--threads N]
 
 Same model (random init), same users and token ids, one run; each opponent is timed in turns with
-the engine and the median taken. Ratios are users per second of the engine over the opponent's. The
-last line is one JSON object; a picture and the figures in full go to `--out`.
+the engine and the median taken. Ratios are users per second of the engine over the opponent's; the
+merged LoRA lies below in both, but for `ratio_vs_peft_without_merged`, where it does in neither.
+The last line is one JSON object; a picture and the figures in full go to `--out`.
 
 FLOPs, for the share of the machine's own matmul peak (MFU), per token: 4 x parameters of the frozen
 linear layers that a position passes (forward, and backward to the inputs only), 2 x 3 x the LoRAs'
@@ -19,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,28 +179,34 @@ def measure(
     write_peft(adapter, merge([bank.lora("0"), bank.lora("1")], [0.6, 0.4], "exact"), "base")
     outcomes = []
 
-    def engine() -> None:
+    def engine(frozen: Any = merged.parts) -> None:
         with grouped(base.model, list(shapes.sizes)) as found:
             outcomes.append(
                 train_group(
-                    base, found, shapes, users, recipe, list(range(count)),
-                    scale=2.0, frozen=merged.parts,
+                    base,
+                    found,
+                    shapes,
+                    users,
+                    recipe,
+                    list(range(count)),
+                    scale=2.0,
+                    frozen=frozen,
                 )
-            )  # fmt: skip
+            )
 
     # Opponents do the same work per user whatever the number of users: a sample of users is enough.
     few = users[: min(count, 4 if quick else 8)]
     under = load_base(folder, max_tokens=4096).model
     pad = base.tokenizer.pad_token_id
-    times: dict[str, list[float]] = {"engine": [], "peft": [], "published": []}
+    names = ("engine", "peft", "engine_bare", "peft_bare", "published")
+    times: dict[str, list[float]] = {name: [] for name in names}
     timed(engine, base.device)
     if base.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     two = users[:2]
 
-    def peft() -> None:
-        # The merged LoRA counts as being in the weights: the best that one by one can be.
-        train_peft(under, few, recipe, STACKED_RANK, 8.0, pad)
+    def peft(adapter: Path | None = adapter) -> None:
+        train_peft(under, few, recipe, STACKED_RANK, 8.0, pad, adapter)
 
     def published() -> None:
         train_published(folder, two, recipe, STACKED_RANK, 8.0, pad, adapter, dtype, base.device)
@@ -206,10 +214,12 @@ def measure(
     for repetition in range(repetitions):
         times["engine"].append(timed(engine, base.device) / count)
         times["peft"].append(timed(peft, base.device) / len(few))
+        times["engine_bare"].append(timed(partial(engine, None), base.device) / count)
+        times["peft_bare"].append(timed(partial(peft, None), base.device) / len(few))
         if repetition < (1 if quick else 3):
             times["published"].append(timed(published, base.device) / len(two))
     median = {name: statistics.median(values) for name, values in times.items()}
-    outcome = outcomes[-1]
+    outcome = outcomes[0]
     steps = sum(1 for _ in epochs(shape["items"], recipe, 0))
     frozen_numbers = sum(fan_in * fan_out for fan_in, fan_out in shapes.sizes.values())
     wide = sum(rank * MERGED_MEMBERS * (i + o) for i, o in shapes.sizes.values())
@@ -221,6 +231,7 @@ def measure(
         "users_per_hour": round(3600 / median["engine"], 1),
         "tokens_per_second": round(sum(outcome.tokens) / (median["engine"] * count), 1),
         "ratio_vs_peft": round(median["peft"] / median["engine"], 2),
+        "ratio_vs_peft_without_merged": round(median["peft_bare"] / median["engine_bare"], 2),
         "ratio_vs_published": round(median["published"] / median["engine"], 2),
         "mfu": round(flops / (median["engine"] * count) / peak, 4),
         "padding": round(outcome.padding, 4),

@@ -1,7 +1,7 @@
 """The engine's opponents: how people train and use one LoRA per user today.
 
-`peft`: stock PEFT, one loaded base, one user after another. It gets no merged LoRA below: for it
-that counts as being in the weights already.
+`peft`: stock PEFT, one loaded base, one user after another; with the merged LoRA as a second,
+frozen adapter below (`under`), or without.
 `published`: the structure of the published recipe: the merged LoRA is merged into the base, that
 model is written to disk, read back, a new LoRA trained on it by transformers' Trainer, written, and
 model and LoRA are read back once more. Answering is not part of what is timed.
@@ -56,12 +56,18 @@ def train_peft(
     rank: int,
     alpha: float,
     pad: int,
+    under: Path | None = None,
 ) -> None:
     """(a): for each user a new LoRA on the one loaded base, trained by a plain loop."""
     device = next(model.parameters()).device
     for number, samples in enumerate(users):
-        wrapped = get_peft_model(model, lora_config(rank, alpha))
+        wrapped = get_peft_model(model, lora_config(rank, alpha), adapter_name="stacked")
+        if under is not None:
+            wrapped.load_adapter(under, "merged")
+            wrapped.base_model.set_adapter(["merged", "stacked"])
         wrapped.train()
+        for name, parameter in wrapped.named_parameters():
+            parameter.requires_grad_(".stacked." in name)
         parameters = [p for p in wrapped.parameters() if p.requires_grad]
         steps = list(epochs(len(samples), recipe, number))
         optimizer = torch.optim.AdamW(
