@@ -124,7 +124,7 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
     # One thread per slot: a run that waits for a slot asks the server again only every few seconds.
     runner: Any = ThreadPoolTaskRunner(max_workers=gpu_slots())
     lamp_task_flow = run_lamp_task.with_options(task_runner=runner)
-    summaries, missing = [], []
+    summaries, table, missing = [], [], []
     for lamp_task in config.lamp_tasks:
         try:
             summary = result_of(lamp_task_flow, settings, lamp_task)
@@ -134,11 +134,12 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
             continue
         summaries.append(summary)
         missing += summary["missing"]
-        _track(missing, partial(tracker.log_lamp_task, summary, rows([summary], where), where))
+        own_rows = rows([summary], where)
+        table += own_rows
+        _track(missing, partial(tracker.log_lamp_task, summary, own_rows, where))
     if not summaries:
         raise StageFailed("; ".join(missing))
     # Files first: what was found out must not depend on MLflow answering.
-    table = rows(summaries, where)
     noted = [line for summary in summaries for line in notes(summary)]
     write_run(str(flow_run.get_id()), settings, summaries)
     write_state(TABLE_FILE, table_text(table, noted, missing))

@@ -12,7 +12,7 @@ from tasks.artifacts import NOTES, Piece, Store, digest, library_versions
 from tasks.base_model import load, model_parts, prompt_parts
 from tasks.config import RunConfig
 from tasks.fusion import read_recipes
-from tasks.questions import encode_all, user_queries
+from tasks.questions import content, encode_all, user_queries
 from tasks.stacking import Inputs, few_shot_users, merged_parts, merged_users, stacked_key
 from tasks.stage import gpu_slot, log, stage, store
 
@@ -52,7 +52,7 @@ def predict(
             **model_parts(options, given.base),
         }
         if options.prompt.history_items:
-            parts["history"] = [[item["text"], item["answer"]] for item in user["profile"]]
+            parts["history"] = content(user["profile"])
         if method != "base":
             parts["merged"] = merged_parts(options, given, recipes[user["user_id"]])
         if method == "mta":

@@ -51,15 +51,11 @@ def answer_users(
         frozen, trained = parts([pieces[number][0] for number in batch])
         assign(layers, frozen=frozen, trained=trained)
         rows = max(sizes[number][0] for number in batch)
-        # A row to fill up with repeats the user's first question; its answer is dropped.
-        filled = [
-            question
-            for number in batch
-            for question in [
-                *pieces[number][1],
-                *[pieces[number][1][0]] * (rows - sizes[number][0]),
-            ]
-        ]
+        filled: list[Encoded] = []
+        for number in batch:
+            own = pieces[number][1]
+            # A row to fill up with repeats the user's first question; its answer is dropped.
+            filled += [*own, *[own[0]] * (rows - len(own))]
         try:
             answers = _greedy(base, filled, max_new_tokens)
         except torch.OutOfMemoryError:

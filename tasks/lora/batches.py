@@ -116,7 +116,7 @@ def collate(base: Base, samples: Sequence[Encoded]) -> Batch:
 def answer_logits(model: Any, batch: Batch) -> Tensor:
     """Logits [B, keep - 1, V] at the positions that predict `batch.labels`."""
     options: dict[str, Any] = {}
-    if _keeps_logits(model):
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = batch.keep
     output = model(
         input_ids=batch.input_ids,
@@ -126,8 +126,3 @@ def answer_logits(model: Any, batch: Batch) -> Tensor:
         **options,
     )
     return output.logits[:, -batch.keep : -1, :]
-
-
-def _keeps_logits(model: Any) -> bool:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters

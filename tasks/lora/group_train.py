@@ -101,8 +101,7 @@ def train_group(
                 learning_rate(recipe, step, len(plans[u])) if u in todo else 0.0
                 for u in range(len(plans))
             ]
-            for user in state.step(rates, active, losses):
-                outcome.failed.append(user)
+            outcome.failed += state.step(rates, active, losses)
             for user in active:
                 outcome.losses[user].append(losses[user])
             if progress:
@@ -228,11 +227,9 @@ class _AdamW:
         """One step of the active rows; returns those that were not finite and were left alone."""
         self.steps += 1
         norms = self.grad.norm(dim=1)
-        usable = torch.isfinite(norms)
-        finite = usable.tolist()
+        finite = torch.isfinite(norms).tolist()
         failed = [u for u in active if not (finite[u] and math.isfinite(losses[u]))]
-        stopped = set(failed)
-        moving = [u for u in active if u not in stopped]
+        moving = [u for u in active if u not in failed]
         if not moving:
             return failed
         # All rows at once while all move; a copy of the moving rows when some have stopped.
@@ -243,9 +240,8 @@ class _AdamW:
         # torch.nn.utils.clip_grad_norm_, row by row: the factor is capped at 1, with its 1e-6.
         clip = (self.recipe.max_grad_norm / (norms[rows] + 1e-6)).clamp_(max=1.0)
         grad = grad * clip[:, None]
-        rate = torch.tensor([rates[u] for u in moving], dtype=flat.dtype, device=flat.device)[
-            :, None
-        ]
+        chosen = [[rates[u]] for u in moving]
+        rate = torch.tensor(chosen, dtype=flat.dtype, device=flat.device)
         flat.mul_(1.0 - rate * self.recipe.weight_decay)
         mean.lerp_(grad, 1.0 - BETA1)
         square.mul_(BETA2).addcmul_(grad, grad, value=1.0 - BETA2)

@@ -4,10 +4,10 @@ Rows of a batch are user-major: `[U * n, T, d]`, n rows per user. The base weigh
 big product; each user's LoRA is a slice of a batched product on the same rows seen as
 `[U, n * T, d]`:
 
-    y = x W^T + bias + (x A_f^T) B_f^T + s (x A^T) B^T
+    y = x W^T + bias + s_f (x A_f^T) B_f^T + s (x A^T) B^T
 
-with, per user, a frozen part A_f [U, R, in], B_f [U, out, R] (the merged LoRA, its scale inside
-B_f) and a trained part A [U, r, in], B [U, out, r] of scale s. Either part may be absent.
+with, per user, a frozen part A_f [U, R, in], B_f [U, out, R] of scale s_f (the merged LoRA) and a
+trained part A [U, r, in], B [U, out, r] of scale s. Either part may be absent.
 (LoRA: Hu et al. 2021, equation 3; the batching is that of S-LoRA and Punica, here for training.)
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tasks.lora.adapters import Lora
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
+from tasks.lora.grouped import Part
 from tasks.lora.tiny import train_tokenizer
 from tasks.lora.train import Recipe
 
@@ -115,3 +117,15 @@ def equal_tensors(left: Lora, right: Lora) -> bool:
         for name in left.layers
         for side in (0, 1)
     )
+
+
+def stacked(loras: Sequence[Lora]) -> dict[str, Part]:
+    """The users' LoRAs as the grouped layers take them, [U, r, in] and [U, out, r]."""
+    return {
+        name: Part(
+            torch.stack([lora.layers[name][0] for lora in loras]),
+            torch.stack([lora.layers[name][1] for lora in loras]),
+            loras[0].scale,
+        )
+        for name in loras[0].layers
+    }

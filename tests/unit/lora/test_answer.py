@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from tasks.lora import answer
-from tasks.lora.adapters import Lora
 from tasks.lora.answer import answer_users, evidence, log_likelihoods
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, encode
 from tasks.lora.grouped import Layers, Part, grouped
-from tests.unit.lora.helpers import linear_shapes, random_lora, sample
+from tests.unit.lora.helpers import linear_shapes, random_lora, sample, stacked
 from tests.unit.lora.peft_reference import answer_ids, attached, by_hand, likelihood
 
 MakeBase = Callable[[], Base]
@@ -29,17 +28,6 @@ SAMPLES = [
     [sample(90 * u + i, 3 + (7 * i + 2 * u) % 20, 1 + (i + u) % 5) for i in range(count)]
     for u, count in enumerate(COUNTS)
 ]
-
-
-def stacked(loras: Sequence[Lora]) -> dict[str, Part]:
-    return {
-        name: Part(
-            torch.stack([lora.layers[name][0] for lora in loras]),
-            torch.stack([lora.layers[name][1] for lora in loras]),
-            loras[0].scale,
-        )
-        for name in loras[0].layers
-    }
 
 
 class Users:

@@ -23,7 +23,7 @@ from tasks.lora.grouped import (
     shapes_of,
     target_layers,
 )
-from tests.unit.lora.helpers import HIDDEN, LAYERS, linear_shapes, random_lora
+from tests.unit.lora.helpers import HIDDEN, LAYERS, linear_shapes, random_lora, stacked
 from tests.unit.lora.peft_reference import attached
 
 MakeBase = Callable[[], Base]
@@ -167,16 +167,6 @@ def test_logits_are_those_of_stock_peft(fresh_base: MakeBase, parts: str) -> Non
         for u in range(3)
     ]
     rows = torch.cat([IDS + u for u in range(3)])
-
-    def stacked(loras: list) -> dict[str, Part]:
-        return {
-            name: Part(
-                torch.stack([lora.layers[name][0] for lora in loras]),
-                torch.stack([lora.layers[name][1] for lora in loras]),
-                loras[0].scale,
-            )
-            for name in loras[0].layers
-        }
 
     with torch.no_grad(), grouped(base.model, list(shapes)) as layers:
         assign(
