@@ -40,10 +40,10 @@ def answer_users(
         longest = max((len(question.prompt) for question in own), default=0) + max_new_tokens
         size = max(1, limit // longest)
         pieces += [(user, own[start : start + size]) for start in range(0, len(own), size)]
-    sizes = [
-        (len(own), max(len(question.prompt) for question in own) + max_new_tokens)
-        for _, own in pieces
-    ]
+    sizes = []
+    for _, own in pieces:
+        lengths = [len(question.prompt) + max_new_tokens for question in own]
+        sizes.append((len(own), max(lengths), sum(lengths)))
     made: dict[int, list[str]] = {}
     queue = micro_batches(sizes, limit)
     while queue:

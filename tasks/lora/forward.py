@@ -1,12 +1,15 @@
 """One forward pass of packed rows: losses of the answers only, per label.
 
 The output embedding sees the label positions and nothing else: a hook in front of it picks them,
-so models that scale or cap their logits after it still do.
+so models that scale or cap their logits after it still do. In the layers we know (`KNOWN_LAYERS`)
+so does all that follows the last attention, which is most of the last layer's arithmetic.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,28 +19,78 @@ from torch.nn.functional import cross_entropy
 from tasks.lora.base import Base
 from tasks.lora.packing import Packed
 
+# x + attention(norm(x)), then x + mlp(norm(x)), with these names for the parts (transformers 5).
+KNOWN_LAYERS = (
+    "LlamaDecoderLayer",
+    "MistralDecoderLayer",
+    "Qwen2DecoderLayer",
+    "Qwen3DecoderLayer",
+)
+
 
 def label_losses(base: Base, packed: Packed) -> Tensor:
     """-log p of each label [N] (at least float32), with the model's grouped layers as they are."""
     model = base.model
-    head = model.get_output_embeddings()
-
-    def pick(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = inputs[0]
-        return (hidden.reshape(-1, hidden.shape[-1])[packed.where][None],)
-
     options: dict[str, Any] = {}
     if not packed.one_per_row:
         additive = model.config._attn_implementation != "sdpa"
         options["attention_mask"] = packed.mask(model.dtype, additive)
         options["position_ids"] = packed.position_ids
-    hook = head.register_forward_pre_hook(pick)
-    try:
+    with _labels_only(model, packed):
         logits = model(input_ids=packed.input_ids, use_cache=False, **options).logits[0]
-    finally:
-        hook.remove()
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return cross_entropy(wide, packed.label, reduction="none")
+
+
+@contextmanager
+def _labels_only(model: Any, packed: Packed) -> Iterator[None]:
+    """After the last layer's attention nothing but the labels' positions is computed.
+
+    The rest of that layer works position by position, so what it makes of others is never seen.
+    Where the layer is built otherwise (or is computed again in the backward pass, when this is
+    over), the positions are picked in front of the output embedding.
+    """
+    layer = _last_layer(model)
+    where = packed.where if layer is None else packed.kept
+
+    def pick(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (_flat(inputs[0])[where][None],)
+
+    def picked(x: Tensor) -> Tensor:
+        """[U * n, T, d] to [U, M, d]: still user-major, as grouped layers want it."""
+        return _flat(x).index_select(0, packed.picks.view(-1)).view(*packed.picks.shape, -1)
+
+    def forward(hidden_states: Tensor, **given: Any) -> Tensor:
+        normed = layer.input_layernorm(hidden_states)
+        attended = layer.self_attn(hidden_states=normed, **given)[0]
+        x = picked(hidden_states) + attended
+        return x + layer.mlp(layer.post_attention_layernorm(x))
+
+    hooks = [model.get_output_embeddings().register_forward_pre_hook(pick)]
+    try:
+        if layer is not None:
+            attention = layer.self_attn.o_proj
+            hooks.append(attention.register_forward_pre_hook(lambda _, x: (picked(x[0]),)))
+            layer.forward = forward
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        if layer is not None:
+            del layer.forward
+
+
+def _last_layer(model: Any) -> Any:
+    """The last decoder layer, if it is one whose forward pass `_labels_only` knows, else None."""
+    layers = getattr(model.base_model, "layers", None)
+    if not layers or (model.is_gradient_checkpointing and model.training):
+        return None
+    last = layers[model.config.get_text_config().num_hidden_layers - 1]
+    return last if type(last).__name__ in KNOWN_LAYERS else None
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 def may_pack(model: Any) -> bool:

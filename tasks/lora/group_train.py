@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
-from tasks.lora.forward import label_losses, may_pack, sum_by
-from tasks.lora.grouped import Layers, Part, Shapes, assign, clear, fresh
-from tasks.lora.packing import ONE_PER_ROW, Packed, footprint, layout, micro_batches, pack
+from tasks.lora.gradients import Budget, FrozenPart, Gradients
+from tasks.lora.grouped import Layers, Shapes, clear, fresh
 from tasks.lora.train import Recipe, epochs
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-# Per user of the frozen part: layer -> Part of the users asked for (a list of row numbers).
-FrozenPart = Callable[[Sequence[int]], dict[str, Part]]
 
 
 @dataclass
@@ -48,14 +45,6 @@ class Outcome:
         return 1.0 - sum(self.tokens) / max(self.computed, 1)
 
 
-@dataclass
-class Budget:
-    """Positions per micro-batch; halved when the device runs out of memory."""
-
-    positions: int
-    halvings: int = field(default=0)
-
-
 def train_group(
     base: Base,
     layers: Layers,
@@ -74,7 +63,8 @@ def train_group(
 
     `layers` are the grouped layers of `base.model` (`grouped`); `seeds` has one per
     user, for initial weights and order of samples. `initial` [U, P] replaces fresh
-    weights. Raises ValueError for a user without samples.
+    weights. Raises ValueError for a user without samples, InputError when a single sample does
+    not fit into the device's memory.
     """
     if any(not own for own in samples):
         raise ValueError(f"user {next(u for u, own in enumerate(samples) if not own)}: no samples")
@@ -87,6 +77,7 @@ def train_group(
         for own, seed in zip(samples, seeds, strict=True)
     ]
     outcome = Outcome(state.flat, [[] for _ in samples], [0] * len(samples), [])
+    gradients = Gradients(base, layers, shapes, scale, frozen, budget, outcome.tokens)
     total = max(len(plan) for plan in plans)
     # There is no dropout; but transformers checkpoints gradients in training mode only.
     base.model.train(base.model.is_gradient_checkpointing)
@@ -96,7 +87,7 @@ def train_group(
                 u for u, plan in enumerate(plans) if step < len(plan) and u not in outcome.failed
             ]
             todo = {u: [samples[u][i] for i in plans[u][step]] for u in active}
-            losses = _gradients(base, layers, shapes, todo, scale, frozen, budget, state, outcome)
+            losses = gradients.fill(state.grad, state.flat, todo)
             rates = [
                 learning_rate(recipe, step, len(plans[u])) if u in todo else 0.0
                 for u in range(len(plans))
@@ -110,7 +101,7 @@ def train_group(
         # The loaded model serves the next job too, whatever became of this one.
         clear(layers)
         base.model.eval()
-    outcome.halved = budget.halvings
+    outcome.computed, outcome.halved = gradients.computed, budget.halvings
     return outcome
 
 
@@ -148,68 +139,6 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
         return recipe.learning_rate * max(0.0, (steps - step) / max(1, steps - warmup))
     share = (step - warmup) / max(1, steps - warmup)
     return recipe.learning_rate * max(0.0, 0.5 * (1.0 + math.cos(math.pi * share)))
-
-
-def _gradients(
-    base: Base,
-    layers: Layers,
-    shapes: Shapes,
-    todo: dict[int, list[Encoded]],
-    scale: float,
-    frozen: FrozenPart | None,
-    budget: Budget,
-    state: _AdamW,
-    outcome: Outcome,
-) -> dict[int, float]:
-    """Fill `state.grad` with each active user's gradient of the user's mean loss; the losses."""
-    users = list(todo)
-    limit = layout(list(todo.values())) if may_pack(base.model) else ONE_PER_ROW
-    sizes = [footprint(todo[u], limit) for u in users]
-    queue = [[users[i] for i in part] for part in micro_batches(sizes, budget.positions)]
-    losses: dict[int, float] = {}
-    while queue:
-        batch = queue.pop(0)
-        try:
-            packed = pack([todo[u] for u in batch], base.tokenizer.pad_token_id, limit)
-            found = _micro_batch(base, layers, shapes, batch, packed, scale, frozen, state)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            # Nothing of this micro-batch was kept: its halves start from the same weights.
-            torch.cuda.empty_cache()
-            budget.positions = max(1, budget.positions // 2)
-            budget.halvings += 1
-            middle = len(batch) // 2
-            queue[:0] = [batch[:middle], batch[middle:]]
-            continue
-        losses.update(found)
-        outcome.computed += packed.input_ids.numel()
-        for user in batch:
-            outcome.tokens[user] += sum(len(s.prompt) + len(s.answer) for s in todo[user])
-    return losses
-
-
-def _micro_batch(
-    base: Base,
-    layers: Layers,
-    shapes: Shapes,
-    batch: list[int],
-    packed: Packed,
-    scale: float,
-    frozen: FrozenPart | None,
-    state: _AdamW,
-) -> dict[int, float]:
-    packed = packed.to(base.device)
-    rows = torch.tensor(batch, device=base.device)
-    leaf = state.flat[rows].requires_grad_(True)
-    parts = {name: Part(a, b, scale) for name, (a, b) in shapes.split(leaf).items()}
-    assign(layers, frozen=frozen(batch) if frozen else None, trained=parts)
-    by_label = label_losses(base, packed)
-    counts = sum_by(torch.ones_like(by_label), packed.user, len(batch))
-    means = sum_by(by_label, packed.user, len(batch)) / counts
-    (gradient,) = torch.autograd.grad(means.sum(), leaf)
-    state.grad[rows] = gradient
-    return dict(zip(batch, means.tolist(), strict=True))
 
 
 class _AdamW:

@@ -22,6 +22,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from tasks.errors import InputError
@@ -45,36 +47,107 @@ class GroupedLinear(nn.Module):
     def __init__(self, linear: nn.Module) -> None:
         super().__init__()
         self.linear = linear
-        self.frozen: Part | None = None
         self.trained: Part | None = None
+        # Both parts side by side, scales in B: A [U, R + r, in], B [U, out, R + r], trained last.
+        self.joined: tuple[Tensor, Tensor] | None = None
 
     @property
     def weight(self) -> Tensor:
         """The base weight: some models look at it."""
         return cast(Tensor, self.linear.weight)
 
+    def set(self, frozen: Part | None, trained: Part | None) -> None:
+        """The users whose rows come next; without any part it is the base layer."""
+        self.trained, self.joined = trained, None
+        parts = [part for part in (frozen, trained) if part is not None]
+        if parts:
+            with torch.no_grad():
+                self.joined = (
+                    torch.cat([part.a for part in parts], 1),
+                    torch.cat([part.scale * part.b for part in parts], 2),
+                )
+
     def forward(self, x: Tensor) -> Tensor:
         """`x` [U * n, T, in] (or [U, in]) to [U * n, T, out]; computed in the adapters' dtype."""
-        y = self.linear(x)
-        for part in (self.frozen, self.trained):
-            if part is not None:
-                y = _updated(y, x, part)
-        return y
+        if self.joined is None:
+            return self.linear(x)
+        weight, bias, y = None, None, None
+        if type(self.linear) is nn.Linear:
+            weight, bias = self.linear.weight, self.linear.bias
+        else:
+            y = self.linear(x)  # its own forward and gradient, whatever they are
+        part = self.trained or Part(x, x)
+        own = (part.a, part.b) if self.trained else (None, None)
+        return _Product.apply(x, y, weight, bias, *own, part.scale, *self.joined)
 
 
 Layers = dict[str, GroupedLinear]
 
 
-def _updated(y: Tensor, x: Tensor, part: Part) -> Tensor:
-    """`y` plus the part's update of `x`; multiplied, scaled and added in one operation."""
-    users = part.a.shape[0]
-    low = torch.bmm(x.reshape(users, -1, x.shape[-1]).to(part.a.dtype), part.a.transpose(1, 2))
-    rows = y.reshape(users, -1, y.shape[-1])
-    up = part.b.transpose(1, 2)
-    if rows.dtype == low.dtype:
-        return torch.baddbmm(rows, low, up, alpha=part.scale).view_as(y)
-    # A bfloat16 base: the sum is made in the adapters' float32, as in PEFT, then rounded.
-    return (y + (torch.bmm(low, up) * part.scale).view_as(y)).to(y.dtype)
+class _Product(torch.autograd.Function):
+    """The layer's sum with its gradient written out: one node instead of a dozen.
+
+    With rows x [U, N, in], A and B of both parts side by side, G the gradient of the output:
+    dx = G W + (G B) A; of the trained part dA = (G B)^T x, dB = s G^T (x A^T).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        a: Tensor | None,
+        b: Tensor | None,
+        scale: float,
+        wide_a: Tensor,
+        wide_b: Tensor,
+    ) -> Tensor:
+        low = torch.bmm(_by_user(x, wide_a).to(wide_a.dtype), wide_a.transpose(1, 2))
+        up = wide_b.transpose(1, 2)
+        # What `linear` just made is nobody else's, so the update may be added in place.
+        out = linear(x, weight, bias) if weight is not None else cast(Tensor, y).clone()
+        rows = _by_user(out, wide_a)
+        if rows.dtype == low.dtype:
+            rows.baddbmm_(low, up)
+        else:
+            # A bfloat16 base: the sum is made in the adapters' float32, as in PEFT, then rounded.
+            rows.copy_(rows + torch.bmm(low, up))
+        rank = 0 if a is None else a.shape[1]
+        ctx.rank, ctx.scale = rank, scale
+        ctx.save_for_backward(x, weight, low[:, :, low.shape[2] - rank :], wide_a, wide_b)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, low, wide_a, wide_b = ctx.saved_tensors
+        rows = _by_user(gradient, wide_b).to(wide_b.dtype)
+        through_b = torch.bmm(rows, wide_b)
+        of_x = of_a = of_b = None
+        if ctx.needs_input_grad[0]:
+            if weight is None:
+                of_x = torch.bmm(through_b, wide_a).to(x.dtype).view_as(x)
+            else:
+                of_x = gradient @ weight
+                inner = _by_user(of_x, wide_a)
+                if inner.dtype == wide_a.dtype:
+                    inner.baddbmm_(through_b, wide_a)
+                else:
+                    inner.add_(torch.bmm(through_b, wide_a).to(inner.dtype))
+        if ctx.rank:
+            inputs = _by_user(x, wide_a).to(wide_a.dtype)
+            own = through_b[:, :, through_b.shape[2] - ctx.rank :]
+            of_a = torch.bmm(own.transpose(1, 2), inputs)
+            of_b = torch.bmm(rows.transpose(1, 2), low).mul_(ctx.scale)
+        of_y = gradient if ctx.needs_input_grad[1] else None
+        return of_x, of_y, None, None, of_a, of_b, None, None, None
+
+
+def _by_user(x: Tensor, factor: Tensor) -> Tensor:
+    """Rows of `x` as [U, N, d]: a view wherever `x` is contiguous, which what we write to is."""
+    return x.reshape(factor.shape[0], -1, x.shape[-1])
 
 
 def target_layers(model: AnyModel, target_modules: Sequence[str] | str) -> dict[str, nn.Module]:
@@ -199,8 +272,7 @@ def assign(
     if lost:
         raise ValueError(f"{sorted(lost)[0]} has a LoRA but is not grouped")
     for name, layer in layers.items():
-        layer.frozen = (frozen or {}).get(name)
-        layer.trained = (trained or {}).get(name)
+        layer.set((frozen or {}).get(name), (trained or {}).get(name))
 
 
 def clear(layers: dict[str, GroupedLinear]) -> None:

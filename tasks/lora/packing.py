@@ -10,7 +10,7 @@ together (`micro_batches`). Both keep padding small.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ from tasks.lora.batches import Encoded
 # A row of several samples holds up to this many tokens; 0 as a limit means one sample per row.
 ROW_TOKENS = 512
 ONE_PER_ROW = 0
-# One sample per row where that pads by at most this share; attention is cheaper so.
+# Of what is computed. One sample per row where that pads no more: attention is cheaper so.
 TOLERATED_PADDING = 0.08
-# A micro-batch that is filled to this share takes no user shorter than this share of its longest.
-FILLED, LIKE = 0.0625, 0.9
+# A micro-batch filled to this share of the budget takes no user with whom it would pad more.
+FILLED = 1 / 32
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Packed:
 
     `input_ids`, `position_ids`, `segments` [U * rows, T]; segment 0 is padding. Labels are flat, N
     of them: `where` [N] is the index into [U * rows * T] of the position that predicts it, `label`
-    [N] the token, `sample` [N] which sample (in order given), `user` [N] which user.
+    [N] the token, `sample` [N] which sample (in order given), `user` [N] which user. `picks`
+    [U, M] holds the same positions user by user, filled up with the user's first one, and `kept`
+    [N] says where in [U * M] the labels' own stand.
     """
 
     users: int
@@ -43,6 +45,8 @@ class Packed:
     label: Tensor
     sample: Tensor
     user: Tensor
+    picks: Tensor
+    kept: Tensor
     tokens: int
     one_per_row: bool
 
@@ -67,7 +71,7 @@ class Packed:
     def to(self, device: torch.device) -> Packed:
         if device.type == "cpu":
             return self
-        names = ("input_ids", "position_ids", "segments", "where", "label", "sample", "user")
+        names = [field.name for field in fields(self) if field.type == "Tensor"]
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         return Packed(self.users, tokens=self.tokens, one_per_row=self.one_per_row, **moved)
 
@@ -97,31 +101,36 @@ def layout(per_user: Sequence[Sequence[Encoded]]) -> int:
     return ONE_PER_ROW if padded * (1.0 - TOLERATED_PADDING) <= tokens else ROW_TOKENS
 
 
-def footprint(samples: Sequence[Encoded], limit: int) -> tuple[int, int]:
-    """(rows, tokens of the longest row) that one user's samples take."""
+def footprint(samples: Sequence[Encoded], limit: int) -> tuple[int, int, int]:
+    """(rows, tokens of the longest row, tokens of all) that one user's samples take."""
     lengths = [_length(sample) for sample in samples]
     rows = rows_of(lengths, limit)
-    return len(rows), max(sum(lengths[i] for i in row) for row in rows)
+    return len(rows), max(sum(lengths[i] for i in row) for row in rows), sum(lengths)
 
 
-def micro_batches(sizes: Sequence[tuple[int, int]], budget: int) -> list[list[int]]:
+def micro_batches(sizes: Sequence[tuple[int, int, int]], budget: int) -> list[list[int]]:
     """Users, by their `footprint`, in micro-batches of at most `budget` positions (at least one).
 
-    Sorted by size, so that a micro-batch pads its users to nearly their own length.
+    Sorted by size, so that a micro-batch pads its users to nearly their own length; a new one
+    begins where more than TOLERATED_PADDING of it would be padding.
     """
     order = sorted(range(len(sizes)), key=lambda u: (*sizes[u], u), reverse=True)
     batches: list[list[int]] = []
+    held = 0
     for user in order:
+        rows, _, tokens = sizes[user]
         if batches:
             # The first user of a micro-batch is its largest; users after it are padded to it.
-            rows, length = sizes[batches[-1][0]]
-            positions = len(batches[-1]) * rows * length
-            fits = positions + rows * length <= budget
-            alike = positions < FILLED * budget or sizes[user][1] >= LIKE * length
-            if sizes[user][0] == rows and fits and alike:
+            first_rows, first_length, _ = sizes[batches[-1][0]]
+            positions = (len(batches[-1]) + 1) * first_rows * first_length
+            small = positions <= FILLED * budget
+            full = held + tokens >= (1.0 - TOLERATED_PADDING) * positions
+            if rows == first_rows and positions <= budget and (small or full):
                 batches[-1].append(user)
+                held += tokens
                 continue
         batches.append([user])
+        held = tokens
     return batches
 
 
@@ -159,15 +168,22 @@ def pack(per_user: Sequence[Sequence[Encoded]], pad: int, limit: int) -> Packed:
         for table, fill in ((ids, pad), (positions, 0), (segments, 0))
     ]
     flat = torch.tensor(labels, dtype=torch.long).reshape(-1, 5)
+    where, owner = flat[:, 0] * width + flat[:, 1], flat[:, 4]
+    counts = torch.bincount(owner, minlength=len(per_user))
+    slot = torch.arange(len(flat)) - (counts.cumsum(0) - counts)[owner]
+    picks = (torch.arange(len(per_user)) * rows * width)[:, None].repeat(1, int(counts.max()))
+    picks[owner, slot] = where
     return Packed(
         users=len(per_user),
         input_ids=filled[0],
         position_ids=filled[1],
         segments=filled[2],
-        where=flat[:, 0] * width + flat[:, 1],
+        where=where,
         label=flat[:, 2],
         sample=flat[:, 3],
-        user=flat[:, 4],
+        user=owner,
+        picks=picks,
+        kept=owner * picks.shape[1] + slot,
         tokens=sum(len(row) for row in ids),
         one_per_row=limit == ONE_PER_ROW,
     )

@@ -49,7 +49,8 @@ def item_signatures(
     right = None if right is None else right.to(base.device)
     seen: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    sizes = [(1, len(sample.prompt) + len(sample.answer)) for sample in samples]
+    lengths = [len(sample.prompt) + len(sample.answer) for sample in samples]
+    sizes = [(1, length, length) for length in lengths]
     rows: list[Any] = [None] * len(samples)
     try:
         for chosen in micro_batches(sizes, positions):

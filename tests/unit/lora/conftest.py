@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from tasks.lora.base import Base
+from tests.unit.lora.group_case import precise_norms
 from tests.unit.lora.helpers import tiny_base
 
 
@@ -32,3 +33,12 @@ def fresh_base(base: Base) -> Callable[[], Base]:
         return Base(copy.deepcopy(pristine), base.tokenizer, base.device, base.max_tokens)
 
     return make
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["fp32", "fp64"])
+def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    if request.param == torch.float32:
+        yield request.param
+    else:
+        with precise_norms():
+            yield request.param

@@ -11,16 +11,20 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from tasks.lora import gradients
 from tasks.lora.adapters import Lora
 from tasks.lora.bank import Bank, stack
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
-from tasks.lora.group_train import Budget, Outcome, train_group
+from tasks.lora.gradients import Budget
+from tasks.lora.group_train import Outcome, train_group
 from tasks.lora.grouped import fresh, grouped, shapes_of
 from tasks.lora.merge import MergedUsers
+from tasks.lora.packing import Packed
 from tasks.lora.train import Recipe, epochs
 from tests.unit.lora import peft_reference
-from tests.unit.lora.helpers import linear_shapes, random_lora, sample
+from tests.unit.lora.helpers import linear_shapes, random_lora, sample, training
+from tests.unit.lora.peft_reference import largest_difference
 
 RANK, SCALE = 4, 2.0
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -134,3 +138,71 @@ class Group:
             for row, user in enumerate(chosen)
         }
         return loras, outcome
+
+
+# Small: Adam turns rounding errors of tiny gradients into steps of up to the rate. In float32 the
+# reference itself is off by 0.03 of the rate; float64 says that nothing else is behind it.
+LR = 1e-4
+PUBLISHED = {"learning_rate": LR, "batch_size": 2, "accumulation": 2, "weight_decay": 0.1}
+# Norms are about 1 to 10 here: 0.05 clips every step of every user, 1e9 none.
+CASES = {
+    "cosine, clipped, exact": (
+        training(**PUBLISHED, schedule="cosine", warmup_share=0.3, max_grad_norm=0.05),
+        "exact",
+    ),
+    "linear, clipped, factors": (
+        training(**PUBLISHED, schedule="linear", warmup_share=0.2, max_grad_norm=0.05),
+        "factors",
+    ),
+    "constant, warm-up, bare base": (
+        training(**PUBLISHED, schedule="constant", warmup_share=0.5, max_grad_norm=2.0),
+        None,
+    ),
+    "one by one, no clip, no decay": (
+        training(learning_rate=LR, epochs=1, batch_size=1, warmup_share=0.0, max_grad_norm=1e9),
+        "exact",
+    ),
+}
+
+
+def group(
+    base: Base, dtype: torch.dtype = torch.float32, case: str = "cosine, clipped, exact"
+) -> Group:
+    recipe, how = CASES[case]
+    base.model.to(dtype)
+    return Group(base, recipe, histories(), list(SEEDS), how)
+
+
+def small_device(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """A device that has room for `most` users at once; the numbers of users that came."""
+    real = gradients.label_losses
+    sizes: list[int] = []
+
+    def losses(base: Base, packed: Packed) -> torch.Tensor:
+        sizes.append(packed.users)
+        if packed.users > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(base, packed)
+
+    monkeypatch.setattr(gradients, "label_losses", losses)
+    return sizes
+
+
+def narrow_device(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """A device that has room for `most` samples at once; the numbers of samples that came."""
+    real = gradients.label_losses
+    sizes: list[int] = []
+
+    def losses(base: Base, packed: Packed) -> torch.Tensor:
+        sizes.append(len(packed.sample.unique()))
+        if sizes[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(base, packed)
+
+    monkeypatch.setattr(gradients, "label_losses", losses)
+    return sizes
+
+
+def close(got: dict[int, Lora], wanted: dict[int, Lora], bound: float) -> None:
+    for user, lora in got.items():
+        assert largest_difference(lora, wanted[user]) <= bound

@@ -81,7 +81,7 @@ def test_answers_are_those_of_stock_peft(
     assert len({text for own in wanted for text in own}) == sum(COUNTS)
     got = answer_users(users.base, layers, QUESTIONS, users.parts, 9, positions)
     assert got == wanted
-    assert all(layer.frozen is None and layer.trained is None for layer in layers.values())
+    assert all(layer.joined is None for layer in layers.values())
 
 
 def test_users_in_another_order(users: Users, wanted: list[list[str]], layers: Layers) -> None:
@@ -166,7 +166,7 @@ def test_likelihoods_are_those_of_stock_peft(
         stock = users.stock(user)
         for value, item in zip(got[user].tolist(), own, strict=True):
             assert value == pytest.approx(likelihood(stock, item), rel=1e-5, abs=1e-5)
-    assert all(layer.frozen is None and layer.trained is None for layer in layers.values())
+    assert all(layer.joined is None for layer in layers.values())
 
 
 @pytest.mark.parametrize("limit", [0, 512])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,72 +13,36 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, MistralConfig, MistralForCausalLM, get_scheduler
 
 from tasks.errors import InputError
-from tasks.lora import group_train
-from tasks.lora.adapters import Lora
+from tasks.lora import gradients, group_train
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
 from tasks.lora.forward import may_pack
-from tasks.lora.group_train import Budget, default_positions, learning_rate, train_group
+from tasks.lora.group_train import default_positions, learning_rate, train_group
 from tasks.lora.grouped import Part, fresh, grouped, shapes_of
 from tasks.lora.merge import MergedUsers
 from tasks.lora.packing import ONE_PER_ROW, Packed
 from tasks.lora.train import epochs
 from tests.unit.lora.group_case import (
     BOUND,
+    CASES,
     HISTORIES,
+    LR,
     RANK,
     RECIPES,
     SCALE,
     SEEDS,
     Group,
     bank_of,
+    close,
+    group,
     histories,
     precise_norms,
+    small_device,
 )
 from tests.unit.lora.helpers import equal_tensors, sample, tiny_base, training
 from tests.unit.lora.peft_reference import largest_difference
 
 MakeBase = Callable[[], Base]
-# Small: Adam turns rounding errors of tiny gradients into steps of up to the rate. In float32 the
-# reference itself is off by 0.03 of the rate; float64 says that nothing else is behind it.
-LR = 1e-4
-PUBLISHED = {"learning_rate": LR, "batch_size": 2, "accumulation": 2, "weight_decay": 0.1}
-# Norms are about 1 to 10 here: 0.05 clips every step of every user, 1e9 none.
-CASES = {
-    "cosine, clipped, exact": (
-        training(**PUBLISHED, schedule="cosine", warmup_share=0.3, max_grad_norm=0.05),
-        "exact",
-    ),
-    "linear, clipped, factors": (
-        training(**PUBLISHED, schedule="linear", warmup_share=0.2, max_grad_norm=0.05),
-        "factors",
-    ),
-    "constant, warm-up, bare base": (
-        training(**PUBLISHED, schedule="constant", warmup_share=0.5, max_grad_norm=2.0),
-        None,
-    ),
-    "one by one, no clip, no decay": (
-        training(learning_rate=LR, epochs=1, batch_size=1, warmup_share=0.0, max_grad_norm=1e9),
-        "exact",
-    ),
-}
-
-
-def group(
-    base: Base, dtype: torch.dtype = torch.float32, case: str = "cosine, clipped, exact"
-) -> Group:
-    recipe, how = CASES[case]
-    base.model.to(dtype)
-    return Group(base, recipe, histories(), list(SEEDS), how)
-
-
-@pytest.fixture(params=[torch.float32, torch.float64], ids=["fp32", "fp64"])
-def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
-    if request.param == torch.float32:
-        yield request.param
-    else:
-        with precise_norms():
-            yield request.param
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -153,11 +117,6 @@ def test_the_comparison_sees_a_fault(
     assert largest_difference(wrong[user], wanted) > 10 * BOUND[torch.float32]
 
 
-def close(got: dict[int, Lora], wanted: dict[int, Lora], bound: float) -> None:
-    for user, lora in got.items():
-        assert largest_difference(lora, wanted[user]) <= bound
-
-
 def test_company_and_order_change_nothing(fresh_base: MakeBase, dtype: torch.dtype) -> None:
     these = group(fresh_base(), dtype)
     wanted, outcome = these.together()
@@ -173,9 +132,9 @@ def test_company_and_order_change_nothing(fresh_base: MakeBase, dtype: torch.dty
 def test_the_budget_changes_nothing(
     fresh_base: MakeBase, dtype: torch.dtype, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With one position every user is a micro-batch; with many, users of like shape share one."""
+    """With one position every sample is a micro-batch; with many, users of like shape share one."""
     batches: list[int] = []
-    real = group_train.label_losses
+    real = gradients.label_losses
 
     def counted(base: Base, packed: Packed) -> torch.Tensor:
         batches.append(packed.users)
@@ -183,11 +142,14 @@ def test_the_budget_changes_nothing(
 
     these = group(fresh_base(), dtype)
     wanted, _ = these.together(budget=2000)
-    monkeypatch.setattr(group_train, "label_losses", counted)
+    monkeypatch.setattr(gradients, "label_losses", counted)
     got, outcome = these.together(budget=budget)
     close(got, wanted, BOUND[dtype])
-    assert sum(batches) == sum(len(own) for own in outcome.losses) == 16
-    assert (max(batches) == 1) == (budget <= 60)
+    assert sum(len(own) for own in outcome.losses) == 16
+    # Two epochs of 23 samples, each alone; a user's step in one piece, where that fits.
+    pieces = {1: 2 * sum(HISTORIES), 60: 23, 200: 16, 100_000: 16}[budget]
+    assert sum(batches) == pieces
+    assert (max(batches) == 1) == (budget == 1)
 
 
 @pytest.mark.parametrize("limit", [ONE_PER_ROW, 24, 512])
@@ -197,15 +159,15 @@ def test_the_layout_changes_nothing(
     """One sample per row, packed rows of at most 24 tokens (or one sample), and of 512."""
     these = group(fresh_base(), dtype)
     seen: list[bool] = []
-    real = group_train.pack
+    real = gradients.pack
 
     def pack(*arguments: Any) -> Packed:
         packed = real(*arguments)
         seen.append(packed.one_per_row)
         return packed
 
-    monkeypatch.setattr(group_train, "layout", lambda _samples: limit)
-    monkeypatch.setattr(group_train, "pack", pack)
+    monkeypatch.setattr(gradients, "layout", lambda _samples: limit)
+    monkeypatch.setattr(gradients, "pack", pack)
     got, _ = these.together()
     assert set(seen) == {limit == ONE_PER_ROW}
     for user in (0, 2):
@@ -217,7 +179,7 @@ def test_packed_with_eager_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted, _ = group(tiny_base()).together()
     base = tiny_base()
     base.model.set_attn_implementation("eager")
-    monkeypatch.setattr(group_train, "layout", lambda _samples: 512)
+    monkeypatch.setattr(gradients, "layout", lambda _samples: 512)
     got, _ = group(base).together()
     close(got, wanted, BOUND[torch.float32])
 
@@ -337,13 +299,13 @@ def test_a_loss_that_stops_being_finite(
               if (u, item) != (2, these.samples[2][marked])]  # fmt: skip
     assert not any(299 in item.answer for item in others)
     wanted, _ = these.together()
-    real = group_train.label_losses
+    real = gradients.label_losses
 
     def poisoned(base: Base, packed: Packed) -> torch.Tensor:
         losses = real(base, packed)
         return losses * torch.where(packed.label == 299, value, 1.0)
 
-    monkeypatch.setattr(group_train, "label_losses", poisoned)
+    monkeypatch.setattr(gradients, "label_losses", poisoned)
     got, outcome = these.together()
     assert outcome.failed == [2]
     assert len(outcome.losses[2]) == 3
@@ -363,7 +325,7 @@ def test_a_gradient_that_is_not_finite(
     own = these.samples[4]
     these.samples[4] = [Encoded(item.prompt, [*item.answer[:-1], 299, 2]) for item in own]
     wanted, clean = these.together()
-    real = group_train.label_losses
+    real = gradients.label_losses
 
     def steep(base: Base, packed: Packed) -> torch.Tensor:
         losses = real(base, packed)
@@ -372,7 +334,7 @@ def test_a_gradient_that_is_not_finite(
         root[packed.label == 299] = (bad - bad.detach()).sqrt()
         return losses + root
 
-    monkeypatch.setattr(group_train, "label_losses", steep)
+    monkeypatch.setattr(gradients, "label_losses", steep)
     got, outcome = these.together()
     assert outcome.failed == [4]
     assert outcome.losses[4] == pytest.approx(clean.losses[4][:1])
@@ -389,70 +351,6 @@ def test_everyone_fails(fresh_base: MakeBase) -> None:
     got, outcome = these.together()
     assert sorted(outcome.failed) == [0, 1, 2, 3, 4]
     assert all(equal_tensors(got[user], these.start(user)) for user in got)
-
-
-# --- memory ---------------------------------------------------------------------------------------
-
-
-def small_device(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
-    """A device that has room for `most` users at once; the numbers of users that came."""
-    real = group_train.label_losses
-    sizes: list[int] = []
-
-    def losses(base: Base, packed: Packed) -> torch.Tensor:
-        sizes.append(packed.users)
-        if packed.users > most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(base, packed)
-
-    monkeypatch.setattr(group_train, "label_losses", losses)
-    return sizes
-
-
-@pytest.mark.parametrize("most", [1, 2])
-def test_out_of_memory_halves(
-    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch, most: int
-) -> None:
-    """Six users of one size start as one micro-batch."""
-    users = [[sample(10 * u + i, 12, 3) for i in range(4)] for u in range(6)]
-    these = Group(fresh_base(), CASES["constant, warm-up, bare base"][0], users, list(range(6)))
-    wanted, plain = these.together(budget=10_000)
-    assert plain.halved == 0
-    sizes = small_device(monkeypatch, most)
-    got, outcome = these.together(budget=10_000)
-    assert max(sizes) == 6
-    assert outcome.halved > 0
-    assert outcome.failed == []
-    close(got, wanted, BOUND[torch.float32])
-    assert outcome.tokens == plain.tokens
-    # It learns: the last step starts with batches no larger than the halved budget allows.
-    assert sizes[-1] <= most
-
-
-def test_one_user_that_does_not_fit_raises(
-    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small_device(monkeypatch, 0)
-    with pytest.raises(torch.OutOfMemoryError):
-        group(fresh_base()).together()
-
-
-def test_a_halved_budget_stays_halved(
-    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Four users of 4 rows of 15 positions; two of them fit: 240 is halved once, and kept."""
-    users = [[sample(10 * u + i, 12, 3) for i in range(4)] for u in range(4)]
-    recipe = CASES["constant, warm-up, bare base"][0]
-    base, budget = fresh_base(), Budget(240)
-    sizes = small_device(monkeypatch, 2)
-    shapes = shapes_of(base.model, "all-linear", RANK)
-    with grouped(base.model, list(shapes.sizes)) as layers:
-        for _ in range(2):
-            train_group(
-                base, layers, shapes, users, recipe, [0, 1, 2, 3], scale=SCALE, budget=budget
-            )
-    assert (budget.positions, budget.halvings) == (120, 1)
-    assert sizes == [4, *[2] * 8]
 
 
 def test_default_positions(base: Base) -> None:
@@ -552,10 +450,10 @@ def test_a_failed_job_leaves_the_model_as_it_was(
     def broken(*_args: object) -> None:
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr("tasks.lora.group_train.label_losses", broken)
+    monkeypatch.setattr("tasks.lora.gradients.label_losses", broken)
     shapes = shapes_of(base.model, "all-linear", RANK)
     with grouped(base.model, list(shapes.sizes)) as layers:
         with pytest.raises(RuntimeError, match="no luck"):
             train_group(base, layers, shapes, histories(), training(), SEEDS, scale=SCALE)
-        assert all(layer.trained is None for layer in layers.values())
+        assert all(layer.joined is None for layer in layers.values())
     assert not base.model.training

@@ -144,8 +144,10 @@ def test_by_hand() -> None:
     layer = GroupedLinear(linear)
     x = torch.tensor([[[1.0, 1.0]], [[1.0, 3.0]]])  # one row of one token per user
     a = torch.tensor([[[0.0, 1.0]], [[0.0, 1.0]]])
-    layer.frozen = Part(a, torch.tensor([[[1.0]], [[2.0]]]))
-    layer.trained = Part(torch.tensor([[[1.0, 0.0]]] * 2), torch.tensor([[[5.0]], [[10.0]]]), 3.0)
+    frozen = Part(a, torch.tensor([[[1.0]], [[2.0]]]))
+    layer.set(
+        frozen, Part(torch.tensor([[[1.0, 0.0]]] * 2), torch.tensor([[[5.0]], [[10.0]]]), 3.0)
+    )
     # User 0: 10 + 3 + 1 + 15; user 1: 10 + 7 + 2 * 3 + 30.
     assert layer(x).flatten().tolist() == [29.0, 53.0]
     # Rows of a batch are the users' in turn, two per user here.

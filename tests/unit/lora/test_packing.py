@@ -9,14 +9,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
-from tasks.lora.forward import label_losses, sum_by
+from tasks.lora.forward import KNOWN_LAYERS, label_losses, sum_by
 from tasks.lora.packing import (
+    FILLED,
     ONE_PER_ROW,
     ROW_TOKENS,
+    TOLERATED_PADDING,
     footprint,
     layout,
     micro_batches,
@@ -150,24 +160,35 @@ def test_layout_by_hand() -> None:
 @settings(deadline=None, max_examples=200)
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.integers(1, 50)), max_size=15),
-    st.integers(1, 400),
+    st.floats(0.3, 1.0),
+    st.integers(1, 20_000),
 )
-def test_micro_batches(table: list[tuple[int, int]], budget: int) -> None:
-    """Each user once, equally many rows, within the budget, or alone."""
+def test_micro_batches(shapes: list[tuple[int, int]], share: float, budget: int) -> None:
+    """Each user once, equally many rows, within the budget, or alone; little padding of its own."""
+    table = [(rows, length, max(1, int(share * rows * length))) for rows, length in shapes]
     batches = micro_batches(table, budget)
     assert sorted(chain(*batches)) == list(range(len(table)))
     for batch in batches:
         rows = {table[user][0] for user in batch}
         longest = max(table[user][1] for user in batch)
         assert len(rows) == 1
-        assert len(batch) == 1 or len(batch) * rows.pop() * longest <= budget
+        positions = len(batch) * rows.pop() * longest
+        assert len(batch) == 1 or positions <= budget
+        held = sum(table[user][2] for user in batch)
+        small = positions <= FILLED * budget
+        assert len(batch) == 1 or small or held >= (1 - TOLERATED_PADDING) * positions
     assert micro_batches(table, budget) == batches
 
 
 def test_micro_batches_by_hand() -> None:
-    assert micro_batches([(2, 10)] * 5, 40) == [[4, 3], [2, 1], [0]]
-    assert micro_batches([(2, 10), (1, 10), (2, 10)], 1000) == [[2, 0], [1]]
+    assert micro_batches([(2, 10, 20)] * 5, 40) == [[4, 3], [2, 1], [0]]
+    assert micro_batches([(2, 10, 20), (1, 10, 10), (2, 10, 20)], 1000) == [[2, 0], [1]]
     assert micro_batches([], 10) == []
+    # 50 + 44 of 100 places are held; with 40 as well 134 of 150 would be, which is 10.7 % padding.
+    three = [(1, 50, 50), (1, 44, 44), (1, 40, 40)]
+    assert micro_batches(three, 200) == [[0, 1], [2]]
+    # Where all of it is small padding is cheaper than another pass.
+    assert micro_batches(three, 32 * 150) == [[0, 1, 2]]
 
 
 @torch.no_grad()
@@ -201,6 +222,32 @@ def test_only_labels_go_through_the_head(base: Base) -> None:
         hook.remove()
     assert seen == [(1, sum(len(item.answer) for own in USERS for item in own), 32)]
     assert not base.model.lm_head._forward_pre_hooks
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])
+@pytest.mark.parametrize("limit", [ONE_PER_ROW, ROW_TOKENS])
+def test_after_the_last_attention_only_labels(base: Base, kind: Any, limit: int) -> None:
+    """The last feed-forward sees M positions per user, M being the most labels of any; not all."""
+    torch.manual_seed(0)
+    config = kind(
+        vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=8, initializer_range=0.3,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert type(model.model.layers[-1]).__name__ in KNOWN_LAYERS
+    other = Base(model, base.tokenizer, base.device, 60)
+    seen: list[tuple[int, ...]] = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda _m, x: seen.append(tuple(x[0].shape[:2])))
+    got = sums(other, USERS, limit)
+    most = max(sum(len(item.answer) for item in own) for own in USERS)
+    assert seen[1] == (len(USERS), most)
+    assert seen[0][0] * seen[0][1] > 3 * len(USERS) * most
+    wanted = torch.tensor([-likelihood(model, item) for own in USERS for item in own])
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-4)
+    # What was put in is taken out again.
+    assert "forward" not in vars(model.model.layers[-1])
+    assert not model.model.layers[-1].self_attn.o_proj._forward_pre_hooks
 
 
 @pytest.mark.parametrize("limit", [ONE_PER_ROW, ROW_TOKENS])

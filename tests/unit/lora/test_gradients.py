@@ -1,0 +1,109 @@
+"""Steps that do not fit the device in one pass give the gradients of one that does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tasks.errors import InputError
+from tasks.lora.base import Base
+from tasks.lora.gradients import Budget
+from tasks.lora.group_train import Outcome, train_group
+from tasks.lora.grouped import grouped, shapes_of
+from tests.unit.lora.group_case import (
+    BOUND,
+    CASES,
+    RANK,
+    SCALE,
+    Group,
+    close,
+    group,
+    narrow_device,
+    small_device,
+)
+from tests.unit.lora.helpers import sample
+
+MakeBase = Callable[[], Base]
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_out_of_memory_halves(
+    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Six users of one size start as one micro-batch."""
+    users = [[sample(10 * u + i, 12, 3) for i in range(4)] for u in range(6)]
+    these = Group(fresh_base(), CASES["constant, warm-up, bare base"][0], users, list(range(6)))
+    wanted, plain = these.together(budget=10_000)
+    assert plain.halved == 0
+    sizes = small_device(monkeypatch, most)
+    got, outcome = these.together(budget=10_000)
+    assert max(sizes) == 6
+    assert outcome.halved > 0
+    assert outcome.failed == []
+    close(got, wanted, BOUND[torch.float32])
+    assert outcome.tokens == plain.tokens
+    # It learns: the last step starts with batches no larger than the halved budget allows.
+    assert sizes[-1] <= most
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_lone_user_s_step_is_worked_off_in_pieces(
+    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, most: int
+) -> None:
+    """Steps of four samples on a device that holds one or two: the same as in one pass."""
+    these = group(fresh_base(), dtype)
+    wanted, plain = these.together()
+    sizes = narrow_device(monkeypatch, most)
+    got, outcome = these.together(budget=10_000)
+    assert max(sizes) > most
+    assert outcome.halved > 0
+    close(got, wanted, BOUND[dtype])
+    assert outcome.tokens == plain.tokens
+    close_losses(outcome, plain)
+
+
+def test_a_step_over_the_budget_is_cut_beforehand(
+    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 positions hold one or two of these samples: nothing larger is ever tried."""
+    these = group(fresh_base())
+    wanted, plain = these.together()
+    sizes = narrow_device(monkeypatch, 100)
+    got, outcome = these.together(budget=40)
+    assert max(sizes) <= 3
+    assert (outcome.halved, outcome.tokens) == (0, plain.tokens)
+    close(got, wanted, BOUND[torch.float32])
+    close_losses(outcome, plain)
+
+
+def close_losses(a: Outcome, b: Outcome) -> None:
+    for one, other in zip(a.losses, b.losses, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_one_sample_that_does_not_fit_is_said(
+    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_device(monkeypatch, 0)
+    with pytest.raises(InputError, match=r"one sample of \d+ tokens does not fit"):
+        group(fresh_base()).together()
+
+
+def test_a_halved_budget_stays_halved(
+    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four users of 4 rows of 15 positions; two of them fit: 240 is halved once, and kept."""
+    users = [[sample(10 * u + i, 12, 3) for i in range(4)] for u in range(4)]
+    recipe = CASES["constant, warm-up, bare base"][0]
+    base, budget = fresh_base(), Budget(240)
+    sizes = small_device(monkeypatch, 2)
+    shapes = shapes_of(base.model, "all-linear", RANK)
+    with grouped(base.model, list(shapes.sizes)) as layers:
+        for _ in range(2):
+            train_group(
+                base, layers, shapes, users, recipe, [0, 1, 2, 3], scale=SCALE, budget=budget
+            )
+    assert (budget.positions, budget.halvings) == (120, 1)
+    assert sizes == [4, *[2] * 8]
