@@ -344,9 +344,10 @@ def test_share_of_attainable_of_ratings_is_one_of_mae() -> None:
 
 def test_share_without_room_is_none() -> None:
     """Nothing to attain: no share. Room in some draws only: a share without an interval."""
-    none = world({"nonpersonal": FLOOR, "bayes": FLOOR, "m": MODEL})
     nothing = {"point": None, "lo": None, "hi": None}
-    assert intervals(none)["m"]["share_of_attainable"] == nothing
+    for bayes in (FLOOR, [1] * 10):
+        none = world({"nonpersonal": FLOOR, "bayes": bayes, "m": MODEL})
+        assert intervals(none)["m"]["share_of_attainable"] == nothing
     # Room .01 in total, and below 0 in draws that hold the first author often.
     some = world({"nonpersonal": [5] * 10, "bayes": [1] + [6] * 5 + [5] * 4, "m": MODEL})
     got = intervals(some)["m"]["share_of_attainable"]
