@@ -52,11 +52,16 @@ class SyntheticOptions(Options):
 
 
 class SplitOptions(Options):
-    """How users are divided where the data does not say: by groups of users that share content."""
+    """How users are divided where the data does not say: by groups of users that share content.
+
+    allow_shared_groups: where the data says, and has a group on two sides, leave its users out of
+    the base or anchor side, and count them, instead of refusing the data.
+    """
 
     base_share: float = Field(1 / 3, ge=0.0, lt=1.0)
     anchor_share: float = Field(1 / 3, gt=0.0, lt=1.0)
     same_author_share: float = Field(0.5, gt=0.0, le=1.0)
+    allow_shared_groups: bool = False
 
     @model_validator(mode="after")
     def _leaves_few_shot(self) -> SplitOptions:

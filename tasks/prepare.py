@@ -10,7 +10,7 @@ from tasks.config import RunConfig
 from tasks.errors import InputError
 from tasks.stage import log, stage, store
 
-VERSION = 2
+VERSION = 3
 SHOWN_AUTHORS = 40
 ROLES = ("base", "anchor", "few_shot")
 
@@ -20,7 +20,8 @@ def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
     """Users of one LaMP task as `base.parquet`, `anchor.parquet`, `few_shot.parquet`.
 
     Columns user_id, group (author), profile, query. The value holds the counts, what was dropped
-    and why, the instruction of the prompts, and the hash of each table.
+    and why, the audit of the data (tasks/lamp/audit.py), the instruction of the prompts, and the
+    hash of each table.
     """
     options = RunConfig.model_validate(config)
     where = store()
@@ -69,12 +70,50 @@ def describe(value: dict[str, Any], lamp_task: str) -> list[str]:
         names = authors[role]
         if names:
             lines.append(f"{lamp_task}: {role} authors: {', '.join(names)}")
-    for name in ("queries_in_other_profiles", "queries_in_few_shot_profiles", "pooled_users",
-                 "removed_shared_group", "removed_few_shot_without_query"):  # fmt: skip
+    for name in ("queries_in_other_profiles", "pooled_users", "removed_shared_group",
+                 "removed_few_shot_without_query"):  # fmt: skip
         if counts.get(name):
             lines.append(f"{lamp_task}: {name.replace('_', ' ')}: {counts[name]}")
+    lines += [f"{lamp_task}: {line}" for line in _findings(value["audit"])]
     dropped = "; ".join(f"{count} x {reason}" for reason, count in value["dropped"].items())
     lines.append(f"{lamp_task}: dropped: {dropped or 'nothing'}")
+    return lines
+
+
+def _findings(audit: dict[str, Any]) -> list[str]:
+    """What of the audit a reader of the scores must know; the value has all of it."""
+    lines = []
+    groups = audit["groups"]["few_shot"]
+    if set(groups) - {"1"}:
+        sizes = ", ".join(f"{count} of {size}" for size, count in groups.items())
+        lines.append(f"few-shot authors by their number of users: {sizes}")
+    asked = audit["queries"]["few_shot"]
+    if asked["text"]["any"]:
+        known = asked["text_and_answer"]["any"]
+        where = ", ".join(
+            f"{asked['text'][place]} {name}"
+            for place, name in (
+                ("own", "in the user's own"),
+                ("sibling", "in another of the author's"),
+                ("other", "in another author's"),
+            )
+        )
+        lines.append(
+            f"queries whose text stands in a profile: {asked['text']['any']} of {asked['asked']} "
+            f"({where}), with the gold answer: {known}"
+        )
+    repeated = audit["duplicates"]
+    if repeated["repeated_texts"]:
+        lines.append(
+            f"texts that stand in several profiles: {repeated['repeated_texts']} of "
+            f"{repeated['texts']}; texts with several answers: "
+            f"{repeated['texts_with_several_answers']}"
+        )
+    if golds := audit["labels"]["golds"]:
+        lines.append(
+            f"always answering {golds['majority']!r} is right for {golds['majority_share']:.1%} "
+            f"of the queries (entropy of the golds: {golds['entropy_bits']:.2f} bits)"
+        )
     return lines
 
 
@@ -109,6 +148,7 @@ def _source(options: RunConfig, lamp_task: str, where: Store) -> Path:
 
 
 def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[str, Any]:
+    from tasks.lamp.audit import audit
     from tasks.lamp.definitions import get_task
     from tasks.lamp.formats import read_users
     from tasks.lamp.groups import split_users
@@ -123,6 +163,7 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
         base_share=options.split.base_share,
         anchor_share=options.split.anchor_share,
         share=options.split.same_author_share,
+        allow_shared_groups=options.split.allow_shared_groups,
     )
     frames = {"base": split.base, "anchor": split.anchor, "few_shot": split.few_shot}
     for role, frame in frames.items():
@@ -136,6 +177,7 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
     return {
         "counts": split.counts,
         "dropped": loaded.dropped,
+        "audit": audit(split.users, loaded.dropped, task),
         "authors": {role: _names(frame["group"].to_list()) for role, frame in frames.items()},
         "few_shot": split.few_shot["user_id"].to_list(),
         "longest_candidate": max(map(len, split.anchor["profile"].to_list())),

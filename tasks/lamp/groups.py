@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import polars as pl
 
 from tasks.errors import InputError
-from tasks.lamp.audit import query_places
+from tasks.lamp.audit import query_places, shared_groups
 from tasks.lamp.definitions import LampTask
 
 SIDES = ("base", "anchor", "few_shot")
+_SIDE_NUMBERS = {side: number for number, side in enumerate(SIDES)}
 
 # How the search for shared content is bounded (`_sharing_pairs`); neither changes what it finds.
 PREFIX_MATCHES = 4
@@ -30,12 +31,14 @@ class Split:
 
     base and anchor: one row per author, user_id = group, distinct items and queries in the order
     first seen. few_shot: the users as they came.
+    users: all users as they came, with their group and their side (role): what `audit` reads.
     counts: see `split_users`.
     """
 
     base: pl.DataFrame
     anchor: pl.DataFrame
     few_shot: pl.DataFrame
+    users: pl.DataFrame
     counts: dict[str, int]
 
 
@@ -119,11 +122,13 @@ def split_users(
     base_share: float,
     anchor_share: float,
     share: float,
+    allow_shared_groups: bool = False,
 ) -> Split:
     """Divide users (columns as from `formats.read_users`) into base, anchor and few-shot.
 
-    With roles: they are kept, except that a base or anchor user whose author also has a few-shot
-    user is removed, and a base user whose author also has an anchor candidate.
+    With roles: they are kept. A base or anchor user whose author also has a few-shot user, or a
+    base user whose author also has an anchor candidate, is an error, for then the data say other
+    than they seem to; with `allow_shared_groups` such users are removed and counted.
     Without: whole groups are assigned, `base_share` and `anchor_share` of all groups and the rest
     few-shot, in an order that depends on the seed and the group id alone; groups without a query
     go to base and anchor. share: as in `find_groups`.
@@ -135,7 +140,7 @@ def split_users(
     or anchor profile), queries_in_few_shot_profiles (in any few-shot profile),
     queries_in_own_profile.
     Raises InputError when the anchor or few-shot side is empty, or the base side although asked
-    for, or when only some of the users have a role.
+    for, when only some of the users have a role, or when roles put an author on two sides.
     """
     table = users.with_columns(find_groups(users, share))
     without = table["role"].null_count()
@@ -148,6 +153,8 @@ def split_users(
         unknown = table.filter(~pl.col("role").is_in(SIDES))
         if unknown.height:
             raise InputError(f"role {unknown['role'][0]!r}: use one of {', '.join(SIDES)}")
+        if any(shared_groups(table).values()) and not allow_shared_groups:
+            raise InputError(_two_sides(table, share))
     else:
         sides = _assign(table, seed, base_share, anchor_share)
         table = table.with_columns(
@@ -165,10 +172,7 @@ def split_users(
         "users": table.height,
         "users_with_query": int((table["query"].list.len() > 0).sum()),
         "groups": table["group"].n_unique(),
-        "removed_shared_group": by_role["base"].height
-        + by_role["anchor"].height
-        - bases.height
-        - anchors.height,
+        "removed_shared_group": sum(shared_groups(table).values()),
         "removed_few_shot_without_query": by_role["few_shot"].height - few_shot.height,
     }
     pooled_base, pooled_anchor = _pool(bases), _pool(anchors)
@@ -194,7 +198,7 @@ def split_users(
         "queries_in_few_shot_profiles": places["any"],
         "queries_in_own_profile": places["own"],
     }
-    return Split(pooled_base, pooled_anchor, few_shot, counts)
+    return Split(pooled_base, pooled_anchor, few_shot, table, counts)
 
 
 def _assign(
@@ -261,6 +265,28 @@ def _root(parents: list[int], node: int) -> int:
         parents[node] = parents[parents[node]]
         node = parents[node]
     return node
+
+
+def _two_sides(users: pl.DataFrame, share: float) -> str:
+    """The error line for roles that put an author on two sides, with the worst pair shown."""
+    first = (
+        users.select("user_id", "group", "role", side=pl.col("role").replace_strict(_SIDE_NUMBERS))
+        .sort("user_id")
+        .unique(["group", "side"], keep="first", maintain_order=True)
+    )
+    pairs = first.join(first, on="group", suffix="_other").filter(
+        pl.col("side") < pl.col("side_other")
+    )
+    # Scored users first: what they share is in the scores.
+    by = ["side_other", "side", "user_id"]
+    pair = pairs.sort(by, descending=[True, True, False]).row(0, named=True)
+    return (
+        f"{sum(shared_groups(users).values())} base or anchor users are of one author with a user "
+        f"of another side, for example {pair['role']} user {pair['user_id']!r} with "
+        f"{pair['role_other']} user {pair['user_id_other']!r} (split.same_author_share {share}): "
+        "take them out of the data, or set split.allow_shared_groups=true to have them left out "
+        "and counted"
+    )
 
 
 def _empty_side(side: str, given: bool, counts: dict[str, int]) -> str:

@@ -7,12 +7,14 @@ A rating that float() cannot read becomes the farther of 1 and 5 from its gold (
 prediction makes mae and rmse nan or inf, and a reader sees that the model did not answer.
 ROUGE-1 and ROUGE-L: F-measure, no stemming, plain mean over examples. (LaMP takes the middle of
 a bootstrap of that mean, which is the same up to its random draws.)
+
+Every metric is a function of sums over examples, so it is computed in two steps: what each
+example adds (`example_columns`), and the metrics of the sums (`from_sums`). tasks/lamp/statistics
+resamples the sums and so scores by the very same rules.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -25,68 +27,77 @@ from tasks.lamp.definitions import LampTask
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
-# LaMP's evaluation files call both movie tagging and news categorisation LaMP_2.
-_LAMP_IDS = {
-    "LaMP-2M": "LaMP_2",
-    "LaMP-2N": "LaMP_2",
-    "LaMP-3": "LaMP_3",
-    "LaMP-4": "LaMP_4",
-    "LaMP-5": "LaMP_5",
-}
-
 
 def score(
     task: LampTask, predictions: Mapping[str, str], golds: Mapping[str, str]
 ) -> dict[str, float]:
-    """Metrics of `predictions` against `golds`, both query id -> text.
+    """Metrics of `predictions` against `golds`, both query id -> text, in any order.
 
     Returns accuracy and macro_f1 (classification), mae and rmse (rating), or rouge1 and rougeL
     (text); all but mae and rmse lie in 0..1.
+    Raises InputError as `example_columns` does.
+    """
+    columns = example_columns(task, predictions, golds)
+    values = from_sums(task, columns.sum(axis=0), len(columns))
+    return {name: float(value) for name, value in values.items()}
+
+
+def example_columns(
+    task: LampTask, predictions: Mapping[str, str], golds: Mapping[str, str]
+) -> np.ndarray:
+    """What each example adds to the sums that the metrics are made of: float64 [n, k].
+
+    Rows in the order of the query ids, sorted, whatever the order of the mappings; so a sum over
+    them does not depend on it either. Columns, with L the number of labels:
+    classification (k = 2 L): label l was given and right; uses of l in prediction and gold.
+    rating (k = 2): absolute error, and its square. text (k = 2): ROUGE-1 and ROUGE-L F-measure.
     Raises InputError when there is nothing to score, the sets of ids differ, or a gold is not one
     of the task's labels (LaMP would count such a gold as hit by any other unknown label).
     """
     _check_ids(task, predictions, golds)
-    ids = list(golds)
-    predicted = [predictions[query_id].strip() for query_id in ids]
-    gold = [golds[query_id].strip() for query_id in ids]
+    ids = sorted(golds)
+    pairs = [(predictions[query_id].strip(), golds[query_id].strip()) for query_id in ids]
     if task.labels:
-        for query_id, label in zip(ids, gold, strict=True):
-            if label not in task.labels:
+        for query_id, (_, gold) in zip(ids, pairs, strict=True):
+            if gold not in task.labels:
                 raise InputError(
-                    f"{task.name}: the gold {label!r} of query {query_id!r} is not one of its "
+                    f"{task.name}: the gold {gold!r} of query {query_id!r} is not one of its "
                     f"labels; use {', '.join(task.labels)}"
                 )
     if task.kind == "classification":
-        hits = [a == b for a, b in zip(predicted, gold, strict=True)]
-        return {"accuracy": float(np.mean(hits)), "macro_f1": _macro_f1(task, predicted, gold)}
+        return _label_uses(task, pairs)
     if task.kind == "rating":
-        errors = np.array([_rating_error(a, b) for a, b in zip(predicted, gold, strict=True)])
-        return {"mae": float(errors.mean()), "rmse": math.sqrt(float((errors**2).mean()))}
-    rouge = np.array([_rouge(a, b) for a, b in zip(predicted, gold, strict=True)]).mean(axis=0)
-    return {"rouge1": float(rouge[0]), "rougeL": float(rouge[1])}
+        errors = np.array([_rating_error(prediction, gold) for prediction, gold in pairs])
+        # A prediction such as 1e200 is a rating to float(), its square is inf.
+        with np.errstate(over="ignore"):
+            return np.stack([errors, errors**2], axis=1)
+    return np.array([_rouge(prediction, gold) for prediction, gold in pairs])
 
 
-def example_score(task: LampTask, prediction: str, gold: str) -> float:
-    """What one example contributes; higher is better, so that methods can be compared by pairs.
+def from_sums(task: LampTask, sums: np.ndarray, count: np.ndarray | int) -> dict[str, np.ndarray]:
+    """The task's metrics, each [...], of the columns' sums [..., k] over `count` [...] examples.
 
-    classification: 1 if right, else 0 (mean = accuracy). rating: minus the absolute error
-    (mean = -mae). text: ROUGE-L F-measure (mean = rougeL).
+    The columns are those of `example_columns`; count is above 0.
     """
-    prediction, gold = prediction.strip(), gold.strip()
     if task.kind == "classification":
-        return float(prediction == gold)
+        hits, uses = np.split(sums, 2, axis=-1)
+        # 2 tp / (predicted + gold) per label, 0 for a label that nobody uses.
+        f1 = 2 * hits / np.where(uses > 0, uses, 1.0)
+        return {"accuracy": hits.sum(axis=-1) / count, "macro_f1": f1.mean(axis=-1)}
+    first, second = sums[..., 0] / count, sums[..., 1] / count
     if task.kind == "rating":
-        return -_rating_error(prediction, gold)
-    return _rouge(prediction, gold)[1]
+        return {"mae": first, "rmse": np.sqrt(second)}
+    return {"rouge1": first, "rougeL": second}
 
 
 def golds_json(task: LampTask, predictions: Mapping[str, str]) -> dict[str, Any]:
     """Predictions in LaMP's own file format, ids in the order given.
 
     {"task": "LaMP_2", "golds": [{"id", "output"}]}; the key is `golds` for predictions too.
+    LaMP's evaluation calls both movie tagging (2M) and news categorisation (2N) LaMP_2.
     """
     return {
-        "task": _LAMP_IDS[task.name],
+        "task": f"LaMP_{task.name.removeprefix('LaMP-').rstrip('MN')}",
         "golds": [{"id": query_id, "output": text} for query_id, text in predictions.items()],
     }
 
@@ -107,12 +118,16 @@ def _check_ids(task: LampTask, predictions: Collection[str], golds: Collection[s
             )
 
 
-def _macro_f1(task: LampTask, predicted: list[str], gold: list[str]) -> float:
-    """Mean over the label set of 2 tp / (predicted + gold); 0 for a label that nobody uses."""
-    hits = Counter(a for a, b in zip(predicted, gold, strict=True) if a == b)
-    uses = Counter(predicted) + Counter(gold)
-    f1 = [2 * hits[label] / uses[label] if uses[label] else 0.0 for label in task.labels]
-    return float(np.mean(f1))
+def _label_uses(task: LampTask, pairs: list[tuple[str, str]]) -> np.ndarray:
+    labels = {label: number for number, label in enumerate(task.labels)}
+    columns = np.zeros((len(pairs), 2 * len(labels)))
+    for row, (prediction, gold) in enumerate(pairs):
+        if prediction == gold:
+            columns[row, labels[gold]] = 1
+        for used in (prediction, gold):
+            if used in labels:
+                columns[row, len(labels) + labels[used]] += 1
+    return columns
 
 
 def _rating_error(prediction: str, gold: str) -> float:

@@ -166,8 +166,9 @@ def test_groups_without_queries_become_base_and_anchor() -> None:
     )
 
 
-def test_given_roles_are_kept_but_shared_authors_are_removed() -> None:
-    users = frame(
+def with_roles() -> pl.DataFrame:
+    """Three users of the base and anchor sides have a few-shot or anchor user's content."""
+    return frame(
         {
             "base": ["1", "2"],
             "base of few": ["f1", "f2"],
@@ -188,7 +189,10 @@ def test_given_roles_are_kept_but_shared_authors_are_removed() -> None:
             "silent": "few_shot",
         },
     )
-    split = split_users(users, TASK, seed=0, **THIRDS)
+
+
+def test_given_roles_are_kept_and_shared_authors_removed_if_allowed() -> None:
+    split = split_users(with_roles(), TASK, seed=0, **THIRDS, allow_shared_groups=True)
     assert split.base["user_id"].to_list() == ["base"]
     assert split.anchor["profile"].list.len().to_list() == [3]
     assert split.few_shot["user_id"].to_list() == ["few"]
@@ -197,6 +201,32 @@ def test_given_roles_are_kept_but_shared_authors_are_removed() -> None:
     assert split.counts["queries_in_other_profiles"] == 1
     assert split.counts["queries_in_few_shot_profiles"] == 1
     assert split.counts["queries_in_own_profile"] == 1
+
+
+@pytest.mark.parametrize(
+    ("left_out", "message"),
+    [
+        # "f1" is half of few's profile; of all the pairs the one with an anchor is worst.
+        ([], "3 base or anchor .* anchor user 'anchor of few' with few_shot user 'few'"),
+        (["anchor of few"], "2 base or anchor .* base user 'base of few' with few_shot user 'few'"),
+        (["anchor of few", "base of few"], "1 base .* base user 'base of anchor' with anchor user"),
+    ],
+)
+def test_roles_that_put_an_author_on_two_sides(left_out: list[str], message: str) -> None:
+    users = with_roles().filter(~pl.col("user_id").is_in(left_out))
+    with pytest.raises(InputError, match=message) as caught:
+        split_users(users, TASK, seed=0, **THIRDS)
+    assert "split.same_author_share 0.5" in str(caught.value)
+    assert "split.allow_shared_groups=true" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_whoever_deals_out_sides_never_puts_an_author_on_two() -> None:
+    """Where the data has no roles there is nothing to refuse, with the option or without."""
+    for allowed in (False, True):
+        split = split_users(windows(9), TASK, seed=0, **THIRDS, allow_shared_groups=allowed)
+        assert split.counts["removed_shared_group"] == 0
+        assert split.users.group_by("group").agg(pl.col("role").n_unique())["role"].max() == 1
 
 
 def test_roles_may_leave_base_out() -> None:

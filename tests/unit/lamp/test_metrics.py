@@ -1,16 +1,18 @@
-"""LaMP's scoring rules, by hand and against scikit-learn."""
+"""LaMP's scoring rules, by hand and against scikit-learn; bootstrapped points obey them too."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import InputError
-from tasks.lamp.definitions import get_task
-from tasks.lamp.metrics import example_score, golds_json, score
+from tasks.lamp.definitions import LampTask, get_task
+from tasks.lamp.metrics import example_columns, from_sums, golds_json, score
+from tasks.lamp.statistics import Scored, bootstrap, intervals
 
 MOVIES, RATINGS, TITLES = (get_task(name) for name in ("LaMP-2M", "LaMP-3", "LaMP-5"))
 
@@ -19,15 +21,70 @@ def by_number(values: list[str]) -> dict[str, str]:
     return {str(n): value for n, value in enumerate(values)}
 
 
+def scores(task: LampTask, predicted: list[str], golds: list[str]) -> dict[str, float]:
+    """The metrics, after a look that the bootstrap's points are the same numbers, bit by bit."""
+    given, wanted = by_number(predicted), by_number(golds)
+    groups = {query_id: str(int(query_id) % 2) for query_id in wanted}
+    scored = Scored.of(task, wanted, groups, {"m": given}, sample="s")
+    points = intervals(bootstrap(scored, seed=0, resamples=4))["m"]
+    result = score(task, given, wanted)
+    for metric, value in result.items():
+        point = points[metric]["point"]
+        # JSON has no nan and no inf: the statistics say None.
+        assert point == value if math.isfinite(value) else point is None
+    return result
+
+
 def test_classification_by_hand() -> None:
     # comedy: tp 1, predicted 2, gold 2 -> 1/2; action: tp 1, predicted 1, gold 2 -> 2/3; the
     # label nobody knows and the one in another case are wrong; 13 of 15 labels count 0.
-    predicted = by_number([" comedy\n", "comedy", "action", "Comedy", "no such tag"])
-    golds = by_number(["comedy", "action", "action ", "comedy", "classic"])
-    assert score(MOVIES, predicted, golds) == {
+    predicted = [" comedy\n", "comedy", "action", "Comedy", "no such tag"]
+    golds = ["comedy", "action", "action ", "comedy", "classic"]
+    assert scores(MOVIES, predicted, golds) == {
         "accuracy": pytest.approx(2 / 5),
         "macro_f1": pytest.approx((1 / 2 + 2 / 3) / 15),
     }
+
+
+@pytest.mark.parametrize(
+    ("prediction", "right"),
+    [
+        ("dark comedy", True),
+        ("\t dark comedy \r\n", True),  # stripped
+        ("\u00a0dark comedy\u3000", True),  # of everything that str.strip takes for space
+        ("dark  comedy", False),  # spaces within count
+        ("dark\ncomedy", False),
+        ("Dark comedy", False),  # so does the case
+        ("DARK COMEDY", False),
+        ("dark comedy.", False),
+        ("tag: dark comedy", False),
+        ("dark comedy, comedy", False),
+        ("comedy", False),  # part of the label, and a label of its own
+        ("dark", False),
+        ("-1", False),  # LaMP's number for unknown labels is not a name for them
+        ("6", False),  # nor is a label's place in the list one
+        ("nan", False),
+        ("None", False),
+        ("", False),
+        ("   ", False),
+    ],
+)
+def test_labels_are_stripped_and_looked_up_exactly(prediction: str, right: bool) -> None:
+    # One more query, of another label, is right: accuracy 1 or 1/2. Macro-F1 over 15 labels: the
+    # other label has 1; "dark comedy" has 1 if right, and 0 without a hit, given or not.
+    assert scores(MOVIES, [prediction, "action"], ["dark comedy", "action"]) == {
+        "accuracy": (1 + right) / 2,
+        "macro_f1": pytest.approx((1 + right) / 15),
+    }
+
+
+def test_a_wrong_label_costs_the_label_that_was_named() -> None:
+    # action: tp 1, predicted 2 -> F1 2 / (2 + 1); had the first been unknown, 2 / (1 + 1).
+    for prediction, action in (("action", 2 / 3), ("unknown", 1.0)):
+        assert scores(MOVIES, [prediction, "action"], ["comedy", "action"]) == {
+            "accuracy": 0.5,
+            "macro_f1": pytest.approx(action / 15),
+        }
 
 
 labels = st.sampled_from([*MOVIES.labels[:4], "unknown"])
@@ -44,11 +101,9 @@ def test_macro_f1_equals_scikit_learn(pairs: list[tuple[str, str]]) -> None:
     expected = metrics.f1_score(
         classes[1], classes[0], labels=list(range(15)), average="macro", zero_division=0
     )
-    predicted, golds = (by_number(list(side)) for side in zip(*pairs, strict=True))
-    result = score(MOVIES, predicted, golds)
+    result = scores(MOVIES, *map(list, zip(*pairs, strict=True)))
     assert result["macro_f1"] == pytest.approx(expected)
-    examples = [example_score(MOVIES, p, g) for p, g in pairs]
-    assert result["accuracy"] == pytest.approx(sum(examples) / len(examples))
+    assert result["accuracy"] == pytest.approx(np.mean([p == g for p, g in pairs]))
 
 
 @pytest.mark.parametrize(
@@ -58,6 +113,19 @@ def test_macro_f1_equals_scikit_learn(pairs: list[tuple[str, str]]) -> None:
         (" 4.0 ", "5", 1),
         ("4.4", "4", 0.4),  # nothing is rounded
         ("9", "5", 4),  # nothing is clamped
+        ("-1", "5", 6),
+        ("0", "1", 1),
+        ("4.0", "4", 0),
+        ("4", " 4\n", 0),
+        ("+4", "4", 0),
+        ("4e0", "4", 0),
+        ("1_0", "5", 5),  # what Python reads, and so LaMP: 10
+        ("\uff14", "4", 0),  # a full-width 4 as well
+        ("4,0", "4", 3),  # not a number: 1 is farther than 5
+        ("4/5", "4", 3),
+        ("4 stars", "2", 3),
+        ("   ", "1", 4),
+        ("None", "5", 4),
         ("four", "1", 4),
         ("", "2", 3),
         ("?", "3", 2),  # a gold of 3 gives 5
@@ -66,31 +134,75 @@ def test_macro_f1_equals_scikit_learn(pairs: list[tuple[str, str]]) -> None:
     ],
 )
 def test_rating_by_hand(prediction: str, gold: str, error: float) -> None:
-    assert example_score(RATINGS, prediction, gold) == pytest.approx(-error)
-    result = score(RATINGS, {"a": prediction, "b": "1"}, {"a": gold, "b": "1"})
+    result = scores(RATINGS, [prediction, "1"], [gold, "1"])
     assert result["mae"] == pytest.approx(error / 2)
     assert result["rmse"] == pytest.approx(math.sqrt(error**2 / 2))
 
 
-def test_nan_is_a_number_to_lamp() -> None:
-    result = score(RATINGS, {"a": "nan", "b": "1"}, {"a": "3", "b": "1"})
-    assert math.isnan(result["mae"])
-    assert math.isnan(result["rmse"])
+@pytest.mark.parametrize(
+    ("prediction", "mae", "rmse"),
+    [
+        ("nan", math.nan, math.nan),
+        (" -NaN ", math.nan, math.nan),
+        ("inf", math.inf, math.inf),
+        ("-Infinity", math.inf, math.inf),
+        ("1e400", math.inf, math.inf),
+        ("1e200", 5e199, math.inf),  # its square is beyond a float
+    ],
+)
+def test_what_float_reads_is_a_rating(prediction: str, mae: float, rmse: float) -> None:
+    result = scores(RATINGS, [prediction, "1"], ["3", "1"])
+    assert result == {
+        "mae": pytest.approx(mae, nan_ok=True),
+        "rmse": pytest.approx(rmse, nan_ok=True),
+    }
 
 
 def test_rouge_by_hand() -> None:
     # Unigrams: 2 of 3 predicted, 2 of 4 gold -> F 4/7; longest common subsequence 1 -> 2/7.
     # "models" is not "model": no stemming.
-    predicted = by_number(["model language big", "models"])
-    golds = by_number(["A big language system", "model"])
-    result = score(TITLES, predicted, golds)
-    assert result == {
+    predicted = ["model language big", "models"]
+    assert scores(TITLES, predicted, ["A big language system", "model"]) == {
         "rouge1": pytest.approx((4 / 7 + 0) / 2),
         "rougeL": pytest.approx((2 / 7 + 0) / 2),
     }
-    examples = [example_score(TITLES, predicted[n], golds[n]) for n in golds]
-    assert result["rougeL"] == pytest.approx(sum(examples) / 2)
-    assert score(TITLES, {"a": ""}, {"a": "x"}) == {"rouge1": 0.0, "rougeL": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "rouge1", "rouge_l"),
+    [
+        ("", 0, 0),
+        (" \n", 0, 0),
+        ("...", 0, 0),  # no letter or digit, no word
+        ("nan", 0, 0),
+        ("  DEEP, learning!\n", 1, 1),  # case, signs and spaces do not count
+        ("deep-learning", 1, 1),  # a hyphen parts words
+        ("learning deep", 1, 1 / 2),  # the order counts for ROUGE-L: 1 of 2
+        ("deep deep", 1 / 2, 1 / 2),  # a word is found as often as it stands in the gold
+        ("deep", 2 / 3, 2 / 3),  # precision 1, recall 1/2
+        ("learn deeply", 0, 0),  # no stemming
+        ("d\u00e9ep", 0, 0),  # letters beyond a-z part words too: "d", "ep"
+    ],
+)
+def test_rouge_of_odd_answers(prediction: str, rouge1: float, rouge_l: float) -> None:
+    result = scores(TITLES, [prediction, "x"], ["deep learning", "y"])
+    assert result == {
+        "rouge1": pytest.approx(rouge1 / 2),
+        "rougeL": pytest.approx(rouge_l / 2),
+    }
+
+
+def test_columns_are_by_sorted_id_and_add_up() -> None:
+    # Labels' own columns: hits first, then uses; comedy is label 2, action 3 of 15.
+    golds = {"b": "comedy", "a": "action"}
+    columns = example_columns(MOVIES, {"a": "comedy", "b": "comedy"}, golds)
+    assert np.argwhere(columns).tolist() == [[0, 15 + 2], [0, 15 + 3], [1, 2], [1, 15 + 2]]
+    assert columns[1, 15 + 2] == 2
+    # Twice everything is the same score; an array of sums gives an array of metrics.
+    sums = columns.sum(axis=0)
+    twice = from_sums(MOVIES, np.stack([sums, 2 * sums]), np.array([2.0, 4.0]))
+    assert twice["accuracy"].tolist() == [0.5, 0.5]
+    assert twice["macro_f1"] == pytest.approx([2 / 3 / 15] * 2)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +210,9 @@ def test_rouge_by_hand() -> None:
     [
         ({"a": "x"}, {"a": "comedy", "b": "comedy"}, "1 queries have no prediction.*'b'"),
         ({"a": "x", "c": "x"}, {"a": "comedy"}, "1 predictions have no gold.*'c'"),
+        ({"a ": "x"}, {"a": "comedy"}, "1 queries have no prediction.*'a'"),  # ids are not stripped
+        ({"a": "x"}, {"a": "Comedy"}, "gold 'Comedy' of query 'a'"),
+        ({"a": "x"}, {"a": ""}, "gold '' of query 'a'"),
         ({}, {}, "no golds"),
         ({"a": "x"}, {"a": "none"}, "gold 'none' of query 'a'"),
         ({}, by_number(["comedy"] * 9), r"9 queries.*'4' \.\.\."),

@@ -71,6 +71,11 @@ def test_tables_and_counts(where: Store, tmp_path: Path, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "5 users by 5 authors" in out
     assert "dropped: 1 x profile item with a label outside the task's set" in out
+    # few-1's two golds are one tag, few-2's is another.
+    assert value["audit"]["labels"]["golds"]["majority_share"] == pytest.approx(2 / 3, abs=1e-6)
+    assert "is right for 66.7% of the queries (entropy of the golds: 0.92 bits)" in out
+    assert value["audit"]["groups"] == {"all": {"1": 5}, "few_shot": {"1": 2}}
+    assert "stands in a profile" not in out
 
 
 def roles_tag(role: str) -> str:
@@ -111,6 +116,45 @@ def test_one_user_file_is_split(where: Store, tmp_path: Path) -> None:
     sides = {role: {item["user_id"] for item in users_of(where, prepared, role)} for role in ROLES}
     assert {role: len(ids) for role, ids in sides.items()} == dict.fromkeys(ROLES, 4)
     assert len(set.union(*sides.values())) == 12
+
+
+def test_what_the_log_says_of_windows(
+    where: Store, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Two few-shot users with the same items; the query of one stands in the other's profile."""
+    first, second = user("few-1", 3, queries=1), user("few-1", 4)
+    second |= {"user_id": "few-1 again", "query": []}
+    third = user("few-2", 2, queries=1)
+    roles = ROLES_GIVEN | {"few_shot": [first, second | {"query": third["query"]}]}
+    prepared = result(run(write_users(tmp_path / "data", **roles)))
+    assert prepared["value"]["audit"]["queries"]["few_shot"]["text"] == {
+        "any": 1,
+        "own": 0,
+        "sibling": 1,
+        "other": 0,
+    }
+    out = capsys.readouterr().out
+    assert "few-shot authors by their number of users: 1 of 2" in out
+    assert (
+        "queries whose text stands in a profile: 1 of 2 (0 in the user's own, 1 in another of "
+        "the author's, 0 in another author's), with the gold answer: 1"
+    ) in out
+    assert "texts that stand in several profiles: 3 of 16; texts with several answers: 0" in out
+
+
+def test_an_author_on_two_sides_is_an_error_unless_allowed(where: Store, tmp_path: Path) -> None:
+    """An anchor candidate with the content of a few-shot user."""
+    twin = user("few-1", 2) | {"user_id": "twin"}
+    roles = ROLES_GIVEN | {"anchor": [*ROLES_GIVEN["anchor"], twin]}
+    data = write_users(tmp_path / "data", **roles)
+    state = run(data)
+    assert state.is_failed()
+    assert "anchor user 'twin' with few_shot user 'few-1'" in state.message
+    assert "\n" not in state.message
+    value = result(run(data, split={"allow_shared_groups": True}))["value"]
+    assert value["counts"]["removed_shared_group"] == 1
+    assert value["audit"]["shared_groups"] == {"anchor": 1, "base": 0}
+    assert value["authors"]["anchor"] == ["anchor-1"]
 
 
 @pytest.mark.parametrize("user_id", ["../../x", "/etc/passwd", "a/b", "..", "用户"])

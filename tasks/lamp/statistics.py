@@ -1,0 +1,304 @@
+"""What the scores are worth: 95% intervals by a paired bootstrap over independent groups of users.
+
+Users that share content are one group (tasks/lamp/groups.py), and groups are what is drawn again,
+with all their users and queries: windows over one author are not new evidence. Every method is
+scored on the same draws, so a difference between two methods is one of pairs. All metrics are
+functions of sums over queries (tasks/lamp/metrics.py), so a draw is a row of multiplicities times
+the groups' sums, and nothing is scored twice.
+
+    scored = Scored.of(task, golds, groups, {"base": {...}, "mta": {...}}, sample="world 0")
+    resampled = bootstrap(scored, seed=0)
+    intervals(resampled)["mta"]["accuracy"]            # {"point", "lo", "hi"}
+    difference(resampled, "mta", "base")["accuracy"]   # the same and "holds"
+    intervals(mean_over([resampled, other_cell]))      # "score" and "share_of_attainable"
+
+Percentile intervals (Efron and Tibshirani 1993, chapter 13): they stay in the metric's range, need
+no formula per metric, and serve ratios and means over cells with the same draws. BCa is not used:
+its acceleration needs a jackknife of every one of those, and is itself unstable with few groups.
+They are too narrow with few groups (of 8 groups, 90 to 93 % hold the truth in simulations), so the
+number of groups belongs beside them.
+
+No interval (None) where there are fewer than 2 groups. Where there are, and no group differs from
+another, the interval is the point itself: nothing in the data says how far off it is.
+A metric that is nan or inf (a rating "nan" or "inf" is a number to LaMP) is None, point and all,
+since JSON has no such numbers; so is every difference and mean that it enters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tasks.errors import InputError
+from tasks.lamp.definitions import LampTask
+from tasks.lamp.metrics import example_columns, from_sums
+
+# Methods that are not models: the best answer that ignores who asks, and the best of all, in a
+# world where both are known. With both there, every method has a share_of_attainable.
+NONPERSONAL = "nonpersonal"
+BAYES = "bayes"
+
+RESAMPLES = 2000
+PERCENTILES = (2.5, 97.5)
+# Multiplicities drawn at once: 8 million numbers are 64 MB, with any number of groups.
+DRAWN_AT_ONCE = 8_000_000
+# Sums of the same numbers in another order differ in the 16th digit. Two methods that answer
+# alike must differ by 0 in every draw, else "the interval excludes 0" would hold by rounding.
+DECIMALS = 12
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One cell: the answers of M methods to the same queries of one LaMP task.
+
+    methods: M names. groups: G group ids, sorted. counts: queries per group, float64 [G].
+    sums: per group, method and column of `metrics.example_columns`, float64 [G, M, k].
+    totals: the same over all queries, [M, k]; summed as `metrics.score` does, to the last bit.
+    sample: names the draw of users. Cells of one task and sample with the same groups are
+        resampled alike (the same users under another training seed are no new users), all
+        others independently.
+    """
+
+    task: LampTask
+    methods: tuple[str, ...]
+    groups: tuple[str, ...]
+    counts: np.ndarray
+    sums: np.ndarray
+    totals: np.ndarray
+    sample: str
+
+    @classmethod
+    def of(
+        cls,
+        task: LampTask,
+        golds: Mapping[str, str],
+        groups: Mapping[str, str],
+        predictions: Mapping[str, Mapping[str, str]],
+        sample: str,
+    ) -> Scored:
+        """From golds and groups by query id, and predictions by method and query id.
+
+        The order of the mappings changes nothing, but for that of the methods, which is kept.
+        Raises InputError when there is no method, a query has no group, or as
+        `metrics.example_columns` does, naming the method.
+        """
+        if not predictions:
+            raise InputError(f"{task.name}: there are no predictions to compare; give a method")
+        ungrouped = [query_id for query_id in golds if query_id not in groups]
+        if ungrouped:
+            raise InputError(
+                f"{task.name}: {len(ungrouped)} queries have no group (id {ungrouped[0]!r}); "
+                "give each the group of its user"
+            )
+        columns = []
+        for method, given in predictions.items():
+            try:
+                columns.append(example_columns(task, given, golds))
+            except InputError as error:
+                raise InputError(f"method {method}: {error}") from None
+        names = sorted({groups[query_id] for query_id in golds})
+        numbers = {name: number for number, name in enumerate(names)}
+        rows = [numbers[groups[query_id]] for query_id in sorted(golds)]
+        sums = np.zeros((len(names), len(columns), columns[0].shape[1]))
+        with np.errstate(over="ignore"):
+            np.add.at(sums, rows, np.stack(columns, axis=1))
+            totals = np.stack([part.sum(axis=0) for part in columns])
+        return cls(
+            task,
+            tuple(predictions),
+            tuple(names),
+            np.bincount(rows).astype(np.float64),
+            sums,
+            totals,
+            sample,
+        )
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Metrics of a cell, or of a mean over cells, and of its B draws.
+
+    points: metric -> [M]. draws: metric -> [B, M], B = 0 where there are fewer than 2 groups.
+    groups, queries: how many there are (of a mean: the cells' numbers added up).
+    metrics of a cell: those of `metrics.score`; `score` (0..1, higher is better: accuracy,
+    1 - mae / 4 or rougeL; below 0 if ratings beyond 1..5 were predicted); and, where the methods
+    NONPERSONAL and BAYES are there, `share_of_attainable`: (score - nonpersonal) / (bayes -
+    nonpersonal), which is not clamped, and nan where bayes is not above nonpersonal.
+    """
+
+    methods: tuple[str, ...]
+    groups: int
+    queries: int
+    points: dict[str, np.ndarray]
+    draws: dict[str, np.ndarray]
+
+
+def bootstrap(scored: Scored, seed: int, resamples: int = RESAMPLES) -> Resampled:
+    """Draw the groups again `resamples` times, the same draws for all methods, and score them.
+
+    The points equal `metrics.score` exactly. The same seed gives the same draws.
+    """
+    queries = int(scored.counts.sum())
+    count, methods, width = scored.sums.shape
+    # inf times 0 is nan: the metric is None then anyway, and no other column has part in it.
+    with np.errstate(over="ignore", invalid="ignore"):
+        points = _values(scored, scored.totals, queries)
+        draws = {name: [np.empty((0, methods))] for name in points}
+        if count > 1:
+            for weights in multiplicities(scored, seed, resamples):
+                sums = (weights @ scored.sums.reshape(count, -1)).reshape(-1, methods, width)
+                drawn = _values(scored, sums, (weights @ scored.counts)[:, None])
+                for name, value in drawn.items():
+                    draws[name].append(value)
+    return Resampled(
+        scored.methods,
+        count,
+        queries,
+        points,
+        {name: np.concatenate(parts) for name, parts in draws.items()},
+    )
+
+
+def multiplicities(scored: Scored, seed: int, resamples: int) -> Iterator[np.ndarray]:
+    """How often each draw holds each group: blocks [b, G] of float64, rows sum to G, b sum to B.
+
+    G groups drawn with replacement. They depend on the seed, the task, the sample and the groups.
+    """
+    groups = len(scored.groups)
+    about = "\x1f".join([str(seed), scored.task.name, scored.sample, *scored.groups])
+    generator = np.random.default_rng(
+        int.from_bytes(hashlib.sha256(about.encode()).digest()[:16], "big")
+    )
+    block = max(1, DRAWN_AT_ONCE // groups)
+    for first in range(0, resamples, block):
+        rows = min(block, resamples - first)
+        drawn = generator.multinomial(groups, np.full(groups, 1 / groups), size=rows)
+        yield drawn.astype(np.float64)
+
+
+def intervals(resampled: Resampled) -> dict[str, dict[str, dict[str, float | None]]]:
+    """method -> metric -> {"point", "lo", "hi"}: the metric and its 95% interval, ready for JSON.
+
+    None as the module's docstring says. A share of attainable whose divisor is not above 0 in
+    every draw has no interval: it would be unbounded.
+    """
+    return {
+        method: {
+            metric: _interval(values[row], resampled.draws[metric][:, row])
+            for metric, values in resampled.points.items()
+        }
+        for row, method in enumerate(resampled.methods)
+    }
+
+
+def difference(resampled: Resampled, method: str, opponent: str) -> dict[str, dict[str, Any]]:
+    """metric -> {"point", "lo", "hi", "holds"} of `method` minus `opponent`, by pairs.
+
+    holds: the interval excludes 0 (None without an interval). Mind that less is better for mae
+    and rmse. Raises InputError when one of the methods is not there.
+    """
+    for name in (method, opponent):
+        if name not in resampled.methods:
+            raise InputError(
+                f"method {name!r} was not scored; there are {', '.join(resampled.methods)}"
+            )
+    row, other = resampled.methods.index(method), resampled.methods.index(opponent)
+    found: dict[str, dict[str, Any]] = {}
+    with np.errstate(over="ignore", invalid="ignore"):
+        for metric, values in resampled.points.items():
+            draws = resampled.draws[metric]
+            interval = _interval(
+                np.round(values[row] - values[other], DECIMALS),
+                np.round(draws[:, row] - draws[:, other], DECIMALS),
+            )
+            lo, hi = interval["lo"], interval["hi"]
+            holds = None if lo is None or hi is None else lo > 0 or hi < 0
+            found[metric] = {**interval, "holds": holds}
+    return found
+
+
+def differences(
+    resampled: Resampled, opponents: Sequence[str]
+) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """method -> opponent -> `difference`, for all methods against each of the others named."""
+    return {
+        method: {
+            opponent: difference(resampled, method, opponent)
+            for opponent in opponents
+            if opponent != method
+        }
+        for method in resampled.methods
+    }
+
+
+def mean_over(cells: Sequence[Resampled]) -> Resampled:
+    """Mean over cells (LaMP tasks, seeds) of `score` and `share_of_attainable`, each cell alike.
+
+    Draw b of the mean is the mean of the cells' draws b, which are independent but for cells of
+    one sample (`Scored.sample`). Methods that a cell lacks are left out, so is a share of
+    attainable that a cell lacks; no interval where a cell has none.
+    Raises InputError when there is no cell, or no method that all have; ValueError when the cells
+    have different numbers of draws.
+    """
+    if not cells:
+        raise InputError("there is nothing to average; give at least one scored LaMP task")
+    methods = tuple(
+        name for name in cells[0].methods if all(name in cell.methods for cell in cells)
+    )
+    if not methods:
+        raise InputError("no method was scored in all LaMP tasks and seeds; there is no mean")
+    rows = [[cell.methods.index(name) for name in methods] for cell in cells]
+    names = [
+        name
+        for name in ("score", "share_of_attainable")
+        if all(name in cell.points for cell in cells)
+    ]
+    sizes = {len(cell.draws["score"]) for cell in cells}
+    if len(sizes - {0}) > 1:
+        raise ValueError(f"cells have different numbers of draws: {sorted(sizes)}")
+    drawn = min(sizes)
+    return Resampled(
+        methods,
+        sum(cell.groups for cell in cells),
+        sum(cell.queries for cell in cells),
+        {
+            name: np.mean([c.points[name][r] for c, r in zip(cells, rows, strict=True)], axis=0)
+            for name in names
+        },
+        {
+            name: np.mean(
+                [c.draws[name][:drawn, r] for c, r in zip(cells, rows, strict=True)], axis=0
+            )
+            for name in names
+        },
+    )
+
+
+def _values(scored: Scored, sums: np.ndarray, count: np.ndarray | int) -> dict[str, np.ndarray]:
+    """All metrics [..., M] of sums [..., M, k] over count ([..., 1] or one number) queries."""
+    values = from_sums(scored.task, sums, count)
+    if "mae" in values:
+        # 4 is the largest error on the scale 1..5.
+        values["score"] = 1 - values["mae"] / 4
+    else:
+        values["score"] = values["accuracy" if "accuracy" in values else "rougeL"]
+    if NONPERSONAL in scored.methods and BAYES in scored.methods:
+        at = scored.methods.index
+        low, high = (values["score"][..., [at(name)]] for name in (NONPERSONAL, BAYES))
+        room = np.round(high - low, DECIMALS)
+        share = (values["score"] - low) / np.where(room > 0, high - low, np.nan)
+        values["share_of_attainable"] = share
+    return values
+
+
+def _interval(point: np.ndarray, draws: np.ndarray) -> dict[str, float | None]:
+    if not np.isfinite(point):
+        return {"point": None, "lo": None, "hi": None}
+    if not len(draws) or not np.isfinite(draws).all():
+        return {"point": float(point), "lo": None, "hi": None}
+    lo, hi = np.percentile(draws, PERCENTILES)
+    return {"point": float(point), "lo": float(lo), "hi": float(hi)}
