@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tasks.lora.group_train import Outcome
     from tasks.lora.merge import MergedUsers
 
-VERSION = 2
+VERSION = 3
 
 
 @stage(name="meta-lora", tags=["gpu"], task_run_name="meta-lora-{anchor}")

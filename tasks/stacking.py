@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tasks.lora.group_train import Outcome
     from tasks.lora.merge import MergedUsers
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)

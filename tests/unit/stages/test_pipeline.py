@@ -446,10 +446,10 @@ def test_a_stacked_lora_that_fails_is_named_and_finite(
 def test_an_anchor_that_fails_is_one_line(
     place: Path, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks.lora import group_train
+    from tasks.lora import gradients
 
-    real = group_train.label_losses
-    monkeypatch.setattr(group_train, "label_losses", lambda *given: real(*given) * float("inf"))
+    real = gradients.label_losses
+    monkeypatch.setattr(gradients, "label_losses", lambda *given: real(*given) * float("inf"))
     config = resolve(first["config"] | {"seed": 2}).model_dump(mode="json")
     state = meta_lora.meta_lora.fn(config, "LaMP-2M", first["prepared"], first["base"], "anchor-1")
     assert state.is_failed()
