@@ -3,6 +3,8 @@ scoring. What runs and in which order; the work itself is in `tasks/`."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
 from typing import Any
 
 from prefect import State, flow, unmapped
@@ -11,21 +13,22 @@ from prefect.states import Completed, Failed
 
 from tasks.anchors import anchors
 from tasks.base_model import base_model
+from tasks.config import MethodName, RunConfig
 from tasks.embedding import embed
+from tasks.evidence import evidence
 from tasks.fusion import fusion
 from tasks.meta_lora import bank, meta_lora
+from tasks.methods import METHODS, config_of
 from tasks.prepare import prepare
 from tasks.scoring import predict, score
-from tasks.stacking import stacking
+from tasks.stacking import Inputs, stacking
 from tasks.stage import Progress, Result, StageFailed, log, reason, result_of
 
+Config = dict[str, Any]
 
-@flow(
-    name="lamp-task",
-    flow_run_name="{lamp_task}",
-    persist_result=False,
-)
-def run_lamp_task(config: dict[str, Any], lamp_task: str) -> State[Any]:
+
+@flow(name="lamp-task", flow_run_name="{lamp_task}", persist_result=False)
+def run_lamp_task(config: Config, lamp_task: str) -> State[Any]:
     """Completed with the summary of one LaMP task (`stages`), or Failed with one line."""
     try:
         return Completed(data=stages(config, lamp_task))
@@ -33,7 +36,7 @@ def run_lamp_task(config: dict[str, Any], lamp_task: str) -> State[Any]:
         return Failed(message=str(error))
 
 
-def stages(config: dict[str, Any], lamp_task: str) -> dict[str, Any]:
+def stages(config: Config, lamp_task: str) -> dict[str, Any]:
     """The summary of one LaMP task: results of every stage by reference, and what is missing.
 
     Raises StageFailed, in one line, when a stage that all others need gave nothing.
@@ -41,79 +44,121 @@ def stages(config: dict[str, Any], lamp_task: str) -> dict[str, Any]:
     missing: list[str] = []
     prepared = result_of(prepare, config, lamp_task)
     base = result_of(base_model, config, lamp_task, prepared)
-    embedded = result_of(embed, config, lamp_task, prepared, base)
-    chosen = result_of(anchors, config, lamp_task, prepared, embedded)
+    methods: list[MethodName] = config["methods"]
+    options = RunConfig.model_validate(config)
+    configs = {method: config_of(options, method).model_dump(mode="json") for method in methods}
+    banks: dict[str, dict[str, Any]] = {}
+    bank_of: dict[str, str] = {}
+    for method in methods:
+        if METHODS[method].merged:
+            # Methods that choose and merge anchors by the same options share what comes of it.
+            kind = _kind(configs[method])
+            bank_of[method] = next((m for m, own in banks.items() if own["kind"] == kind), method)
+            if bank_of[method] == method:
+                made = bank_and_recipes(configs[method], lamp_task, prepared, base, missing)
+                banks[method] = {"kind": kind, **made}
 
-    anchor_ids = [anchor["user_id"] for anchor in chosen["value"]["anchors"]]
-    futures = meta_lora.map(
-        unmapped(config), unmapped(lamp_task), unmapped(prepared), unmapped(base), anchor_ids
-    )
-    trained = collect(futures, anchor_ids, "anchor", f"{lamp_task}: meta-LoRAs", missing)
-    if not trained:
-        raise StageFailed(f"{lamp_task}: no anchor could be trained; {missing[0]}")
-    banked = result_of(bank, list(trained.values()))
-    fused = result_of(fusion, config, lamp_task, embedded, banked)
-
-    inputs = {"prepared": prepared, "base": base, "banked": banked, "fused": fused}
-    methods: list[str] = config["scoring"]["methods"]
     batches = dict(enumerate(chunks(prepared["value"]["few_shot"], config)))
-    stacked: dict[int, Result] = {}
-    if "mta" in methods:
-        futures = stacking.map(
-            unmapped(config),
-            unmapped(lamp_task),
-            unmapped(inputs),
-            list(batches),
-            list(batches.values()),
+    trained: dict[tuple[MethodName, int], Result] = {}
+    answered: dict[tuple[MethodName, int], Result] = {}
+    for method in methods:
+        own = banks.get(bank_of.get(method, ""), {})
+        given = asdict(Inputs(prepared, base, own.get("bank"), own.get("fusion")))
+        work = [(method, number) for number in batches]
+        if METHODS[method].trained:
+            futures = stacking.map(
+                unmapped(configs[method]), unmapped(lamp_task), unmapped(given), unmapped(method),
+                list(batches), list(batches.values()),
+            )  # fmt: skip
+            found = collect(
+                futures, work, "training of", f"{lamp_task}: {method}, training", missing
+            )
+            trained |= found
+            missing += not_finite(method, list(found.values()))
+            work = [key for key in work if key in found]
+        futures = predict.map(
+            unmapped(configs[method]), unmapped(lamp_task), unmapped(given), unmapped(method),
+            [number for _, number in work], [batches[number] for _, number in work],
+            [trained.get(key) for key in work],
+        )  # fmt: skip
+        answered |= collect(
+            futures, work, "answers of", f"{lamp_task}: {method}, answering", missing
         )
-        stacked = collect(
-            futures, list(batches), "stacking batch", f"{lamp_task}: stacking", missing
-        )
-        batches = {number: ids for number, ids in batches.items() if number in stacked}
-        missing += [
-            f"stacking of user {user}: the loss stopped being finite at step {work['steps']}; "
-            "lower stacking.learning_rate"
-            for shard in stacked.values()
-            for user, work in zip(shard["value"]["users"], shard["value"]["work"], strict=True)
-            if work["failed"]
-        ]
-
-    work = [(method, number) for method in methods for number in batches]
-    futures = predict.map(
-        unmapped(config),
-        unmapped(lamp_task),
-        unmapped(inputs),
-        [method for method, _ in work],
-        [number for _, number in work],
-        [batches[number] for _, number in work],
-        [stacked.get(number) if method == "mta" else None for method, number in work],
-    )
-    answered = collect(futures, work, "answers of", f"{lamp_task}: answering", missing)
     # Methods are compared on the same users: a batch that one method lacks is left out of all.
     complete = [n for n in batches if all((method, n) in answered for method in methods)]
     if not complete:
         raise StageFailed(f"{lamp_task}: no batch of users could be scored; {missing[0]}")
     scores = {}
     for method in methods:
-        parts = [answered[method, number] for number in complete]
-        scores[method] = result_of(score, lamp_task, method, parts)
+        scores[method] = result_of(
+            score, lamp_task, method, [answered[method, number] for number in complete]
+        )
     return {
         "lamp_task": lamp_task,
         "prepared": prepared,
         "base": base,
-        "embedded": embedded,
-        "anchors": chosen,
-        "meta_loras": trained,
-        "bank": banked,
-        "fusion": fused,
-        "stacking": [stacked[number] for number in complete if number in stacked],
-        "answered": {m: [answered[m, number] for number in complete] for m in methods},
+        "banks": banks,
+        "bank_of": bank_of,
+        "stacking": {m: [trained[m, n] for n in complete] for m in methods if METHODS[m].trained},
+        "answered": {m: [answered[m, n] for n in complete] for m in methods},
         "scores": scores,
         "missing": missing,
     }
 
 
-def chunks(user_ids: list[str], config: dict[str, Any]) -> list[list[str]]:
+def bank_and_recipes(
+    config: Config, lamp_task: str, prepared: Result, base: Result, missing: list[str]
+) -> dict[str, Any]:
+    """Anchors chosen and trained, the bank of them, and every few-shot user's recipe.
+
+    Raises StageFailed when no anchor could be trained.
+    """
+    embedded = result_of(embed, config, lamp_task, prepared, base)
+    chosen = result_of(anchors, config, lamp_task, prepared, embedded)
+    listed = chosen["value"]["anchors"]
+    size = config["anchors"]["per_job"]
+    jobs = [listed[start : start + size] for start in range(0, len(listed), size)]
+    futures = meta_lora.map(
+        unmapped(config), unmapped(lamp_task), unmapped(prepared), unmapped(base), jobs
+    )
+    names = [tuple(anchor["user_id"] for anchor in job) for job in jobs]
+    found = collect(futures, names, "anchor", f"{lamp_task}: meta-LoRAs", missing)
+    trained: dict[str, Result] = {}
+    for job, results in found.items():
+        for anchor, result in zip(job, results, strict=True):
+            if isinstance(result, str):
+                missing.append(result)
+            else:
+                trained[anchor] = result
+    if not trained:
+        raise StageFailed(f"{lamp_task}: no anchor could be trained; {missing[0]}")
+    users = {anchor["user_id"]: anchor["members"] for anchor in listed}
+    banked = result_of(bank, list(trained.values()), {anchor: users[anchor] for anchor in trained})
+    weighed = None
+    if config["fusion"]["weights"] == "evidence":
+        weighed = result_of(evidence, config, lamp_task, prepared, base, embedded, banked)
+    return {
+        "embedded": embedded,
+        "anchors": chosen,
+        "meta_loras": trained,
+        "bank": banked,
+        "evidence": weighed,
+        "fusion": result_of(fusion, config, lamp_task, embedded, banked, weighed),
+    }
+
+
+def not_finite(method: MethodName, shards: list[Result]) -> list[str]:
+    """A line for each user whose training had to stop."""
+    return [
+        f"{method}, training of user {user}: the loss stopped being finite at step "
+        f"{work['steps']}; lower {METHODS[method].trained}.learning_rate"
+        for shard in shards
+        for user, work in zip(shard["value"]["users"], shard["value"]["work"], strict=True)
+        if work["failed"]
+    ]
+
+
+def chunks(user_ids: list[str], config: Config) -> list[list[str]]:
     """Users in batches of `stacking.users_per_job`: one task run each, never one per user."""
     size = config["stacking"]["users_per_job"]
     return [user_ids[start : start + size] for start in range(0, len(user_ids), size)]
@@ -121,17 +166,18 @@ def chunks(user_ids: list[str], config: dict[str, Any]) -> list[list[str]]:
 
 def collect(
     futures: Any, keys: list[Any], what: str, title: str, missing: list[str]
-) -> dict[Any, Result]:
+) -> dict[Any, Any]:
     """Results of mapped runs by key, in order; those that failed are named in `missing`.
 
     One failure leaves the others; whether what is left is enough is for the caller to say.
     """
-    progress = Progress(title.split(": ")[-1].lower().replace(" ", "-"), title, len(keys))
+    # Prefect's artifact keys: lower-case letters, digits and dashes.
+    progress = Progress(re.sub("[^a-z0-9]+", "-", title.split(": ")[-1].lower()), title, len(keys))
     for _ in as_completed(list(futures)):
         progress.advance()
-    results: dict[Any, Result] = {}
+    results: dict[Any, Any] = {}
     for key, future in zip(keys, futures, strict=True):
-        name = " ".join([what, *map(str, key if isinstance(key, tuple) else (key,))])
+        name = " ".join([what, *map(str, key)])
         # Without `wait` the state would be asked of the server, which may not know the end yet.
         future.wait()
         if future.state.is_completed():
@@ -140,3 +186,7 @@ def collect(
             missing.append(reason(future.state, name))
             log(f"missing: {missing[-1]}", warning=True)
     return results
+
+
+def _kind(config: Config) -> Config:
+    return {section: config[section] for section in ("anchors", "meta_lora", "fusion")}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Annotated, Any
 
 from prefect import State, flow
@@ -29,9 +30,11 @@ from tasks.config import (
     ComputeOptions,
     FusionOptions,
     LampTaskName,
+    MethodName,
     Options,
     PresetName,
     PromptOptions,
+    RagOptions,
     RunConfig,
     ScoringOptions,
     SplitOptions,
@@ -51,7 +54,9 @@ def mta(
     preset: PresetName = "embedded",
     data: str | None = None,
     lamp_tasks: list[LampTaskName] | None = None,
+    methods: list[MethodName] | None = None,
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None,
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] | None = None,
     synthetic: SyntheticOptions | None = None,
     split: SplitOptions | None = None,
     prompt: PromptOptions | None = None,
@@ -60,6 +65,8 @@ def mta(
     meta_lora: TrainingOptions | None = None,
     fusion: FusionOptions | None = None,
     stacking: StackingOptions | None = None,
+    oppu: TrainingOptions | None = None,
+    rag: RagOptions | None = None,
     scoring: ScoringOptions | None = None,
     compute: ComputeOptions | None = None,
 ) -> State[Any]:
@@ -70,7 +77,9 @@ def mta(
             laptop) or `paper` (the published hyper-parameters and model).
         data: `synthetic`, a LaMP user file, or a folder of LaMP files.
         lamp_tasks: the LaMP tasks to run, one after another.
+        methods: the methods that are compared (tasks/methods.py).
         seed: decides every random choice.
+        seeds: several of them: everything once per seed, compared over all.
         synthetic: the generated world. This and the sections below replace only the fields given.
         split: how users are divided where the data does not say.
         prompt: how an item becomes a question.
@@ -79,7 +88,9 @@ def mta(
         meta_lora: how anchors' LoRAs are trained.
         fusion: how a user's LoRA is merged from the bank.
         stacking: the tiny LoRA on top.
-        scoring: the methods that are compared.
+        oppu: the method `oppu`, one LoRA per user from scratch.
+        rag: the method `rag`, items of the history in the prompt.
+        scoring: how questions are answered.
         compute: where it runs.
     """
     given = {
@@ -124,11 +135,15 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
     # One thread per slot: a run that waits for a slot asks the server again only every few seconds.
     runner: Any = ThreadPoolTaskRunner(max_workers=gpu_slots())
     lamp_task_flow = run_lamp_task.with_options(task_runner=runner)
-    summaries, table, missing = [], [], []
-    for lamp_task in config.lamp_tasks:
+    summaries: list[dict[str, Any]] = []
+    table: list[dict[str, Any]] = []
+    missing: list[str] = []
+    for seed, lamp_task in product(config.all_seeds, config.lamp_tasks):
         try:
-            summary = result_of(lamp_task_flow, settings, lamp_task)
-            summary["map"] = result_of(users_map, lamp_task, summary["anchors"])
+            summary = result_of(lamp_task_flow, settings | {"seed": seed}, lamp_task)
+            summary |= {"seed": seed, "several_seeds": len(config.all_seeds) > 1}
+            for method, own in summary["banks"].items():
+                own["map"] = result_of(users_map, f"{lamp_task}, {method}", own["anchors"])
         except StageFailed as error:
             missing.append(str(error))
             continue

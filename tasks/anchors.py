@@ -4,8 +4,9 @@ HDBSCAN finds how many clusters there are, so it cannot be told how many anchors
 count is met like this: within each cluster candidates stand by the length of their history, and
 anchors are taken in rounds, one per cluster and round, larger clusters first. Candidates that
 HDBSCAN calls noise form a last group, taken when the clusters are used up (`noise=last`) or never.
-Candidates with fewer than `min_items` items are never anchors. k-means, the published way, makes
-`count` clusters and takes the longest history of each.
+Candidates with fewer than `min_items` items are never anchors. With `train_on=cluster` a cluster's
+first anchor stands for the whole cluster and is trained on the items of all its candidates.
+k-means, the published way, makes `count` clusters and takes the longest history of each.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tasks.stage import log, stage, store
 if TYPE_CHECKING:
     import numpy as np
 
-VERSION = 1
+VERSION = 2
 
 
 @stage(name="anchors")
@@ -43,7 +44,7 @@ def anchors(
             "libraries": library_versions(("hdbscan", "scikit-learn", "numpy", "polars")),
             "embeddings": embedded["ref"]["sha256"],
             "users": [prepared["value"]["sha256"][role] for role in ("anchor", "few_shot")],
-            "anchors": chosen.model_dump(),
+            "anchors": chosen.model_dump(exclude={"per_job"}),
             "seed": options.seed,
         }
     )
@@ -79,10 +80,18 @@ def anchors(
             }
         ).write_parquet(out / "anchors.parquet")
         by_id = dict(zip(ids, labels, strict=True))
+        members = {user_id: [user_id] for user_id in order}
+        if chosen.train_on == "cluster":
+            members = whole_clusters(order, ids, labels)
         return {
             "anchors": [
-                {"user_id": user_id, "items": sizes[user_id], "cluster": by_id[user_id]}
-                for user_id in order
+                {
+                    "user_id": user_id,
+                    "items": sum(sizes[member] for member in own),
+                    "cluster": by_id[user_id],
+                    "members": own,
+                }
+                for user_id, own in members.items()
             ],
             "asked": chosen.count,
             "candidates": len(ids),
@@ -152,6 +161,26 @@ def choose(
     if options.noise == "last":
         order += noise
     return order[: options.count]
+
+
+def whole_clusters(order: list[str], ids: list[str], labels: list[int]) -> dict[str, list[str]]:
+    """One anchor per cluster: the first of it in `order`, with all of the cluster's candidates.
+
+    Noise is no cluster: its candidates stay anchors of their own, after the clusters.
+    """
+    by_id = dict(zip(ids, labels, strict=True))
+    clusters: dict[int, list[str]] = {}
+    for user_id, label in by_id.items():
+        clusters.setdefault(label, []).append(user_id)
+    first = {by_id[user_id]: user_id for user_id in reversed(order)}
+    members: dict[str, list[str]] = {}
+    for user_id in order:
+        label = by_id[user_id]
+        if label == -1:
+            members[user_id] = [user_id]
+        elif first[label] == user_id:
+            members[user_id] = [user_id, *(name for name in clusters[label] if name != user_id)]
+    return members
 
 
 def _plane(points: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ Unknown keys and values out of bounds fail before anything runs.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,7 +18,7 @@ from tasks.errors import InputError
 
 LampTaskName = Literal["LaMP-2M", "LaMP-2N", "LaMP-3", "LaMP-4", "LaMP-5"]
 PresetName = Literal["embedded", "paper"]
-MethodName = Literal["base", "merge_only", "mta"]
+MethodName = Literal["base", "rag", "oppu", "merge_only", "stack_only", "mta", "mta_published"]
 
 
 class Options(BaseModel):
@@ -106,7 +106,11 @@ class BaseOptions(Options):
 
 
 class AnchorOptions(Options):
-    """How users are embedded, clustered, and anchors chosen (docs/method.md, Anchors)."""
+    """How users are embedded, clustered, and anchors chosen (docs/method.md, Anchors).
+
+    `train_on`: an anchor is one user, as published, or a whole cluster with all its items.
+    `per_job`: this many anchors share one training job.
+    """
 
     embedding: Literal["signature", "text"] = "signature"
     text_model: str = Field("BAAI/bge-small-en-v1.5", min_length=1)
@@ -119,6 +123,8 @@ class AnchorOptions(Options):
     count: int = Field(24, ge=1)
     min_items: int = Field(11, ge=1)
     noise: Literal["last", "never"] = "last"
+    train_on: Literal["user", "cluster"] = "user"
+    per_job: int = Field(1, ge=1)
 
 
 class TrainingOptions(Options):
@@ -144,19 +150,31 @@ class StackingOptions(TrainingOptions):
 
 
 class FusionOptions(Options):
-    """Which anchors a user's LoRA is merged from, with which weights, and how."""
+    """Which anchors a user's LoRA is merged from, with which weights, and how.
+
+    `evidence`: by the likelihood of the user's own items under each anchor's LoRA, among the
+    `shortlist` most similar anchors (all of them where it is null).
+    """
 
     top_m: int = Field(2, ge=1)
-    weights: Literal["cosine", "softmax"] = "cosine"
+    weights: Literal["cosine", "softmax", "evidence"] = "cosine"
     temperature: float = Field(0.1, gt=0.0)
+    evidence_temperature: float = Field(3.0, gt=0.0)
+    shortlist: int | None = Field(None, ge=1)
     order: Literal["right", "published"] = "right"
     merge: Literal["exact", "factors", "svd"] = "exact"
 
 
-class ScoringOptions(Options):
-    """Which methods are scored."""
+class RagOptions(Options):
+    """The method `rag`: how many items of the history stand in the prompt."""
 
-    methods: list[MethodName] = Field(["base", "merge_only", "mta"], min_length=1)
+    history_items: int = Field(1, ge=1)
+
+
+class ScoringOptions(Options):
+    """How questions are answered: by greedy decoding, or by the likeliest of the task's labels."""
+
+    answer: Literal["generate", "likelihood"] = "generate"
 
 
 class ComputeOptions(Options):
@@ -174,7 +192,10 @@ class RunConfig(Options):
     preset: PresetName = "embedded"
     data: str = Field("synthetic", min_length=1)
     lamp_tasks: list[LampTaskName] = Field(["LaMP-2M"], min_length=1)
+    methods: list[MethodName] = Field(["base", "merge_only", "mta"], min_length=1)
     seed: int = Field(0, ge=0, lt=2**32)
+    # Several seeds: the whole benchmark once per seed, compared over all of them.
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = []
     synthetic: SyntheticOptions = SyntheticOptions()
     split: SplitOptions = SplitOptions()
     prompt: PromptOptions = PromptOptions()
@@ -183,8 +204,14 @@ class RunConfig(Options):
     meta_lora: TrainingOptions = TrainingOptions()
     fusion: FusionOptions = FusionOptions()
     stacking: StackingOptions = StackingOptions()
+    oppu: TrainingOptions = TrainingOptions()
+    rag: RagOptions = RagOptions()
     scoring: ScoringOptions = ScoringOptions()
     compute: ComputeOptions = ComputeOptions()
+
+    @property
+    def all_seeds(self) -> list[int]:
+        return self.seeds or [self.seed]
 
 
 # `embedded`: chosen on a world of seed 100 (docs/benchmarks.md); the default seed is 0.
@@ -200,6 +227,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "batch_size": 4,
             "accumulation": 1,
         },
+        "oppu": {"learning_rate": 5e-3, "epochs": 6, "batch_size": 4, "accumulation": 1},
     },
     # METHOD, stages 1 to 3: the published hyper-parameters.
     "paper": {
@@ -235,7 +263,7 @@ def resolve(given: dict[str, Any]) -> RunConfig:
         raise InputError(
             f"lamp_tasks {named}: data=synthetic holds LaMP-2M only; give data=<folder>"
         )
-    merged = _overlay(PRESETS.get(preset, {}) if isinstance(preset, str) else {}, given)
+    merged = overlay(PRESETS.get(preset, {}) if isinstance(preset, str) else {}, given)
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
@@ -251,11 +279,12 @@ def _problem(item: Any) -> str:
     return f"{name}: {item['msg']} (got {item['input']!r})"
 
 
-def _overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`under` with the values of `over` laid over it, section by section."""
     result = dict(under)
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(result.get(key), dict):
-            value = _overlay(result[key], value)
+            value = overlay(result[key], value)
         result[key] = value
     return result
 

@@ -1,6 +1,7 @@
-"""Write one user's LoRA (merged and stacked, as one) as an ordinary PEFT folder.
+r"""Write one user's LoRA (merged and stacked, as one) as an ordinary PEFT folder.
 
-    python -m tasks.export --user few_shot-00003 --to my-lora [--lamp-task LaMP-2M] [--run FILE]
+    python -m tasks.export --user few_shot-00003 --to my-lora \
+        [--lamp-task LaMP-2M] [--method mta] [--seed 0] [--run FILE]
 
 takes the user from the last run (or the one named, a file in `.mta/runs`). The folder loads in
 stock PEFT: `PeftModel.from_pretrained(base, "my-lora")`; `mta.json` in it says how prompts look.
@@ -12,53 +13,67 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Iterable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import Store
 from tasks.base_model import base_folder, model_name
-from tasks.config import RunConfig
+from tasks.config import MethodName, RunConfig
 from tasks.errors import InputError
 from tasks.fusion import read_recipes
+from tasks.methods import METHODS, config_of
 from tasks.questions import profile_questions
 from tasks.report import RUNS_FOLDER
 from tasks.stage import store
 
 
 def export(
-    where: Store, run: dict[str, Any], lamp_task: str, user_id: str, folder: Path
-) -> tuple[Path, bool]:
-    """Write the user's LoRA to `folder`, which must not exist yet.
+    where: Store,
+    run: dict[str, Any],
+    lamp_task: str,
+    method: MethodName,
+    user_id: str,
+    folder: Path,
+    seed: int | None = None,
+) -> Path:
+    """Write the LoRA that `method` gives the user to `folder`, which must not exist yet.
 
-    Returns the base model's folder, and whether there was a stacked LoRA (else: merged only).
-
-    Raises InputError when the run has no such LaMP task or user.
+    `seed` is one of the run's, None for its first. Returns the base model's folder. Raises
+    InputError when the run has no such seed, LaMP task, method or user.
     """
     from tasks.lora.adapters import write_peft
     from tasks.lora.bank import read_bank
     from tasks.lora.merge import concatenate, merge
 
-    if lamp_task not in run["lamp_tasks"]:
-        known = ", ".join(run["lamp_tasks"])
-        raise InputError(f"--lamp-task {lamp_task}: not in this run; it has {known}")
+    chosen = next(iter(run["seeds"])) if seed is None else str(seed)
+    _listed("--seed", chosen, run["seeds"])
+    _listed("--lamp-task", lamp_task, run["seeds"][chosen])
+    stages = run["seeds"][chosen][lamp_task]
+    adapted = [name for name in METHODS if name in {*stages["bank_of"], *stages["stacking"]}]
+    _listed("--method", method, adapted)
     if folder.exists():
         raise InputError(f"--to {folder}: is there already; name a new folder")
-    config = RunConfig.model_validate(run["config"])
-    stages = run["lamp_tasks"][lamp_task]
-    recipes = read_recipes(where, stages["fusion"])
-    if user_id not in recipes:
-        few = ", ".join(sorted(recipes)[:5])
+    config = config_of(RunConfig.model_validate(run["config"] | {"seed": int(chosen)}), method)
+    few_shot = stages["prepared"]["value"]["few_shot"]
+    if user_id not in few_shot:
+        few = ", ".join(sorted(few_shot)[:5])
         raise InputError(f"--user {user_id}: no few-shot user of this run; there are {few}, ...")
-    bank = read_bank(where.open(stages["bank"]["ref"]).folder / "bank.safetensors")
-    recipe = recipes[user_id]
-    members = [bank.lora(anchor) for anchor in recipe["anchors"]]
-    lora = merge(members, recipe["weights"], config.fusion.merge)
-    stacked_too = False
-    for shard in stages["stacking"]:
+    loras = []
+    if method in stages["bank_of"]:
+        own = stages["banks"][stages["bank_of"][method]]
+        bank = read_bank(where.open(own["bank"]["ref"]).folder / "bank.safetensors")
+        recipe = read_recipes(where, own["fusion"])[user_id]
+        members = [bank.lora(anchor) for anchor in recipe["anchors"]]
+        loras.append(merge(members, recipe["weights"], config.fusion.merge))
+    for shard in stages["stacking"].get(method, []):
         if user_id in shard["value"]["users"]:
             stacked = read_bank(where.open(shard["ref"]).folder / "stacked.safetensors")
-            lora = concatenate(lora, stacked.lora(user_id))
-            stacked_too = True
+            loras.append(stacked.lora(user_id))
+    if not loras:
+        raise InputError(f"--user {user_id}: the run trained no LoRA of this user; run it again")
+    lora = reduce(concatenate, loras)
     base = base_folder(config, where, stages["base"])
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -67,10 +82,21 @@ def export(
     instruction = stages["prepared"]["value"]["instruction"]
     blank = {"id": "", "text": "<text>", "answer": "<answer>"}
     (sample,) = profile_questions(config, lamp_task, instruction, [blank])
-    about = {"lamp_task": lamp_task, "user": user_id, "base": base.name, "prompt": sample.prompt}
+    about = {
+        "lamp_task": lamp_task,
+        "method": method,
+        "user": user_id,
+        "base": base.name,
+        "prompt": sample.prompt,
+    }
     (scratch / "mta.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     scratch.rename(folder)
-    return base, stacked_too
+    return base
+
+
+def _listed(option: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise InputError(f"{option} {value}: not in this run; it has {', '.join(known)}")
 
 
 def last_run(where: Store) -> Path:
@@ -88,6 +114,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--user", required=True, help="a few-shot user's id")
     parser.add_argument("--to", required=True, type=Path, help="the folder to write, a new one")
     parser.add_argument("--lamp-task", default=None, help="default: the run's first")
+    parser.add_argument("--method", default="mta", help="default: mta")
+    parser.add_argument("--seed", type=int, default=None, help="default: the run's first")
     parser.add_argument("--run", type=Path, default=None, help="a file of .mta/runs")
     given = parser.parse_args(arguments)
     where = store()
@@ -97,13 +125,15 @@ def main(arguments: list[str] | None = None) -> int:
             run = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise InputError(f"--run {file}: cannot be read ({error})") from error
-        lamp_task = given.lamp_task or next(iter(run["lamp_tasks"]))
-        base, stacked_too = export(where, run, lamp_task, given.user, given.to)
+        lamp_task = given.lamp_task or run["config"]["lamp_tasks"][0]
+        base = export(where, run, lamp_task, given.method, given.user, given.to, given.seed)
     except InputError as error:
         print(f"mta: {error}", file=sys.stderr)
         return 2
-    what = "merged and stacked LoRA" if stacked_too else "merged LoRA (the run stacked none on it)"
-    print(f"{given.to}: {what} of {given.user} for {lamp_task}; its base model is {base}")
+    print(
+        f"{given.to}: the LoRA of {given.user} by {given.method} for {lamp_task}; "
+        f"its base model is {base}"
+    )
     return 0
 
 

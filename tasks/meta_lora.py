@@ -1,13 +1,17 @@
-"""Stage 5: the bank. One task run per anchor trains its meta-LoRA; then the LoRAs are stacked."""
+"""Stage 5: the bank. One task run per anchor (or per `anchors.per_job` of them) trains its
+meta-LoRA; then the LoRAs are stacked."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import NOTES, Piece, digest
+from prefect.runtime import task_run
+
+from tasks.artifacts import NOTES, Piece, Store, digest
 from tasks.base_model import load, model_name, model_parts, prompt_parts
 from tasks.config import RunConfig, TrainingOptions, derive_seed
 from tasks.errors import InputError
@@ -16,82 +20,128 @@ from tasks.questions import content, encode_all, profile_questions
 from tasks.stage import gpu_slot, stage, store
 
 if TYPE_CHECKING:
+    from tasks.lamp.prompts import Sample
     from tasks.lora.adapters import Lora
     from tasks.lora.base import Base
     from tasks.lora.batches import Encoded
     from tasks.lora.group_train import Outcome
     from tasks.lora.merge import MergedUsers
 
-VERSION = 3
+VERSION = 4
 
 
-@stage(name="meta-lora", tags=["gpu"], task_run_name="meta-lora-{anchor}")
+def _job_name() -> str:
+    anchors = task_run.get_parameters()["anchors"]
+    more = f"-and-{len(anchors) - 1}-more" if len(anchors) > 1 else ""
+    return f"meta-lora-{anchors[0]['user_id']}{more}"
+
+
+@stage(name="meta-lora", tags=["gpu"], task_run_name=_job_name)
 def meta_lora(
     config: dict[str, Any],
     lamp_task: str,
     prepared: dict[str, Any],
     base: dict[str, Any],
-    anchor: str,
-) -> Piece:
-    """Train the LoRA of one anchor user on the frozen base; an ordinary PEFT folder `adapter`.
+    anchors: list[dict[str, Any]],
+) -> list[Piece | InputError]:
+    """Train the LoRAs of one job's anchors on the frozen base; each a PEFT folder `adapter`.
 
-    Depends on this anchor's history, not on which other anchors there are.
+    `anchors`: entries of the `anchors` stage. All that are not known yet are trained at once, each
+    as if alone. An anchor depends on its own history, not on which other anchors there are.
     """
     options = RunConfig.model_validate(config)
     where = store()
     instruction = prepared["value"]["instruction"]
-    user = next(item for item in users_of(where, prepared, "anchor") if item["user_id"] == anchor)
-    key = digest(
-        {
-            "version": VERSION,
-            "lamp_task": lamp_task,
-            "anchor": anchor,
-            "history": content(user["profile"]),
-            "training": options.meta_lora.model_dump(),
-            "seed": options.seed,
-            **prompt_parts(options, instruction),
-            **model_parts(options, base),
+    users = {user["user_id"]: user for user in users_of(where, prepared, "anchor")}
+    profiles = {
+        anchor["user_id"]: [item for name in anchor["members"] for item in users[name]["profile"]]
+        for anchor in anchors
+    }
+    keys = {
+        anchor: digest(
+            {
+                "version": VERSION,
+                "lamp_task": lamp_task,
+                "anchor": anchor,
+                "history": content(profile),
+                "training": options.meta_lora.model_dump(),
+                "seed": options.seed,
+                **prompt_parts(options, instruction),
+                **model_parts(options, base),
+            }
+        )
+        for anchor, profile in profiles.items()
+    }
+    pieces: dict[str, Piece | InputError] = {}
+    for anchor, key in keys.items():
+        if found := where.find("meta_lora", key):
+            pieces[anchor] = found
+    todo = [anchor for anchor in keys if anchor not in pieces]
+    if todo:
+        samples = {
+            anchor: profile_questions(options, lamp_task, instruction, profiles[anchor])
+            for anchor in todo
         }
-    )
+        for anchor, result in _train(options, where, base, samples).items():
+            if isinstance(result, InputError):
+                pieces[anchor] = result
+                continue
+            write = partial(_write, *result, model_name(options))
+            pieces[anchor] = where.make("meta_lora", keys[anchor], write)
+    return [pieces[anchor["user_id"]] for anchor in anchors]
 
-    def make(out: Path) -> dict[str, Any]:
-        from tasks.lora.adapters import write_peft
 
-        samples = profile_questions(options, lamp_task, instruction, user["profile"])
-        with gpu_slot():
-            started = time.perf_counter()
-            loaded = load(options, where, base)
-            encoded = encode_all(loaded, samples, answers=True)
-            seed = derive_seed(options.seed, "meta_lora", anchor)
-            (lora,), outcome = train_users(loaded, options.meta_lora, [encoded], [seed])
-            seconds = round(time.perf_counter() - started, 3)
-        if outcome.failed:
-            step = len(outcome.losses[0])
-            raise InputError(
-                f"anchor {anchor}: the loss was not finite at step {step}; "
+def _write(lora: Lora, value: dict[str, Any], model: str, out: Path) -> dict[str, Any]:
+    from tasks.lora.adapters import write_peft
+
+    write_peft(out / "adapter", lora, model)
+    return value
+
+
+def _train(
+    options: RunConfig, where: Store, base: dict[str, Any], samples: dict[str, list[Sample]]
+) -> dict[str, tuple[Lora, dict[str, Any]] | InputError]:
+    """Per anchor its LoRA and what is recorded of it, or why there is none."""
+    with gpu_slot():
+        started = time.perf_counter()
+        loaded = load(options, where, base)
+        encoded = {a: encode_all(loaded, own, answers=True) for a, own in samples.items()}
+        seeds = [derive_seed(options.seed, "meta_lora", anchor) for anchor in samples]
+        loras, outcome = train_users(loaded, options.meta_lora, list(encoded.values()), seeds)
+        # Of the work itself: waiting for the slot is not a cost of the method.
+        seconds = round((time.perf_counter() - started) / len(samples), 3)
+    made: dict[str, tuple[Lora, dict[str, Any]] | InputError] = {}
+    for number, anchor in enumerate(samples):
+        losses = outcome.losses[number]
+        if number in outcome.failed:
+            made[anchor] = InputError(
+                f"anchor {anchor}: the loss was not finite at step {len(losses)}; "
                 "lower meta_lora.learning_rate"
             )
-        write_peft(out / "adapter", lora, model_name(options))
-        return {
+            continue
+        value = {
             "anchor": anchor,
-            "items": len(samples),
-            "steps": len(outcome.losses[0]),
-            "losses": outcome.losses[0],
-            "tokens": outcome.tokens[0],
-            "truncated": sum(sample.truncated for sample in encoded),
-            # Of the work itself: waiting for the slot is not a cost of the method.
+            "items": len(samples[anchor]),
+            "steps": len(losses),
+            "losses": losses,
+            "tokens": outcome.tokens[number],
+            "truncated": sum(sample.truncated for sample in encoded[anchor]),
             NOTES: {"seconds": seconds},
         }
-
-    return where.get("meta_lora", key, make)
+        made[anchor] = (loras[number], value)
+    return made
 
 
 @stage(name="bank")
-def bank(trained: list[dict[str, Any]]) -> Piece:
-    """`bank.safetensors` of the anchors that were trained (results of `meta_lora`), in order."""
+def bank(trained: list[dict[str, Any]], users: dict[str, list[str]]) -> Piece:
+    """`bank.safetensors` of the anchors that were trained (results of `meta_lora`), in order.
+
+    `users`: per anchor the candidates whose items it was trained on.
+    """
     where = store()
     ids = [item["value"]["anchor"] for item in trained]
-    key = digest({"version": VERSION, "members": [item["ref"]["sha256"] for item in trained]})
+    members = [[item["ref"]["sha256"], users[item["value"]["anchor"]]] for item in trained]
+    key = digest({"version": VERSION, "members": members})
 
     def make(out: Path) -> dict[str, Any]:
         from tasks.lora.adapters import read_peft
@@ -105,6 +155,7 @@ def bank(trained: list[dict[str, Any]]) -> Piece:
             "members": {
                 anchor: item["ref"]["sha256"] for anchor, item in zip(ids, trained, strict=True)
             },
+            "users": {anchor: users[anchor] for anchor in ids},
             "rank": loras[0].rank,
             "scale": loras[0].scale,
         }

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import Piece, Store, digest, library_versions
 from tasks.fusion import read_recipes
+from tasks.config import MethodName
+from tasks.methods import METHODS
+from tasks.prepare import users_of
 from tasks.stage import stage, store
 
 VERSION = 1
@@ -16,6 +20,7 @@ VERSION = 1
 TABLE_FILE = "last_comparison.txt"
 # One small file per flow run: what it consists of.
 RUNS_FOLDER = "runs"
+TEXTS = ("lamp_task", "method")
 
 
 def rows(summaries: list[dict[str, Any]], where: Store) -> list[dict[str, Any]]:
@@ -27,6 +32,7 @@ def rows(summaries: list[dict[str, Any]], where: Store) -> list[dict[str, Any]]:
             table.append(
                 {
                     "lamp_task": summary["lamp_task"],
+                    **({"seed": summary["seed"]} if summary["several_seeds"] else {}),
                     "method": method,
                     # The metric first: MLflow's compare page draws the first it finds.
                     **value["metrics"],
@@ -38,30 +44,38 @@ def rows(summaries: list[dict[str, Any]], where: Store) -> list[dict[str, Any]]:
     return table
 
 
-def costs(summary: dict[str, Any], method: str, where: Store) -> dict[str, float]:
+def costs(summary: dict[str, Any], method: MethodName, where: Store) -> dict[str, float]:
     """What a method stores and does per user, means over users.
 
-    bytes_per_user: the recipe (anchor ids and 8 bytes per weight) and the stacked LoRA in float32;
-    the bank is shared and not counted. steps and tokens: training on the user's items.
-    seconds_per_user: training and answering, as measured when the work was done.
+    bytes_per_user: the recipe (anchor ids and 8 bytes per weight), the user's own LoRA in float32,
+    and the text of the history where it is looked up to answer; the bank is shared and not
+    counted. steps and tokens: training on the user's items. seconds_per_user: evidence, training
+    and answering, as measured when the work was done.
     """
-    answering = [s for part in summary["answered"][method] for s in part["notes"]["per_user"]]
-    seconds = sum(answering) / len(answering)
+    kind = METHODS[method]
+    seconds = _mean(s for part in summary["answered"][method] for s in part["notes"]["per_user"])
     stored = steps = tokens = 0.0
-    if method != "base":
-        recipes = read_recipes(where, summary["fusion"])
-        sizes = [
-            len("".join(r["anchors"]).encode()) + 8 * len(r["weights"]) for r in recipes.values()
-        ]
-        stored = sum(sizes) / len(sizes)
-    if method == "mta":
-        shards = summary["stacking"]
+    if kind.history:
+        few_shot = users_of(where, summary["prepared"], "few_shot")
+        stored += _mean(
+            sum(len(f"{item['text']}{item['answer']}".encode()) for item in user["profile"])
+            for user in few_shot
+        )
+    if kind.merged:
+        own = summary["banks"][summary["bank_of"][method]]
+        stored += _mean(
+            len("".join(r["anchors"]).encode()) + 8 * len(r["weights"])
+            for r in read_recipes(where, own["fusion"]).values()
+        )
+        if own["evidence"]:
+            seconds += _mean(own["evidence"]["notes"]["per_user"])
+    if kind.trained:
+        shards = summary["stacking"][method]
         work = [item for shard in shards for item in shard["value"]["work"]]
         stored += shards[0]["value"]["bytes_per_user"]
-        steps = sum(item["steps"] for item in work) / len(work)
-        tokens = sum(item["tokens"] for item in work) / len(work)
-        trained = [s for shard in shards for s in shard["notes"]["per_user"]]
-        seconds += sum(trained) / len(trained)
+        steps = _mean(item["steps"] for item in work)
+        tokens = _mean(item["tokens"] for item in work)
+        seconds += _mean(s for shard in shards for s in shard["notes"]["per_user"])
     return {
         "bytes_per_user": round(stored, 1),
         "steps_per_user": round(steps, 2),
@@ -70,13 +84,24 @@ def costs(summary: dict[str, Any], method: str, where: Store) -> dict[str, float
     }
 
 
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)
+
+
 def notes(summary: dict[str, Any]) -> list[str]:
     """What a reader of the numbers must know of the data: what was left out, and how few."""
     name, prepared = summary["lamp_task"], summary["prepared"]["value"]
-    chosen = summary["anchors"]["value"]
     lines = [f"{name}: dropped {count} x {what}" for what, count in prepared["dropped"].items()]
-    if len(chosen["anchors"]) < chosen["asked"]:
-        lines.append(f"{name}: {len(chosen['anchors'])} anchors of {chosen['asked']} asked")
+    for method, own in summary["banks"].items():
+        chosen = own["anchors"]["value"]
+        if (
+            len(chosen["anchors"]) < chosen["asked"]
+            and own["kind"]["anchors"]["train_on"] == "user"
+        ):
+            lines.append(
+                f"{name}, {method}: {len(chosen['anchors'])} anchors of {chosen['asked']} asked"
+            )
     counts = prepared["counts"]
     if counts["few_shot_groups"] < counts["few_shot_users"]:
         lines.append(
@@ -98,7 +123,7 @@ def table_text(table: list[dict[str, Any]], noted: list[str], missing: list[str]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
     lines = [
         "  ".join(
-            cell.ljust(width) if index < 2 else cell.rjust(width)
+            cell.ljust(width) if columns[index] in TEXTS else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in cells
@@ -121,10 +146,13 @@ def write_state(name: str, text: str) -> Path:
 
 def write_run(name: str, config: dict[str, Any], summaries: list[dict[str, Any]]) -> Path:
     """Write down which results a run consists of, so that `tasks.export` finds them again."""
-    stages = ("prepared", "base", "bank", "fusion", "stacking")
-    tasks = {item["lamp_task"]: {stage: item[stage] for stage in stages} for item in summaries}
+    stages = ("prepared", "base", "banks", "bank_of", "stacking")
+    seeds: dict[str, dict[str, Any]] = {}
+    for item in summaries:
+        own = seeds.setdefault(str(item["seed"]), {})
+        own[item["lamp_task"]] = {stage: item[stage] for stage in stages}
     return write_state(
-        f"{RUNS_FOLDER}/{name}.json", json.dumps({"config": config, "lamp_tasks": tasks}) + "\n"
+        f"{RUNS_FOLDER}/{name}.json", json.dumps({"config": config, "seeds": seeds}) + "\n"
     )
 
 

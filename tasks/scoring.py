@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import NOTES, Piece, Store, digest, library_versions
 from tasks.base_model import load, model_parts, prompt_parts
-from tasks.config import RunConfig
-from tasks.fusion import read_recipes
+from tasks.config import MethodName, RunConfig
+from tasks.methods import METHODS
 from tasks.questions import content, encode_all, user_queries
-from tasks.stacking import Inputs, few_shot_users, merged_parts, merged_users, stacked_key
+from tasks.stacking import (
+    Inputs,
+    few_shot_users,
+    merged_parts,
+    merged_users,
+    recipes_of,
+    stacked_key,
+)
 from tasks.stage import gpu_slot, log, stage, store
 
-VERSION = 2
+VERSION = 3
 
 
 @stage(name="predict", tags=["gpu"], task_run_name="predict-{method}-{batch}")
@@ -24,28 +32,29 @@ def predict(
     config: dict[str, Any],
     lamp_task: str,
     inputs: dict[str, Any],
-    method: str,
+    method: MethodName,
     batch: int,
     user_ids: list[str],
     stacked: dict[str, Any] | None,
 ) -> Piece:
     """`predictions.parquet`: row, user_id, query_id, gold, prediction, for one batch of users.
 
-    `stacked` is the batch's `stacking` result, for the method `mta`. A user whose adapter and
-    queries did not change is taken from an earlier table.
+    `config` is the method's (`methods.config_of`); `stacked` is the batch's `stacking` result, for
+    a method that trains. A user whose adapter and queries did not change is taken from an earlier
+    table.
     """
     options = RunConfig.model_validate(config)
     where = store()
     given = Inputs(**inputs)
     users = few_shot_users(where, given, user_ids)
-    recipes = read_recipes(where, given.fused)
+    recipes = recipes_of(where, given)
     rows = []
     for user in users:
         parts = {
             "version": VERSION,
             "lamp_task": lamp_task,
-            "method": method,
             "user": user["user_id"],
+            "answer": options.scoring.answer,
             # Ids too: they stand in the table.
             "queries": [[item["id"], item["input"], item["gold"]] for item in user["query"]],
             **prompt_parts(options, given.prepared["value"]["instruction"]),
@@ -53,10 +62,10 @@ def predict(
         }
         if options.prompt.history_items:
             parts["history"] = content(user["profile"])
-        if method != "base":
+        if METHODS[method].merged:
             parts["merged"] = merged_parts(options, given, recipes[user["user_id"]])
-        if method == "mta":
-            parts["stacked"] = stacked_key(options, lamp_task, given, user, recipes)
+        if METHODS[method].trained:
+            parts["stacked"] = stacked_key(options, lamp_task, method, given, user, recipes)
         rows.append(digest(parts))
 
     def make(out: Path) -> dict[str, Any]:
@@ -87,7 +96,6 @@ def predict(
         pl.DataFrame(table).write_parquet(out / "predictions.parquet")
         return {
             "rows": rows,
-            "method": method,
             "users": len(users),
             "queries": len(table),
             NOTES: {"per_user": [known[row][1] for row in rows]},
@@ -161,13 +169,13 @@ def _answer(
     lamp_task: str,
     where: Store,
     given: Inputs,
-    method: str,
+    method: MethodName,
     users: list[dict[str, Any]],
     stacked: dict[str, Any] | None,
 ) -> list[tuple[list[str], float]]:
     """Answers and seconds per user; users are answered for many at once, each with their LoRA."""
     from tasks.lamp.definitions import get_task
-    from tasks.lora.answer import answer_users
+    from tasks.lora.answer import answer_users, likeliest
     from tasks.lora.bank import read_bank
     from tasks.lora.grouped import Part, grouped
 
@@ -175,17 +183,11 @@ def _answer(
     base = load(options, where, given.base)
     ids = [user["user_id"] for user in users]
     instruction = given.prepared["value"]["instruction"]
-    questions = [
-        encode_all(base, user_queries(options, lamp_task, instruction, user), answers=False)
-        for user in users
-    ]
-    merged = None
-    if method != "base":
-        merged = merged_users(options, where, given, ids, base.device)
+    merged = merged_users(options, where, given, ids, base.device)
     own: dict[str, Part] = {}
-    if method == "mta":
+    if METHODS[method].trained:
         if stacked is None:
-            raise ValueError("method mta needs the batch's stacked LoRAs")
+            raise ValueError(f"method {method} needs the batch's stacked LoRAs")
         shard = read_bank(where.open(stacked["ref"]).folder / "stacked.safetensors")
         rows = [shard.ids.index(user_id) for user_id in ids]
         own = {
@@ -198,8 +200,22 @@ def _answer(
         trained = {n: Part(p.a[chosen], p.b[chosen], p.scale) for n, p in own.items()}
         return merged.parts(chosen) if merged else None, trained
 
+    task = get_task(lamp_task)
+    samples = [user_queries(options, lamp_task, instruction, user) for user in users]
     names = sorted({*(merged.layers if merged else ()), *own})
     with grouped(base.model, names) as layers:
-        answers = answer_users(base, layers, questions, parts, get_task(lamp_task).max_new_tokens)
+        if options.scoring.answer == "likelihood" and task.labels:
+            asked = [
+                [
+                    encode_all(base, [replace(one, answer=label) for label in task.labels], True)
+                    for one in mine
+                ]
+                for mine in samples
+            ]
+            best = likeliest(base, layers, asked, parts)
+            answers = [[task.labels[number] for number in mine] for mine in best]
+        else:
+            questions = [encode_all(base, mine, answers=False) for mine in samples]
+            answers = answer_users(base, layers, questions, parts, task.max_new_tokens)
     each = round((time.perf_counter() - started) / len(users), 4)
     return [(given_answers, each) for given_answers in answers]

@@ -1,4 +1,7 @@
-"""Stage 7: per user a LoRA of tiny rank, trained on top of the frozen base and merged LoRA."""
+"""Stage 7: per user a LoRA of the user's own, trained over the frozen base and the merged LoRA.
+
+With MTA it is of tiny rank, on top of a merged LoRA; other methods train theirs on the bare base
+(`tasks.methods`). Either way it is the same work."""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import NOTES, Piece, Store, digest
 from tasks.base_model import load, model_parts, prompt_parts
-from tasks.config import RunConfig, derive_seed
+from tasks.config import MethodName, RunConfig, TrainingOptions, derive_seed
 from tasks.fusion import read_recipes
 from tasks.meta_lora import train_users
+from tasks.methods import METHODS
 from tasks.prepare import users_of
 from tasks.questions import content, encode_all, profile_questions
 from tasks.stage import gpu_slot, log, stage, store
@@ -21,35 +25,43 @@ if TYPE_CHECKING:
     from tasks.lora.group_train import Outcome
     from tasks.lora.merge import MergedUsers
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Results of the earlier stages that per-user work depends on."""
+    """Results of the earlier stages that a method's per-user work depends on.
+
+    banked and fused are None for a method without a merged LoRA.
+    """
 
     prepared: dict[str, Any]
     base: dict[str, Any]
-    banked: dict[str, Any]
-    fused: dict[str, Any]
+    banked: dict[str, Any] | None = None
+    fused: dict[str, Any] | None = None
 
 
-@stage(name="stacking", tags=["gpu"], task_run_name="stacking-{batch}")
+@stage(name="stacking", tags=["gpu"], task_run_name="stacking-{method}-{batch}")
 def stacking(
-    config: dict[str, Any], lamp_task: str, inputs: dict[str, Any], batch: int, user_ids: list[str]
+    config: dict[str, Any],
+    lamp_task: str,
+    inputs: dict[str, Any],
+    method: MethodName,
+    batch: int,
+    user_ids: list[str],
 ) -> Piece:
-    """Train the stacked LoRAs of one batch of users; one shard, `stacked.safetensors` [U, r, ...].
+    """Train a method's own LoRAs of one batch of users; one shard, `stacked.safetensors`.
 
-    All users of the batch are trained at once, each as if alone. A user whose history and recipe
-    did not change is taken from an earlier shard. A user whose loss stops being finite keeps the
-    weights of the step before and is named as `failed`.
+    `config` is the method's (`methods.config_of`). All users of the batch are trained at once, each
+    as if alone. A user whose history and recipe did not change is taken from an earlier shard.
+    A user whose loss stops being finite keeps the weights of the step before, as `failed`.
     """
     options = RunConfig.model_validate(config)
     where = store()
     given = Inputs(**inputs)
     users = few_shot_users(where, given, user_ids)
-    recipes = read_recipes(where, given.fused)
-    rows = [stacked_key(options, lamp_task, given, user, recipes) for user in users]
+    recipes = recipes_of(where, given)
+    rows = [stacked_key(options, lamp_task, method, given, user, recipes) for user in users]
 
     def make(out: Path) -> dict[str, Any]:
         from tasks.lora.bank import read_bank, stack, write_bank
@@ -65,12 +77,15 @@ def stacking(
             lora = shard.lora(shard.ids[number])
             made[row] = (lora, piece.value["work"][number], piece.notes["per_user"][number])
         todo = [(user, row) for user, row in zip(users, rows, strict=True) if row not in made]
-        log(f"{lamp_task}: stacking {len(todo)} users, {len(users) - len(todo)} known from before")
+        log(
+            f"{lamp_task}, {method}: training {len(todo)} users, "
+            f"{len(users) - len(todo)} known from before"
+        )
         if todo:
             with gpu_slot():
                 started = time.perf_counter()
                 new, outcome, cut = _train(
-                    options, lamp_task, where, given, [user for user, _ in todo]
+                    options, lamp_task, method, where, given, [user for user, _ in todo]
                 )
                 each = round((time.perf_counter() - started) / len(todo), 4)
             for number, (_, row) in enumerate(todo):
@@ -101,8 +116,17 @@ def few_shot_users(where: Store, given: Inputs, user_ids: list[str]) -> list[dic
     return [by_id[user_id] for user_id in user_ids]
 
 
-def merged_parts(options: RunConfig, given: Inputs, recipe: dict[str, Any]) -> list[Any]:
+def recipes_of(where: Store, given: Inputs) -> dict[str, dict[str, Any]]:
+    """user_id -> recipe; empty for a method without a merged LoRA."""
+    return read_recipes(where, given.fused) if given.fused else {}
+
+
+def merged_parts(
+    options: RunConfig, given: Inputs, recipe: dict[str, Any] | None
+) -> list[Any] | None:
     """What a user's merged LoRA is made of, for cache keys."""
+    if recipe is None or given.banked is None:
+        return None
     members = given.banked["value"]["members"]
     return [
         options.fusion.merge,
@@ -116,19 +140,23 @@ def merged_parts(options: RunConfig, given: Inputs, recipe: dict[str, Any]) -> l
 def stacked_key(
     options: RunConfig,
     lamp_task: str,
+    method: MethodName,
     given: Inputs,
     user: dict[str, Any],
     recipes: dict[str, dict[str, Any]],
 ) -> str:
-    """What one user's stacked LoRA depends on: this user's history and recipe, nobody else's."""
+    """What one user's own LoRA depends on: this user's history and recipe, nobody else's.
+
+    Not on the method's name: methods that train the same thing share it.
+    """
     return digest(
         {
             "version": VERSION,
             "lamp_task": lamp_task,
             "user": user["user_id"],
             "history": content(user["profile"]),
-            "merged": merged_parts(options, given, recipes[user["user_id"]]),
-            "training": options.stacking.model_dump(exclude={"users_per_job"}),
+            "merged": merged_parts(options, given, recipes.get(user["user_id"])),
+            "training": training_of(options, method).model_dump(exclude={"users_per_job"}),
             "seed": options.seed,
             **prompt_parts(options, given.prepared["value"]["instruction"]),
             **model_parts(options, given.base),
@@ -136,13 +164,24 @@ def stacked_key(
     )
 
 
+def training_of(options: RunConfig, method: MethodName) -> TrainingOptions:
+    """How the method trains a user's own LoRA. Raises ValueError when it trains none."""
+    section = METHODS[method].trained
+    if section is None:
+        raise ValueError(f"the method {method} trains nothing per user")
+    chosen: TrainingOptions = getattr(options, section)
+    return chosen
+
+
 def merged_users(
     options: RunConfig, where: Store, given: Inputs, user_ids: list[str], device: Any
-) -> MergedUsers:
+) -> MergedUsers | None:
     """The merged LoRAs of the users, in the order given, computed from their recipes."""
     from tasks.lora.bank import read_bank
     from tasks.lora.merge import MergedUsers
 
+    if given.banked is None or given.fused is None:
+        return None
     members = read_bank(where.open(given.banked["ref"]).folder / "bank.safetensors")
     recipes = read_recipes(where, given.fused)
     chosen = [(recipes[user]["anchors"], recipes[user]["weights"]) for user in user_ids]
@@ -150,9 +189,14 @@ def merged_users(
 
 
 def _train(
-    options: RunConfig, lamp_task: str, where: Store, given: Inputs, users: list[dict[str, Any]]
+    options: RunConfig,
+    lamp_task: str,
+    method: MethodName,
+    where: Store,
+    given: Inputs,
+    users: list[dict[str, Any]],
 ) -> tuple[list[Lora], Outcome, list[int]]:
-    """The users' stacked LoRAs, how training went, and how many samples were cut, per user."""
+    """The users' own LoRAs, how training went, and how many samples were cut, per user."""
     base = load(options, where, given.base)
     ids = [user["user_id"] for user in users]
     instruction = given.prepared["value"]["instruction"]
@@ -166,7 +210,7 @@ def _train(
     ]
     loras, outcome = train_users(
         base,
-        options.stacking,
+        training_of(options, method),
         samples,
         [derive_seed(options.seed, "stacking", user_id) for user_id in ids],
         merged_users(options, where, given, ids, base.device),

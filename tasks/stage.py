@@ -66,27 +66,42 @@ def store() -> Store:
     return Store(root, warn=functools.partial(log, warning=True))
 
 
-def stage(**options: Any) -> Callable[[Callable[..., Piece]], Task[..., Any]]:
-    """Decorator: a stage function as a Prefect task. `options` go to `prefect.task`."""
+# What a stage function gives: a piece, or one per member of its job; a member that failed is named.
+Given = Piece | list[Piece | InputError]
 
-    def decorate(function: Callable[..., Piece]) -> Task[..., Any]:
+
+def stage(**options: Any) -> Callable[[Callable[..., Given]], Task[..., Any]]:
+    """Decorator: a stage function as a Prefect task. `options` go to `prefect.task`.
+
+    The task's result is a `Result`, or a list of results and reasons (str) of what failed.
+    """
+
+    def decorate(function: Callable[..., Given]) -> Task[..., Any]:
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> State[Any]:
             try:
-                piece = function(*args, **kwargs)
+                given = function(*args, **kwargs)
             except InputError as error:
                 return Failed(message=str(error))
-            result = Result(
-                ref=piece.ref, value=piece.value, notes=piece.notes, cached=piece.cached
-            )
-            if piece.cached:
-                return Completed(name="Cached", message=f"found: {piece.ref['uri']}", data=result)
-            return Completed(message=f"made in {piece.notes['seconds']:.1f} s", data=result)
+            several = given if isinstance(given, list) else [given]
+            pieces = [item for item in several if isinstance(item, Piece)]
+            if not pieces:
+                return Failed(message="; ".join(map(str, several)))
+            results = [_result(item) if isinstance(item, Piece) else str(item) for item in several]
+            data = results if isinstance(given, list) else results[0]
+            if all(piece.cached for piece in pieces):
+                return Completed(name="Cached", message=f"found: {pieces[0].ref['uri']}", data=data)
+            seconds = sum(piece.notes["seconds"] for piece in pieces if not piece.cached)
+            return Completed(message=f"made in {seconds:.1f} s", data=data)
 
         # The store is the cache (see tasks/artifacts.py); Prefect keeps nothing of the result.
         return task(cache_policy=NO_CACHE, persist_result=False, **options)(run)
 
     return decorate
+
+
+def _result(piece: Piece) -> Result:
+    return Result(ref=piece.ref, value=piece.value, notes=piece.notes, cached=piece.cached)
 
 
 def result_of(called: Task[..., Any] | Flow[..., Any], *arguments: Any) -> Any:

@@ -17,11 +17,16 @@ from typing import Any
 from tasks.artifacts import Store
 from tasks.config import RunConfig
 from tasks.errors import InputError
+from tasks.methods import config_of
 
 EXPERIMENT = "mta"
 PARENT_TAG = "mlflow.parentRunId"
 # MLflow takes at most this many metric values in one call.
 METRICS_PER_CALL = 1000
+# What a method may read of the configuration.
+METHOD_SECTIONS = (
+    "base", "prompt", "anchors", "meta_lora", "fusion", "stacking", "oppu", "rag", "scoring",
+)  # fmt: skip
 
 
 class Tracker:
@@ -75,23 +80,28 @@ class Tracker:
         self, summary: dict[str, Any], rows: list[dict[str, Any]], where: Store
     ) -> None:
         """All of one LaMP task: artifacts of the parent, a child per method, a child per anchor."""
-        name = summary["lamp_task"]
         prepared = summary["prepared"]["value"]
-        counts = {key: prepared[key] for key in ("counts", "dropped", "authors")}
-        self.client.log_dict(self.parent, counts, f"{name}/data_counts.json")
-        self.client.log_dict(self.parent, manifest(summary), f"{name}/manifest.json")
-        for result, file in (
-            (summary["map"], "map.png"),
-            (summary["anchors"], "anchors.parquet"),
-            (summary["fusion"], "recipes.parquet"),
-        ):
-            path = where.open(result["ref"]).folder / file
-            self.client.log_artifact(self.parent, str(path), name)
+        folder = scope(summary)
+        counts = {key: prepared[key] for key in ("counts", "dropped", "authors", "audit")}
+        self.client.log_dict(self.parent, counts, f"{folder}/data_counts.json")
+        self.client.log_dict(self.parent, manifest(summary), f"{folder}/manifest.json")
+        logged = set()
+        for method, own in summary["banks"].items():
+            for result, file in (
+                (own["map"], "map.png"),
+                (own["anchors"], "anchors.parquet"),
+                (own["fusion"], "recipes.parquet"),
+            ):
+                path = where.open(result["ref"]).folder / file
+                self.client.log_artifact(self.parent, str(path), f"{folder}/{method}")
+            for anchor in own["anchors"]["value"]["anchors"]:
+                result = own["meta_loras"].get(anchor["user_id"])
+                # An anchor that two banks hold was trained once.
+                if result and result["ref"]["uri"] not in logged:
+                    logged.add(result["ref"]["uri"])
+                    self._anchor_run(summary, anchor, result, where)
         for row in rows:
             self._method_run(summary, row, where)
-        for anchor in summary["anchors"]["value"]["anchors"]:
-            if result := summary["meta_loras"].get(anchor["user_id"]):
-                self._anchor_run(name, anchor, result, where)
 
     def finish(self, rows: list[dict[str, Any]], text: str, missing: list[str]) -> None:
         """Log the comparison and end the parent run: FAILED when something is missing."""
@@ -105,10 +115,11 @@ class Tracker:
         if missing:
             self.client.log_text(self.parent, "\n".join(missing) + "\n", "missing.txt")
         for row in rows:
-            scope = f"{row['lamp_task']}.{row['method']}"
+            seed = f".seed{row['seed']}" if "seed" in row else ""
+            prefix = f"{row['lamp_task']}{seed}.{row['method']}"
             for key, value in row.items():
                 if isinstance(value, float):
-                    self.client.log_metric(self.parent, f"{scope}.{key}", value)
+                    self.client.log_metric(self.parent, f"{prefix}.{key}", value)
         self.client.set_terminated(self.parent, "FAILED" if missing else "FINISHED")
 
     def fail(self, line: str) -> None:
@@ -120,8 +131,10 @@ class Tracker:
     def _method_run(self, summary: dict[str, Any], row: dict[str, Any], where: Store) -> None:
         name, method = row["lamp_task"], row["method"]
         scored = summary["scores"][method]
+        config = config_of(self.config, method)
+        own = summary["banks"].get(summary["bank_of"].get(method, ""))
         run = self._start(
-            f"{name} {method}",
+            f"{scope(summary)} {method}",
             {
                 "kind": "method",
                 "lamp_task": name,
@@ -129,18 +142,18 @@ class Tracker:
                 "cached": str(scored["cached"]).lower(),
                 "result": scored["ref"]["uri"],
                 "result_sha256": scored["ref"]["sha256"],
-                **self._tags(),
+                **self._tags(summary["seed"]),
             },
             self.parent,
         )
         params = {"lamp_task": name, "method": method, "preset": self.config.preset}
-        params |= {"seed": self.config.seed, "data": self.config.data}
-        params |= {"anchors_trained": len(summary["meta_loras"])}
-        for section in ("base", "prompt", "anchors", "meta_lora", "fusion", "stacking"):
-            values = getattr(self.config, section).model_dump(mode="json")
+        params |= {"seed": summary["seed"], "data": self.config.data}
+        params |= {"anchors_trained": len(own["meta_loras"]) if own else 0}
+        for section in METHOD_SECTIONS:
+            values = getattr(config, section).model_dump(mode="json")
             params |= {f"{section}.{key}": value for key, value in flat(values).items()}
         self._params(run, params)
-        skip = ("lamp_task", "method")
+        skip = ("lamp_task", "seed", "method")
         metrics = {key: float(value) for key, value in row.items() if key not in skip}
         self._metrics(run, [(key, value, 0) for key, value in metrics.items()])
         folder = where.open(scored["ref"]).folder
@@ -149,11 +162,11 @@ class Tracker:
         self.client.set_terminated(run)
 
     def _anchor_run(
-        self, lamp_task: str, anchor: dict[str, Any], result: dict[str, Any], where: Store
+        self, summary: dict[str, Any], anchor: dict[str, Any], result: dict[str, Any], where: Store
     ) -> None:
-        value = result["value"]
+        value, lamp_task = result["value"], summary["lamp_task"]
         run = self._start(
-            f"{lamp_task} anchor {anchor['user_id']}",
+            f"{scope(summary)} anchor {anchor['user_id']}",
             {
                 "kind": "anchor",
                 "lamp_task": lamp_task,
@@ -161,7 +174,7 @@ class Tracker:
                 "cached": str(result["cached"]).lower(),
                 "result": result["ref"]["uri"],
                 "result_sha256": result["ref"]["sha256"],
-                **self._tags(),
+                **self._tags(summary["seed"]),
             },
             self.parent,
         )
@@ -202,8 +215,9 @@ class Tracker:
             tags = tags | {PARENT_TAG: parent}
         return self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
 
-    def _tags(self) -> dict[str, str]:
-        return {"seed": str(self.config.seed), "preset": self.config.preset}
+    def _tags(self, *seeds: int) -> dict[str, str]:
+        named = seeds or tuple(self.config.all_seeds)
+        return {"seed": ",".join(map(str, named)), "preset": self.config.preset}
 
     def _params(self, run: str, params: dict[str, Any]) -> None:
         from mlflow.entities import Param
@@ -234,16 +248,32 @@ def tracking_uri() -> str:
 def manifest(summary: dict[str, Any]) -> dict[str, Any]:
     """Which result came from where: every stage's reference, and whether it was found or made."""
     stages: dict[str, Any] = {}
-    for name in ("prepared", "base", "embedded", "anchors", "bank", "fusion", "map"):
+    for name in ("prepared", "base"):
         stages[name] = _came_from(summary[name])
-    stages["meta_loras"] = {k: _came_from(item) for k, item in summary["meta_loras"].items()}
-    stages["stacking"] = [_came_from(item) for item in summary["stacking"]]
-    stages["answered"] = {
-        method: [_came_from(part) for part in parts]
-        for method, parts in summary["answered"].items()
+    stages["banks"] = {
+        method: {
+            **{
+                name: _came_from(own[name])
+                for name in ("embedded", "anchors", "bank", "evidence", "fusion", "map")
+                if own[name]
+            },
+            "meta_loras": {k: _came_from(item) for k, item in own["meta_loras"].items()},
+        }
+        for method, own in summary["banks"].items()
     }
+    stages["bank_of"] = summary["bank_of"]
+    for name in ("stacking", "answered"):
+        stages[name] = {
+            method: [_came_from(part) for part in parts] for method, parts in summary[name].items()
+        }
     stages["scores"] = {method: _came_from(item) for method, item in summary["scores"].items()}
     return {"lamp_task": summary["lamp_task"], "stages": stages, "missing": summary["missing"]}
+
+
+def scope(summary: dict[str, Any]) -> str:
+    """What a summary is of, as a name: the LaMP task, and the seed where a run has several."""
+    name: str = summary["lamp_task"]
+    return f"{name} seed {summary['seed']}" if summary["several_seeds"] else name
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

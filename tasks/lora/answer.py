@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tasks.errors import InputError
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, collate
 from tasks.lora.forward import label_losses, may_pack, sum_by
@@ -15,6 +16,8 @@ from tasks.lora.group_train import default_positions
 from tasks.lora.grouped import Layers, Part, assign, clear
 from tasks.lora.packing import ONE_PER_ROW, footprint, layout, micro_batches, pack
 
+# Some of one user's samples.
+Piece = tuple[int, slice]
 # Users' numbers -> layer -> (frozen part, trained part) of those users; None: the bare base model.
 Parts = Callable[[Sequence[int]], tuple[dict[str, Part] | None, dict[str, Part] | None]]
 
@@ -35,41 +38,36 @@ def answer_users(
     that does not fit in memory is halved.
     """
     limit = positions or 4 * default_positions(base)
-    pieces: list[tuple[int, Sequence[Encoded]]] = []
+    pieces: list[Piece] = []
     for user, own in enumerate(questions):
         longest = max((len(question.prompt) for question in own), default=0) + max_new_tokens
         size = max(1, limit // longest)
-        pieces += [(user, own[start : start + size]) for start in range(0, len(own), size)]
+        pieces += [(user, slice(n, min(n + size, len(own)))) for n in range(0, len(own), size)]
     sizes = []
-    for _, own in pieces:
-        lengths = [len(question.prompt) + max_new_tokens for question in own]
-        sizes.append((len(own), max(lengths), sum(lengths)))
-    made: dict[int, list[str]] = {}
-    queue = micro_batches(sizes, limit)
-    while queue:
-        batch = queue.pop(0)
-        frozen, trained = parts([pieces[number][0] for number in batch])
-        assign(layers, frozen=frozen, trained=trained)
-        rows = max(sizes[number][0] for number in batch)
-        filled: list[Encoded] = []
-        for number in batch:
-            own = pieces[number][1]
-            # A row to fill up with repeats the user's first question; its answer is dropped.
-            filled += [*own, *[own[0]] * (rows - len(own))]
-        try:
-            answers = _greedy(base, filled, max_new_tokens)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            torch.cuda.empty_cache()
-            queue[:0] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-            continue
-        for place, number in enumerate(batch):
-            made[number] = answers[place * rows : place * rows + sizes[number][0]]
-    clear(layers)
-    results: list[list[str]] = [[] for _ in questions]
-    for number, (user, _) in enumerate(pieces):
-        results[user] += made[number]
+    for user, span in pieces:
+        lengths = [len(question.prompt) + max_new_tokens for question in questions[user][span]]
+        sizes.append((len(lengths), max(lengths), sum(lengths)))
+    results = [[""] * len(own) for own in questions]
+    queue = [[pieces[number] for number in part] for part in micro_batches(sizes, limit)]
+    try:
+        while queue:
+            batch = queue.pop(0)
+            try:
+                frozen, trained = parts([user for user, _ in batch])
+                assign(layers, frozen=frozen, trained=trained)
+                given = [questions[user][span] for user, span in batch]
+                rows = max(len(own) for own in given)
+                # A row to fill up with repeats the user's first question; its answer is dropped.
+                filled = [item for own in given for item in [*own, *[own[0]] * (rows - len(own))]]
+                answers = _greedy(base, filled, max_new_tokens)
+            except torch.OutOfMemoryError:
+                queue[:0] = _halved(batch)
+                continue
+            for place, (user, span) in enumerate(batch):
+                count = span.stop - span.start
+                results[user][span] = answers[place * rows : place * rows + count]
+    finally:
+        clear(layers)
     return results
 
 
@@ -83,24 +81,51 @@ def log_likelihoods(
 ) -> list[Tensor]:
     """Per user: log p(answer | prompt) of each of the user's samples [N_u] (float32, CPU)."""
     limit = positions or 4 * default_positions(base)
-    present = [u for u, own in enumerate(samples) if own]
-    rows = ONE_PER_ROW
-    if may_pack(base.model):
-        rows = layout([samples[u] for u in present])
-    sizes = [footprint(samples[u], rows) for u in present]
-    results: list[Tensor] = [torch.empty(0) for _ in samples]
-    for part in micro_batches(sizes, limit):
-        batch = [present[number] for number in part]
-        packed = pack([samples[u] for u in batch], base.tokenizer.pad_token_id, rows)
-        packed = packed.to(base.device)
-        frozen, trained = parts(batch)
-        assign(layers, frozen=frozen, trained=trained)
-        counts = [len(samples[u]) for u in batch]
-        sums = -sum_by(label_losses(base, packed), packed.sample, sum(counts)).cpu()
-        for user, own in zip(batch, sums.split(counts), strict=True):
-            results[user] = own
-    clear(layers)
+    present = [own for own in samples if own]
+    rows = layout(present) if may_pack(base.model) else ONE_PER_ROW
+    pieces: list[Piece] = []
+    for user, own in enumerate(samples):
+        # A user with very many samples is worked off in pieces.
+        longest = max((len(item.prompt) + len(item.answer) for item in own), default=1)
+        size = max(1, limit // longest)
+        pieces += [(user, slice(n, min(n + size, len(own)))) for n in range(0, len(own), size)]
+    sizes = [footprint(samples[user][span], rows) for user, span in pieces]
+    results = [torch.empty(len(own)) for own in samples]
+    try:
+        for part in micro_batches(sizes, limit):
+            queue = [[pieces[number] for number in part]]
+            while queue:
+                batch = queue.pop(0)
+                try:
+                    found = _sums(base, layers, [(u, samples[u][s]) for u, s in batch], parts, rows)
+                except torch.OutOfMemoryError:
+                    queue[:0] = _halved(batch)
+                    continue
+                for (user, span), scores in zip(batch, found, strict=True):
+                    results[user][span] = scores
+    finally:
+        clear(layers)
     return results
+
+
+def likeliest(
+    base: Base,
+    layers: Layers,
+    samples: Sequence[Sequence[Sequence[Encoded]]],
+    parts: Parts,
+    positions: int | None = None,
+) -> list[list[int]]:
+    """Per user and question: which of the question's answers has the largest log p (the first).
+
+    `samples`: per user, per question, one sample per possible answer. The log-likelihood is that of
+    the whole answer with its end, so no answer wins by being the start of another.
+    """
+    flat = [[sample for question in own for sample in question] for own in samples]
+    scores = log_likelihoods(base, layers, flat, parts, positions)
+    return [
+        [int(one.argmax()) for one in found.split([len(question) for question in own])]
+        for own, found in zip(samples, scores, strict=True)
+    ]
 
 
 def evidence(
@@ -125,6 +150,36 @@ def evidence(
             scores += log_likelihoods(base, layers, [part], partial(_alone, anchor))
         table[:, k] = sum_by(torch.cat(scores), owner, len(samples))
     return table
+
+
+def _sums(
+    base: Base,
+    layers: Layers,
+    batch: Sequence[tuple[int, Sequence[Encoded]]],
+    parts: Parts,
+    rows: int,
+) -> Sequence[Tensor]:
+    """log p of each sample's answer, per piece of `batch`."""
+    packed = pack([own for _, own in batch], base.tokenizer.pad_token_id, rows).to(base.device)
+    frozen, trained = parts([user for user, _ in batch])
+    assign(layers, frozen=frozen, trained=trained)
+    counts = [len(own) for _, own in batch]
+    return (-sum_by(label_losses(base, packed), packed.sample, sum(counts))).cpu().split(counts)
+
+
+def _halved(batch: list[Piece]) -> list[list[Piece]]:
+    """The batch in two, a lone piece by its samples. Raises InputError for a single sample."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if len(batch) > 1:
+        return [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+    user, span = batch[0]
+    middle = (span.start + span.stop) // 2
+    if middle == span.start:
+        raise InputError(
+            "out of memory: a single question does not fit on the device; lower base.max_tokens"
+        )
+    return [[(user, slice(span.start, middle))], [(user, slice(middle, span.stop))]]
 
 
 def _greedy(base: Base, questions: Sequence[Encoded], max_new_tokens: int) -> list[str]:
