@@ -16,7 +16,7 @@ from tasks.base_model import load, model_parts, prompt_parts
 from tasks.config import RunConfig
 from tasks.prepare import users_of
 from tasks.questions import content, encode_all, profile_questions
-from tasks.similarity import similarities
+from tasks.similarity import unit_vectors
 from tasks.stage import gpu_slot, log, stage, store
 
 if TYPE_CHECKING:
@@ -45,8 +45,10 @@ def evidence(
     where = store()
     instruction = prepared["value"]["instruction"]
     users = {user["user_id"]: user for user in users_of(where, prepared, "few_shot")}
-    ids, anchors, cosines = similarities(options, where, embedded, banked)
-    asked = shortlists(cosines, options.fusion.shortlist)
+    ids, few_shot, bank = unit_vectors(options, where, embedded, banked)
+    anchors = banked["value"]["ids"]
+    # Rounded, so that company, which moves the last bits, moves nobody in or out.
+    asked = shortlists(np.round(few_shot @ bank.T, 6), options.fusion.shortlist)
     hashes = [banked["value"]["members"][anchor] for anchor in anchors]
     rows = [
         digest(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import Piece, Store, digest, library_versions
 from tasks.config import FusionOptions, RunConfig
-from tasks.embedding import read_embeddings
+from tasks.evidence import read_evidence
+from tasks.similarity import unit_vectors
 from tasks.stage import log, stage, store
 
 if TYPE_CHECKING:
@@ -19,16 +20,23 @@ if TYPE_CHECKING:
     # Members (their numbers in the bank), their similarities, their weights, each [U, m].
     Recipes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-VERSION = 2
+VERSION = 3
 # Users whose similarities are in memory at once: at 50 anchors, 50 MB of float64 twice.
 BLOCK = 65_536
 
 
 @stage(name="fusion")
 def fusion(
-    config: dict[str, Any], lamp_task: str, embedded: dict[str, Any], banked: dict[str, Any]
+    config: dict[str, Any],
+    lamp_task: str,
+    embedded: dict[str, Any],
+    banked: dict[str, Any],
+    weighed: dict[str, Any] | None,
 ) -> Piece:
-    """`recipes.parquet`: user_id, anchors [m], similarities [m], weights [m], best anchor first."""
+    """`recipes.parquet`: user_id, anchors [m], similarities [m], weights [m], best anchor first.
+
+    `weighed` is the `evidence` result where `fusion.weights` is `evidence`.
+    """
     options = RunConfig.model_validate(config)
     where = store()
     members = banked["value"]["ids"]
@@ -37,7 +45,8 @@ def fusion(
             "version": VERSION,
             "libraries": library_versions(("numpy", "polars")),
             "embeddings": embedded["ref"]["sha256"],
-            "members": members,
+            "members": banked["value"]["users"],
+            "evidence": weighed["ref"]["sha256"] if weighed else None,
             "fusion": options.fusion.model_dump(exclude={"merge"}),
         }
     )
@@ -45,12 +54,12 @@ def fusion(
     def make(out: Path) -> dict[str, Any]:
         import polars as pl
 
-        vectors = read_embeddings(where, embedded["ref"], options)
-        ids, points = vectors["anchor"]
-        row = {user_id: number for number, user_id in enumerate(ids)}
-        bank = points[[row[member] for member in members]]
-        users, few_shot = vectors["few_shot"]
-        chosen, similarities, weights = search(few_shot, bank, options.fusion)
+        users, few_shot, bank = unit_vectors(options, where, embedded, banked)
+        if weighed:
+            found = by_evidence(few_shot @ bank.T, read_evidence(where, weighed), options.fusion)
+        else:
+            found = search(few_shot, bank, options.fusion)
+        chosen, similarities, weights = found
         anchors = pl.Series(members).gather(chosen.ravel()).reshape(chosen.shape)
         pl.DataFrame(
             {
@@ -63,11 +72,11 @@ def fusion(
         return {
             "users": len(users),
             "anchors_per_user": chosen.shape[1],
-            "without_similar_anchor": int((similarities[:, 0] <= 0).sum()),
+            "without_similar_anchor": int((similarities.max(axis=1) <= 0).sum()),
         }
 
     piece = where.get("fusion", key, make)
-    lost = piece.value["without_similar_anchor"]
+    lost = piece.value["without_similar_anchor"] if weighed is None else 0
     log(
         f"{lamp_task}: recipes of {piece.value['users']} users from "
         f"{piece.value['anchors_per_user']} anchors each"
@@ -122,6 +131,23 @@ def recipes(similarities: np.ndarray, options: FusionOptions) -> Recipes:
     if options.order == "published":
         weights = weights[:, ::-1]
     return members, chosen, weights
+
+
+def by_evidence(similarities: np.ndarray, evidence: np.ndarray, options: FusionOptions) -> Recipes:
+    """Each user's `top_m` anchors by the evidence for them [U, K], best first; NaN is no evidence.
+
+    w_i = exp(log p_i / temperature) / sum over the chosen (`evidence_temperature`): with 1 this is
+    Bayesian model averaging under equal priors. Ties go to the earlier anchor. An anchor without
+    evidence weighs nothing.
+    """
+    import numpy as np
+
+    known = np.where(np.isnan(evidence), -np.inf, evidence)
+    members = np.argsort(-known, axis=1, kind="stable")[:, : options.top_m]
+    chosen = np.take_along_axis(known, members, axis=1)
+    raw = np.exp((chosen - chosen[:, :1]) / options.evidence_temperature)
+    weights = raw / raw.sum(axis=1, keepdims=True)
+    return members, np.take_along_axis(np.round(similarities, 6), members, axis=1), weights
 
 
 def read_recipes(where: Store, fused: dict[str, Any]) -> dict[str, dict[str, Any]]:

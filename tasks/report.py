@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import Piece, Store, digest, library_versions
-from tasks.fusion import read_recipes
 from tasks.config import MethodName
+from tasks.fusion import read_recipes
 from tasks.methods import METHODS
 from tasks.prepare import users_of
 from tasks.stage import stage, store

@@ -1,4 +1,4 @@
-"""How alike few-shot users and the bank's anchors are: cosines of their embeddings."""
+"""Where few-shot users and the bank's anchors stand: cosines between them are similarities."""
 
 from __future__ import annotations
 
@@ -12,23 +12,20 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def similarities(
+def unit_vectors(
     options: RunConfig, where: Store, embedded: dict[str, Any], banked: dict[str, Any]
-) -> tuple[list[str], list[str], np.ndarray]:
-    """(few-shot user ids, anchor ids, cosines [U, K]).
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """(few-shot user ids, their unit vectors [U, D], the bank's [K, D] in its order).
 
-    An anchor that was trained on several users stands at the mean of their unit vectors.
+    An anchor that was trained on several users stands in the middle of their unit vectors.
     """
     import numpy as np
 
     vectors = read_embeddings(where, embedded["ref"], options)
     ids, points = vectors["anchor"]
     row = {user_id: number for number, user_id in enumerate(ids)}
-    anchors = banked["value"]["ids"]
-    groups = [[row[user] for user in banked["value"]["users"][anchor]] for anchor in anchors]
+    groups = [[row[user] for user in users] for users in banked["value"]["users"].values()]
     bank = np.stack([points[group].mean(0) for group in groups])
     bank /= np.maximum(np.linalg.norm(bank, axis=1, keepdims=True), 1e-12)
     users, few_shot = vectors["few_shot"]
-    # Six decimals: the last bit depends on how many users stand in the product, and a user whose
-    # history did not change must keep the same recipe, or everything after it is done again.
-    return users, anchors, np.round(few_shot @ bank.T, 6)
+    return users, few_shot, bank

@@ -114,7 +114,8 @@ def test_the_resolved_configuration_comes_back_from_json() -> None:
         ({"seed": True}, "seed"),
         ({"data": ""}, "data"),
         ({"compute": {"device": "gpu"}}, r"compute\.device"),
-        ({"scoring": {"methods": ["oppu"]}}, r"scoring\.methods\.0"),
+        ({"methods": ["opu"]}, r"methods\.0"),
+        ({"seeds": [0, -1]}, r"seeds\.1"),
     ],
     ids=repr,
 )

@@ -95,29 +95,36 @@ def run(place: Path, roles: dict[str, Any], **given: Any) -> dict[str, Any]:
     embedded = take("embed", embedding.embed.fn(config, task, prepared, base))
     chosen = take("anchors", anchors.fn(config, task, prepared, embedded))
     trained = [
-        take("meta_lora", meta_lora.meta_lora.fn(config, task, prepared, base, item["user_id"]))
+        take("meta_lora", meta_lora.meta_lora.fn(config, task, prepared, base, [item]))[0]
         for item in chosen["value"]["anchors"]
     ]
-    banked = take("bank", meta_lora.bank.fn(trained))
-    fused = take("fusion", fusion.fn(config, task, embedded, banked))
-    inputs = {"prepared": prepared, "base": base, "banked": banked, "fused": fused}
+    users_of = {item["user_id"]: item["members"] for item in chosen["value"]["anchors"]}
+    banked = take("bank", meta_lora.bank.fn(trained, users_of))
+    fused = take("fusion", fusion.fn(config, task, embedded, banked, None))
+    bare = {"prepared": prepared, "base": base, "banked": None, "fused": None}
+    inputs = bare | {"banked": banked, "fused": fused}
     users = prepared["value"]["few_shot"]
-    stacked = take("stacking", stacking.stacking.fn(config, task, inputs, 0, users))
-    answered = {
-        method: take(
-            f"predict {method}",
-            scoring.predict.fn(
-                config, task, inputs, method, 0, users, stacked if method == "mta" else None
-            ),
-        )
-        for method in ("base", "merge_only", "mta")
-    }
+    stacked = take("stacking", stacking.stacking.fn(config, task, inputs, "mta", 0, users))
+
+    def answers(method: str) -> dict[str, Any]:
+        given = bare if method == "base" else inputs
+        own = stacked if method == "mta" else None
+        state = scoring.predict.fn(config, task, given, method, 0, users, own)
+        return take(f"predict {method}", state)
+
+    answered = {method: answers(method) for method in ("base", "merge_only", "mta")}
     scores = {
         method: take(f"score {method}", scoring.score.fn(task, method, [part]))
         for method, part in answered.items()
     }
-    summary = {"lamp_task": task, "bank": banked, "fusion": fused, "stacking": [stacked]}
-    return summary | {
+    return {
+        "lamp_task": task,
+        "seed": 0,
+        "bank": banked,
+        "fusion": fused,
+        "banks": {"merge_only": {"bank": banked, "fusion": fused}},
+        "bank_of": {"merge_only": "merge_only", "mta": "merge_only"},
+        "stacking": {"mta": [stacked]},
         "config": config,
         "prepared": prepared,
         "base": base,
@@ -147,7 +154,7 @@ def test_all_is_made_and_then_found(place: Path, first: dict[str, Any]) -> None:
     assert {name for names in again["states"].values() for name in names} == {"Cached"}
     for part in ("prepared", "base", "anchors", "bank", "fusion"):
         assert again[part] == first[part] | {"cached": True}
-    assert again["stacking"] == [first["stacking"][0] | {"cached": True}]
+    assert again["stacking"]["mta"] == [first["stacking"]["mta"][0] | {"cached": True}]
     for method, scored in again["scores"].items():
         assert scored == first["scores"][method] | {"cached": True}
 
@@ -172,7 +179,7 @@ def test_one_users_new_item_is_one_users_work(
     changed = run(place, ROLES | {"few_shot": few_shot})
     out = capsys.readouterr().out
     assert "embedding 1 users, 8 known" in out
-    assert "stacking 1 users, 2 known" in out
+    assert "mta: training 1 users, 2 known" in out
     assert "merge_only: answering for 1 users, 2 known" in out
     assert "mta: answering for 1 users, 2 known" in out
     # The base model answers the same questions as before; nobody's anchor is trained again.
@@ -180,7 +187,7 @@ def test_one_users_new_item_is_one_users_work(
         assert changed["states"][stage] == ["Cached"]
     assert changed["states"]["meta_lora"] == ["Cached"] * 3
     before, after = (
-        read_bank(where.open(item["stacking"][0]["ref"]).folder / "stacked.safetensors")
+        read_bank(where.open(item["stacking"]["mta"][0]["ref"]).folder / "stacked.safetensors")
         for item in (first, changed)
     )
     assert same(before.lora("few-0"), after.lora("few-0"))
@@ -242,14 +249,14 @@ def test_answers_are_those_of_the_exported_folder(
     write_run("run-1", first["config"], [first])
     written = last_run(where)
     assert written.name == "run-1.json"
-    saved = {"config": first["config"], "lamp_tasks": {"LaMP-2M": first}}
+    saved = {"config": first["config"], "seeds": {"0": {"LaMP-2M": first}}}
     personal = predictions(where, first, "mta")
     plain = predictions(where, first, "base")
     assert personal != plain
     for number in range(3):
         name = f"few-{number}"
-        base, stacked_too = export(where, saved, "LaMP-2M", name, tmp_path / name)
-        assert (base, stacked_too) == (place / "model", True)
+        base = export(where, saved, "LaMP-2M", "mta", name, tmp_path / name)
+        assert base == place / "model"
         config = json.loads((tmp_path / name / "adapter_config.json").read_text())
         # The model's name, not a path of this machine.
         assert config["base_model_name_or_path"] == "model"
@@ -301,7 +308,7 @@ def test_stacked_is_trained_on_top_of_merged(place: Path, first: dict[str, Any],
     split = shapes.split(fresh(shapes, [seed]))
     start = Lora({layer: (a[0], b[0]) for layer, (a, b) in split.items()}, 2.0)
     steps = list(epochs(len(samples), training, seed))
-    shard = read_bank(where.open(first["stacking"][0]["ref"]).folder / "stacked.safetensors")
+    shard = read_bank(where.open(first["stacking"]["mta"][0]["ref"]).folder / "stacked.safetensors")
     near, far = (
         peft_reference.largest_difference(
             shard.lora(name),
@@ -333,7 +340,7 @@ def test_what_a_stacked_lora_depends_on(first: dict[str, Any]) -> None:
 
     def key(user: dict[str, Any] = me, **changes: Any) -> str:
         mine = recipes | {"few-1": recipes["few-1"] | changes}
-        return stacking.stacked_key(config, "LaMP-2M", given, user, mine)
+        return stacking.stacked_key(config, "LaMP-2M", "mta", given, user, mine)
 
     assert key() == key(me | {"query": []}) == key(similarities=[0.0, 0.0])
     item = {"id": "x", "text": "another film", "answer": "comedy"}
@@ -348,15 +355,17 @@ def test_what_a_stacked_lora_depends_on(first: dict[str, Any]) -> None:
 
 def test_export_of_what_is_not_there(first: dict[str, Any], tmp_path: Path) -> None:
     where = store()
-    saved = {"config": first["config"], "lamp_tasks": {"LaMP-2M": first}}
-    for lamp_task, name, words in (
-        ("LaMP-3", "few-0", "--lamp-task LaMP-3: not in this run; it has LaMP-2M"),
-        ("LaMP-2M", "../../x", r"--user \.\./\.\./x: no few-shot user of this run"),
+    saved = {"config": first["config"], "seeds": {"0": {"LaMP-2M": first}}}
+    for seed, lamp_task, method, name, words in (
+        (5, "LaMP-2M", "mta", "few-0", "--seed 5: not in this run; it has 0"),
+        (0, "LaMP-3", "mta", "few-0", "--lamp-task LaMP-3: not in this run; it has LaMP-2M"),
+        (0, "LaMP-2M", "rag", "few-0", "--method rag: not in this run; it has merge_only, mta"),
+        (0, "LaMP-2M", "mta", "../../x", r"--user \.\./\.\./x: no few-shot user of this run"),
     ):
         with pytest.raises(InputError, match=words):
-            export(where, saved, lamp_task, name, tmp_path / "new")
+            export(where, saved, lamp_task, method, name, tmp_path / "new", seed)
     with pytest.raises(InputError, match="is there already"):
-        export(where, saved, "LaMP-2M", "few-0", tmp_path)
+        export(where, saved, "LaMP-2M", "mta", "few-0", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -375,7 +384,7 @@ def test_work_is_counted(first: dict[str, Any]) -> None:
     Bytes: 4 * 2 * the sum of (in + out): q and o 32 + 32, k and v 32 + 16, gate and up 32 + 48,
     down 48 + 32, in two blocks.
     """
-    value = first["stacking"][0]["value"]
+    value = first["stacking"]["mta"][0]["value"]
     assert [item["steps"] for item in value["work"]] == [4, 4, 4]
     sides = 2 * (2 * 64 + 2 * 48 + 3 * 80)
     assert value["bytes_per_user"] == 4 * 2 * sides
@@ -427,7 +436,7 @@ def test_a_stacked_lora_that_fails_is_named_and_finite(
     }
     users = first["prepared"]["value"]["few_shot"]
     config = resolve(first["config"] | {"seed": 1}).model_dump(mode="json")
-    arguments = (config, "LaMP-2M", inputs, 0, users)
+    arguments = (config, "LaMP-2M", inputs, "mta", 0, users)
     with monkeypatch.context() as patch:
         patch.setattr(group_train, "train_group", failing)
         made = result(stacking.stacking.fn(*arguments))
@@ -451,7 +460,8 @@ def test_an_anchor_that_fails_is_one_line(
     real = gradients.label_losses
     monkeypatch.setattr(gradients, "label_losses", lambda *given: real(*given) * float("inf"))
     config = resolve(first["config"] | {"seed": 2}).model_dump(mode="json")
-    state = meta_lora.meta_lora.fn(config, "LaMP-2M", first["prepared"], first["base"], "anchor-1")
+    anchor = {"user_id": "anchor-1", "members": ["anchor-1"]}
+    state = meta_lora.meta_lora.fn(config, "LaMP-2M", first["prepared"], first["base"], [anchor])
     assert state.is_failed()
     assert state.message == (
         "anchor anchor-1: the loss was not finite at step 1; lower meta_lora.learning_rate"

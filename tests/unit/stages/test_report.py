@@ -48,17 +48,23 @@ def test_notes_by_hand() -> None:
     summary: dict[str, Any] = {
         "lamp_task": "LaMP-2M",
         "prepared": {"value": {"dropped": {}, "counts": counts}},
-        "anchors": {"value": {"anchors": [1, 2], "asked": 2}},
+        "banks": {
+            "mta": {
+                "kind": {"anchors": {"train_on": "user"}},
+                "anchors": {"value": {"anchors": [1, 2], "asked": 2}},
+            }
+        },
     }
     assert notes(summary) == []
     summary["prepared"]["value"] = {
         "dropped": {"bad item": 4},
         "counts": counts | {"few_shot_groups": 2, "queries_in_other_profiles": 5},
     }
-    summary["anchors"]["value"]["asked"] = 7
+    own = summary["banks"]["mta"]
+    own["anchors"]["value"]["asked"] = 7
     assert notes(summary) == [
         "LaMP-2M: dropped 4 x bad item",
-        "LaMP-2M: 2 anchors of 7 asked",
+        "LaMP-2M, mta: 2 anchors of 7 asked",
         "LaMP-2M: the 3 few-shot users are 2 authors",
         "LaMP-2M: the texts of 5 of 9 queries stand in the profile of a base user or anchor "
         "candidate too",
@@ -93,10 +99,13 @@ def summary(where: Store) -> dict[str, Any]:
     methods = ("base", "merge_only", "mta")
     return {
         "lamp_task": "LaMP-2M",
+        "seed": 0,
+        "several_seeds": False,
         "answered": dict.fromkeys(methods, answered),
         "scores": dict.fromkeys(methods, scored),
-        "fusion": {"ref": fused.ref},
-        "stacking": [shard],
+        "banks": {"merge_only": {"fusion": {"ref": fused.ref}, "evidence": None}},
+        "bank_of": {"merge_only": "merge_only", "mta": "merge_only"},
+        "stacking": {"mta": [shard]},
     }
 
 
@@ -137,12 +146,14 @@ def test_small_files_beside_the_store(where: Store) -> None:
 
 
 def test_a_run_is_written_down(where: Store) -> None:
-    stages = {name: {"ref": name} for name in ("prepared", "base", "bank", "fusion", "stacking")}
-    path = write_run("run-1", {"seed": 0}, [{"lamp_task": "LaMP-2M", "scores": 1, **stages}])
+    names = ("prepared", "base", "banks", "bank_of", "stacking")
+    stages = {name: {"ref": name} for name in names}
+    done = {"lamp_task": "LaMP-2M", "seed": 3, "scores": 1, **stages}
+    path = write_run("run-1", {"seed": 0}, [done, done | {"lamp_task": "LaMP-3"}])
     assert path == where.root.parent / "runs" / "run-1.json"
     assert json.loads(path.read_text()) == {
         "config": {"seed": 0},
-        "lamp_tasks": {"LaMP-2M": stages},
+        "seeds": {"3": {"LaMP-2M": stages, "LaMP-3": stages}},
     }
 
 
@@ -151,20 +162,27 @@ def test_manifest_says_where_each_result_came_from() -> None:
         ref = {"uri": f"{name}/k", "sha256": "s", "kind": name}
         return {"ref": ref, "cached": cached, "notes": {"seconds": 1.5}, "value": {"big": 1}}
 
-    single = ("prepared", "base", "embedded", "anchors", "bank", "fusion", "map")
-    summary: dict[str, Any] = {name: result(name) for name in single}
-    summary |= {
+    single = ("embedded", "anchors", "bank", "fusion", "map")
+    own: dict[str, Any] = {name: result(name) for name in single}
+    own |= {"evidence": None, "meta_loras": {"a": result("meta_lora", cached=True)}}
+    summary: dict[str, Any] = {
         "lamp_task": "LaMP-2M",
+        "prepared": result("prepared"),
+        "base": result("base"),
         "missing": ["x"],
-        "meta_loras": {"a": result("meta_lora", cached=True)},
-        "stacking": [result("stacking")],
+        "banks": {"mta": own},
+        "bank_of": {"mta": "mta"},
+        "stacking": {"mta": [result("stacking")]},
         "answered": {"mta": [result("predictions")]},
         "scores": {"mta": result("score")},
     }
     got = manifest(summary)
     assert got["missing"] == ["x"]
-    assert got["stages"].keys() == {*single, "meta_loras", "stacking", "answered", "scores"}
-    assert got["stages"]["meta_loras"]["a"] == {
+    parts = {"prepared", "base", "banks", "bank_of", "stacking", "answered", "scores"}
+    assert got["stages"].keys() == parts
+    bank = got["stages"]["banks"]["mta"]
+    assert bank.keys() == {*single, "meta_loras"}
+    assert bank["meta_loras"]["a"] == {
         "uri": "meta_lora/k",
         "sha256": "s",
         "kind": "meta_lora",
