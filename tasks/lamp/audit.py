@@ -15,7 +15,8 @@ def query_places(
 
     Both frames: columns user_id, group, profile, query. Texts are compared with white space
     normalised; answers are not looked at, unless `with_gold`: then the item must carry the
-    query's gold too.
+    query's gold too. LaMP-1's texts are compared by the paper's title alone (`LampTask.subject`):
+    which reference stood beside its own, and in which order, is no part of a paper.
 
     Returns counts of queries, each query counted once per key:
     any: in any profile; own: in the asking user's; sibling: in another user's of the same group;
@@ -25,11 +26,13 @@ def query_places(
     for user_id, group, profile in profiles.select("user_id", "group", "profile").iter_rows():
         for item in profile:
             answer = item["answer"] if with_gold else ""
-            holders.setdefault((_plain(item["text"]), answer), set()).add((user_id, group))
+            holders.setdefault((_plain(task.subject(item["text"])), answer), set()).add(
+                (user_id, group)
+            )
     counts = dict.fromkeys(("any", "own", "sibling", "other"), 0)
     for user_id, group, queries in asking.select("user_id", "group", "query").iter_rows():
         for query in queries:
-            text = _plain(question_text(query["input"], task))
+            text = _plain(task.subject(question_text(query["input"], task)))
             found = holders.get((text, query["gold"] if with_gold else ""), set())
             counts["any"] += bool(found)
             counts["own"] += (user_id, group) in found

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # LaMP's evaluation files call both movie tagging and news categorisation LaMP_2.
 _LAMP_IDS = {
+    "LaMP-1": "LaMP_1",
     "LaMP-2M": "LaMP_2",
     "LaMP-2N": "LaMP_2",
     "LaMP-3": "LaMP_3",
