@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import chain, permutations
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,8 @@ from tasks.lamp.synthetic.family import (
 )
 from tasks.lamp.synthetic.words import draw, invent_words, shuffled, theme_index
 
-WORDS_PER_THEME = 6
-WORDS_PER_SCHOOL = 2
-TITLE_WORDS = 2
+WORDS_PER_THEME = 8
+TITLE_WORDS = 3
 ABSTRACT_WORDS = 3
 QUERY_START = "For an author who has written the paper with the title "
 _REFERENCES = re.compile(r'\[1\]: "(.*)" \[2\]: "(.*)"$')
@@ -30,7 +29,8 @@ _REFERENCES = re.compile(r'\[1\]: "(.*)" \[2\]: "(.*)"$')
 
 class Citations(Family):
     """A theme is a topic with C schools; a value is the school that the user cites there. A
-    reference is one word of its school, so that what is asked is easy to read.
+    reference is the one word that its school has in that topic: a small model can tell which of the
+    two it is.
 
     The reference cited is of school `value` with probability 1 - noise + noise / C, else of any
     other; the one beside it is of one of the other C - 1 schools, evenly; their order is even. So
@@ -50,42 +50,31 @@ class Citations(Family):
         table = table / (2 * (options.choices - 1))
         self.joint = for_every_archetype(table, options.archetypes)
         self.gain = np.eye(len(LABELS))
-        self._theme = theme_index([chain(*theme["schools"]) for theme in themes])
+        self._theme = theme_index([theme["schools"] for theme in themes])
         self._school = {
-            word: school
-            for theme in themes
-            for school, words in enumerate(theme["schools"])
-            for word in words
+            word: school for theme in themes for school, word in enumerate(theme["schools"])
         }
 
     @classmethod
     def invent(
         cls, options: SyntheticOptions, generator: np.random.Generator
     ) -> list[dict[str, Any]]:
-        size = WORDS_PER_THEME + options.choices * WORDS_PER_SCHOOL
+        size = WORDS_PER_THEME + options.choices
         words = invent_words(options.themes * size, (), generator)
-        themes = []
-        for start in range(0, len(words), size):
-            schools = words[start + WORDS_PER_THEME : start + size]
-            themes.append(
-                {
-                    "words": words[start : start + WORDS_PER_THEME],
-                    "schools": [
-                        schools[place : place + WORDS_PER_SCHOOL]
-                        for place in range(0, len(schools), WORDS_PER_SCHOOL)
-                    ],
-                }
-            )
-        return themes
+        return [
+            {
+                "words": words[start : start + WORDS_PER_THEME],
+                "schools": words[start + WORDS_PER_THEME : start + size],
+            }
+            for start in range(0, len(words), size)
+        ]
 
     def write(
         self, theme: int, context: int, answer: int, generator: np.random.Generator
     ) -> Written:
         known = self.themes[theme]
         title = shuffled(draw(known["words"], TITLE_WORDS, generator), 1, generator)
-        references = [
-            draw(known["schools"][school], 1, generator)[0] for school in self.pairs[context]
-        ]
+        references = [known["schools"][school] for school in self.pairs[context]]
         fields = {
             "title": title,
             "abstract": shuffled(draw(known["words"], ABSTRACT_WORDS, generator), 3, generator),

@@ -13,6 +13,8 @@ import numpy as np
 
 from tasks.config import SyntheticOptions
 from tasks.errors import InputError
+from tasks.lamp.definitions import get_task
+from tasks.lamp.prompts import question_text
 from tasks.lamp.synthetic.citations import Citations
 from tasks.lamp.synthetic.family import Family
 from tasks.lamp.synthetic.movies import Movies
@@ -137,13 +139,15 @@ class World:
         self, drawn: Drawn, words: np.random.Generator, taken: set[str]
     ) -> Iterator[tuple[int, int, Any]]:
         """The items in words, each text new to the user; only the words are drawn again."""
+        task = get_task(self.lamp_task)
         for theme, context, answer in zip(
             drawn.themes.tolist(), drawn.contexts.tolist(), drawn.answers.tolist(), strict=True
         ):
-            written = self.family.write(theme, context, answer, words)
-            while written.input in taken:
+            subject = None
+            while subject is None or subject in taken:
                 written = self.family.write(theme, context, answer, words)
-            taken.add(written.input)
+                subject = task.subject(question_text(written.input, task))
+            taken.add(subject)
             yield theme, context, written
 
 
