@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tasks.errors import InputError
 
-LampTaskName = Literal["LaMP-2M", "LaMP-2N", "LaMP-3", "LaMP-4", "LaMP-5"]
+LampTaskName = Literal["LaMP-1", "LaMP-2M", "LaMP-2N", "LaMP-3", "LaMP-4", "LaMP-5"]
+SYNTHETIC_TASKS = ("LaMP-1", "LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5")
 PresetName = Literal["embedded", "paper"]
 MethodName = Literal["base", "rag", "oppu", "merge_only", "stack_only", "mta", "mta_published"]
 
@@ -28,7 +29,7 @@ class Options(BaseModel):
 
 
 class SyntheticOptions(Options):
-    """The generated LaMP-2M-shaped world (`data=synthetic`); see tasks/lamp/synthetic.py."""
+    """The generated worlds (`data=synthetic`), one per LaMP task; see docs/benchmark.md."""
 
     base_users: int = Field(200, ge=1)
     anchor_candidates: int = Field(100, ge=1)
@@ -38,7 +39,7 @@ class SyntheticOptions(Options):
     few_shot_items: int = Field(10, ge=1)
     queries: int = Field(20, ge=1)
     themes: int = Field(24, ge=1)
-    tags_per_theme: int = Field(4, ge=2, le=15)
+    choices: int = Field(4, ge=2, le=15)
     archetypes: int = Field(6, ge=2)
     mixture_min: float = Field(0.7, ge=0.5, le=1.0)
     quirk: float = Field(0.1, ge=0.0, le=1.0)
@@ -259,9 +260,10 @@ def resolve(given: dict[str, Any]) -> RunConfig:
     """
     preset = given.get("preset", "embedded")
     named = given.get("lamp_tasks") or []
-    if given.get("data", "synthetic") == "synthetic" and set(named) - {"LaMP-2M"}:
+    if given.get("data", "synthetic") == "synthetic" and set(named) - set(SYNTHETIC_TASKS):
         raise InputError(
-            f"lamp_tasks {named}: data=synthetic holds LaMP-2M only; give data=<folder>"
+            f"lamp_tasks {named}: data=synthetic holds {', '.join(SYNTHETIC_TASKS)} only; give "
+            "data=<folder>"
         )
     merged = overlay(PRESETS.get(preset, {}) if isinstance(preset, str) else {}, given)
     try:

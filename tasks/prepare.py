@@ -135,13 +135,14 @@ def _source(options: RunConfig, lamp_task: str, where: Store) -> Path:
         {
             "version": VERSION,
             "libraries": library_versions(("numpy",)),
+            "lamp_task": lamp_task,
             "synthetic": options.synthetic.model_dump(),
             "seed": options.seed,
         }
     )
 
     def write(out: Path) -> dict[str, Any]:
-        write_synthetic(out / "users", options.synthetic, options.seed)
+        write_synthetic(out / "users", lamp_task, options.synthetic, options.seed)
         return {}
 
     return where.get("synthetic", key, write).folder / "users"

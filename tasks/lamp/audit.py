@@ -45,7 +45,7 @@ def audit(users: pl.DataFrame, dropped: Mapping[str, int], task: LampTask) -> di
     items = [item for profile in users["profile"].to_list() for item in profile]
     golds = [query["gold"] for queries in few_shot["query"].to_list() for query in queries]
     places = {
-        name: (_holders(users, with_gold), with_gold)
+        name: (_holders(users, task, with_gold), with_gold)
         for name, with_gold in (("text", False), ("text_and_answer", True))
     }
     return {
@@ -85,13 +85,14 @@ def query_places(
 
     Both frames: columns user_id, group, profile, query. Texts are compared with white space
     normalised; answers are not looked at, unless `with_gold`: then the item must carry the
-    query's gold too.
+    query's gold too. LaMP-1's texts are compared by the paper's title alone (`LampTask.subject`):
+    which reference stood beside its own, and in which order, is no part of a paper.
 
     Returns counts of queries, each query counted once per key:
     any: in any profile; own: in the asking user's; sibling: in another user's of the same group;
     other: in a profile of another group.
     """
-    return _places(asking, _holders(profiles, with_gold), task, with_gold)
+    return _places(asking, _holders(profiles, task, with_gold), task, with_gold)
 
 
 def shared_groups(users: pl.DataFrame) -> dict[str, int]:
@@ -108,12 +109,12 @@ def shared_groups(users: pl.DataFrame) -> dict[str, int]:
     }
 
 
-def _holders(profiles: pl.DataFrame, with_gold: bool) -> Holders:
+def _holders(profiles: pl.DataFrame, task: LampTask, with_gold: bool) -> Holders:
     holders: Holders = defaultdict(set)
     for user_id, group, profile in profiles.select("user_id", "group", "profile").iter_rows():
         for item in profile:
             answer = item["answer"] if with_gold else ""
-            holders[_plain(item["text"]), answer].add((user_id, group))
+            holders[_plain(task.subject(item["text"])), answer].add((user_id, group))
     return dict(holders)
 
 
@@ -123,7 +124,7 @@ def _places(
     counts = dict.fromkeys(("any", "own", "sibling", "other"), 0)
     for user_id, group, queries in asking.select("user_id", "group", "query").iter_rows():
         for query in queries:
-            text = _plain(question_text(query["input"], task))
+            text = _plain(task.subject(question_text(query["input"], task)))
             found = holders.get((text, query["gold"] if with_gold else ""), set())
             counts["any"] += bool(found)
             counts["own"] += (user_id, group) in found

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tasks.errors import InputError
+from tasks.lamp.citations import ASKS, LABELS
 
 MOVIE_TAGS = (
     "sci-fi",
@@ -60,6 +61,8 @@ class LampTask:
     labels: every possible answer, in the order the queries list them; empty for free text.
     kind: decides the metrics (tasks/lamp/metrics.py).
     max_new_tokens: the most tokens an answer may take when it is generated.
+    asks: the piece of an item's text that is instruction, where the text holds one: compact
+        prompts leave it out, and what stands before it is what the item is about (`subject`).
     """
 
     name: str
@@ -70,11 +73,29 @@ class LampTask:
     labels: tuple[str, ...]
     kind: Literal["classification", "rating", "text"]
     max_new_tokens: int
+    asks: str = ""
+
+    def subject(self, text: str) -> str:
+        """What of an item's text tells it from others: two items are one by that and the answer."""
+        return text.partition(self.asks)[0] if self.asks else text
 
 
 TASKS: dict[str, LampTask] = {
     task.name: task
     for task in (
+        LampTask(
+            name="LaMP-1",
+            # As read: the question that tasks/lamp/citations.py builds from a paper, and its label.
+            text_field="title",
+            answer_field="citation",
+            marker=" with the title ",
+            instruction="Choose the reference that its author cites in the paper with the title ",
+            labels=LABELS,
+            kind="classification",
+            max_new_tokens=8,
+            # What follows it, the two references, is no part of the paper: one is a negative.
+            asks=ASKS,
+        ),
         LampTask(
             name="LaMP-2M",
             text_field="description",
@@ -139,7 +160,7 @@ def get_task(name: str) -> LampTask:
     """The task called `name`; raises InputError listing the names there are."""
     if name not in TASKS:
         raise InputError(
-            f"LaMP task {name!r} is not known: use one of {', '.join(TASKS)} (LaMP-1 and LaMP-7 "
-            "are not offered yet, because their profiles hold no question and answer)"
+            f"LaMP task {name!r} is not known: use one of {', '.join(TASKS)} (LaMP-7 is "
+            "not offered yet, because its profiles hold no question and answer)"
         )
     return TASKS[name]

@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 
 from tasks.errors import InputError
+from tasks.lamp import citations
 from tasks.lamp.checks import kind, read_json, read_list, short, text
 from tasks.lamp.definitions import LampTask
 
@@ -41,6 +42,7 @@ USERS_SCHEMA = {
 EMPTY_ITEM = "profile item with empty text or answer"
 DUPLICATE_ITEM = "profile item that stands twice in one profile"
 UNKNOWN_LABEL = "profile item with a label outside the task's set"
+NO_NEGATIVE = "paper without another one of another citation to ask it against"
 EMPTY_QUERY = "query with empty input or gold"
 UNKNOWN_GOLD = "query with a gold outside the task's set"
 EMPTY_USER = "user with no profile items left"
@@ -219,8 +221,11 @@ class _Reader:
             raise InputError(f"{where} has no profile; every user needs its list of items")
         if not isinstance(record["profile"], list):
             raise InputError(f"{where}: profile is {kind(record['profile'])}; it must be a list")
+        items = record["profile"]
+        if self.task.name == "LaMP-1":
+            items = self._questions(items, where)
         profile: dict[tuple[str, str], dict[str, str]] = {}
-        for number, item in enumerate(record["profile"]):
+        for number, item in enumerate(items):
             place = f"{where}, profile item {number}"
             fields = self._fields(item, place, (self.task.text_field, self.task.answer_field))
             body = fields[self.task.text_field]
@@ -252,6 +257,29 @@ class _Reader:
         self.rows.append(
             {"user_id": user_id, "role": role, "profile": list(profile.values()), "query": kept}
         )
+
+    def _questions(self, papers: list[Any], where: str) -> list[dict[str, Any]]:
+        """LaMP-1's papers as items whose title is a question and whose citation is its label.
+
+        A paper may name its own `negative`. Ours do: a citation of the same user, as the nearest
+        paper's is, shows nothing of the user's taste.
+        """
+        read = []
+        for number, paper in enumerate(papers):
+            place = f"{where}, profile item {number}"
+            if isinstance(paper, dict) and "citation" not in paper:
+                raise InputError(
+                    f"{place} has no 'citation', as in LaMP's own files, so nothing can be asked "
+                    "about it; give LaMP-1 as user files, whose papers name what they cite"
+                )
+            fields = self._fields(paper, place, ("title", "citation"))
+            for name in ("abstract", "negative"):
+                fields[name] = text(paper.get(name), place, name)
+            read.append({"id": str(number), **paper, **fields})
+        questions = citations.questions(read)
+        if len(questions) < len(read):
+            self.dropped[NO_NEGATIVE] += len(read) - len(questions)
+        return questions
 
     def _answer(self, answer: str) -> str:
         """Labels are looked up stripped, as LaMP's scoring does; free text stays as it is."""

@@ -42,17 +42,22 @@ class Split:
     counts: dict[str, int]
 
 
-def find_groups(users: pl.DataFrame, share: float) -> pl.Series:
+def find_groups(users: pl.DataFrame, share: float, task: LampTask | None = None) -> pl.Series:
     """Group ids (string, one per row of `users`): the smallest user_id, as text, of the group.
 
     Two users are one group when they share at least `share` (0..1] of the distinct (text, answer)
     pairs of the smaller profile, or have the same user_id; and so on through third users.
+    task: its `subject` stands for the text; None: the whole text does.
     """
+    text = pl.col("text")
+    if task and task.asks:
+        text = text.str.splitn(task.asks, 2).struct.field("field_0").alias("text")
     items = (
         users.select(pl.int_range(pl.len()).alias("row"), "profile")
         .explode("profile")
         .drop_nulls("profile")
         .select("row", pl.col("profile").struct.field("text", "answer"))
+        .with_columns(text)
         .unique()
     )
     # An exact integer per pair instead of its hash: joins are as fast and nothing can collide.
@@ -142,7 +147,7 @@ def split_users(
     Raises InputError when the anchor or few-shot side is empty, or the base side although asked
     for, when only some of the users have a role, or when roles put an author on two sides.
     """
-    table = users.with_columns(find_groups(users, share))
+    table = users.with_columns(find_groups(users, share, task))
     without = table["role"].null_count()
     if 0 < without < table.height:
         raise InputError(
@@ -175,7 +180,7 @@ def split_users(
         "removed_shared_group": sum(shared_groups(table).values()),
         "removed_few_shot_without_query": by_role["few_shot"].height - few_shot.height,
     }
-    pooled_base, pooled_anchor = _pool(bases), _pool(anchors)
+    pooled_base, pooled_anchor = _pool(bases, task), _pool(anchors, task)
     few_shot = few_shot.select("user_id", "group", "profile", "query").sort("user_id")
     needed = {"anchor": pooled_anchor, "few_shot": few_shot}
     if base_share > 0 and not (given and by_role["base"].is_empty()):
@@ -228,7 +233,7 @@ def _rank(seed: int, group: str) -> tuple[bytes, str]:
     return hashlib.sha256(f"{seed}:{group}".encode()).digest(), group
 
 
-def _pool(users: pl.DataFrame) -> pl.DataFrame:
+def _pool(users: pl.DataFrame, task: LampTask) -> pl.DataFrame:
     """One row per group; the first of equal items and queries stays, in the order of user ids."""
     rows = []
     for (group,), members in users.sort("user_id", maintain_order=True).group_by(
@@ -240,18 +245,20 @@ def _pool(users: pl.DataFrame) -> pl.DataFrame:
             {
                 "user_id": group,
                 "group": group,
-                "profile": _distinct(items, "text", "answer"),
-                "query": _distinct(queries, "input", "gold"),
+                "profile": _distinct(items, "text", "answer", task),
+                "query": _distinct(queries, "input", "gold", task),
             }
         )
     schema = {name: users.schema[name] for name in ("user_id", "group", "profile", "query")}
     return pl.DataFrame(rows, schema=schema, orient="row").sort("user_id")
 
 
-def _distinct(records: list[dict[str, str]], *keys: str) -> list[dict[str, str]]:
-    seen: dict[tuple[str, ...], dict[str, str]] = {}
+def _distinct(
+    records: list[dict[str, str]], text: str, answer: str, task: LampTask
+) -> list[dict[str, str]]:
+    seen: dict[tuple[str, str], dict[str, str]] = {}
     for record in records:
-        seen.setdefault(tuple(record[key] for key in keys), record)
+        seen.setdefault((task.subject(record[text]), record[answer]), record)
     return list(seen.values())
 
 

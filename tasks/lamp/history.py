@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 
 import bm25s
 import numpy as np
+
+# It tells of every index at level DEBUG, whatever level the program has asked for.
+logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 # Every word counts, one-letter ones too: no stop words and no stemming, as in rank-bm25, which
 # the published code uses.

@@ -4,7 +4,7 @@ A profile item is asked about itself, leave-one-out: the other items are its his
 the whole profile as history. Both read alike, so what is trained is what is asked later.
 Source: METHOD, Prompts (the published layout: history, instruction, cue; wording our own).
 
-compact    description: <text> tag:
+compact    description: <text> tag:      (an instruction within the text, as LaMP-1's, is left out)
 published  ### User History: <text and answer of similar items>
            ### User Instruction: <instruction and text>
            ### Answer:
@@ -113,6 +113,8 @@ def _shown(item: Mapping[str, str], task: LampTask) -> str:
 
 
 def _cue(text: str, task: LampTask) -> str:
+    if task.asks:
+        text = text.replace(task.asks, "", 1)
     return f"{task.text_field}: {_one_line(text)} {task.answer_field}:"
 
 

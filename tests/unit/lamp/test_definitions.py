@@ -9,6 +9,7 @@ from tasks.lamp.definitions import TASKS, get_task
 from tasks.lamp.prompts import question_text
 
 REAL_QUERIES = {
+    "LaMP-1": "For an author who has written the paper with the title THE TEXT",
     "LaMP-2M": "Which tag does this movie relate to among the following tags? Just answer with the "
     "tag name without further explanation. tags: [sci-fi, comedy] description: THE TEXT",
     "LaMP-2N": "Which category does this article relate to among the following categories? Just "
@@ -37,11 +38,11 @@ def test_own_instruction_ends_with_its_only_marker(name: str) -> None:
 
 
 def test_label_sets() -> None:
-    assert [len(TASKS[name].labels) for name in TASKS] == [15, 15, 5, 0, 0]
+    assert [len(TASKS[name].labels) for name in TASKS] == [2, 15, 15, 5, 0, 0]
     assert all(len(set(task.labels)) == len(task.labels) for task in TASKS.values())
 
 
 def test_unknown_task_lists_the_names() -> None:
-    with pytest.raises(InputError, match=r"LaMP-2M, .*, LaMP-5 .*LaMP-7 are") as e:
+    with pytest.raises(InputError, match=r"LaMP-1, .*, LaMP-5 .*LaMP-7 is") as e:
         get_task("LaMP-7")
     assert "\n" not in str(e.value)

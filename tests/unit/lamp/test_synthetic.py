@@ -1,53 +1,68 @@
-"""The synthetic world: reproducible, readable, and true to what it says of itself."""
+"""The synthetic worlds: reproducible, readable, and true to what they say of themselves."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 
-from tasks.config import SyntheticOptions
+from tasks.config import SYNTHETIC_TASKS, SyntheticOptions
 from tasks.errors import InputError
 from tasks.lamp.audit import query_places
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
 from tasks.lamp.groups import split_users
 from tasks.lamp.prompts import question_text
-from tasks.lamp.synthetic import ROLE_FILES, write_synthetic
-
-TASK = get_task("LaMP-2M")
-SMALL = SyntheticOptions(
-    base_users=5, anchor_candidates=4, few_shot_users=20, items_min=11, items_max=14
-)
+from tasks.lamp.synthetic import FAMILIES, ROLE_FILES, World, write_synthetic
+from tasks.lamp.synthetic.optimum import read_item
+from tasks.lamp.synthetic.ratings import clean_rating
+from tests.unit.lamp.test_definitions import REAL_QUERIES
+from tests.unit.lamp.worlds import SMALL, TASKS, by_hand
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_same_seed_same_bytes(tmp_path: Path) -> None:
+def test_the_same_tasks_everywhere() -> None:
+    assert list(FAMILIES) == list(SYNTHETIC_TASKS) == TASKS
+    with pytest.raises(InputError, match=r"no 'LaMP-2N': use one of LaMP-1, "):
+        World("LaMP-2N", SMALL, 0)
+
+
+@pytest.mark.parametrize("lamp_task", TASKS)
+def test_same_seed_same_bytes(tmp_path: Path, lamp_task: str) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        truth = write_synthetic(tmp_path / name, SMALL, seed)
+        truth = write_synthetic(tmp_path / name, lamp_task, SMALL, seed)
         assert json.loads((tmp_path / name / "truth.json").read_text()) == truth
     a, b, c = (contents(tmp_path / name) for name in "abc")
     assert a == b
     assert all(a[name] != c[name] for name in a)
 
 
-def test_more_users_leave_the_others_alone(tmp_path: Path) -> None:
+def test_tasks_have_worlds_of_their_own(tmp_path: Path) -> None:
+    truths = [write_synthetic(tmp_path / task, task, SMALL, 0) for task in TASKS]
+    assert len({str(truth["archetypes"]) for truth in truths}) == len(TASKS)
+    assert len({truth["users"]["few_shot-00000"]["mixture"] for truth in truths}) == len(TASKS)
+
+
+@pytest.mark.parametrize("lamp_task", TASKS)
+def test_more_users_leave_the_others_alone(tmp_path: Path, lamp_task: str) -> None:
     more = SMALL.model_copy(update={"few_shot_users": 30, "base_users": 9})
-    write_synthetic(tmp_path / "a", SMALL, 0)
-    write_synthetic(tmp_path / "b", more, 0)
+    write_synthetic(tmp_path / "a", lamp_task, SMALL, 0)
+    write_synthetic(tmp_path / "b", lamp_task, more, 0)
     for file in ROLE_FILES.values():
         few, many = (json.loads((tmp_path / name / file).read_text()) for name in "ab")
         assert many[: len(few)] == few
 
 
-def test_reads_and_splits_without_loss(tmp_path: Path) -> None:
-    write_synthetic(tmp_path, SMALL, 0)
-    loaded = read_users(tmp_path, TASK)
+@pytest.mark.parametrize("lamp_task", TASKS)
+def test_reads_and_splits_without_loss(tmp_path: Path, lamp_task: str) -> None:
+    write_synthetic(tmp_path, lamp_task, SMALL, 0)
+    task = get_task(lamp_task)
+    loaded = read_users(tmp_path, task)
     assert loaded.dropped == {}
     lengths = loaded.users["profile"].list.len()
     few_shot = loaded.users["role"] == "few_shot"
@@ -56,55 +71,108 @@ def test_reads_and_splits_without_loss(tmp_path: Path) -> None:
     assert loaded.users["query"].list.len().to_list() == [0] * 9 + [20] * 20
     ids = loaded.users["profile"].explode().struct.field("id")
     assert ids.n_unique() == ids.len()
-    split = split_users(loaded.users, TASK, seed=0, base_share=1 / 3, anchor_share=1 / 3, share=0.5)
+    split = split_users(loaded.users, task, seed=0, base_share=1 / 3, anchor_share=1 / 3, share=0.5)
     counts = split.counts
     assert (counts["groups"], counts["pooled_users"], counts["queries"]) == (29, 0, 400)
-    assert query_places(split.few_shot, split.few_shot, TASK)["any"] == 0
+    assert query_places(split.few_shot, split.few_shot, task)["own"] == 0
 
 
-def theme_of(text: str, truth: dict[str, Any]) -> int:
-    """The theme with at least three of the text's words; another one has at most one."""
-    words = set(text.split())
-    (theme,) = [n for n, t in enumerate(truth["themes"]) if len(words & set(t["words"])) >= 3]
-    assert sum(bool(words & set(t["words"])) for t in truth["themes"]) == 2
-    return theme
+@pytest.mark.parametrize("lamp_task", TASKS)
+def test_queries_have_the_wording_of_lamp(tmp_path: Path, lamp_task: str) -> None:
+    write_synthetic(tmp_path, lamp_task, SMALL, 0)
+    (query, *_) = read_users(tmp_path, get_task(lamp_task)).users["query"].to_list()[-1]
+    text = question_text(query["input"], get_task(lamp_task))
+    start = REAL_QUERIES[lamp_task].removesuffix("THE TEXT")
+    if lamp_task == "LaMP-2M":  # the test's own wording has two tags only
+        assert query["input"].startswith(start[: start.index("[")])
+    else:
+        assert query["input"] == start + text
 
 
-def test_labels_follow_taste_except_noise(tmp_path: Path) -> None:
-    truth = write_synthetic(tmp_path, SMALL, 1)
-    hits = []
-    for row in read_users(tmp_path, TASK).users.iter_rows(named=True):
-        tags = truth["users"][row["user_id"]]["tags"]
-        for item in row["profile"]:
-            theme = theme_of(item["text"], truth)
-            assert item["answer"] in truth["themes"][theme]["tags"]
-            hits.append(item["answer"] == tags[theme])
-        for query in row["query"]:
-            told = truth["queries"][query["id"]]
-            assert told["theme"] == theme_of(question_text(query["input"], TASK), truth)
-            assert told["tag"] == tags[told["theme"]]
-    # Noise 0.04, a quarter of which draws the same tag: 0.97 expected, sd 0.007 of ~700 items.
-    assert 0.94 < sum(hits) / len(hits) < 0.995
+@pytest.mark.parametrize("lamp_task", TASKS)
+def test_texts_say_theme_context_and_answer(tmp_path: Path, lamp_task: str) -> None:
+    truth = write_synthetic(tmp_path, lamp_task, SMALL, 1)
+    world = World(lamp_task, SMALL, 1)
+    users = read_users(tmp_path, get_task(lamp_task)).users
+    for role in ROLE_FILES:
+        for index in (0, 1):
+            _, items, queries = world.draw(role, index)
+            (row,) = users.filter(user_id=f"{role}-{index:05d}").iter_rows(named=True)
+            read = np.array([read_item(world, item) for item in row["profile"]])
+            if lamp_task == "LaMP-1":  # the reader orders the references itself
+                pairs = world.family.pairs  # type: ignore[attr-defined]
+                wanted = [
+                    (t, pairs[c][a], pairs[c][1 - a])
+                    for t, c, a in zip(items.themes, items.contexts, items.answers, strict=True)
+                ]
+                assert [(t, pairs[c][a], pairs[c][1 - a]) for t, c, a in read] == wanted
+            else:
+                assert (read[:, 0] == items.themes).all()
+                assert (read[:, 1] == items.contexts).all()
+                assert (read[:, 2] == items.answers).all()
+            for number, query in enumerate(row["query"]):
+                reading = world.family.read(question_text(query["input"], get_task(lamp_task)))
+                told = truth["queries"][query["id"]]
+                assert (reading.theme, reading.context) == (told["theme"], told["context"])
+                assert world.family.answers(reading)[queries.answers[number]] == query["gold"]
+
+
+@pytest.mark.parametrize("choices", [2, 4, 15])
+@pytest.mark.parametrize("lamp_task", TASKS)
+def test_table_is_the_one_that_the_docs_state(lamp_task: str, choices: int) -> None:
+    options = SyntheticOptions(choices=choices, themes=2, archetypes=3, label_noise=0.1)
+    joint = World(lamp_task, options, 0).family.joint
+    expected = np.array(
+        [by_hand(lamp_task, options, *index) for index in np.ndindex(*joint.shape)]
+    ).reshape(joint.shape)
+    np.testing.assert_allclose(joint, expected, atol=1e-12)
+    np.testing.assert_allclose(joint.sum(axis=(2, 3)), 1.0)
+
+
+def test_ratings_by_hand() -> None:
+    # 4 choices: weights 0, 2/3, 4/3, 2. Odd archetypes are lenient (+1).
+    assert [clean_rating(0, v, 1, 4) for v in range(4)] == [3, 4, 4, 5]
+    assert [clean_rating(2, v, 2, 4) for v in range(4)] == [3, 4, 5, 5]  # 2 * 4/3 = 2.67 -> 3
+    assert [clean_rating(0, v, -2, 4) for v in range(4)] == [3, 2, 1, 1]
+    assert [clean_rating(1, v, 1, 4) for v in range(4)] == [4, 5, 5, 5]
+    assert [clean_rating(5, v, -1, 4) for v in range(4)] == [4, 3, 3, 2]
+
+
+@pytest.mark.parametrize("lamp_task", TASKS)
+def test_items_follow_the_table(lamp_task: str) -> None:
+    """Frequencies of 20,000 items of one taste, each within five standard deviations."""
+    options = SyntheticOptions(themes=1, choices=3, label_noise=0.3)
+    world = World(lamp_task, options, 0)
+    taste, _, _ = world.draw("fresh", 0)
+    drawn = world.items(taste, 20_000, np.random.default_rng(0))
+    table = world.family.joint[taste.first, taste.values[0]]
+    counts = np.zeros(table.shape)
+    np.add.at(counts, (drawn.contexts, drawn.answers), 1)
+    deviation = np.sqrt(table * (1 - table) / 20_000)
+    assert (np.abs(counts / 20_000 - table) <= 5 * deviation + 1e-12).all()
 
 
 def test_taste_mixes_two_archetypes(tmp_path: Path) -> None:
     options = SMALL.model_copy(update={"quirk": 0.0, "label_noise": 0.0, "mixture_min": 1.0})
-    truth = write_synthetic(tmp_path / "pure", options, 0)
+    truth = write_synthetic(tmp_path / "pure", "LaMP-2M", options, 0)
     for user in truth["users"].values():
-        assert user["tags"] == truth["archetypes"][user["archetypes"][0]]
-    mixed = write_synthetic(tmp_path / "mixed", options.model_copy(update={"mixture_min": 0.5}), 0)
+        assert user["values"] == truth["archetypes"][user["archetypes"][0]]
+    half = options.model_copy(update={"mixture_min": 0.5})
+    mixed = write_synthetic(tmp_path / "mixed", "LaMP-2M", half, 0)
     for user in mixed["users"].values():
         first, second = (mixed["archetypes"][n] for n in user["archetypes"])
         assert user["archetypes"][0] != user["archetypes"][1]
         assert 0.5 <= user["mixture"] <= 1.0
-        assert all(t in (a, b) for t, a, b in zip(user["tags"], first, second, strict=True))
+        assert all(t in (a, b) for t, a, b in zip(user["values"], first, second, strict=True))
 
 
-def test_smallest_world_and_too_many_themes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lamp_task", TASKS)
+def test_smallest_world_and_too_many_themes(tmp_path: Path, lamp_task: str) -> None:
     tiny = SyntheticOptions(
-        base_users=1, anchor_candidates=1, few_shot_users=1, themes=1, archetypes=2
+        base_users=1, anchor_candidates=1, few_shot_users=1, themes=1, archetypes=2, choices=2
     )
-    truth = write_synthetic(tmp_path, tiny, 0)
+    truth = write_synthetic(tmp_path, lamp_task, tiny, 0)
     assert len(truth["users"]) == 3
-    with pytest.raises(InputError, match=r"synthetic\.themes 6000: use at most 5000"):
-        write_synthetic(tmp_path, tiny.model_copy(update={"themes": 6000}), 0)
+    assert read_users(tmp_path, get_task(lamp_task)).dropped == {}
+    with pytest.raises(InputError, match=r"^synthetic\.themes: .* at most 100000"):
+        write_synthetic(tmp_path, lamp_task, tiny.model_copy(update={"themes": 30_000}), 0)

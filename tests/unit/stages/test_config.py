@@ -125,12 +125,13 @@ def test_refused_in_one_line_that_names_the_key(given: dict[str, Any], words: st
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("tasks", [["LaMP-3"], ["LaMP-2M", "LaMP-3"], ["LaMP-6"]], ids=repr)
-def test_synthetic_data_are_lamp_2m_only(tasks: list[str]) -> None:
-    with pytest.raises(InputError, match=r"^lamp_tasks .*synthetic holds LaMP-2M only") as caught:
+@pytest.mark.parametrize("tasks", [["LaMP-2N"], ["LaMP-2M", "LaMP-2N"], ["LaMP-6"]], ids=repr)
+def test_synthetic_data_have_five_tasks(tasks: list[str]) -> None:
+    with pytest.raises(InputError, match=r"^lamp_tasks .*holds LaMP-1, .*LaMP-5 only") as caught:
         resolve({"lamp_tasks": tasks})
     assert "\n" not in str(caught.value)
-    assert resolve({"lamp_tasks": ["LaMP-2M"]}).lamp_tasks == ["LaMP-2M"]
+    five = ["LaMP-1", "LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5"]
+    assert resolve({"lamp_tasks": five}).lamp_tasks == five
 
 
 def test_all_faults_are_named_at_once() -> None:

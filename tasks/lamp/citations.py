@@ -1,0 +1,76 @@
+"""LaMP-1's question: which of two references belongs to a paper? Wording as in LaMP's own data.
+
+A profile item of LaMP-1 is a paper, not a question, so one is built: the paper's own citation
+against another one, in an order that depends on title and citation alone. Windows over one
+author's papers so agree on it, whatever stands beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from tasks.lamp.history import Neighbours
+
+ASKS = ", which reference is related? Just answer with [1] or [2] without explanation."
+LABELS = ("[1]", "[2]")
+
+
+def question(title: str, first: str, second: str) -> str:
+    """What stands after "... the paper with the title " in a query."""
+    return f'"{title}"{ASKS} [1]: "{first}" [2]: "{second}"'
+
+
+def as_item(title: str, own: str, other: str) -> tuple[str, str]:
+    """(question, answer) about one paper: its `own` citation, against `other`."""
+    if hashlib.sha256(f"{title}\x1f{own}".encode()).digest()[0] % 2:
+        return question(title, own, other), LABELS[0]
+    return question(title, other, own), LABELS[1]
+
+
+def questions(papers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One user's papers as items: the title a question, the citation its label.
+
+    papers: with title, abstract, citation and negative, strings. Those with an empty title or
+    citation come back with an empty title; those with nothing to ask against are left out.
+    """
+    negatives = hard_negatives(
+        [f"{paper['title']} {paper['abstract']}" for paper in papers],
+        [paper["citation"] for paper in papers],
+        [paper["negative"] for paper in papers],
+    )
+    items = []
+    for paper, negative in zip(papers, negatives, strict=True):
+        if not paper["title"].strip() or not paper["citation"].strip():
+            items.append(paper | {"title": ""})
+        elif negative is not None:
+            asked, label = as_item(paper["title"], paper["citation"], negative)
+            items.append(paper | {"title": asked, "citation": label})
+    return items
+
+
+def hard_negatives(
+    texts: Sequence[str], citations: Sequence[str], given: Sequence[str]
+) -> list[str | None]:
+    """For each paper of one user, what its citation is asked against (METHOD, Prompts).
+
+    texts: title and abstract. given: a negative that the data name, which is used if it is not
+    empty and not the citation itself; else it is the citation of the BM25-nearest other paper that
+    is not empty and differs; None if there is none.
+    """
+    usable = [
+        bool(other.strip()) and other != own for other, own in zip(given, citations, strict=True)
+    ]
+    if all(usable):
+        return list(given)
+    neighbours = Neighbours(texts)
+    found: list[str | None] = []
+    for index, (text, own) in enumerate(zip(texts, citations, strict=True)):
+        if usable[index]:
+            found.append(given[index])
+            continue
+        order = neighbours.find(text, len(texts), exclude=index)
+        others = (citations[n] for n in order)
+        found.append(next((c for c in others if c.strip() and c != own), None))
+    return found

@@ -1,0 +1,70 @@
+"""Small synthetic worlds, and an independent account of what their items say."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+
+import numpy as np
+from numpy.polynomial import Polynomial
+
+from tasks.config import SyntheticOptions
+from tasks.lamp.synthetic.population import Population
+
+TASKS = ["LaMP-1", "LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5"]
+SMALL = SyntheticOptions(
+    base_users=5, anchor_candidates=4, few_shot_users=20, items_min=11, items_max=14
+)
+
+
+def by_hand(
+    lamp_task: str, options: SyntheticOptions, first: int, value: int, context: int, answer: int
+) -> float:
+    """p(context, answer | first archetype, value), said again from docs/benchmark.md."""
+    choices, noise = options.choices, options.label_noise
+    if lamp_task == "LaMP-1":
+        school = list(permutations(range(choices), 2))[context][answer]
+        cited = noise / choices + (1 - noise if school == value else 0)
+        return cited / (choices - 1) / 2
+    if lamp_task == "LaMP-3":
+        sentiment = (-2, -1, 1, 2)[context]
+        # Round half away from zero, written with exact integers.
+        strength = (4 * value * abs(sentiment) + choices - 1) // (2 * (choices - 1))
+        rating = 3 + first % 2 + (strength if sentiment > 0 else -strength)
+        rating = min(5, max(1, rating))
+        near = [r for r in range(1, 6) if abs(r - rating) <= 1]
+        given = answer + 1
+        return ((1 - noise) * (given == rating) + noise * (given in near) / len(near)) / 4
+    return noise / choices + (1 - noise if answer == value else 0)
+
+
+def enumerated(
+    population: Population,
+    lamp_task: str,
+    options: SyntheticOptions,
+    items: list[tuple[int, int, int]],
+    theme: int,
+) -> np.ndarray:
+    """[A, C]: p(z1, value of `theme` | items), over all pairs, all values of all themes at once,
+    and the mixture by exact integration of a polynomial."""
+    archetypes = population.archetypes
+    count, themes = archetypes.shape
+    choices, quirk, low = population.choices, population.quirk, population.mixture_min
+    result = np.zeros((count, choices))
+    for first, second in permutations(range(count), 2):
+        for values in product(range(choices), repeat=themes):
+            density = Polynomial([1.0])
+            for s, v in enumerate(values):
+                is_first = float(v == archetypes[first, s])
+                is_second = float(v == archetypes[second, s])
+                density *= Polynomial(
+                    [
+                        quirk / choices + (1 - quirk) * is_second,
+                        (1 - quirk) * (is_first - is_second),
+                    ]
+                )
+            integral = density.integ()
+            mass = (integral(1.0) - integral(low)) / (1 - low) if low < 1 else density(1.0)
+            for s, context, answer in items:
+                mass *= by_hand(lamp_task, options, first, values[s], context, answer)
+            result[first, values[theme]] += mass
+    return result / result.sum()
