@@ -11,14 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.config import FusionOptions
-from tasks.fusion import recipe
+from tasks.fusion import recipes, search
+from tests.benchmarks.search import recipe_alone, unit_vectors
 
 MEMBERS = ["a", "b", "c", "d"]
 
 
 def made(similarities: list[float], **options: Any) -> dict[str, Any]:
-    members = MEMBERS[: len(similarities)]
-    return recipe(np.array(similarities), members, FusionOptions(**options))
+    chosen, values, weights = recipes(np.array([similarities]), FusionOptions(**options))
+    anchors = [MEMBERS[number] for number in chosen[0]]
+    return {
+        "anchors": anchors,
+        "similarities": values[0].tolist(),
+        "weights": weights[0].tolist(),
+    }
 
 
 def test_the_more_similar_anchor_weighs_more() -> None:
@@ -101,3 +107,39 @@ def test_any_recipe(similarities: list[float], top_m: int, weights: str, order: 
     assert got["similarities"] == sorted(got["similarities"], reverse=True)
     left_out = [s for m, s in zip(MEMBERS, similarities, strict=False) if m not in got["anchors"]]
     assert all(s <= min(got["similarities"]) + 1e-6 for s in left_out)
+
+
+ALL_OPTIONS = [
+    FusionOptions(top_m=top_m, weights=weights, order=order)
+    for top_m in (1, 3, 8, 20)
+    for weights in ("cosine", "softmax")
+    for order in ("right", "published")
+]
+
+
+@pytest.mark.parametrize("options", ALL_OPTIONS)
+def test_all_users_at_once_as_one_by_one(options: FusionOptions) -> None:
+    """Coarse similarities, so that most users have ties and some no positive one."""
+    drawn = np.random.default_rng(0).integers(-6, 3, (200, 13)) / 4
+    drawn[:5] = -0.25
+    for similarities in (drawn, drawn.astype(np.float32)):
+        members, values, weights = recipes(similarities, options)
+        for user in range(len(similarities)):
+            alone = recipe_alone(similarities[user], range(13), options)
+            assert members[user].tolist() == alone["anchors"]
+            assert values[user].tolist() == alone["similarities"]
+            assert weights[user] == pytest.approx(alone["weights"], abs=1e-6)
+
+
+@pytest.mark.parametrize("options", ALL_OPTIONS)
+def test_company_changes_no_bit_of_a_recipe(options: FusionOptions) -> None:
+    """Whatever the block: what is trained later is found again by these numbers.
+
+    In float64, as the stage has it: float32's last bit is too near to the sixth decimal.
+    """
+    users, bank = (unit_vectors(count, 24, count).astype(np.float64) for count in (101, 11))
+    whole = search(users, bank, options)
+    assert [len(part) for part in whole] == [101] * 3
+    for block in (1, 7, 100):
+        for one, other in zip(whole, search(users, bank, options, block), strict=True):
+            assert np.array_equal(one, other)
