@@ -39,7 +39,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Count the highest memory anew from here; without Linux it is the process's own."""
+    """Count the highest memory anew from here (off Linux it stays that of the whole process)."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

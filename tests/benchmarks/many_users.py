@@ -1,15 +1,28 @@
 """Training many users' stacked LoRAs: the grouped engine against what people do today.
 
-    python -m tests.benchmarks.many_users [--quick] [--model embedded|40m|1b|8b] [--threads N]
+    python -m tests.benchmarks.many_users                 1, 8, 32, 128 and 512 users, embedded
+    python -m tests.benchmarks.many_users --quick         64 users, under two minutes on two cores
+    python -m tests.benchmarks.many_users --model 8b --users 32 128          (embedded|40m|1b|8b)
+    python -m tests.benchmarks.many_users --stream        10,000 users in groups of 512 (`stream`)
+    python -m tests.benchmarks.many_users --search        anchors of a million users (`search`)
+
+`--threads N` sets torch's threads, `--queries N` the questions per user, `--repetitions N` how
+often each is timed. `--stream` and `--search` add to the table, which is then of 128 users only,
+where `--users` does not say otherwise.
 
 Same model (random init), same users and token ids, one run; each opponent is timed in turns with
-the engine and the median taken. Ratios are users per second of the engine over the opponent's; the
-merged LoRA lies below in both, but for `ratio_vs_peft_without_merged`, where it does in neither.
-The last line is one JSON object; a picture and the figures in full go to `--out`.
+the engine and the median taken. Ratios are users per second of the engine over the opponent's:
 
-FLOPs, for the share of the machine's own matmul peak (MFU), per token: 4 x parameters of the frozen
-linear layers that a position passes (forward, and backward to the inputs only), 2 x 3 x the LoRAs'
-trained numbers (forward, gradients of inputs and weights), 4 x those of the frozen merged LoRA.
+* `ratio_vs_peft`: stock PEFT, one user after another, training alone;
+* `ratio_vs_published`: the published recipe's structure, all of it but answering, against training;
+  `ratio_vs_published_answering`: all of it, against training and answering the same questions;
+* `ratio_vs_plain`: all users in one padded batch with per-user bmm under autograd, training alone
+  (in groups of `plain_users` where memory holds no more; null where it holds not even one).
+
+The merged LoRA lies below in all, but for `ratio_vs_peft_without_merged`, where it does in neither.
+`mfu` is the share of the machine's own matmul peak that useful tokens' FLOPs make up
+(`machine.training_flops`); `peak_bytes` is of the engine's training. The last line is one JSON
+object; a picture and the figures in full go to `--out`.
 """
 
 from __future__ import annotations
@@ -18,237 +31,220 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from tasks.lora.adapters import write_peft
-from tasks.lora.bank import Bank
 from tasks.lora.base import load_base
 from tasks.lora.batches import Encoded
-from tasks.lora.group_train import train_group
-from tasks.lora.grouped import grouped, shapes_of
-from tasks.lora.merge import MergedUsers, merge
-from tasks.lora.tiny import train_tokenizer
-from tasks.lora.train import Recipe, epochs
-from tests.benchmarks.opponents import train_peft, train_published
-
-# `tokens` per item on average; `batch` x `accumulation` items per optimiser step.
-SHAPES: dict[str, dict[str, Any]] = {
-    "embedded": {
-        "hidden": 64, "layers": 2, "heads": 4, "wide": 170, "vocabulary": 2000,
-        "tokens": 15, "items": 10, "batch": 4, "accumulation": 1, "epochs": 5, "rank": 8,
-    },
-    "40m": {
-        "hidden": 512, "layers": 8, "heads": 8, "wide": 1376, "vocabulary": 8000,
-        "tokens": 256, "items": 10, "batch": 2, "accumulation": 1, "epochs": 1, "rank": 8,
-    },
-    "1b": {
-        "hidden": 2048, "layers": 16, "heads": 32, "wide": 8192, "vocabulary": 32000,
-        "tokens": 300, "items": 10, "batch": 2, "accumulation": 4, "epochs": 1, "rank": 8,
-    },
-    "8b": {
-        "hidden": 4096, "layers": 32, "heads": 32, "wide": 14336, "vocabulary": 32000,
-        "tokens": 300, "items": 10, "batch": 2, "accumulation": 4, "epochs": 1, "rank": 8,
-    },
-}  # fmt: skip
-STACKED_RANK, MERGED_MEMBERS = 4, 2
+from tasks.lora.group_train import Outcome
+from tasks.lora.grouped import fresh
+from tasks.lora.merge import MergedUsers
+from tasks.lora.train import epochs
+from tests.benchmarks.engine import SCALE, STACKED_RANK, Engine
+from tests.benchmarks.machine import matmul_peak, peak_bytes, reset_peak, timed, training_flops
+from tests.benchmarks.opponents import Job, train_peft, train_published
+from tests.benchmarks.plain_bmm import train_plain, users_that_fit
+from tests.benchmarks.shapes import SHAPES, build, make_questions, make_users
+from tests.benchmarks.stream import FEW, measure_stream
 
 
-def build(shape: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
-    """A Llama of the shape by random init, with a byte-level tokenizer, written to `folder`."""
-    tokenizer = train_tokenizer(["a film of a quiet harbour"], 300)
-    config = LlamaConfig(
-        vocab_size=shape["vocabulary"],
-        hidden_size=shape["hidden"],
-        intermediate_size=shape["wide"],
-        num_hidden_layers=shape["layers"],
-        num_attention_heads=shape["heads"],
-        max_position_embeddings=4096,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=False,
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def make_users(shape: dict[str, Any], count: int) -> list[list[Encoded]]:
-    """Users of random tokens, with lengths that vary as LaMP's do (a quarter around the mean)."""
-    generator = torch.Generator().manual_seed(1)
-    users = []
-    for _ in range(count):
-        own = []
-        for _ in range(shape["items"]):
-            spread = float(torch.randn(1, generator=generator)) * 0.25
-            length = max(4, int(shape["tokens"] * (1 + spread)))
-            ids = torch.randint(3, shape["vocabulary"], (length,), generator=generator).tolist()
-            own.append(Encoded(ids[:-2], [*ids[-2:-1], 2]))
-        users.append(own)
-    return users
-
-
-def timed(call: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP per second of the machine's own best square product, measured."""
-    size = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(size, size, dtype=dtype, device=device)
-    times = [timed(lambda: a @ a, device) for _ in range(8)]
-    return 2 * size**3 / min(times)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under two minutes on two cores")
     parser.add_argument("--model", choices=sorted(SHAPES), default="embedded")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--users", type=int, nargs="*", default=None)
+    parser.add_argument("--queries", type=int, default=2, help="questions per user")
     parser.add_argument("--repetitions", type=int, default=None)
+    parser.add_argument("--stream", type=int, nargs="?", const=0, default=None, metavar="N")
+    parser.add_argument("--group", type=int, default=512, help="users of the stream at a time")
+    parser.add_argument("--search", action="store_true")
+    parser.add_argument("--search-users", type=int, default=1_000_000)
     parser.add_argument("--out", type=Path, default=Path(".mta/benchmarks"))
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = arguments()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(given.threads)
-    on_gpu = torch.cuda.is_available()
-    dtype = torch.bfloat16 if on_gpu else torch.float32
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     shape = SHAPES[given.model]
-    counts = given.users or ([64] if given.quick else [1, 8, 32, 128, 512])
+    counts = given.users or [1, 8, 32, 128, 512]
+    if not given.users and (given.quick or given.search or given.stream is not None):
+        counts = [64] if given.quick else [FEW]
     repetitions = given.repetitions or (3 if given.quick else 5)
+    more: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "base"
+        folder, merged = Path(scratch) / "base", Path(scratch) / "merged"
         build(shape, folder, dtype)
+        engine = Engine(shape, folder)
+        engine.write_merged(merged)
+        job = Job(
+            folder,
+            merged,
+            engine.base.tokenizer,
+            engine.recipe,
+            STACKED_RANK,
+            int(SCALE * STACKED_RANK),
+            dtype,
+            engine.base.device,
+        )
         rows = [
-            measure(shape, folder, Path(scratch), count, repetitions, dtype, given.quick)
+            measure(engine, job, shape, count, repetitions, given.queries, given.quick)
             for count in counts
         ]
-    given.out.mkdir(parents=True, exist_ok=True)
-    name = f"many_users_{given.model}"
-    (given.out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
-    draw(rows, given.model, given.out / f"{name}.png")
-    for row in rows:
-        print({key: value for key, value in row.items() if key != "times"})
-    print(json.dumps({**rows[-1], "times": None, "model": given.model, "threads": given.threads}))
+        if given.stream is not None:
+            users = given.stream or shape["stream"]
+            more |= measure_stream(engine, shape, users, given.group, repetitions)
+    if given.search:
+        from tests.benchmarks.search import measure_search
+
+        more |= measure_search(given.search_users, repetitions)
+    more |= {"model": given.model, "threads": given.threads}
+    write(rows, more, given)
 
 
 def measure(
+    engine: Engine,
+    job: Job,
     shape: dict[str, Any],
-    folder: Path,
-    scratch: Path,
     count: int,
     repetitions: int,
-    dtype: torch.dtype,
+    queries: int,
     quick: bool,
 ) -> dict[str, Any]:
     """One row: `count` users through the engine and its opponents, in turns."""
-    base = load_base(folder, max_tokens=4096)
-    users = make_users(shape, count)
-    recipe = Recipe(
-        5e-3, shape["epochs"], shape["batch"], shape["accumulation"], "cosine", 0.1, 1.0, 0.0
-    )
-    shapes = shapes_of(base.model, "all-linear", STACKED_RANK)
-    generator = torch.Generator().manual_seed(2)
-    rank = shape["rank"]
-    layers = {
-        name: (
-            torch.randn(MERGED_MEMBERS, rank, fan_in, generator=generator) / fan_in**0.5,
-            torch.randn(MERGED_MEMBERS, fan_out, rank, generator=generator) * 0.01,
-        )
-        for name, (fan_in, fan_out) in shapes.sizes.items()
-    }
-    bank = Bank(("0", "1"), layers, 2.0)
-    recipes = [(["0", "1"], [0.6, 0.4])] * count
-    merged = MergedUsers(bank, recipes, "exact", base.device)
-    adapter = scratch / "merged-adapter"
-    write_peft(adapter, merge([bank.lora("0"), bank.lora("1")], [0.6, 0.4], "exact"), "base")
-    outcomes = []
+    device = job.device
+    users = list(islice(make_users(shape), count))
+    questions = make_questions(shape, count, queries)
+    merged = engine.merged(count)
+    outcomes: list[Outcome] = []
 
-    def engine(frozen: Any = merged.parts) -> None:
-        with grouped(base.model, list(shapes.sizes)) as found:
-            outcomes.append(
-                train_group(
-                    base,
-                    found,
-                    shapes,
-                    users,
-                    recipe,
-                    list(range(count)),
-                    scale=2.0,
-                    frozen=frozen,
-                )
-            )
+    def train(under: MergedUsers | None) -> None:
+        outcomes[:] = [engine.train(users, under)]
 
-    # Opponents do the same work per user whatever the number of users: a sample of users is enough.
-    few = users[: min(count, 4 if quick else 8)]
-    under = load_base(folder, max_tokens=4096).model
-    pad = base.tokenizer.pad_token_id
-    names = ("engine", "peft", "engine_bare", "peft_bare", "published")
-    times: dict[str, list[float]] = {name: [] for name in names}
-    timed(engine, base.device)
-    if base.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    two = users[:2]
+    def answer() -> None:
+        engine.answer(questions, merged, outcomes[0])
 
-    def peft(adapter: Path | None = adapter) -> None:
-        train_peft(under, few, recipe, STACKED_RANK, 8.0, pad, adapter)
+    reset_peak(device)
+    train(merged)
+    peak, outcome = peak_bytes(device), outcomes[0]
+    answer()
+    # Opponents that take users one by one cost the same per user, however many there are: a
+    # sample of users is enough. They have a model of their own, as they leave traces on it.
+    few, two = users[: 4 if quick else 8], users[:2]
+    model = load_base(job.base, max_tokens=4096).model
+    # The first time anything is slower, and here some opponents have few repetitions.
+    plain_users = warm_plain(engine, model, users, merged)
+    train_peft(model, users[:1], job, True)
+    train_published(users[:1], questions[:1], job, shape["new"])
+    answering: list[float] = []
 
     def published() -> None:
-        train_published(folder, two, recipe, STACKED_RANK, 8.0, pad, adapter, dtype, base.device)
+        seconds = train_published(two, questions[:2], job, shape["new"])
+        answering.append(seconds / len(two))
 
+    names = ("engine", "answer", "engine_bare", "peft", "peft_bare", "plain", "published")
+    times: dict[str, list[float]] = {name: [] for name in names}
     for repetition in range(repetitions):
-        times["engine"].append(timed(engine, base.device) / count)
-        times["peft"].append(timed(peft, base.device) / len(few))
-        times["engine_bare"].append(timed(partial(engine, None), base.device) / count)
-        times["peft_bare"].append(timed(partial(peft, None), base.device) / len(few))
+        # Without a merged LoRA first: what `answer` then uses is trained over merged ones.
+        times["engine_bare"].append(timed(partial(train, None), device) / count)
+        times["engine"].append(timed(partial(train, merged), device) / count)
+        times["answer"].append(timed(answer, device) / count)
+        times["peft"].append(timed(partial(train_peft, model, few, job, True), device) / len(few))
+        bare = partial(train_peft, model, few, job, False)
+        times["peft_bare"].append(timed(bare, device) / len(few))
+        if plain_users:
+            call = partial(plain, engine, model, users[:plain_users], merged)
+            times["plain"].append(timed(call, device) / plain_users)
         if repetition < (1 if quick else 3):
-            times["published"].append(timed(published, base.device) / len(two))
-    median = {name: statistics.median(values) for name, values in times.items()}
-    outcome = outcomes[0]
-    steps = sum(1 for _ in epochs(shape["items"], recipe, 0))
-    frozen_numbers = sum(fan_in * fan_out for fan_in, fan_out in shapes.sizes.values())
-    wide = sum(rank * MERGED_MEMBERS * (i + o) for i, o in shapes.sizes.values())
-    flops = (4 * frozen_numbers + 6 * shapes.width + 4 * wide) * sum(outcome.tokens)
-    peak = matmul_peak(base.device, base.model.dtype)
+            times["published"].append(timed(published, device) / len(two))
+    whole = statistics.median(times["published"])
+    training = statistics.median(
+        all_of_it - own for all_of_it, own in zip(times["published"], answering, strict=True)
+    )
+    times["published_answer"] = answering
+    median = {name: statistics.median(values) for name, values in times.items() if values}
+    tokens = sum(outcome.tokens)
+    labels = shape["epochs"] * sum(len(item.answer) for own in users for item in own)
+    flops = training_flops(
+        engine.base.model.config, engine.shapes, engine.merged_rank, tokens, labels
+    )
+    each = median["engine"]
     return {
         "users": count,
-        "steps": steps,
-        "users_per_hour": round(3600 / median["engine"], 1),
-        "tokens_per_second": round(sum(outcome.tokens) / (median["engine"] * count), 1),
-        "ratio_vs_peft": round(median["peft"] / median["engine"], 2),
+        "steps": sum(1 for _ in epochs(shape["items"], engine.recipe, 0)),
+        "queries": queries,
+        "users_per_hour": round(3600 / each, 1),
+        "tokens_per_second": round(tokens / (each * count), 1),
+        "ratio_vs_peft": round(median["peft"] / each, 2),
         "ratio_vs_peft_without_merged": round(median["peft_bare"] / median["engine_bare"], 2),
-        "ratio_vs_published": round(median["published"] / median["engine"], 2),
-        "mfu": round(flops / (median["engine"] * count) / peak, 4),
+        "ratio_vs_published": round(training / each, 2),
+        "ratio_vs_published_answering": round(whole / (each + median["answer"]), 2),
+        "ratio_vs_plain": round(median["plain"] / each, 2) if plain_users else None,
+        "plain_users": plain_users,
+        "mfu": round(flops / (each * count) / matmul_peak(device, engine.base.model.dtype), 4),
         "padding": round(outcome.padding, 4),
-        "peak_bytes": peak_bytes(base.device),
-        "bytes_per_user": 4 * shapes.width,
-        "device": torch.cuda.get_device_name() if base.device.type == "cuda" else "cpu",
+        "peak_bytes": peak,
+        "bytes_per_user": 4 * engine.shapes.width,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "times": times,
     }
 
 
-def peak_bytes(device: torch.device) -> int:
-    """Peak memory: of the GPU since the engine was warm, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    import resource
+def plain(
+    engine: Engine, model: Any, users: Sequence[Sequence[Encoded]], merged: MergedUsers
+) -> None:
+    """Opponent (c) on `users`, from the engine's initial weights over the same merged LoRAs."""
+    seeds = range(len(users))
+    initial = fresh(engine.shapes, seeds).to(engine.base.device)
+    under, pad = merged.parts(seeds), engine.base.tokenizer.pad_token_id
+    train_plain(model, users, engine.recipe, seeds, engine.shapes, initial, SCALE, under, pad)
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def warm_plain(
+    engine: Engine, model: Any, users: Sequence[Sequence[Encoded]], merged: MergedUsers
+) -> int:
+    """Run opponent (c) once; how many of `users` it can take at once, 0 if not even one."""
+    most = len(users)
+    if engine.base.device.type == "cpu":
+        most = users_that_fit(model.config, users, engine.recipe)
+    while most:
+        try:
+            plain(engine, model, users[:most], merged)
+            break
+        except torch.OutOfMemoryError:
+            most //= 2
+        torch.cuda.empty_cache()
+    return most
+
+
+def write(rows: list[dict[str, Any]], more: dict[str, Any], given: argparse.Namespace) -> None:
+    """Figures in full and a picture to `--out`, in short to the terminal; JSON is the last line."""
+    parts = ["many_users", given.model]
+    parts += [part for part, asked in (("stream", "stream_users"), ("search", "search_users"))
+              if asked in more]  # fmt: skip
+    given.out.mkdir(parents=True, exist_ok=True)
+    path = given.out / ("_".join(parts) + ".json")
+    path.write_text(json.dumps({"rows": rows, **more}, indent=1) + "\n")
+    draw(rows, given.model, path.with_suffix(".png"))
+    short = [{key: value for key, value in row.items() if key != "times"} for row in rows]
+    for row in short:
+        print(row)
+    more = {key: value for key, value in more.items() if key != "stream_times"}
+    if len(parts) > 2:
+        print(more)
+    print(json.dumps({**short[-1], **more}))
 
 
 def draw(rows: list[dict[str, Any]], model: str, path: Path) -> None:
@@ -259,17 +255,15 @@ def draw(rows: list[dict[str, Any]], model: str, path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), dpi=120)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    users = [row["users"] for row in rows]
-    rate = [row["users_per_hour"] for row in rows]
-    for name, values in (
-        ("grouped engine", rate),
-        ("PEFT, one by one", [r / row["ratio_vs_peft"] for r, row in zip(rate, rows, strict=True)]),
-        (
-            "published recipe",
-            [r / row["ratio_vs_published"] for r, row in zip(rate, rows, strict=True)],
-        ),
+    for name, ratio in (
+        ("grouped engine", None),
+        ("plain bmm, one padded batch", "ratio_vs_plain"),
+        ("PEFT, one by one", "ratio_vs_peft"),
+        ("published recipe", "ratio_vs_published"),
     ):
-        axes.plot(users, values, marker="o", label=name)
+        shown = [row for row in rows if ratio is None or row[ratio]]
+        rates = [row["users_per_hour"] / (row[ratio] if ratio else 1) for row in shown]
+        axes.plot([row["users"] for row in shown], rates, marker="o", label=name)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("users trained together")

@@ -1,18 +1,22 @@
-"""The engine's opponents: how people train and use one LoRA per user today.
+"""The engine's opponents that take one user after another, as people do today.
 
-`peft`: stock PEFT, one loaded base, one user after another; with the merged LoRA as a second,
-frozen adapter below (`under`), or without.
-`published`: the structure of the published recipe: the merged LoRA is merged into the base, that
-model is written to disk, read back, a new LoRA trained on it by transformers' Trainer, written, and
-model and LoRA are read back once more. Answering is not part of what is timed.
+(a) `train_peft`: stock PEFT, one loaded base; with the merged LoRA as a second, frozen adapter
+below, or without. Training alone.
+(b) `train_published`: the structure of the published recipe: the merged LoRA is merged into the
+base, that model is written to disk, read back, a new LoRA trained on it by transformers' Trainer,
+written, model and LoRA are read back once more, and the user's questions answered.
 
-Both train on the same token ids, batches of the same sizes and as many steps as the engine.
+Both train on the same token ids, batches of the same sizes and as many steps as the engine. A
+third one takes all users at once (`plain_bmm`).
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,48 +26,64 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, get_s
 
 from tasks.lora.batches import Encoded
 from tasks.lora.train import Recipe, epochs
+from tests.benchmarks.machine import wait
 
 
-def lora_config(rank: int, alpha: float) -> LoraConfig:
-    return LoraConfig(
-        r=rank,
-        lora_alpha=int(alpha),
-        target_modules="all-linear",
-        lora_dropout=0.0,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
+@dataclass(frozen=True)
+class Job:
+    """What opponents train: LoRAs of `rank` and `alpha` over the adapter in `merged`.
+
+    `base` is the base model's folder, `tokenizer` its own.
+    """
+
+    base: Path
+    merged: Path
+    tokenizer: Any
+    recipe: Recipe
+    rank: int
+    alpha: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def lora_config(self) -> LoraConfig:
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules="all-linear",
+            lora_dropout=0.0,
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+
+    def warmup(self, samples: int) -> int:
+        """Warm-up steps of a user with so many samples."""
+        return math.ceil(self.recipe.warmup_share * sum(1 for _ in epochs(samples, self.recipe, 0)))
 
 
-def right_padded(samples: Sequence[Encoded], pad: int) -> dict[str, torch.Tensor]:
-    """A batch as Hugging Face's collators make it: ids, mask, labels with -100."""
+def padded(samples: Sequence[Encoded], pad: int, left: bool = False) -> dict[str, torch.Tensor]:
+    """A batch as Hugging Face's collators make it: ids, mask, labels with -100 [B, T]."""
     width = max(len(s.prompt) + len(s.answer) for s in samples)
-    ids, mask, labels = [], [], []
-    for sample in samples:
-        row = sample.prompt + sample.answer
-        fill = width - len(row)
-        ids.append(row + [pad] * fill)
-        mask.append([1] * len(row) + [0] * fill)
-        labels.append([-100] * len(sample.prompt) + sample.answer + [-100] * fill)
-    table = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    def filled(values: list[int], fill: int) -> list[int]:
+        gap = [fill] * (width - len(values))
+        return gap + values if left else values + gap
+
+    table = {
+        "input_ids": [filled(s.prompt + s.answer, pad) for s in samples],
+        "attention_mask": [filled([1] * (len(s.prompt) + len(s.answer)), 0) for s in samples],
+        "labels": [filled([-100] * len(s.prompt) + s.answer, -100) for s in samples],
+    }
     return {name: torch.tensor(rows) for name, rows in table.items()}
 
 
-def train_peft(
-    model: Any,
-    users: Sequence[Sequence[Encoded]],
-    recipe: Recipe,
-    rank: int,
-    alpha: float,
-    pad: int,
-    under: Path | None = None,
-) -> None:
+def train_peft(model: Any, users: Sequence[Sequence[Encoded]], job: Job, over_merged: bool) -> None:
     """(a): for each user a new LoRA on the one loaded base, trained by a plain loop."""
-    device = next(model.parameters()).device
+    recipe, pad = job.recipe, job.tokenizer.pad_token_id
     for number, samples in enumerate(users):
-        wrapped = get_peft_model(model, lora_config(rank, alpha), adapter_name="stacked")
-        if under is not None:
-            wrapped.load_adapter(under, "merged")
+        wrapped = get_peft_model(model, job.lora_config, adapter_name="stacked")
+        if over_merged:
+            wrapped.load_adapter(job.merged, "merged")
             wrapped.base_model.set_adapter(["merged", "stacked"])
         wrapped.train()
         for name, parameter in wrapped.named_parameters():
@@ -74,15 +94,12 @@ def train_peft(
             parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
         schedule = get_scheduler(
-            recipe.schedule,
-            optimizer,
-            num_warmup_steps=int(-(-recipe.warmup_share * len(steps) // 1)),
-            num_training_steps=len(steps),
+            recipe.schedule, optimizer, job.warmup(len(samples)), num_training_steps=len(steps)
         )
         for step in steps:
             for micro in step:
-                batch = right_padded([samples[i] for i in micro], pad)
-                batch = {name: value.to(device) for name, value in batch.items()}
+                batch = padded([samples[i] for i in micro], pad)
+                batch = {name: value.to(job.device) for name, value in batch.items()}
                 (wrapped(**batch, use_cache=False).loss / len(step)).backward()
             torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
             optimizer.step()
@@ -92,56 +109,72 @@ def train_peft(
 
 
 def train_published(
-    folder: Path,
     users: Sequence[Sequence[Encoded]],
-    recipe: Recipe,
-    rank: int,
-    alpha: float,
-    pad: int,
-    merged: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
-    """(b): merge into the base, write, read, new LoRA, Trainer, write, read back, per user."""
-    for number, samples in enumerate(users):
+    questions: Sequence[Sequence[Encoded]],
+    job: Job,
+    new_tokens: int,
+) -> float:
+    """(b), for each user. Returns the seconds that went into answering, of all of it."""
+    answering = 0.0
+    for number, (samples, asked) in enumerate(zip(users, questions, strict=True)):
         with tempfile.TemporaryDirectory() as scratch:
-            whole = Path(scratch) / "merged"
-            base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
-            PeftModel.from_pretrained(base, merged).merge_and_unload().save_pretrained(whole)
+            whole, lora = Path(scratch) / "merged", Path(scratch) / "lora"
+            base = _load(job.base, job)
+            PeftModel.from_pretrained(base, job.merged).merge_and_unload().save_pretrained(whole)
             del base
-            model = AutoModelForCausalLM.from_pretrained(whole, dtype=dtype).to(device)
-            model = get_peft_model(model, lora_config(rank, alpha))
-            arguments = TrainingArguments(
-                output_dir=str(Path(scratch) / "out"),
-                per_device_train_batch_size=recipe.batch_size,
-                gradient_accumulation_steps=recipe.accumulation,
-                num_train_epochs=recipe.epochs,
-                learning_rate=recipe.learning_rate,
-                lr_scheduler_type=recipe.schedule,
-                warmup_steps=int(-(-recipe.warmup_share * _steps(len(samples), recipe) // 1)),
-                max_grad_norm=recipe.max_grad_norm,
-                weight_decay=recipe.weight_decay,
-                logging_strategy="no",
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                seed=number,
-                use_cpu=device.type == "cpu",
-                dataloader_pin_memory=False,
-                remove_unused_columns=False,
-            )
+            model = get_peft_model(_load(whole, job), job.lora_config)
             trainer = Trainer(
                 model=model,
-                args=arguments,
+                args=_arguments(job, len(samples), number, Path(scratch) / "out"),
                 train_dataset=list(samples),
-                data_collator=lambda batch: right_padded(batch, pad),
+                data_collator=lambda batch: padded(batch, job.tokenizer.pad_token_id),
             )
             trainer.train()
-            model.save_pretrained(Path(scratch) / "lora")
+            model.save_pretrained(lora)
             del model, trainer
-            again = AutoModelForCausalLM.from_pretrained(whole, dtype=dtype).to(device)
-            PeftModel.from_pretrained(again, Path(scratch) / "lora").eval()
+            personal = PeftModel.from_pretrained(_load(whole, job), lora).eval()
+            wait(job.device)
+            started = time.perf_counter()
+            _answer(personal, asked, job, new_tokens)
+            wait(job.device)
+            answering += time.perf_counter() - started
+    return answering
 
 
-def _steps(count: int, recipe: Recipe) -> int:
-    return sum(1 for _ in epochs(count, recipe, 0))
+def _load(folder: Path, job: Job) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=job.dtype).to(job.device)
+
+
+def _arguments(job: Job, samples: int, seed: int, out: Path) -> TrainingArguments:
+    recipe = job.recipe
+    return TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.accumulation,
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=job.warmup(samples),
+        max_grad_norm=recipe.max_grad_norm,
+        weight_decay=recipe.weight_decay,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+        use_cpu=job.device.type == "cpu",
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+    )
+
+
+@torch.no_grad()
+def _answer(model: Any, questions: Sequence[Encoded], job: Job, new_tokens: int) -> list[str]:
+    """Greedy answers of up to `new_tokens` to one user's questions, in one batch."""
+    batch = padded(questions, job.tokenizer.pad_token_id, left=True)
+    asked = {name: batch[name].to(job.device) for name in ("input_ids", "attention_mask")}
+    made = model.generate(**asked, max_new_tokens=new_tokens, do_sample=False)
+    texts = job.tokenizer.batch_decode(
+        made[:, asked["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    return [text.strip() for text in texts]
