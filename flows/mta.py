@@ -24,6 +24,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows.lamp_task import run_lamp_task
+from tasks.compare import compare, overall
 from tasks.config import (
     AnchorOptions,
     BaseOptions,
@@ -44,7 +45,17 @@ from tasks.config import (
     resolve,
 )
 from tasks.errors import InputError
-from tasks.report import TABLE_FILE, notes, rows, table_text, users_map, write_run, write_state
+from tasks.report import (
+    TABLE_FILE,
+    difference_lines,
+    mean_rows,
+    notes,
+    rows,
+    table_text,
+    users_map,
+    write_run,
+    write_state,
+)
 from tasks.stage import StageFailed, flow_run_is_over, gpu_slots, log, result_of, store
 from tasks.tracking import Tracker
 
@@ -140,8 +151,12 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
     missing: list[str] = []
     for seed, lamp_task in product(config.all_seeds, config.lamp_tasks):
         try:
-            summary = result_of(lamp_task_flow, settings | {"seed": seed}, lamp_task)
+            own_settings = settings | {"seed": seed}
+            summary = result_of(lamp_task_flow, own_settings, lamp_task)
             summary |= {"seed": seed, "several_seeds": len(config.all_seeds) > 1}
+            summary["compared"] = result_of(
+                compare, own_settings, lamp_task, summary["prepared"], summary["scores"]
+            )
             for method, own in summary["banks"].items():
                 own["map"] = result_of(users_map, f"{lamp_task}, {method}", own["anchors"])
         except StageFailed as error:
@@ -154,8 +169,10 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
         _track(missing, partial(tracker.log_lamp_task, summary, own_rows, where))
     if not summaries:
         raise StageFailed("; ".join(missing))
+    mean = result_of(overall, [summary["compared"] for summary in summaries])
+    table += mean_rows(mean)
     # Files first: what was found out must not depend on MLflow answering.
-    noted = [line for summary in summaries for line in notes(summary)]
+    noted = [line for summary in summaries for line in notes(summary)] + difference_lines(mean)
     write_run(str(flow_run.get_id()), settings, summaries)
     write_state(TABLE_FILE, table_text(table, noted, missing))
     _track(missing, lambda: tracker.finish(table, table_text(table, noted, missing), missing))
@@ -172,7 +189,9 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
             name="Incomplete",
             message=f"scored, but {len(missing)} pieces are missing: {'; '.join(missing)}"[:1000],
         )
-    return Completed(message=f"{len(table)} methods scored on {len(config.lamp_tasks)} LaMP tasks")
+    return Completed(
+        message=f"{len(config.methods)} methods scored on {len(config.lamp_tasks)} LaMP tasks"
+    )
 
 
 def _track(missing: list[str], call: Callable[[], None]) -> None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import Piece, Store, digest, library_versions
-from tasks.config import RunConfig
+from tasks.config import RunConfig, derive_seed, overlay
 from tasks.errors import InputError
 from tasks.prepare import users_of
 from tasks.questions import profile_questions
 from tasks.stage import Progress, gpu_slot, stage, store
 
 if TYPE_CHECKING:
+    from tasks.lamp.prompts import Sample
     from tasks.lora.base import Base
 
-VERSION = 1
+VERSION = 2
 # The libraries that decide the numbers of every stage that runs the model.
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
 # Weights other than safetensors are never fetched: they could be pickles.
@@ -39,6 +41,9 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
             "users": prepared["value"]["sha256"]["base"],
             **prompt_parts(options, prepared["value"]["instruction"]),
             "tiny": options.base.tiny.model_dump(),
+            "history": [options.rag.history_items, library_versions(("bm25s",))]
+            if options.base.tiny.history_share
+            else None,
             "max_tokens": options.base.max_tokens,
             "seed": options.seed,
         }
@@ -53,9 +58,7 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
         questions = [
             (sample.prompt, sample.answer)
             for user in users_of(where, prepared, "base")
-            for sample in profile_questions(
-                options, lamp_task, prepared["value"]["instruction"], user["profile"]
-            )
+            for sample in _lessons(options, lamp_task, prepared["value"]["instruction"], user)
         ]
         if not questions:
             raise InputError(
@@ -88,6 +91,24 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
         }
 
     return where.get("base_model", key, make)
+
+
+def _lessons(
+    options: RunConfig, lamp_task: str, instruction: str, user: dict[str, Any]
+) -> list[Sample]:
+    """What the tiny model learns from one user: each item once, some with history before it."""
+    plain = profile_questions(options, lamp_task, instruction, user["profile"])
+    share = options.base.tiny.history_share
+    if not share:
+        return plain
+    shown = {"prompt": {"history_items": options.rag.history_items}}
+    longer = RunConfig.model_validate(overlay(options.model_dump(), shown))
+    with_history = profile_questions(longer, lamp_task, instruction, user["profile"])
+    generator = random.Random(derive_seed(options.seed, "lessons", user["user_id"]))
+    return [
+        long if generator.random() < share else short
+        for short, long in zip(plain, with_history, strict=True)
+    ]
 
 
 _LOADED = threading.local()

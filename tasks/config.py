@@ -88,6 +88,9 @@ class TinyModelOptions(Options):
     batch_size: int = Field(64, ge=1)
     learning_rate: float = Field(3e-3, gt=0.0)
     max_vocabulary: int = Field(8000, ge=32)
+    # This share of its questions has `rag.history_items` items of the history before it, so that
+    # the model knows what to do with them.
+    history_share: float = Field(0.25, ge=0.0, le=1.0)
 
     @model_validator(mode="after")
     def _heads_divide(self) -> TinyModelOptions:
@@ -218,6 +221,8 @@ class RunConfig(Options):
 # `embedded`: chosen on a world of seed 100 (docs/benchmarks.md); the default seed is 0.
 PRESETS: dict[str, dict[str, Any]] = {
     "embedded": {
+        # There is no text encoder to be had offline.
+        "anchors": {"text_model": "base"},
         "meta_lora": {"learning_rate": 5e-3, "epochs": 5, "batch_size": 8, "accumulation": 1},
         "fusion": {"top_m": 8, "merge": "exact"},
         "stacking": {

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 # Users embedded between two reports of progress.
+# `anchors.text_model` of this name: no encoder but the base model.
+OWN_MODEL = "base"
 CHUNK = 20
 
 
@@ -61,6 +63,8 @@ def embed(
         profiles = [users[index][1]["profile"] for index in todo]
         if options.anchors.embedding == "signature":
             made = _signatures(options, lamp_task, instruction, profiles, where, base)
+        elif options.anchors.text_model == OWN_MODEL:
+            made = _own_states(options, lamp_task, profiles, where, base)
         else:
             made = _texts(options, profiles)
         known |= dict(zip((rows[index] for index in todo), made, strict=True))
@@ -118,6 +122,8 @@ def _method(
             **prompt_parts(options, instruction),
             **model_parts(options, base),
         }
+    if options.anchors.text_model == OWN_MODEL:
+        return {"text": OWN_MODEL, **model_parts(options, base)}
     folder = Path(options.anchors.text_model).expanduser()
     model = (
         where.hash_folder(folder, [*HUB_FILES, *(f"*/{name}" for name in HUB_FILES)])
@@ -172,6 +178,31 @@ def _signatures(
                 vectors.append(items.mean(0).tolist())
             progress.update(len(vectors))
         # This stage runs in the flow's own thread; the jobs after it run in others.
+        unload()
+    return vectors
+
+
+def _own_states(
+    options: RunConfig,
+    lamp_task: str,
+    profiles: list[list[dict[str, str]]],
+    where: Store,
+    base_result: dict[str, Any],
+) -> list[list[float]]:
+    """As `_texts`, with the base model itself as the encoder: mean over tokens, then items."""
+    from tasks.lora.batches import Encoded
+    from tasks.lora.signature import mean_states
+
+    progress = Progress("embed", f"{lamp_task}: embeddings of users", len(profiles))
+    vectors: list[list[float]] = []
+    with gpu_slot():
+        base = load(options, where, base_result)
+        for profile in profiles:
+            texts = [f"{item['text']} {item['answer']}" for item in profile]
+            ids = base.tokenizer(texts, split_special_tokens=True)["input_ids"]
+            samples = [Encoded(own[: base.max_tokens], []) for own in ids]
+            vectors.append(mean_states(base, samples).mean(0).tolist())
+            progress.update(len(vectors))
         unload()
     return vectors
 

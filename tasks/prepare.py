@@ -10,7 +10,8 @@ from tasks.config import RunConfig
 from tasks.errors import InputError
 from tasks.stage import log, stage, store
 
-VERSION = 3
+VERSION = 4
+OPTIMUM_FILE = "optimum.parquet"
 SHOWN_AUTHORS = 40
 ROLES = ("base", "anchor", "few_shot")
 
@@ -19,9 +20,10 @@ ROLES = ("base", "anchor", "few_shot")
 def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
     """Users of one LaMP task as `base.parquet`, `anchor.parquet`, `few_shot.parquet`.
 
-    Columns user_id, group (author), profile, query. The value holds the counts, what was dropped
-    and why, the audit of the data (tasks/lamp/audit.py), the instruction of the prompts, and the
-    hash of each table.
+    Columns user_id, group (author), profile, query. Of a generated world also `optimum.parquet`:
+    the best answers to the few-shot users' queries (tasks/lamp/synthetic/optimum.py). The value
+    holds the counts, what was dropped and why, the audit of the data (tasks/lamp/audit.py), the
+    instruction of the prompts, and the hash of each table.
     """
     options = RunConfig.model_validate(config)
     where = store()
@@ -34,6 +36,7 @@ def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
             "lamp_task": lamp_task,
             "files": {file.name: file_sha256(file) for file in files if file.exists()},
             "split": options.split.model_dump(),
+            "known": options.data == "synthetic",
             "seed": options.seed,
         }
     )
@@ -169,6 +172,10 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
     frames = {"base": split.base, "anchor": split.anchor, "few_shot": split.few_shot}
     for role, frame in frames.items():
         frame.write_parquet(out / f"{role}.parquet")
+    if options.data == "synthetic":
+        from tasks.lamp.synthetic.optimum import optimal_answers
+
+        optimal_answers(folder).write_parquet(out / OPTIMUM_FILE)
     inputs = (
         query["input"]
         for frame in frames.values()

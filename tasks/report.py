@@ -21,27 +21,83 @@ TABLE_FILE = "last_comparison.txt"
 # One small file per flow run: what it consists of.
 RUNS_FOLDER = "runs"
 TEXTS = ("lamp_task", "method")
+# What the method is to show, on the mean over LaMP tasks.
+CLAIMS = (
+    ("mta", "merge_only"),
+    ("merge_only", "base"),
+    ("mta", "oppu"),
+    ("mta", "base"),
+)
 
 
 def rows(summaries: list[dict[str, Any]], where: Store) -> list[dict[str, Any]]:
-    """One row per LaMP task and method: metrics, users, queries, and cost per user."""
+    """One row per LaMP task and method: metrics with their intervals, and cost per user.
+
+    `<metric>_lo` and `_hi` are the 95% interval. Where the optimum is known it has rows of its own,
+    without costs.
+    """
     table = []
     for summary in summaries:
-        for method, scored in summary["scores"].items():
-            value = scored["value"]
+        compared = summary["compared"]["value"]
+        for method, found in compared["intervals"].items():
+            scored = summary["scores"].get(method)
             table.append(
                 {
                     "lamp_task": summary["lamp_task"],
                     **({"seed": summary["seed"]} if summary["several_seeds"] else {}),
                     "method": method,
                     # The metric first: MLflow's compare page draws the first it finds.
-                    **value["metrics"],
-                    **costs(summary, method, where),
-                    "users": value["users"],
-                    "queries": value["queries"],
+                    **_with_intervals(found, skip="score"),
+                    **(costs(summary, method, where) if scored else {}),
+                    "users": summary["scores"][next(iter(summary["scores"]))]["value"]["users"],
+                    "groups": compared["groups"],
+                    "queries": compared["queries"],
                 }
             )
     return table
+
+
+def mean_rows(mean: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per method: the mean over LaMP tasks (and seeds) of what they have in common."""
+    value = mean["value"]
+    return [
+        {
+            "lamp_task": f"mean of {value['cells']}",
+            "method": method,
+            **_with_intervals(found),
+            "groups": value["groups"],
+            "queries": value["queries"],
+        }
+        for method, found in value["intervals"].items()
+    ]
+
+
+def difference_lines(mean: dict[str, Any]) -> list[str]:
+    """What is better than what, on the mean, and whether that holds."""
+    found = mean["value"]["differences"]
+    lines = []
+    for method, opponent in CLAIMS:
+        if not (one := found.get(method, {}).get(opponent, {}).get("score")):
+            continue
+        verdict = {True: "holds", False: "does not hold", None: "has no interval"}[one["holds"]]
+        interval = "" if one["lo"] is None else f" [{one['lo']:+.4f}, {one['hi']:+.4f}]"
+        point = "-" if one["point"] is None else f"{one['point']:+.4f}"
+        lines.append(f"mean score, {method} - {opponent}: {point}{interval} {verdict}")
+    return lines
+
+
+def _with_intervals(
+    found: dict[str, dict[str, float | None]], skip: str = ""
+) -> dict[str, float | None]:
+    row: dict[str, float | None] = {}
+    for metric, value in found.items():
+        if metric != skip:
+            row |= {
+                metric: value["point"],
+                f"{metric}_lo": value["lo"],
+                f"{metric}_hi": value["hi"],
+            }
+    return row
 
 
 def costs(summary: dict[str, Any], method: MethodName, where: Store) -> dict[str, float]:
@@ -117,9 +173,13 @@ def notes(summary: dict[str, Any]) -> list[str]:
 
 
 def table_text(table: list[dict[str, Any]], noted: list[str], missing: list[str]) -> str:
-    """The comparison for a terminal, what is to be noted, and what is missing from it."""
-    columns = list(dict.fromkeys(name for row in table for name in row))
-    cells = [columns] + [[_cell(name, row.get(name)) for name in columns] for row in table]
+    """The comparison for a terminal, what is to be noted, and what is missing from it.
+
+    An interval stands beside its metric.
+    """
+    names = dict.fromkeys(name for row in table for name in row)
+    columns = [name for name in names if name.removesuffix("_lo").removesuffix("_hi") == name]
+    cells = [columns] + [[_cell(name, row) for name in columns] for row in table]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
     lines = [
         "  ".join(
@@ -220,10 +280,14 @@ def _draw(table: Any, lamp_task: str, value: dict[str, Any], path: Path) -> None
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
 
 
-def _cell(column: str, value: Any) -> str:
+def _cell(column: str, row: dict[str, Any]) -> str:
+    value = row.get(column)
     if value is None:
         return "-"
-    if isinstance(value, float):
-        counted = column in ("bytes_per_user", "steps_per_user", "tokens_per_user")
-        return f"{value:,.0f}" if counted else f"{value:.4f}"
-    return str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if column in ("bytes_per_user", "steps_per_user", "tokens_per_user"):
+        return f"{value:,.0f}"
+    lo, hi = row.get(f"{column}_lo"), row.get(f"{column}_hi")
+    interval = "" if lo is None or hi is None else f" [{lo:.3f}, {hi:.3f}]"
+    return f"{value:.4f}{interval}"

@@ -101,7 +101,8 @@ class Tracker:
                     logged.add(result["ref"]["uri"])
                     self._anchor_run(summary, anchor, result, where)
         for row in rows:
-            self._method_run(summary, row, where)
+            if row["method"] in summary["scores"]:
+                self._method_run(summary, row, where)
 
     def finish(self, rows: list[dict[str, Any]], text: str, missing: list[str]) -> None:
         """Log the comparison and end the parent run: FAILED when something is missing."""
@@ -116,7 +117,7 @@ class Tracker:
             self.client.log_text(self.parent, "\n".join(missing) + "\n", "missing.txt")
         for row in rows:
             seed = f".seed{row['seed']}" if "seed" in row else ""
-            prefix = f"{row['lamp_task']}{seed}.{row['method']}"
+            prefix = f"{row['lamp_task'].replace(' ', '_')}{seed}.{row['method']}"
             for key, value in row.items():
                 if isinstance(value, float):
                     self.client.log_metric(self.parent, f"{prefix}.{key}", value)
@@ -154,7 +155,9 @@ class Tracker:
             params |= {f"{section}.{key}": value for key, value in flat(values).items()}
         self._params(run, params)
         skip = ("lamp_task", "seed", "method")
-        metrics = {key: float(value) for key, value in row.items() if key not in skip}
+        metrics = {
+            key: float(value) for key, value in row.items() if key not in skip and value is not None
+        }
         self._metrics(run, [(key, value, 0) for key, value in metrics.items()])
         folder = where.open(scored["ref"]).folder
         for file in ("predictions.parquet", "golds.json"):
@@ -248,7 +251,7 @@ def tracking_uri() -> str:
 def manifest(summary: dict[str, Any]) -> dict[str, Any]:
     """Which result came from where: every stage's reference, and whether it was found or made."""
     stages: dict[str, Any] = {}
-    for name in ("prepared", "base"):
+    for name in ("prepared", "base", "compared"):
         stages[name] = _came_from(summary[name])
     stages["banks"] = {
         method: {

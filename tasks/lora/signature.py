@@ -74,3 +74,25 @@ def item_signatures(
     finally:
         hook.remove()
     return torch.stack(rows)
+
+
+@torch.no_grad()
+def mean_states(base: Base, samples: Sequence[Encoded], positions: int = 16_384) -> Tensor:
+    """The last hidden states of each text, averaged over its tokens: [N, d] (float32, CPU).
+
+    The text is the sample's prompt. `positions` bounds the tokens of a batch, padding included.
+    """
+    lengths = [len(sample.prompt) for sample in samples]
+    rows: list[Any] = [None] * len(samples)
+    for chosen in micro_batches([(1, length, length) for length in lengths], positions):
+        batch = collate(base, [samples[i] for i in chosen])
+        states = base.model.base_model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+        ).last_hidden_state.float()
+        mask = batch.attention_mask[..., None]
+        means = (states * mask).sum(1) / mask.sum(1)
+        for index, row in zip(chosen, means.cpu(), strict=True):
+            rows[index] = row
+    return torch.stack(rows)

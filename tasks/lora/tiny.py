@@ -14,6 +14,8 @@ from tasks.lora.base import ANSWER_ROOM, Base
 from tasks.lora.batches import encode
 from tasks.lora.train import Recipe, Trained, fit
 
+WINDOW = 16
+
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE: no text is unknown to it, and decoding gives the text back exactly."""
@@ -71,15 +73,30 @@ def train_tiny(
         model.to(device)
     base = Base(model, tokenizer, device, max_tokens)
     samples = [encode(base, prompt, answer) for prompt, answer in questions]
-    # Samples are repeated, or cut, to exactly the steps asked for.
-    generator = torch.Generator().manual_seed(seed)
-    wanted = steps * batch_size
-    order: list[int] = []
-    while len(order) < wanted:
-        order += torch.randperm(len(samples), generator=generator).tolist()
+    steps_of = batches([len(sample.prompt) for sample in samples], steps, batch_size, seed)
     recipe = Recipe(learning_rate, 1, batch_size, 1, "cosine", 0.05, 1.0, 0.01)
-    chosen = [samples[i] for i in order[:wanted]]
-    trained = fit(base, model, list(model.parameters()), chosen, recipe, seed, progress)
+    trained = fit(
+        base, list(model.parameters()), samples, [[one] for one in steps_of], recipe, progress
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return trained
+
+
+def batches(lengths: Sequence[int], steps: int, size: int, seed: int) -> list[list[int]]:
+    """`steps` batches of `size` sample indices: all samples in random order, again and again.
+
+    Within a window of WINDOW batches those of like length share a batch, so that little is padded;
+    the batches of a window then stand in random order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    while len(order) < steps * size:
+        order += torch.randperm(len(lengths), generator=generator).tolist()
+    order = order[: steps * size]
+    found: list[list[int]] = []
+    for start in range(0, len(order), WINDOW * size):
+        window = sorted(order[start : start + WINDOW * size], key=lambda i: (lengths[i], i))
+        parts = [window[first : first + size] for first in range(0, len(window), size)]
+        found += [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]
+    return found

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import get_scheduler
 
 from tasks.lora.base import Base
-from tasks.lora.batches import Encoded, answer_logits, collate
+from tasks.lora.batches import Encoded
+from tasks.lora.forward import label_losses
+from tasks.lora.packing import ONE_PER_ROW, pack
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,21 @@ def epochs(count: int, recipe: Recipe, seed: int) -> Iterator[list[list[int]]]:
 
 def fit(
     base: Base,
-    model: Any,
     parameters: Sequence[torch.nn.Parameter],
     samples: Sequence[Encoded],
+    steps: Sequence[Sequence[Sequence[int]]],
     recipe: Recipe,
-    seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trained:
-    """Train `parameters` of `model` (a model around or equal to `base.model`) on `samples`.
+    """Train `parameters` of the base model on `samples`, in the batches that `steps` names.
 
+    steps: per optimiser step its micro-batches, as indices of samples (`epochs`).
     `progress(done, total)` is called after each optimiser step. Raises ValueError without
     samples, FloatingPointError when the loss is not finite.
     """
     if not samples:
         raise ValueError("fit needs at least one sample")
-    steps = list(epochs(len(samples), recipe, seed))
+    model, pad = base.model, base.tokenizer.pad_token_id
     optimizer = torch.optim.AdamW(
         parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True
     )
@@ -87,14 +87,12 @@ def fit(
         labelled = sum(len(samples[i].answer) for batch in micro_batches for i in batch)
         total = 0.0
         for indices in micro_batches:
-            batch = collate(base, [samples[i] for i in indices])
-            logits = answer_logits(model, batch)
-            loss = cross_entropy(
-                logits.flatten(0, 1).float(), batch.labels.flatten(), reduction="sum"
-            )
+            # One "user" with all samples, each in a row of its own.
+            packed = pack([[samples[i] for i in indices]], pad, ONE_PER_ROW).to(base.device)
+            loss = label_losses(base, packed).sum()
             (loss / labelled).backward()
             total += loss.item()
-            tokens += int(batch.attention_mask.sum())
+            tokens += packed.tokens
         if not torch.isfinite(torch.tensor(total)):
             raise FloatingPointError(f"loss is {total} at step {number}; lower the learning rate")
         torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)

@@ -17,7 +17,7 @@ from tasks.lora.answer import answer_users
 from tasks.lora.base import load_base
 from tasks.lora.batches import Encoded
 from tasks.lora.tiny import train_tokenizer
-from tasks.lora.train import fit
+from tasks.lora.train import epochs, fit
 from tests.unit.lora.helpers import TEXTS, sample, tiny_base, training
 from tests.unit.lora.peft_reference import by_hand
 
@@ -106,7 +106,8 @@ def trained(folder: Path, global_seed: int) -> tuple[dict[str, torch.Tensor], li
     base.model.requires_grad_(True)
     torch.manual_seed(global_seed)
     samples = [sample(seed, 9, 3) for seed in range(6)]
-    run = fit(base, base.model, list(base.model.parameters()), samples, training(), 3)
+    steps = list(epochs(len(samples), training(), 3))
+    run = fit(base, list(base.model.parameters()), samples, steps, training())
     return base.model.state_dict(), run.losses
 
 

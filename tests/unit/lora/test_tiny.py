@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tasks.errors import InputError
 from tasks.lora.answer import answer_users
 from tasks.lora.base import load_base, pick_device, pick_dtype
 from tasks.lora.batches import encode
-from tasks.lora.tiny import train_tiny, train_tokenizer
+from tasks.lora.tiny import batches, train_tiny, train_tokenizer
 from tasks.lora.train import Trained
 from tests.unit.lora.helpers import TEXTS, tiny_base
 
@@ -141,3 +142,29 @@ def test_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
         pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device("auto") == gpu
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60),
+    steps=st.integers(1, 40),
+    size=st.integers(1, 8),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_batches(lengths: list[int], steps: int, size: int, seed: int) -> None:
+    """As many as asked, all full; every sample as often as any other, or once more."""
+    found = batches(lengths, steps, size, seed)
+    assert [len(batch) for batch in found] == [size] * steps
+    times = Counter(index for batch in found for index in batch)
+    counts = [times[index] for index in range(len(lengths))]
+    assert max(counts) - min(counts) <= 1
+    assert found == batches(lengths, steps, size, seed)
+
+
+def test_batches_hold_like_lengths() -> None:
+    """Two lengths, half each, in one window: no batch but one can hold both."""
+    lengths = [10] * 64 + [30] * 64
+    mixed = [batch for batch in batches(lengths, 16, 8, 0) if len({lengths[i] for i in batch}) > 1]
+    assert len(mixed) <= 1
+    order = [lengths[batch[0]] for batch in batches(lengths, 16, 8, 0)]
+    assert order != sorted(order)

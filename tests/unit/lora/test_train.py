@@ -45,8 +45,8 @@ def test_fit_is_the_plain_loop(fresh_base: MakeBase, recipe: Recipe) -> None:
     start = {name: p.clone() for name, p in base.model.named_parameters()}
     for model in (base.model, other.model):
         model.requires_grad_(True)
-    trained = fit(base, base.model, list(base.model.parameters()), SAMPLES, recipe, SEED)
     steps = list(epochs(len(SAMPLES), recipe, SEED))
+    trained = fit(base, list(base.model.parameters()), SAMPLES, steps, recipe)
     optimizer = torch.optim.AdamW(
         other.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
@@ -83,7 +83,7 @@ def test_hf_loss_of_one_sample_is_the_mean_of_its_answer(fresh_base: MakeBase) -
     item = SAMPLES[4]
     wanted = base.model(**padded([item])).loss.item()
     parameter = base.model.get_parameter("model.norm.weight").requires_grad_()
-    trained = fit(base, base.model, [parameter], [item], training(epochs=1), SEED)
+    trained = fit(base, [parameter], [item], [[[0]]], training(epochs=1))
     assert trained.losses == pytest.approx([wanted], rel=1e-5)
     assert trained.tokens == len(item.prompt) + len(item.answer)
 
@@ -168,7 +168,8 @@ def test_training_again_gives_the_same_bits(fresh_base: MakeBase) -> None:
         base.model.requires_grad_(True)
         torch.manual_seed(seed)
         state = torch.random.get_rng_state()
-        runs.append(fit(base, base.model, list(base.model.parameters()), SAMPLES, training(), SEED))
+        steps = list(epochs(len(SAMPLES), training(), SEED))
+        runs.append(fit(base, list(base.model.parameters()), SAMPLES, steps, training()))
         assert torch.equal(torch.random.get_rng_state(), state)
         assert not base.model.training
         weights.append(base.model.state_dict())
@@ -178,7 +179,8 @@ def test_training_again_gives_the_same_bits(fresh_base: MakeBase) -> None:
 
 def fitted(base: Base, samples: Sequence[Encoded], recipe: Recipe) -> list[float]:
     base.model.requires_grad_(True)
-    return fit(base, base.model, list(base.model.parameters()), samples, recipe, SEED).losses
+    steps = list(epochs(len(samples), recipe, SEED))
+    return fit(base, list(base.model.parameters()), samples, steps, recipe).losses
 
 
 def test_nothing_to_train_on_and_nan(fresh_base: MakeBase) -> None:
@@ -204,10 +206,11 @@ def test_counts(fresh_base: MakeBase) -> None:
     samples = [*SAMPLES[:3], Encoded([4, 5], [2], truncated=True)]
     parameter = base.model.get_parameter("model.norm.weight").requires_grad_()
     calls: list[tuple[int, int]] = []
+    recipe = training(epochs=2, batch_size=3)
+    steps = list(epochs(len(samples), recipe, SEED))
     trained = fit(
-        base, base.model, [parameter], samples, training(epochs=2, batch_size=3), SEED,
-        lambda done, total: calls.append((done, total)),
-    )  # fmt: skip
+        base, [parameter], samples, steps, recipe, lambda done, total: calls.append((done, total))
+    )
     assert trained.tokens == 2 * (9 + 16 + 4 + 3)
     assert trained.truncated == 1
     assert len(trained.losses) == 4

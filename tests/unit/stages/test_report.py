@@ -10,31 +10,68 @@ import polars as pl
 import pytest
 
 from tasks.artifacts import Store, digest
-from tasks.report import costs, notes, rows, table_text, write_run, write_state
+from tasks.report import (
+    costs,
+    difference_lines,
+    notes,
+    rows,
+    table_text,
+    write_run,
+    write_state,
+)
 from tasks.tracking import manifest
 
 
 def test_table_by_hand() -> None:
-    """Counts as whole numbers, other decimals with four places, a dash where there is none."""
+    """Counts as whole numbers, other decimals with four places, a dash where there is none.
+
+    An interval stands in its metric's column; one without bounds is not shown.
+    """
     first = {"lamp_task": "LaMP-2M", "method": "base", "users": 60, "accuracy": 0.5}
+    first |= {"accuracy_lo": 0.4, "accuracy_hi": 0.61}
     second = first | {"method": "merge_only", "accuracy": 0.61234}
     third = {"lamp_task": "LaMP-3", "method": "mta", "users": 7, "mae": 1 / 3}
     table = [
         first | {"tokens_per_user": 0.0, "seconds_per_user": 123.45678},
         second | {"tokens_per_user": 12345.6, "seconds_per_user": 0.1},
-        third,
+        third | {"mae_lo": None, "mae_hi": None},
     ]
     assert table_text(table, ["few users"], ["anchor x: failed"]).splitlines() == [
-        "lamp_task  method      users  accuracy  tokens_per_user  seconds_per_user     mae",
-        "---------  ----------  -----  --------  ---------------  ----------------  ------",
-        "LaMP-2M    base           60    0.5000                0          123.4568       -",
-        "LaMP-2M    merge_only     60    0.6123           12,346            0.1000       -",
-        "LaMP-3     mta             7         -                -                 -  0.3333",
+        "lamp_task  method      users               accuracy  tokens_per_user  seconds_per_user"
+        "     mae",
+        "---------  ----------  -----  ---------------------  ---------------  ----------------"
+        "  ------",
+        "LaMP-2M    base           60  0.5000 [0.400, 0.610]                0          123.4568"
+        "       -",
+        "LaMP-2M    merge_only     60  0.6123 [0.400, 0.610]           12,346            0.1000"
+        "       -",
+        "LaMP-3     mta             7                      -                -                 -"
+        "  0.3333",
         "note: few users",
         "MISSING: anchor x: failed",
     ]
     assert table_text(table, [], []).endswith("0.3333\n")
     assert "MISSING" not in table_text(table, [], [])
+
+
+def test_claims_by_hand() -> None:
+    """Only of methods that were run; with their interval, where there is one."""
+
+    def score(point: float, lo: float | None, hi: float | None, holds: bool | None) -> Any:
+        return {"score": {"point": point, "lo": lo, "hi": hi, "holds": holds}}
+
+    found = {
+        "mta": {
+            "merge_only": score(0.05, 0.01, 0.0912345, True),
+            "base": score(0.2, None, None, None),
+        },
+        "merge_only": {"base": score(0.01, -0.02, 0.04, False)},
+    }
+    assert difference_lines({"value": {"differences": found}}) == [
+        "mean score, mta - merge_only: +0.0500 [+0.0100, +0.0912] holds",
+        "mean score, merge_only - base: +0.0100 [-0.0200, +0.0400] does not hold",
+        "mean score, mta - base: +0.2000 has no interval",
+    ]
 
 
 def test_notes_by_hand() -> None:
@@ -96,6 +133,11 @@ def summary(where: Store) -> dict[str, Any]:
         "notes": {"per_user": [0.5, 0.7]},
     }
     scored = {"value": {"users": 2, "queries": 9, "metrics": {"accuracy": 0.5}}}
+    found = {
+        "accuracy": {"point": 0.5, "lo": 0.25, "hi": None},
+        "score": {"point": 0.5, "lo": 0.25, "hi": None},
+    }
+    compared = {"groups": 2, "queries": 9, "intervals": {}}
     methods = ("base", "merge_only", "mta")
     return {
         "lamp_task": "LaMP-2M",
@@ -103,6 +145,7 @@ def summary(where: Store) -> dict[str, Any]:
         "several_seeds": False,
         "answered": dict.fromkeys(methods, answered),
         "scores": dict.fromkeys(methods, scored),
+        "compared": {"value": compared | {"intervals": dict.fromkeys([*methods, "bayes"], found)}},
         "banks": {"merge_only": {"fusion": {"ref": fused.ref}, "evidence": None}},
         "bank_of": {"merge_only": "merge_only", "mta": "merge_only"},
         "stacking": {"mta": [shard]},
@@ -124,17 +167,22 @@ def test_costs_by_hand(where: Store, summary: dict[str, Any]) -> None:
 
 def test_one_row_per_task_and_method(where: Store, summary: dict[str, Any]) -> None:
     table = rows([summary, summary | {"lamp_task": "LaMP-3"}], where)
+    methods = ("base", "merge_only", "mta", "bayes")
     assert [(row["lamp_task"], row["method"]) for row in table] == [
-        (task, method) for task in ("LaMP-2M", "LaMP-3") for method in ("base", "merge_only", "mta")
+        (task, method) for task in ("LaMP-2M", "LaMP-3") for method in methods
     ]
+    known = {"accuracy": 0.5, "accuracy_lo": 0.25, "accuracy_hi": None}
+    known |= {"users": 2, "groups": 2, "queries": 9}
     assert table[2] == {
         "lamp_task": "LaMP-2M",
         "method": "mta",
-        "users": 2,
-        "queries": 9,
-        "accuracy": 0.5,
+        **known,
         **costs(summary, "mta", where),
     }
+    # The optimum is nobody's work: it has no costs.
+    assert table[3] == {"lamp_task": "LaMP-2M", "method": "bayes", **known}
+    (with_seed, *_) = rows([summary | {"seed": 7, "several_seeds": True}], where)
+    assert with_seed["seed"] == 7
 
 
 def test_small_files_beside_the_store(where: Store) -> None:
@@ -169,6 +217,7 @@ def test_manifest_says_where_each_result_came_from() -> None:
         "lamp_task": "LaMP-2M",
         "prepared": result("prepared"),
         "base": result("base"),
+        "compared": result("compare"),
         "missing": ["x"],
         "banks": {"mta": own},
         "bank_of": {"mta": "mta"},
@@ -178,7 +227,7 @@ def test_manifest_says_where_each_result_came_from() -> None:
     }
     got = manifest(summary)
     assert got["missing"] == ["x"]
-    parts = {"prepared", "base", "banks", "bank_of", "stacking", "answered", "scores"}
+    parts = {"prepared", "base", "compared", "banks", "bank_of", "stacking", "answered", "scores"}
     assert got["stages"].keys() == parts
     bank = got["stages"]["banks"]["mta"]
     assert bank.keys() == {*single, "meta_loras"}

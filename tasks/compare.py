@@ -1,0 +1,157 @@
+"""Stage 9: methods against each other, with intervals, and against the optimum where it is known.
+
+One piece per LaMP task and seed (a cell), holding the bootstrap's draws; then the mean over cells.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.artifacts import Piece, Store, digest, library_versions
+from tasks.config import RunConfig
+from tasks.prepare import OPTIMUM_FILE
+from tasks.stage import stage, store
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tasks.lamp.statistics import Resampled
+
+VERSION = 1
+# What every method is compared with, by pairs; those that were run.
+OPPONENTS = ("base", "oppu", "merge_only", "mta")
+DRAWS_FILE = "draws.safetensors"
+
+
+@stage(name="compare", task_run_name="compare-{lamp_task}")
+def compare(
+    config: dict[str, Any], lamp_task: str, prepared: dict[str, Any], scores: dict[str, Any]
+) -> Piece:
+    """Intervals of each method's metrics in one cell, and of each difference to an opponent.
+
+    scores: method -> `score` result. The value holds `intervals` and `differences`
+    (tasks/lamp/statistics.py); in worlds whose optimum is known the answers of `nonpersonal`,
+    `bayes` and `oracle` are methods, too.
+    """
+    options = RunConfig.model_validate(config)
+    where = store()
+    key = digest(
+        {
+            "version": VERSION,
+            "libraries": library_versions(("numpy", "polars", "rouge-score")),
+            "lamp_task": lamp_task,
+            "prepared": prepared["ref"]["sha256"],
+            "scores": {method: item["ref"]["sha256"] for method, item in scores.items()},
+            "seed": options.seed,
+        }
+    )
+
+    def make(out: Path) -> dict[str, Any]:
+        from tasks.lamp import statistics
+
+        resampled = _resample(options, lamp_task, where, prepared, scores)
+        _write(out, resampled)
+        return {
+            "groups": resampled.groups,
+            "queries": resampled.queries,
+            "methods": list(resampled.methods),
+            "intervals": statistics.intervals(resampled),
+            "differences": statistics.differences(resampled, _opponents(resampled)),
+        }
+
+    return where.get("compare", key, make)
+
+
+@stage(name="overall")
+def overall(cells: list[dict[str, Any]]) -> Piece:
+    """The mean over cells (`compare` results): `score` and share of the attainable, as above."""
+    where = store()
+    key = digest({"version": VERSION, "cells": [cell["ref"]["sha256"] for cell in cells]})
+
+    def make(_out: Path) -> dict[str, Any]:
+        from tasks.lamp import statistics
+
+        mean = statistics.mean_over([read_draws(where, cell) for cell in cells])
+        return {
+            "cells": len(cells),
+            "groups": mean.groups,
+            "queries": mean.queries,
+            "methods": list(mean.methods),
+            "intervals": statistics.intervals(mean),
+            "differences": statistics.differences(mean, _opponents(mean)),
+        }
+
+    return where.get("overall", key, make)
+
+
+def read_draws(where: Store, cell: dict[str, Any]) -> Resampled:
+    """A cell's points and draws as they were computed."""
+    from safetensors.numpy import load_file
+
+    from tasks.lamp.statistics import Resampled
+
+    tensors = load_file(where.open(cell["ref"]).folder / DRAWS_FILE)
+    names = [name.removeprefix("points.") for name in tensors if name.startswith("points.")]
+    value = cell["value"]
+    return Resampled(
+        tuple(value["methods"]),
+        value["groups"],
+        value["queries"],
+        {name: tensors[f"points.{name}"] for name in sorted(names)},
+        {name: tensors[f"draws.{name}"] for name in sorted(names)},
+    )
+
+
+def _resample(
+    options: RunConfig,
+    lamp_task: str,
+    where: Store,
+    prepared: dict[str, Any],
+    scores: dict[str, Any],
+) -> Resampled:
+    import polars as pl
+
+    from tasks.lamp.definitions import get_task
+    from tasks.lamp.statistics import Scored, bootstrap
+
+    predictions: dict[str, dict[str, str]] = {}
+    golds: dict[str, str] = {}
+    users: dict[str, str] = {}
+    for method, scored in scores.items():
+        table = pl.read_parquet(where.open(scored["ref"]).folder / "predictions.parquet")
+        ids = table["query_id"].to_list()
+        predictions[method] = dict(zip(ids, table["prediction"].to_list(), strict=True))
+        golds = dict(zip(ids, table["gold"].to_list(), strict=True))
+        users = dict(zip(ids, table["user_id"].to_list(), strict=True))
+    folder = where.open(prepared["ref"]).folder
+    few_shot = pl.read_parquet(folder / "few_shot.parquet", columns=["user_id", "group"])
+    group = dict(few_shot.iter_rows())
+    if (folder / OPTIMUM_FILE).is_file():
+        optimum = pl.read_parquet(folder / OPTIMUM_FILE)
+        asked = optimum.filter(pl.col("query_id").is_in(list(golds)))
+        for name in ("nonpersonal", "bayes", "oracle"):
+            predictions[name] = dict(asked.select("query_id", name).iter_rows())
+    scored_cell = Scored.of(
+        get_task(lamp_task),
+        golds,
+        {query: group[user] for query, user in users.items()},
+        predictions,
+        # A world of another seed has other users; a file has the same, whatever the seed.
+        sample=f"{options.data} {options.seed if options.data == 'synthetic' else ''}",
+    )
+    return bootstrap(scored_cell, 0)
+
+
+def _write(out: Path, resampled: Resampled) -> None:
+    from safetensors.numpy import save_file
+
+    tensors: dict[str, np.ndarray] = {}
+    for name, values in resampled.points.items():
+        tensors[f"points.{name}"] = values.copy()
+        tensors[f"draws.{name}"] = resampled.draws[name].copy()
+    save_file(tensors, out / DRAWS_FILE)
+
+
+def _opponents(resampled: Resampled) -> list[str]:
+    return [name for name in OPPONENTS if name in resampled.methods]
