@@ -66,6 +66,7 @@ def mta(
     data: str | None = None,
     lamp_tasks: list[LampTaskName] | None = None,
     methods: list[MethodName] | None = None,
+    items_curve: list[Annotated[int, Field(ge=1)]] | None = None,
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None,
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] | None = None,
     synthetic: SyntheticOptions | None = None,
@@ -89,6 +90,7 @@ def mta(
         data: `synthetic`, a LaMP user file, or a folder of LaMP files.
         lamp_tasks: the LaMP tasks to run, one after another.
         methods: the methods that are compared (tasks/methods.py).
+        items_curve: numbers of items per few-shot user to score again with, for the report.
         seed: decides every random choice.
         seeds: several of them: everything once per seed, compared over all.
         synthetic: the generated world. This and the sections below replace only the fields given.
@@ -157,6 +159,10 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
             summary["compared"] = result_of(
                 compare, own_settings, lamp_task, summary["prepared"], summary["scores"]
             )
+            summary["curve"] = {
+                items: _with_items(lamp_task_flow, own_settings, lamp_task, items, missing)
+                for items in config.items_curve
+            }
             for method, own in summary["banks"].items():
                 own["map"] = result_of(users_map, f"{lamp_task}, {method}", own["anchors"])
         except StageFailed as error:
@@ -192,6 +198,21 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
     return Completed(
         message=f"{len(config.methods)} methods scored on {len(config.lamp_tasks)} LaMP tasks"
     )
+
+
+def _with_items(
+    lamp_task_flow: Any, settings: dict[str, Any], lamp_task: str, items: int, missing: list[str]
+) -> dict[str, Any] | None:
+    """The `compare` result when each few-shot user has so many items; the bank stays the same."""
+    own = settings | {"split": settings["split"] | {"few_shot_items": items}}
+    try:
+        summary = result_of(lamp_task_flow, own, lamp_task)
+        compared = result_of(compare, own, lamp_task, summary["prepared"], summary["scores"])
+    except StageFailed as error:
+        missing.append(f"with {items} items: {error}")
+        return None
+    missing += [f"with {items} items: {line}" for line in summary["missing"]]
+    return {"ref": compared["ref"], "intervals": compared["value"]["intervals"]}
 
 
 def _track(missing: list[str], call: Callable[[], None]) -> None:

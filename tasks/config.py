@@ -10,7 +10,7 @@ Unknown keys and values out of bounds fail before anything runs.
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -36,7 +36,7 @@ class SyntheticOptions(Options):
     few_shot_users: int = Field(60, ge=1)
     items_min: int = Field(40, ge=1)
     items_max: int = Field(100, ge=1)
-    few_shot_items: int = Field(10, ge=1)
+    few_shot_items: int = Field(20, ge=1)
     queries: int = Field(20, ge=1)
     themes: int = Field(24, ge=1)
     choices: int = Field(4, ge=2, le=15)
@@ -63,6 +63,7 @@ class SplitOptions(Options):
     anchor_share: float = Field(1 / 3, gt=0.0, lt=1.0)
     same_author_share: float = Field(0.5, gt=0.0, le=1.0)
     allow_shared_groups: bool = False
+    few_shot_items: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _leaves_few_shot(self) -> SplitOptions:
@@ -197,6 +198,8 @@ class RunConfig(Options):
     data: str = Field("synthetic", min_length=1)
     lamp_tasks: list[LampTaskName] = Field(["LaMP-2M"], min_length=1)
     methods: list[MethodName] = Field(["base", "merge_only", "mta"], min_length=1)
+    # Scored again with other numbers of items per few-shot user, for the curve in the report.
+    items_curve: list[Annotated[int, Field(ge=1)]] = []
     seed: int = Field(0, ge=0, lt=2**32)
     # Several seeds: the whole benchmark once per seed, compared over all of them.
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = []
@@ -221,6 +224,10 @@ class RunConfig(Options):
 # `embedded`: chosen on a world of seed 100 (docs/benchmarks.md); the default seed is 0.
 PRESETS: dict[str, dict[str, Any]] = {
     "embedded": {
+        "lamp_tasks": list(SYNTHETIC_TASKS),
+        "methods": list(get_args(MethodName)),
+        "split": {"few_shot_items": 10},
+        "items_curve": [2, 5, 10, 20],
         # There is no text encoder to be had offline.
         "anchors": {"text_model": "base"},
         "meta_lora": {"learning_rate": 5e-3, "epochs": 5, "batch_size": 8, "accumulation": 1},

@@ -74,7 +74,7 @@ def describe(value: dict[str, Any], lamp_task: str) -> list[str]:
         if names:
             lines.append(f"{lamp_task}: {role} authors: {', '.join(names)}")
     for name in ("queries_in_other_profiles", "pooled_users", "removed_shared_group",
-                 "removed_few_shot_without_query"):  # fmt: skip
+                 "removed_few_shot_without_query", "unseen_few_shot_items"):  # fmt: skip
         if counts.get(name):
             lines.append(f"{lamp_task}: {name.replace('_', ' ')}: {counts[name]}")
     lines += [f"{lamp_task}: {line}" for line in _findings(value["audit"])]
@@ -152,6 +152,8 @@ def _source(options: RunConfig, lamp_task: str, where: Store) -> Path:
 
 
 def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[str, Any]:
+    import polars as pl
+
     from tasks.lamp.audit import audit
     from tasks.lamp.definitions import get_task
     from tasks.lamp.formats import read_users
@@ -170,12 +172,17 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
         allow_shared_groups=options.split.allow_shared_groups,
     )
     frames = {"base": split.base, "anchor": split.anchor, "few_shot": split.few_shot}
+    unseen = 0
+    if (most := options.split.few_shot_items) is not None:
+        lengths = split.few_shot["profile"].list.len()
+        unseen = int((lengths - most).clip(lower_bound=0).sum())
+        frames["few_shot"] = split.few_shot.with_columns(pl.col("profile").list.head(most))
     for role, frame in frames.items():
         frame.write_parquet(out / f"{role}.parquet")
     if options.data == "synthetic":
         from tasks.lamp.synthetic.optimum import optimal_answers
 
-        optimal_answers(folder).write_parquet(out / OPTIMUM_FILE)
+        optimal_answers(folder, options.split.few_shot_items).write_parquet(out / OPTIMUM_FILE)
     inputs = (
         query["input"]
         for frame in frames.values()
@@ -183,7 +190,7 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
         for query in queries
     )
     return {
-        "counts": split.counts,
+        "counts": split.counts | {"unseen_few_shot_items": unseen},
         "dropped": loaded.dropped,
         "audit": audit(split.users, loaded.dropped, task),
         "authors": {role: _names(frame["group"].to_list()) for role, frame in frames.items()},

@@ -18,6 +18,7 @@ from tasks.lora.adapters import Lora
 from tasks.lora.bank import Bank
 from tasks.lora.grouped import Part
 
+KEPT_BYTES = 2**28
 MERGES = ("exact", "factors", "svd")
 
 
@@ -61,9 +62,11 @@ class MergedUsers:
         self.weights = torch.tensor(wide, dtype=torch.float64, device=device)
         self.layers = {name: (a.to(device), b.to(device)) for name, (a, b) in bank.layers.items()}
         self.scale, self.how = bank.scale, how
-        # Only `svd` costs more to compute than to keep, and batches are asked for at every step.
-        everyone = range(len(recipes))
-        self.kept = self._merge(everyone) if how == "svd" else None
+        # Batches are asked for at every step: what is small, or dear to compute, is kept.
+        members_of = self.members.shape[1] if how == "exact" else 1
+        numbers = sum(a[0].numel() + b[0].numel() for a, b in self.layers.values())
+        small = 4 * numbers * members_of * len(recipes) <= KEPT_BYTES
+        self.kept = self._merge(range(len(recipes))) if small or how == "svd" else None
 
     def parts(self, users: Sequence[int]) -> dict[str, Part]:
         """Per layer the merged LoRAs of `users` (their numbers), gathered on the device."""

@@ -20,10 +20,11 @@ from tasks.lora.batches import Encoded
 # A row of several samples holds up to this many tokens; 0 as a limit means one sample per row.
 ROW_TOKENS = 512
 ONE_PER_ROW = 0
-# Of what is computed. One sample per row where that pads no more: attention is cheaper so.
+# One sample per row where that pads by at most this share; attention is cheaper so.
 TOLERATED_PADDING = 0.08
-# A micro-batch filled to this share of the budget takes no user with whom it would pad more.
-FILLED = 1 / 32
+# A micro-batch filled to this share of the budget takes no user with whom more than that share of
+# it would be padding: every pass has a cost of its own, too.
+FILLED, MOST_PADDING = 1 / 32, 0.095
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def micro_batches(sizes: Sequence[tuple[int, int, int]], budget: int) -> list[li
     """Users, by their `footprint`, in micro-batches of at most `budget` positions (at least one).
 
     Sorted by size, so that a micro-batch pads its users to nearly their own length; a new one
-    begins where more than TOLERATED_PADDING of it would be padding.
+    begins where more than MOST_PADDING of it would be padding.
     """
     order = sorted(range(len(sizes)), key=lambda u: (*sizes[u], u), reverse=True)
     batches: list[list[int]] = []
@@ -124,7 +125,7 @@ def micro_batches(sizes: Sequence[tuple[int, int, int]], budget: int) -> list[li
             first_rows, first_length, _ = sizes[batches[-1][0]]
             positions = (len(batches[-1]) + 1) * first_rows * first_length
             small = positions <= FILLED * budget
-            full = held + tokens >= (1.0 - TOLERATED_PADDING) * positions
+            full = held + tokens >= (1.0 - MOST_PADDING) * positions
             if rows == first_rows and positions <= budget and (small or full):
                 batches[-1].append(user)
                 held += tokens

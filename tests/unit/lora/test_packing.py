@@ -24,9 +24,9 @@ from tasks.lora.batches import Encoded
 from tasks.lora.forward import KNOWN_LAYERS, label_losses, sum_by
 from tasks.lora.packing import (
     FILLED,
+    MOST_PADDING,
     ONE_PER_ROW,
     ROW_TOKENS,
-    TOLERATED_PADDING,
     footprint,
     layout,
     micro_batches,
@@ -176,7 +176,7 @@ def test_micro_batches(shapes: list[tuple[int, int]], share: float, budget: int)
         assert len(batch) == 1 or positions <= budget
         held = sum(table[user][2] for user in batch)
         small = positions <= FILLED * budget
-        assert len(batch) == 1 or small or held >= (1 - TOLERATED_PADDING) * positions
+        assert len(batch) == 1 or small or held >= (1 - MOST_PADDING) * positions
     assert micro_batches(table, budget) == batches
 
 
