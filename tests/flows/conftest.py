@@ -18,13 +18,17 @@ from prefect.testing.utilities import prefect_test_harness
 
 # A world of seconds: 12 base users, 10 anchor candidates in reach of 3 anchors, 5 few-shot users.
 SMALL: dict[str, Any] = {
+    "lamp_tasks": ["LaMP-2M"],
+    "methods": ["base", "merge_only", "mta"],
+    "items_curve": [],
+    "split": {"few_shot_items": 6},
     "synthetic": {
         "base_users": 12,
         "anchor_candidates": 10,
         "few_shot_users": 5,
         "items_min": 11,
         "items_max": 14,
-        "few_shot_items": 6,
+        "few_shot_items": 8,
         "queries": 3,
         "themes": 4,
     },

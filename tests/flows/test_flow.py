@@ -96,7 +96,10 @@ def test_whole_run_then_cached_then_changed(
     first = run()
     assert first.is_completed(), first.message
     table = (workplace / TABLE).read_text()
-    assert [line.split()[1] for line in table.splitlines()[2:]] == ["base", "merge_only", "mta"]
+    rows = [line.split() for line in table.splitlines()[2:] if not line.startswith("note")]
+    known = ["nonpersonal", "bayes", "oracle"]
+    assert [row[1] for row in rows[:6]] == ["base", "merge_only", "mta", *known]
+    assert [row[3] for row in rows[6:]] == [row[1] for row in rows[:6]]  # "mean of 1"
 
     parent, children = mlflow_runs(mlflow_server, first)
     kinds = sorted(child.data.tags["kind"] for child in children)
@@ -247,4 +250,4 @@ def test_a_model_folder_with_a_chat_template(workplace: Path) -> None:
         prompt={"style": "published", "history_items": 1},
     )
     assert state.is_completed(), state.message
-    assert (workplace / TABLE).read_text().count("LaMP-2M") == 3
+    assert (workplace / TABLE).read_text().count("LaMP-2M  ") == 6
