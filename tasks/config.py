@@ -224,10 +224,7 @@ class RunConfig(Options):
 # `embedded`: chosen on a world of seed 100 (docs/benchmarks.md); the default seed is 0.
 PRESETS: dict[str, dict[str, Any]] = {
     "embedded": {
-        "lamp_tasks": list(SYNTHETIC_TASKS),
         "methods": list(get_args(MethodName)),
-        "split": {"few_shot_items": 10},
-        "items_curve": [2, 5, 10, 20],
         # There is no text encoder to be had offline.
         "anchors": {"text_model": "base"},
         "meta_lora": {"learning_rate": 5e-3, "epochs": 5, "batch_size": 8, "accumulation": 1},
@@ -264,6 +261,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# What only the generated worlds have: all tasks, and users with more items than are shown at first.
+WORLDS: dict[str, Any] = {
+    "lamp_tasks": list(SYNTHETIC_TASKS),
+    "split": {"few_shot_items": 10},
+    "items_curve": [2, 5, 10, 20],
+}
+
+
 def resolve(given: dict[str, Any]) -> RunConfig:
     """The preset's values with `given` laid over them, section by section.
 
@@ -277,7 +282,10 @@ def resolve(given: dict[str, Any]) -> RunConfig:
             f"lamp_tasks {named}: data=synthetic holds {', '.join(SYNTHETIC_TASKS)} only; give "
             "data=<folder>"
         )
-    merged = overlay(PRESETS.get(preset, {}) if isinstance(preset, str) else {}, given)
+    values = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+    if preset == "embedded" and given.get("data", "synthetic") == "synthetic":
+        values = overlay(values, WORLDS)
+    merged = overlay(values, given)
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
