@@ -113,7 +113,7 @@ class BaseOptions(Options):
 class AnchorOptions(Options):
     """How users are embedded, clustered, and anchors chosen (docs/method.md, Anchors).
 
-    `train_on`: an anchor is one user, as published, or a whole cluster with all its items.
+    `train_on`: an anchor is one user, as published; a whole cluster with all its items; or both.
     `per_job`: this many anchors share one training job.
     """
 
@@ -128,7 +128,7 @@ class AnchorOptions(Options):
     count: int = Field(24, ge=1)
     min_items: int = Field(11, ge=1)
     noise: Literal["last", "never"] = "last"
-    train_on: Literal["user", "cluster"] = "user"
+    train_on: Literal["user", "cluster", "both"] = "user"
     per_job: int = Field(1, ge=1)
 
 
