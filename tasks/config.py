@@ -225,10 +225,15 @@ class RunConfig(Options):
 PRESETS: dict[str, dict[str, Any]] = {
     "embedded": {
         "methods": list(get_args(MethodName)),
-        # There is no text encoder to be had offline.
-        "anchors": {"text_model": "base"},
+        # `base`: offline there is no text encoder. Jobs take a second: several anchors in each.
+        "anchors": {"text_model": "base", "train_on": "both", "per_job": 8},
         "meta_lora": {"learning_rate": 5e-3, "epochs": 5, "batch_size": 8, "accumulation": 1},
-        "fusion": {"top_m": 8, "merge": "exact"},
+        "fusion": {
+            "top_m": 16,
+            "weights": "evidence",
+            "evidence_temperature": 2.0,
+            "merge": "exact",
+        },
         "stacking": {
             "rank": 4,
             "alpha": 8.0,
