@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from itertools import product
 from typing import Annotated, Any
@@ -46,6 +47,7 @@ from tasks.config import (
 )
 from tasks.errors import InputError
 from tasks.report import (
+    REPORT_FILE,
     TABLE_FILE,
     difference_lines,
     mean_rows,
@@ -56,6 +58,8 @@ from tasks.report import (
     write_run,
     write_state,
 )
+from tasks.report_data import report_data
+from tasks.report_html import report_html
 from tasks.stage import StageFailed, flow_run_is_over, gpu_slots, log, result_of, store
 from tasks.tracking import Tracker
 
@@ -178,10 +182,23 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
     mean = result_of(overall, [summary["compared"] for summary in summaries])
     table += mean_rows(mean)
     # Files first: what was found out must not depend on MLflow answering.
-    noted = [line for summary in summaries for line in notes(summary)] + difference_lines(mean)
+    data_notes = [line for summary in summaries for line in notes(summary)]
+    noted = data_notes + difference_lines(mean)
     write_run(str(flow_run.get_id()), settings, summaries)
     write_state(TABLE_FILE, table_text(table, noted, missing))
+    about = {"name": flow_run.get_name() or "mta", "date": f"{datetime.now():%Y-%m-%d %H:%M}"}
+
+    def page() -> str:
+        said = {"notes": data_notes, "missing": missing}
+        return report_html(report_data(config, about, summaries, mean, table, said, where))
+
+    shown = list(missing)
+    _try(missing, "the report was not made or not logged", lambda: _show_report(page(), tracker))
     _track(missing, lambda: tracker.finish(table, table_text(table, noted, missing), missing))
+    if missing != shown:
+        # What was not logged is missing, too: the report beside the store says so, if it can.
+        with contextlib.suppress(Exception):
+            write_state(REPORT_FILE, page())
     text = table_text(table, noted, missing)
     write_state(TABLE_FILE, text)
     log("comparison\n" + text)
@@ -217,12 +234,28 @@ def _with_items(
 
 def _track(missing: list[str], call: Callable[[], None]) -> None:
     """Log to MLflow; when it does not take it, the run goes on and says so."""
+    _try(missing, "MLflow did not take all of the run", call)
+
+
+def _try(missing: list[str], problem: str, call: Callable[[], None]) -> None:
+    """What comes after the scores must not lose them: a failure is named in `missing`."""
     try:
         call()
     except Exception as error:
         why = " ".join(str(error).split())[:200]
-        missing.append(f"MLflow did not take all of the run ({type(error).__name__}: {why})")
+        missing.append(f"{problem} ({type(error).__name__}: {why})")
         log(missing[-1], warning=True)
+
+
+def _show_report(text: str, tracker: Tracker) -> None:
+    """The report beside the store, in MLflow, and the way to it in the Prefect UI."""
+    path = write_state(REPORT_FILE, text)
+    log(f"report: {path}")
+    link = tracker.log_report(text, REPORT_FILE)
+    if link:
+        create_link_artifact(link=link, link_text="The report in MLflow", key="report")
+    else:
+        create_markdown_artifact(key="report", markdown=f"The report is in `{path}`.")
 
 
 def _show_run(config: RunConfig, tracker: Tracker) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import Piece, Store, digest, file_sha256, library_versions
 from tasks.config import RunConfig
 from tasks.errors import InputError
 from tasks.stage import log, stage, store
 
-VERSION = 4
+if TYPE_CHECKING:
+    import polars as pl
+
+VERSION = 5
 OPTIMUM_FILE = "optimum.parquet"
+POPULATION_FILE = "population.parquet"
 SHOWN_AUTHORS = 40
 ROLES = ("base", "anchor", "few_shot")
 
@@ -21,7 +25,8 @@ def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
     """Users of one LaMP task as `base.parquet`, `anchor.parquet`, `few_shot.parquet`.
 
     Columns user_id, group (author), profile, query. Of a generated world also `optimum.parquet`:
-    the best answers to the few-shot users' queries (tasks/lamp/synthetic/optimum.py). The value
+    the best answers to the few-shot users' queries (tasks/lamp/synthetic/optimum.py), and
+    `population.parquet`: user_id, first, second (archetypes), mixture of every user. The value
     holds the counts, what was dropped and why, the audit of the data (tasks/lamp/audit.py), the
     instruction of the prompts, and the hash of each table.
     """
@@ -120,6 +125,20 @@ def _findings(audit: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _population(told: dict[str, dict[str, Any]]) -> pl.DataFrame:
+    """user_id, first, second, mixture of every user of truth.json."""
+    import polars as pl
+
+    return pl.DataFrame(
+        {
+            "user_id": list(told),
+            "first": [user["archetypes"][0] for user in told.values()],
+            "second": [user["archetypes"][1] for user in told.values()],
+            "mixture": [user["mixture"] for user in told.values()],
+        }
+    )
+
+
 def _names(authors: list[str]) -> list[str]:
     """Author ids of one side where they are few enough to be read; the tables hold all."""
     names = sorted(set(authors))
@@ -180,9 +199,10 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
     for role, frame in frames.items():
         frame.write_parquet(out / f"{role}.parquet")
     if options.data == "synthetic":
-        from tasks.lamp.synthetic.optimum import optimal_answers
+        from tasks.lamp.synthetic.optimum import optimal_answers, read_truth
 
         optimal_answers(folder, options.split.few_shot_items).write_parquet(out / OPTIMUM_FILE)
+        _population(read_truth(folder)["users"]).write_parquet(out / POPULATION_FILE)
     inputs = (
         query["input"]
         for frame in frames.values()

@@ -15,9 +15,11 @@ from tasks.methods import METHODS
 from tasks.prepare import users_of
 from tasks.stage import stage, store
 
-VERSION = 1
+VERSION = 2
 # Where `make benchmark` finds the table of the last run.
 TABLE_FILE = "last_comparison.txt"
+# The same in full, for a browser.
+REPORT_FILE = "report.html"
 # One small file per flow run: what it consists of.
 RUNS_FOLDER = "runs"
 TEXTS = ("lamp_task", "method")
@@ -208,7 +210,7 @@ def write_state(name: str, text: str) -> Path:
     path = store().root.parent / name
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text)
+    scratch.write_text(text, encoding="utf-8")
     scratch.replace(path)
     return path
 
@@ -241,52 +243,21 @@ def users_map(lamp_task: str, chosen: dict[str, Any]) -> Piece:
     def make(out: Path) -> dict[str, Any]:
         import polars as pl
 
+        from tasks.charts import users_map as draw
+
         table = pl.read_parquet(where.open(chosen["ref"]).folder / "anchors.parquet")
-        _draw(table, lamp_task, chosen["value"], out / "map.png")
+        value, few_shot = chosen["value"], table.filter(pl.col("role") == "few_shot")
+        title = (
+            f"{lamp_task}: {value['candidates']} anchor candidates in {value['clusters']} "
+            f"clusters,\n{table['order'].count()} anchors, {len(few_shot)} few-shot users"
+        )
+        # No creation time or version in the file: the same users give the same bytes.
+        draw(table, title).savefig(
+            out / "map.png", bbox_inches="tight", metadata={"Software": None}
+        )
         return {}
 
     return where.get("map", key, make)
-
-
-def _draw(table: Any, lamp_task: str, value: dict[str, Any], path: Path) -> None:
-    import polars as pl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # No pyplot: it keeps global state, and stages run in threads.
-    figure = Figure(figsize=(8, 6), dpi=120)
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    few_shot = table.filter(pl.col("role") == "few_shot")
-    axes.scatter(few_shot["x"], few_shot["y"], s=14, c="0.75", marker="x", label="few-shot user")
-    candidates = table.filter(pl.col("role") == "anchor")
-    colours = [f"C{n % 10}" for n in range(10)]
-    for (label,), part in sorted(candidates.group_by("cluster"), key=lambda item: item[0]):
-        noise = label == -1
-        axes.scatter(
-            part["x"],
-            part["y"],
-            s=26,
-            color="0.4" if noise else colours[label % 10],
-            marker="o" if noise or label < 10 else "s",
-            alpha=0.8,
-            label=f"{'noise' if noise else f'cluster {label}'} ({len(part)})",
-        )
-    anchors = candidates.filter(pl.col("order").is_not_null())
-    axes.scatter(
-        anchors["x"], anchors["y"], s=110, facecolors="none", edgecolors="black", linewidths=1.3,
-        label=f"anchor ({len(anchors)})",
-    )  # fmt: skip
-    axes.set_xlabel("first principal component")
-    axes.set_ylabel("second principal component")
-    axes.set_title(
-        f"{lamp_task}: {value['candidates']} anchor candidates in {value['clusters']} clusters, "
-        f"{len(anchors)} anchors, {len(few_shot)} few-shot users"
-    )
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    axes.spines[["top", "right"]].set_visible(False)
-    # No creation time or version in the file: the same users give the same bytes.
-    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
 
 
 def _cell(column: str, row: dict[str, Any]) -> str:

@@ -104,6 +104,11 @@ class Tracker:
             if row["method"] in summary["scores"]:
                 self._method_run(summary, row, where)
 
+    def log_report(self, text: str, name: str) -> str | None:
+        """Log the report; where a browser finds it, if the tracking store is a server."""
+        self.client.log_text(self.parent, text, name)
+        return f"{self.url}/artifacts/{name}" if self.url else None
+
     def finish(self, rows: list[dict[str, Any]], text: str, missing: list[str]) -> None:
         """Log the comparison and end the parent run: FAILED when something is missing."""
         self.client.log_text(self.parent, text, "comparison.txt")

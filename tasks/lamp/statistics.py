@@ -41,6 +41,8 @@ from tasks.lamp.metrics import example_columns, from_sums
 # world where both are known. With both there, every method has a share_of_attainable.
 NONPERSONAL = "nonpersonal"
 BAYES = "bayes"
+# What cells of any LaMP tasks can be averaged by.
+COMMON_METRICS = ("score", "share_of_attainable")
 
 RESAMPLES = 2000
 PERCENTILES = (2.5, 97.5)
@@ -235,12 +237,17 @@ def differences(
     }
 
 
-def mean_over(cells: Sequence[Resampled]) -> Resampled:
-    """Mean over cells (LaMP tasks, seeds) of `score` and `share_of_attainable`, each cell alike.
+def mean_over(
+    cells: Sequence[Resampled], metrics: Sequence[str] | None = COMMON_METRICS
+) -> Resampled:
+    """Mean over cells (LaMP tasks, seeds) of metrics, each cell alike.
+
+    metrics: those that LaMP tasks have in common unless said otherwise; None for all, which cells
+    of one LaMP task share.
 
     Draw b of the mean is the mean of the cells' draws b, which are independent but for cells of
-    one sample (`Scored.sample`). Methods that a cell lacks are left out, so is a share of
-    attainable that a cell lacks; no interval where a cell has none.
+    one sample (`Scored.sample`). Methods that a cell lacks are left out, so is a metric (a share
+    of attainable, say) that a cell lacks; no interval where a cell has none.
     Raises InputError when there is no cell, or no method that all have; ValueError when the cells
     have different numbers of draws.
     """
@@ -254,7 +261,7 @@ def mean_over(cells: Sequence[Resampled]) -> Resampled:
     rows = [[cell.methods.index(name) for name in methods] for cell in cells]
     names = [
         name
-        for name in ("score", "share_of_attainable")
+        for name in (cells[0].points if metrics is None else metrics)
         if all(name in cell.points for cell in cells)
     ]
     sizes = {len(cell.draws["score"]) for cell in cells}

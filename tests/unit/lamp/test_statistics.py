@@ -375,6 +375,19 @@ def test_mean_over_cells() -> None:
     assert difference(mean, "b", "a")["score"]["holds"] is True
 
 
+def test_mean_over_cells_of_one_task_has_all_metrics() -> None:
+    """A mean of one cell is the cell, to the last bit; macro F1 has no mean over tasks."""
+    first = world({"a": FLOOR, "b": MODEL}, "world 0")
+    second = world({"a": MODEL, "b": CEILING}, "world 1")
+    alone = mean_over([first], metrics=None)
+    assert intervals(alone) == intervals(first)
+    both = mean_over([first, second], metrics=None)
+    assert list(both.points) == ["accuracy", "macro_f1", "score"]
+    for name in both.points:
+        expected = (first.points[name] + second.points[name]) / 2
+        assert both.points[name].tolist() == pytest.approx(expected.tolist())
+
+
 def test_the_same_users_under_another_seed_are_no_new_users() -> None:
     """Two training seeds with the same answers on one sample: the mean's interval is the one's."""
     one = world({"m": MODEL}, "published users")

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.artifacts import Store, file_sha256
 from tasks.config import resolve
-from tasks.prepare import ROLES, prepare, users_of
+from tasks.prepare import POPULATION_FILE, ROLES, prepare, users_of
 from tests.unit.stages.users import result, user, write_users
 
 ROLES_GIVEN = {
@@ -190,3 +190,17 @@ def test_no_candidate_has_a_long_enough_history(where: Store, tmp_path: Path) ->
         assert "anchors.min_items 6" in state.message
         assert "longest history has 5" in state.message
         assert "\n" not in state.message
+
+
+def test_a_generated_world_says_who_is_who(where: Store) -> None:
+    """`population.parquet` is the truth of the world, user by user; other data have none."""
+    options = {"base_users": 2, "anchor_candidates": 2, "few_shot_users": 1, "items_min": 11,
+               "items_max": 12, "few_shot_items": 3, "queries": 1, "themes": 4}  # fmt: skip
+    prepared = result(run(Path("synthetic"), synthetic=options))
+    table = pl.read_parquet(where.open(prepared["ref"]).folder / POPULATION_FILE)
+    (truth,) = where.root.glob("synthetic/*/*/users/truth.json")
+    told = json.loads(truth.read_text())["users"]
+    assert table.columns == ["user_id", "first", "second", "mixture"]
+    assert {row[0]: row[1:] for row in table.iter_rows()} == {
+        user_id: (*one["archetypes"], one["mixture"]) for user_id, one in told.items()
+    }

@@ -1,0 +1,299 @@
+"""report.html: from the dict of report_data.py to one self-contained page. Pure: no file is read.
+
+Every figure in a table is also in its cell's attributes (`data-task`, `data-method`,
+`data-metric`, `data-value` and so on), unrounded. Text that comes from data is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from tasks.charts import LINES, style
+from tasks.compare import OPPONENTS
+from tasks.page import folded, page, row, section, small, table, tag
+from tasks.report_pictures import AXES, audit, bar_charts, curve_charts, maps, merging
+from tasks.report_words import difference_text, facts, number, verdict
+
+MAIN = {**AXES, "mae": "MAE, less is better"}
+LESS_IS_BETTER = ("mae", "rmse")
+SHARE = "share_of_attainable"
+COST_NAMES = {
+    "bytes_per_user": "bytes stored",
+    "steps_per_user": "optimiser steps",
+    "tokens_per_user": "training tokens",
+    "seconds_per_user": "seconds",
+}
+Estimate = Mapping[str, float | None]
+
+
+def report_html(data: dict[str, Any]) -> str:
+    """The page of `report_data.report_data`'s dict. The same dict gives the same bytes."""
+    return page(
+        f"{data['about']['name']}: comparison of methods",
+        "\n".join(
+            [
+                _head(data),
+                _scores(data),
+                section("Score per LaMP task", bar_charts(data)),
+                _differences(data),
+                section("Score by number of items", curve_charts(data)),
+                _costs(data),
+                section("What merging chose", merging(data)),
+                section("Users, clusters and anchors", maps(data)),
+                section("The data, and what to know of it", _notes(data["notes"]), audit(data)),
+                section(
+                    "Configuration",
+                    folded(
+                        "The resolved configuration as JSON",
+                        f"<pre>{escape(json.dumps(data['config'], indent=2))}</pre>",
+                    ),
+                ),
+            ]
+        ),
+    )
+
+
+def _head(data: dict[str, Any]) -> str:
+    parts = [f"<h1>{escape(data['about']['name'])}</h1>", tag("p", verdict(data), class_="verdict")]
+    if data["missing"]:
+        listed = "".join(f"<li>{escape(line)}</li>" for line in data["missing"])
+        title = f"<strong>MISSING: {len(data['missing'])} pieces of this run are not here</strong>"
+        parts.append(tag("div", f"{title}<ul>{listed}</ul>", class_="box", id="missing"))
+    told = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts(data)
+    )
+    parts.append(f'<dl class="facts">{told}</dl>')
+    return tag("section", "\n".join(parts))
+
+
+def _scores(data: dict[str, Any]) -> str:
+    first, *per_seed = data["tables"]
+    names = ["mean over seeds" if per_seed else "", *(f"seed {one['seed']}" for one in per_seed)]
+    parts = [
+        "<p>With 95% intervals, from drawing the groups of users again; an interval belongs to the "
+        "one number beside it, differences have their own below. The best method is bold. "
+        "<em>Set apart</em>: answers of no model, where the best that can be known is known: "
+        "<em>nonpersonal</em> knows the population, <em>bayes</em> also the user's items, "
+        "<em>oracle</em> the user.</p>",
+        "<h3>Main metric</h3>",
+        _main_table(data, first, primary=True),
+    ]
+    if any(SHARE in own for one in first["cells"].values() for own in one["scores"].values()):
+        parts += [
+            "<h3>Share of the attainable</h3>",
+            "<p>(score - nonpersonal) / (bayes - nonpersonal): 0% is what can be had without "
+            "knowing the user, 100% the best that can be done with the user's items.</p>",
+            _main_table(data, first, primary=False),
+        ]
+    for one in per_seed:
+        inner = _main_table(data, one, primary=True, mean=False)
+        parts.append(folded(f"Main metric with seed {one['seed']}", inner))
+    for one, name in zip(data["tables"], names, strict=True):
+        parts.append(
+            folded(
+                f"All metrics, {name}" if name else "All metrics",
+                "".join(_all_metrics(data, one, task) for task in one["cells"]),
+            )
+        )
+    return section("Scores", *parts)
+
+
+def _main_table(
+    data: dict[str, Any],
+    one: dict[str, Any],
+    primary: bool,
+    mean: bool = True,
+) -> str:
+    """Methods x LaMP tasks: the main metric of each, or the share of the attainable."""
+    seed = one["seed"]
+    columns: list[tuple[str, str, str, dict[str, Any], str]] = []
+    for task, own in one["cells"].items():
+        metric = own["primary"] if primary else SHARE
+        about = MAIN.get(metric, metric) if primary else f"{own['groups']} groups"
+        columns.append((task, task, metric, own["scores"], about))
+    if mean:
+        value = data["overall"]
+        columns.append(
+            ("mean", f"mean of {value['cells']}", "score" if primary else SHARE,
+             value["intervals"], "score" if primary else f"{value['groups']} groups")
+        )  # fmt: skip
+    head = ["<th>method</th>"] + [
+        tag("th", escape(title) + small(about), class_="mean" if task == "mean" else None)
+        for task, title, _, _, about in columns
+    ]
+    best = {task: _best(data["methods"], found, metric) for task, _, metric, found, _ in columns}
+
+    def line(method: str) -> str:
+        cells = [_method(method)]
+        for task, _, metric, found, _ in columns:
+            looks = {"mean": task == "mean", "best": method in best[task]}
+            look = " ".join(name for name, there in looks.items() if there)
+            one_of = found.get(method, {}).get(metric)
+            cells.append(_cell(one_of, task, method, metric, seed, not primary, look or None))
+        return row(cells)
+
+    return table(head, list(map(line, data["methods"])), list(map(line, data["references"])))
+
+
+def _all_metrics(data: dict[str, Any], one: dict[str, Any], task: str) -> str:
+    own = one["cells"][task]
+    metrics = list(dict.fromkeys(name for found in own["scores"].values() for name in found))
+    head = ["<th>method</th>"] + [f"<th>{escape(AXES.get(name, name))}</th>" for name in metrics]
+
+    def line(method: str) -> str:
+        found = own["scores"].get(method, {})
+        return row(
+            [_method(method)]
+            + [
+                _cell(found.get(name), task, method, name, one["seed"], share=name == SHARE)
+                for name in metrics
+            ]
+        )
+
+    title = f"<h3>{escape(task)}</h3>" + small(
+        f"{own['queries']} queries of {own['groups']} groups of users"
+    )
+    return title + table(
+        head, list(map(line, data["methods"])), list(map(line, data["references"]))
+    )
+
+
+def _differences(data: dict[str, Any]) -> str:
+    found = data["differences"]
+    scopes = [*(task for task in found if task != "mean"), "mean"]
+    met = {opponent for own in found["mean"].values() for opponent in own}
+    opponents = [name for name in OPPONENTS if name in met]
+    parts = []
+    for opponent in opponents:
+        head = ["<th>method</th>"]
+        for scope in scopes:
+            head.append(tag("th", escape(scope), class_="mean" if scope == "mean" else None))
+        lines = []
+        for method in data["methods"]:
+            if method == opponent:
+                continue
+            cells = [_method(method)]
+            for scope in scopes:
+                one = found[scope].get(method, {}).get(opponent)
+                cells.append(_difference(one, scope, method, opponent))
+            lines.append(row(cells))
+        parts += [f"<h3>Compared with {escape(opponent)}</h3>", table(head, lines)]
+    return section(
+        "Differences between methods",
+        "<p>Method minus opponent in <em>score</em> (accuracy, 1 - MAE / 4 or ROUGE-L, so more is "
+        "better), on the same draws of the same users. A difference <em>holds</em> when its 95% "
+        "interval excludes 0: ▲ better, ▼ worse; ○ does not hold. Each interval stands for itself; "
+        "of so many, some exclude 0 by chance.</p>",
+        *parts,
+    )
+
+
+def _difference(one: Mapping[str, Any] | None, scope: str, method: str, opponent: str) -> str:
+    sign, word, look = difference_text(one)
+    interval = ""
+    if one and one["lo"] is not None and one["hi"] is not None:
+        interval = small(f"[{one['lo']:+.3f}, {one['hi']:+.3f}]")
+    point = "-" if one is None or one["point"] is None else f"{one['point']:+.3f}"
+    return tag(
+        "td",
+        f"{tag('span', f'{sign} {point}', class_=look)}{interval}{small(word)}",
+        class_="mean" if scope == "mean" else None,
+        data_task=scope,
+        data_method=method,
+        data_opponent=opponent,
+        data_metric="difference",
+        data_value=_raw(one, "point"),
+        data_lo=_raw(one, "lo"),
+        data_hi=_raw(one, "hi"),
+        data_holds=None if one is None or one["holds"] is None else str(one["holds"]).lower(),
+    )
+
+
+def _costs(data: dict[str, Any]) -> str:
+    found = data["costs"]
+    if not found:
+        return ""
+    head = ["<th>method</th>"] + [f"<th>{escape(name)}</th>" for name in COST_NAMES.values()]
+
+    def of(task: str) -> str:
+        lines = []
+        for method in data["methods"]:
+            if method in found[task]:
+                cells = [
+                    tag("td", number(cost, found[task][method][cost]), data_task=task,
+                        data_method=method, data_metric=cost,
+                        data_value=repr(found[task][method][cost]))
+                    for cost in COST_NAMES
+                ]  # fmt: skip
+                lines.append(row([_method(method), *cells]))
+        return table(head, lines, full=False)
+
+    tasks = [task for task in found if task != "mean"]
+    return section(
+        "Cost per user",
+        "<p>Mean over users, LaMP tasks and seeds. Stored: the recipe, the user's own LoRA, the "
+        "history where it is looked up to answer; the bank is shared and not counted. Seconds: "
+        "evidence, training and answering as measured when the work was done.</p>",
+        of("mean"),
+        folded("Per LaMP task", "".join(f"<h3>{escape(t)}</h3>{of(t)}" for t in tasks)),
+    )
+
+
+def _notes(lines: list[str]) -> str:
+    listed = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<ul class="notes">{listed}</ul>' if listed else ""
+
+
+def _cell(
+    one: Estimate | None,
+    task: str,
+    method: str,
+    metric: str,
+    seed: int | None,
+    share: bool = False,
+    class_: str | None = None,
+) -> str:
+    point, lo, hi = ((one or {}).get(key) for key in ("point", "lo", "hi"))
+    shown = "-"
+    if point is not None:
+        shown = f"{point:.1%}" if share else f"{point:.3f}"
+        bounds = "-"
+        if lo is not None and hi is not None:
+            bounds = f"[{lo:.0%}, {hi:.0%}]" if share else f"[{lo:.3f}, {hi:.3f}]"
+        shown += small(bounds)
+    return tag(
+        "td",
+        shown,
+        class_=class_,
+        data_task=task,
+        data_method=method,
+        data_metric=metric,
+        data_seed=seed,
+        data_value=_raw(one, "point"),
+        data_lo=_raw(one, "lo"),
+        data_hi=_raw(one, "hi"),
+    )
+
+
+def _raw(one: Estimate | None, key: str) -> str | None:
+    value = (one or {}).get(key)
+    return None if value is None else repr(value)
+
+
+def _best(methods: list[str], found: Mapping[str, Any], metric: str) -> set[str]:
+    """The methods with the best value; several where they tie."""
+    known = {
+        name: found[name][metric]["point"]
+        for name in methods
+        if found.get(name, {}).get(metric, {}).get("point") is not None
+    }
+    pick = min if metric in LESS_IS_BETTER else max
+    return {name for name in known if known[name] == pick(known.values())}
+
+
+def _method(name: str) -> str:
+    dot = f'<span class="dot" style="background:{style(name)[0]}"></span>'
+    return tag("th", ("" if name in LINES else dot) + escape(name), scope="row")

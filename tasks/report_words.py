@@ -1,0 +1,101 @@
+"""What report.html says in words: the verdict, the facts of the run, numbers as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from tasks.report import CLAIMS
+
+
+def verdict(data: dict[str, Any]) -> str:
+    """One paragraph (HTML) made of the numbers: the best method, and which differences hold."""
+    value = data["overall"]
+    known = {
+        name: value["intervals"][name]
+        for name in data["methods"]
+        if value["intervals"].get(name, {}).get("score", {}).get("point") is not None
+    }
+    about = data["about"]
+    tasks, seeds = len(about["lamp_tasks"]), len(about["seeds"])
+    what = f"the mean of {value['cells']} scores"
+    if value["cells"] == tasks * seeds:
+        what = f"the mean of {tasks} LaMP tasks" if tasks > 1 else about["lamp_tasks"][0]
+        what += f" and {seeds} seeds" if seeds > 1 else ""
+    what = (
+        f"On {escape(what)} ({value['queries']:,} queries of {value['groups']:,} groups of users)"
+    )
+    parts = []
+    if known:
+        best = max(known, key=lambda name: known[name]["score"]["point"])
+        told = f"{what} the best method is <strong>{escape(best)}</strong> with a score of "
+        told += _estimate(known[best]["score"])
+        share = known[best].get("share_of_attainable")
+        if share and share["point"] is not None:
+            told += f", {share['point']:.0%} of the attainable"
+        parts.append(told + ".")
+    held, open_ones = [], []
+    for method, opponent in CLAIMS:
+        one = data["differences"]["mean"].get(method, {}).get(opponent)
+        if one is None or one["point"] is None:
+            continue
+        pair = f"{escape(method)} and {escape(opponent)}"
+        if one["holds"]:
+            word = "better" if one["point"] > 0 else "worse"
+            held.append(
+                f"<strong>{escape(method)}</strong> is {word} than {escape(opponent)} by "
+                + _estimate(one | {"point": abs(one["point"])}, flip=one["point"] < 0)
+            )
+        else:
+            why = "" if one["holds"] is False else ", no interval"
+            open_ones.append(f"{pair} ({one['point']:+.3f}{_interval(one, '+.3f')}{why})")
+    if held:
+        parts.append(f"These differences hold: {'; '.join(held)}.")
+    if open_ones:
+        parts.append(f"Not shown to differ: {'; '.join(open_ones)}.")
+    return " ".join(parts) or "Nothing was scored."
+
+
+def difference_text(one: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    """Sign, words and CSS class of a difference: told by form, by text and by colour."""
+    if one is None or one["point"] is None:
+        return "", "no number", "open"
+    if one["holds"] is None:
+        return "○", "no interval", "open"
+    if not one["holds"]:
+        return "○", "does not hold", "open"
+    return ("▲", "better, holds", "up") if one["point"] > 0 else ("▼", "worse, holds", "down")
+
+
+def facts(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was run on what, as names and texts (not HTML)."""
+    about = data["about"]
+    items = about["items"]
+    return [
+        ("Date", about["date"]),
+        ("Data", about["data"]),
+        ("Preset", about["preset"]),
+        ("Base model", about["base"]),
+        ("Seeds", ", ".join(map(str, about["seeds"]))),
+        ("LaMP tasks", ", ".join(about["lamp_tasks"])),
+        ("Methods", ", ".join(data["methods"])),
+        ("Items per few-shot user", "all there are" if items is None else f"at most {items}"),
+    ]
+
+
+def number(cost: str, value: float) -> str:
+    """A cost as it is read: whole numbers, seconds with three places."""
+    return f"{value:,.3f}" if cost == "seconds_per_user" else f"{value:,.0f}"
+
+
+def _estimate(one: Mapping[str, Any], flip: bool = False) -> str:
+    if flip and one["lo"] is not None:
+        one = {**one, "lo": -one["hi"], "hi": -one["lo"]}
+    return f"{one['point']:.3f}{_interval(one, '.3f')}"
+
+
+def _interval(one: Mapping[str, Any], form: str) -> str:
+    if one["lo"] is None or one["hi"] is None:
+        return ""
+    return f" [{one['lo']:{form}}, {one['hi']:{form}}]"

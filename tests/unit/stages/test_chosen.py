@@ -1,0 +1,82 @@
+"""Of which sort the anchors are that merging chose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tasks.artifacts import Store, digest
+from tasks.chosen import chosen_by_merging, weights_by_sort
+from tasks.prepare import POPULATION_FILE
+
+RECIPES = {
+    "u": {"anchors": ["a", "b"], "similarities": [0.9, 0.1], "weights": [0.75, 0.25]},
+    "v": {"anchors": ["c", "a"], "similarities": [0.2, 0.6], "weights": [0.5, 0.5]},
+    "w": {"anchors": ["b", "c"], "similarities": [0.4, 0.3], "weights": [1.0, 0.0]},
+}
+
+
+def test_weights_by_hand() -> None:
+    """Anchor c stands for one user of sort 0 and one of sort 10.
+
+    u (sort 0): a is its own, .75. v (0): c .5 x .5, a .5, so .75. w (10): b none, c weighs nothing.
+    Equal weights on the same: u .5, v (.5 + 1) / 2 = .75, w .5 / 2 = .25. On all three: sort 0 has
+    1.5 of 3 anchors, sort 10 has .5.
+    """
+    anchors = {"a": {"0": 1.0}, "b": {"2": 1.0}, "c": {"0": 0.5, "10": 0.5}}
+    found = weights_by_sort(RECIPES, {"u": "0", "v": "0", "w": "10"}, anchors)
+    assert found["rows"] == ["0", "10"]
+    assert found["columns"] == ["0", "2", "10"]
+    assert found["users"] == [2, 1]
+    assert found["anchors"] == [1.5, 1.0, 0.5]
+    assert found["weights"] == [[0.75, 0.125, 0.125], [0.0, 1.0, 0.0]]
+    assert found["own"] == pytest.approx((0.75 + 0.75 + 0.0) / 3)
+    assert found["equal_chosen"] == pytest.approx((0.5 + 0.75 + 0.25) / 3)
+    assert found["equal_all"] == pytest.approx((0.5 + 0.5 + 0.5 / 3) / 3)
+
+
+@pytest.fixture
+def summary(where: Store) -> dict[str, Any]:
+    def recipes(out: Path) -> dict[str, Any]:
+        pl.DataFrame([{"user_id": u, **r} for u, r in RECIPES.items()]).write_parquet(
+            out / "recipes.parquet"
+        )
+        return {}
+
+    fused = where.get("fusion", digest(1), recipes)
+    prepared = where.get("prepare", digest(2), lambda _out: {})
+    listed = [("a", 0), ("b", -1), ("c", 0), ("failed", 3)]
+    anchors = [{"user_id": name, "cluster": label, "members": [name]} for name, label in listed]
+    own = {
+        "fusion": {"ref": fused.ref},
+        "anchors": {"value": {"anchors": anchors}},
+        "meta_loras": dict.fromkeys("abc"),
+    }
+    bank_of = {"merge_only": "merge_only", "mta": "merge_only"}
+    return {"prepared": {"ref": prepared.ref}, "banks": {"merge_only": own}, "bank_of": bank_of}
+
+
+def test_by_cluster_where_nothing_is_known(where: Store, summary: dict[str, Any]) -> None:
+    """u and v are most like a (cluster 0), w most like b (noise). `failed` was not trained."""
+    (found,) = chosen_by_merging(summary, where)
+    assert (found["by"], found["methods"]) == ("cluster", ["merge_only", "mta"])
+    assert found["rows"] == found["columns"] == ["0", "noise"]
+    assert found["weights"] == [[0.875, 0.125], [0.0, 1.0]]
+    assert found["own"] == pytest.approx((0.75 + 1.0 + 1.0) / 3)
+
+
+def test_by_archetype_where_it_is_known(where: Store, summary: dict[str, Any]) -> None:
+    def population(out: Path) -> dict[str, Any]:
+        users = {"a": 1, "b": 0, "c": 1, "u": 1, "v": 0, "w": 1}
+        table = pl.DataFrame({"user_id": list(users), "first": list(users.values())})
+        table.write_parquet(out / POPULATION_FILE)
+        return {}
+
+    summary["prepared"] = {"ref": where.get("prepare", digest(3), population).ref}
+    (found,) = chosen_by_merging(summary, where)
+    assert found["by"] == "archetype"
+    assert found["rows"] == found["columns"] == ["0", "1"]
+    assert found["weights"] == [[0.0, 1.0], [0.625, 0.375]]

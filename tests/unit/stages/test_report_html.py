@@ -1,0 +1,166 @@
+"""The report as a page: what it says, and that no text of the data becomes HTML."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from tasks.charts import STYLES, style
+from tasks.config import PRESETS
+from tasks.methods import METHODS
+from tasks.report_html import report_html
+from tasks.report_words import difference_text, verdict
+from tests.unit.stages.report_case import HOSTILE, difference, estimate, report_case
+
+
+class Cells(HTMLParser):
+    """The data attributes of every table cell, with the text in it; and every tag's name."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[dict[str, Any]] = []
+        self.tags: list[str] = []
+        self.inside = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag == "td":
+            self.found.append({**dict(attrs), "text": ""})
+            self.inside = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag != "td"
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.found[-1]["text"] += f"{data} "
+
+    def one(self, **attributes: str) -> dict[str, Any]:
+        wanted = {f"data-{key}": value for key, value in attributes.items()}
+        return next(cell for cell in self.found if wanted.items() <= cell.items())
+
+
+def test_figures_stand_in_cells_unrounded() -> None:
+    cells = Cells(report_html(report_case()))
+    own = cells.one(task="LaMP-2M", method="mta", metric="accuracy")
+    assert own["text"].split() == ["0.612", "[0.500,", "0.700]"]
+    assert (own["data-value"], own["data-lo"], own["data-hi"]) == ("0.61234", "0.5", "0.7")
+    assert "best" in own["class"]
+    share = cells.one(task="LaMP-2M", method="mta", metric="share_of_attainable")
+    assert share["text"].split() == ["25.0%", "[-12%,", "50%]"]
+    # No interval, and no number.
+    share = cells.one(task="mean", method="mta", metric="share_of_attainable")
+    assert share["text"].split() == ["12.5%", "-"]
+    nothing = cells.one(task="LaMP-2M", method="base", metric="macro_f1")
+    assert nothing["text"].split() == ["-"]
+    assert "data-value" not in nothing
+    cost = cells.one(task="mean", method="mta", metric="bytes_per_user")
+    assert (cost["text"].split(), cost["data-value"]) == (["1,234"], "1234.5")
+    known = cells.one(task="mean", method="mta", metric="difference")
+    assert known["text"].split() == ["▲", "+0.112", "[+0.010,", "+0.200]", "better,", "holds"]
+    assert known["data-holds"] == "true"
+
+
+def test_texts_of_data_are_escaped_and_nothing_is_fetched() -> None:
+    text = report_html(report_case(missing=[HOSTILE]))
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 6
+    tags = Cells(text).tags
+    assert {"script", "link", "iframe", "object", "svg"}.isdisjoint(tags)
+    sources = re.findall(r'(?:src|href)="([^"]{0,15})', text)
+    assert sources
+    assert all(source.startswith("data:image/") for source in sources)
+    assert "url(" not in text
+    assert "http" not in text.replace("http-equiv", "")
+    assert len(re.findall('<img [^>]*alt="[^"]{20,}"', text)) == tags.count("img") == 3
+
+
+def test_the_same_dict_gives_the_same_bytes() -> None:
+    assert report_html(report_case()) == report_html(json.loads(json.dumps(report_case())))
+
+
+def test_what_is_missing_stands_in_a_box() -> None:
+    assert 'id="missing"' not in report_html(report_case())
+    text = report_html(report_case(missing=["anchor x: failed", "anchor y: failed"]))
+    box = text[text.index('id="missing"') :]
+    assert "MISSING: 2 pieces" in box
+    assert "<li>anchor y: failed</li>" in box
+
+
+@pytest.mark.parametrize(
+    ("one", "expected"),
+    [
+        (None, ("", "no number", "open")),
+        (difference(0.1, None, None, None), ("○", "no interval", "open")),
+        (difference(0.1, -0.1, 0.3, False), ("○", "does not hold", "open")),
+        (difference(0.1, 0.05, 0.3, True), ("▲", "better, holds", "up")),
+        (difference(-0.1, -0.3, -0.05, True), ("▼", "worse, holds", "down")),
+    ],
+)
+def test_differences_in_words(one: Any, expected: tuple[str, str, str]) -> None:
+    assert difference_text(one) == expected
+
+
+def test_the_verdict_is_made_of_the_numbers() -> None:
+    data = report_case()
+    assert verdict(data) == (
+        "On LaMP-2M (15 queries of 5 groups of users) the best method is <strong>mta</strong> with "
+        "a score of 0.612 [0.500, 0.700], 12% of the attainable. These differences hold: "
+        "<strong>mta</strong> is better than base by 0.112 [0.010, 0.200]."
+    )
+    data["about"] |= {"lamp_tasks": ["LaMP-2M", "LaMP-3"], "seeds": [0, 1]}
+    data["overall"] |= {"cells": 4}
+    data["differences"]["mean"] = {
+        "mta": {
+            "base": difference(-0.25, -0.5, -0.125, True),
+            "oppu": difference(0.01, -0.02, 0.04, False),
+            "merge_only": difference(0.5, None, None, None),
+        }
+    }
+    assert verdict(data) == (
+        "On the mean of 2 LaMP tasks and 2 seeds (15 queries of 5 groups of users) the best method "
+        "is <strong>mta</strong> with a score of 0.612 [0.500, 0.700], 12% of the attainable. "
+        "These differences hold: <strong>mta</strong> is worse than base by 0.250 [0.125, 0.500]. "
+        "Not shown to differ: mta and merge_only (+0.500, no interval); "
+        "mta and oppu (+0.010 [-0.020, +0.040])."
+    )
+    # A cell that is missing: the mean is of fewer than tasks times seeds.
+    data["overall"] |= {"cells": 3}
+    assert verdict(data).startswith("On the mean of 3 scores (")
+
+
+def test_less_is_better_for_mae_and_ties_are_all_best() -> None:
+    data = report_case()
+    cell = data["tables"][0]["cells"]["LaMP-2M"]
+    cell |= {
+        "primary": "mae",
+        "scores": {"base": {"mae": estimate(0.25)}, "mta": {"mae": estimate(0.5)}},
+    }
+    cells = Cells(report_html(data))
+    assert cells.one(task="LaMP-2M", method="base", metric="mae")["class"] == "best"
+    cell["scores"]["mta"]["mae"] = estimate(0.25)
+    cells = Cells(report_html(data))
+    for method in ("base", "mta"):
+        assert cells.one(task="LaMP-2M", method=method, metric="mae")["class"] == "best"
+
+
+def test_seeds_are_folded_and_marked() -> None:
+    data = report_case()
+    alone = json.loads(json.dumps(data["tables"][0])) | {"seed": 7}
+    alone["cells"]["LaMP-2M"]["scores"]["mta"]["accuracy"] = estimate(0.125)
+    data["tables"].append(alone)
+    text = report_html(data)
+    assert "Main metric with seed 7" in text
+    seeded = Cells(text).one(task="LaMP-2M", method="mta", metric="accuracy", seed="7")
+    assert seeded["data-value"] == "0.125"
+
+
+def test_every_method_has_a_colour_of_its_own() -> None:
+    assert set(PRESETS["embedded"]["methods"]) == set(METHODS) == set(STYLES)
+    assert len({style(name) for name in [*METHODS, "new"]}) == len(METHODS) + 1
+    assert len({style(name)[0] for name in METHODS}) == len(METHODS)
