@@ -10,7 +10,7 @@ from tasks.config import RunConfig
 from tasks.errors import InputError
 from tasks.stage import log, stage, store
 
-VERSION = 4
+VERSION = 5
 OPTIMUM_FILE = "optimum.parquet"
 SHOWN_AUTHORS = 40
 ROLES = ("base", "anchor", "few_shot")
@@ -174,7 +174,8 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
     frames = {"base": split.base, "anchor": split.anchor, "few_shot": split.few_shot}
     unseen = 0
     if (most := options.split.few_shot_items) is not None:
-        lengths = split.few_shot["profile"].list.len()
+        # Lengths are unsigned: one below `most` would wrap around.
+        lengths = split.few_shot["profile"].list.len().cast(pl.Int64)
         unseen = int((lengths - most).clip(lower_bound=0).sum())
         frames["few_shot"] = split.few_shot.with_columns(pl.col("profile").list.head(most))
     for role, frame in frames.items():
