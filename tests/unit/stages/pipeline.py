@@ -60,8 +60,13 @@ def prepared_place(folder: Path) -> Iterator[Path]:
         yield folder
 
 
-def run(place: Path, roles: dict[str, Any], **given: Any) -> dict[str, Any]:
-    """All stages of one LaMP task; `states` maps a stage to the names of its runs' states."""
+def run(
+    place: Path, roles: dict[str, Any], recipes_only: bool = False, **given: Any
+) -> dict[str, Any]:
+    """All stages of one LaMP task; `states` maps a stage to the names of its runs' states.
+
+    `recipes_only`: those up to the recipes.
+    """
     data = write_users(place / "data", **roles)
     base_options = {"model": str(place / "model"), "max_tokens": 64}
     settings = {"data": str(data), "base": base_options, **(OPTIONS | given)}
@@ -88,6 +93,21 @@ def run(place: Path, roles: dict[str, Any], **given: Any) -> dict[str, Any]:
             "evidence", evidence.evidence.fn(config, task, prepared, base, embedded, banked)
         )
     fused = take("fusion", fusion.fn(config, task, embedded, banked, weighed))
+    done: dict[str, Any] = {
+        "lamp_task": task,
+        "seed": 0,
+        "config": config,
+        "prepared": prepared,
+        "base": base,
+        "embedded": embedded,
+        "anchors": chosen,
+        "bank": banked,
+        "evidence": weighed,
+        "fusion": fused,
+        "states": states,
+    }
+    if recipes_only:
+        return done
     bare = {"prepared": prepared, "base": base, "banked": None, "fused": None}
     inputs = bare | {"banked": banked, "fused": fused}
     users = prepared["value"]["few_shot"]
@@ -104,23 +124,12 @@ def run(place: Path, roles: dict[str, Any], **given: Any) -> dict[str, Any]:
         method: take(f"score {method}", scoring.score.fn(task, method, [part]))
         for method, part in answered.items()
     }
-    return {
-        "lamp_task": task,
-        "seed": 0,
-        "bank": banked,
-        "fusion": fused,
-        "embedded": embedded,
-        "evidence": weighed,
+    return done | {
         "banks": {"merge_only": {"bank": banked, "fusion": fused}},
         "bank_of": {"merge_only": "merge_only", "mta": "merge_only"},
         "stacking": {"mta": [stacked]},
-        "config": config,
-        "prepared": prepared,
-        "base": base,
-        "anchors": chosen,
         "answered": answered,
         "scores": scores,
-        "states": states,
     }
 
 
