@@ -16,7 +16,7 @@ from tasks.lora.base import load_base
 from tasks.lora.batches import encode
 from tasks.stage import store
 from tests.unit.lora.peft_reference import attached, likelihood
-from tests.unit.stages.pipeline import ROLES, run
+from tests.unit.stages.pipeline import OPTIONS, ROLES, run
 from tests.unit.stages.users import user
 
 EVIDENCE = {"weights": "evidence", "top_m": 2, "evidence_temperature": 2.0}
@@ -139,3 +139,13 @@ def test_a_shortlist_as_long_as_the_bank_is_none(place: Path, weighed: dict[str,
     long = run(place, ROLES, recipes_only=True, fusion=EVIDENCE | {"shortlist": 3})
     assert long["states"]["evidence"] == ["Cached"]
     assert long["evidence"]["ref"] == weighed["evidence"]["ref"]
+
+
+def test_anchors_trained_otherwise_are_weighed_anew(place: Path, weighed: dict[str, Any]) -> None:
+    """The same anchors and users, so recipes by cosine stay."""
+    shorter = OPTIONS["meta_lora"] | {"epochs": 1}
+    for options, name in ((EVIDENCE, "Completed"), ({"top_m": 2}, "Cached")):
+        run(place, ROLES, recipes_only=True, fusion=options)
+        changed = run(place, ROLES, recipes_only=True, fusion=options, meta_lora=shorter)
+        assert changed["bank"]["value"]["ids"] == weighed["bank"]["value"]["ids"]
+        assert changed["states"]["fusion"] == [name]
