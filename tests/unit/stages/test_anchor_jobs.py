@@ -15,7 +15,7 @@ from tasks import meta_lora as meta_lora_stage
 from tasks.artifacts import Piece
 from tasks.config import resolve
 from tasks.lora.adapters import Lora, read_peft
-from tasks.meta_lora import meta_lora
+from tasks.meta_lora import bank, meta_lora
 from tasks.stage import StageFailed, stage, store
 from tests.unit.lora.peft_reference import largest_difference
 from tests.unit.stages.pipeline import LORA, ROLES, run
@@ -93,6 +93,23 @@ def test_a_known_anchor_is_not_trained_again(
     assert again.name == "Cached"
     assert [one["value"]["anchor"] for one in result(again)] == list(NAMES[::-1])
     assert len(trained) == 1
+
+
+def test_a_cluster_is_trained_on_all_its_members_items(done: dict[str, Any]) -> None:
+    """4 and 5 items, in one LoRA that is not the anchor's own; the bank says whose they are."""
+    config = resolve(done["config"]).model_dump(mode="json")
+    both = [{"user_id": "anchor-2", "members": ["anchor-2", "anchor-1"]}]
+    state = meta_lora.fn(config, "LaMP-2M", done["prepared"], done["base"], both)
+    (found,) = result(state)
+    assert found["value"]["items"] == 9
+    assert found["value"]["anchor"] == "anchor-2"
+    (own,) = result(job(done, "anchor-2"))
+    assert own["cached"]
+    assert own["value"]["items"] == 5
+    assert largest_difference(adapter(found), adapter(own)) > 1e-3
+    value = result(bank.fn([found], {"anchor-2": ["anchor-2", "anchor-1"]}))["value"]
+    assert value["users"] == {"anchor-2": ["anchor-2", "anchor-1"]}
+    assert value["members"] == {"anchor-2": found["ref"]["sha256"]}
 
 
 def spoiled(monkeypatch: pytest.MonkeyPatch, *bad: int) -> None:
