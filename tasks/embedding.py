@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 VERSION = 1
-# Users embedded between two reports of progress.
 # `anchors.text_model` of this name: no encoder but the base model.
 OWN_MODEL = "base"
+# Users embedded between two reports of progress.
 CHUNK = 20
 
 
