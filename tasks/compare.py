@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tasks.lamp.statistics import Resampled
 
-VERSION = 1
+VERSION = 2
 # What every method is compared with, by pairs; those that were run.
 OPPONENTS = ("base", "oppu", "merge_only", "mta")
 DRAWS_FILE = "draws.safetensors"
@@ -137,8 +137,9 @@ def _resample(
         golds,
         {query: group[user] for query, user in users.items()},
         predictions,
-        # A world of another seed has other users; a file has the same, whatever the seed.
-        sample=f"{options.data} {options.seed if options.data == 'synthetic' else ''}",
+        # A world of another seed has other users; a file has the same, whatever the seed, and
+        # wherever it lies: no number depends on a path.
+        sample=f"synthetic {options.seed}" if options.data == "synthetic" else "given",
     )
     return bootstrap(scored_cell, 0)
 

@@ -13,7 +13,7 @@ from tasks.stage import log, stage, store
 if TYPE_CHECKING:
     import polars as pl
 
-VERSION = 5
+VERSION = 6
 OPTIMUM_FILE = "optimum.parquet"
 POPULATION_FILE = "population.parquet"
 SHOWN_AUTHORS = 40
@@ -193,7 +193,8 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
     frames = {"base": split.base, "anchor": split.anchor, "few_shot": split.few_shot}
     unseen = 0
     if (most := options.split.few_shot_items) is not None:
-        lengths = split.few_shot["profile"].list.len()
+        # Lengths are unsigned: one below `most` would wrap around.
+        lengths = split.few_shot["profile"].list.len().cast(pl.Int64)
         unseen = int((lengths - most).clip(lower_bound=0).sum())
         frames["few_shot"] = split.few_shot.with_columns(pl.col("profile").list.head(most))
     for role, frame in frames.items():

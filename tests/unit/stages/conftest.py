@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tasks.artifacts import Store
 from tasks.stage import store
+from tests.unit.stages import pipeline
 
 
 @pytest.fixture
 def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setenv("MTA_STORE", str(tmp_path / "mta" / "store"))
     return store()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the base model for `pipeline.run`, and one store for the module's tests."""
+    with pipeline.prepared_place(tmp_path_factory.mktemp("pipeline")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def first(place: Path) -> dict[str, Any]:
+    return pipeline.run(place, pipeline.ROLES)

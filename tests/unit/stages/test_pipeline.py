@@ -6,27 +6,19 @@ answers are those that stock PEFT and transformers give from the user's exported
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tasks import base_model as base_model_stage
-from tasks import embedding, meta_lora, scoring, stacking
-from tasks.anchors import anchors
-from tasks.artifacts import Store
+from tasks import meta_lora, stacking
 from tasks.base_model import base_model
 from tasks.config import derive_seed, resolve
 from tasks.errors import InputError
 from tasks.export import export, last_run
-from tasks.fusion import fusion, read_recipes
+from tasks.fusion import read_recipes
 from tasks.lora.adapters import Lora, write_peft
 from tasks.lora.bank import read_bank
 from tasks.lora.base import load_base
@@ -34,117 +26,12 @@ from tasks.lora.batches import encode
 from tasks.lora.grouped import fresh, shapes_of
 from tasks.lora.merge import merge
 from tasks.lora.train import Recipe, epochs
-from tasks.prepare import prepare
 from tasks.report import write_run
 from tasks.stage import store
 from tests.unit.lora import peft_reference
-from tests.unit.lora.helpers import same, tiny_base
-from tests.unit.stages.users import result, user, write_users
-
-ROLES = {
-    "base": [user("base-1", 3), user("base-2", 3)],
-    "anchor": [user(f"anchor-{n}", 3 + n) for n in range(4)],
-    "few_shot": [user(f"few-{n}", 4, queries=2) for n in range(3)],
-}
-LORA = {"learning_rate": 0.03, "epochs": 2, "batch_size": 2, "accumulation": 1}
-OPTIONS: dict[str, Any] = {
-    "anchors": {"count": 3, "min_items": 4, "min_cluster_size": 2},
-    "meta_lora": {"rank": 3, "alpha": 3.0, **LORA},
-    "fusion": {"top_m": 2},
-    "stacking": {"rank": 2, "alpha": 4.0, **LORA},
-}
-
-
-class Quiet:
-    """Stands in for the progress bar, which wants a server."""
-
-    def __init__(self, *_about: Any) -> None: ...
-
-    def update(self, done: int) -> None: ...
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the base model; one store for the module, no slots and no progress bars."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    base = tiny_base()
-    base.model.save_pretrained(folder / "model")
-    base.tokenizer.save_pretrained(folder / "model")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MTA_STORE", str(folder / "mta" / "store"))
-        for module in (base_model_stage, embedding, meta_lora, stacking, scoring):
-            patch.setattr(module, "gpu_slot", contextlib.nullcontext)
-        patch.setattr(embedding, "Progress", Quiet)
-        yield folder
-
-
-def run(place: Path, roles: dict[str, Any], **given: Any) -> dict[str, Any]:
-    """All stages of one LaMP task; `states` maps a stage to the names of its runs' states."""
-    data = write_users(place / "data", **roles)
-    base_options = {"model": str(place / "model"), "max_tokens": 64}
-    settings = {"data": str(data), "base": base_options, **(OPTIONS | given)}
-    config = resolve(settings).model_dump(mode="json")
-    task, states = "LaMP-2M", {}
-
-    def take(name: str, state: Any) -> dict[str, Any]:
-        states.setdefault(name, []).append(state.name)
-        return result(state)
-
-    prepared = take("prepare", prepare.fn(config, task))
-    base = take("base", base_model.fn(config, task, prepared))
-    embedded = take("embed", embedding.embed.fn(config, task, prepared, base))
-    chosen = take("anchors", anchors.fn(config, task, prepared, embedded))
-    trained = [
-        take("meta_lora", meta_lora.meta_lora.fn(config, task, prepared, base, [item]))[0]
-        for item in chosen["value"]["anchors"]
-    ]
-    users_of = {item["user_id"]: item["members"] for item in chosen["value"]["anchors"]}
-    banked = take("bank", meta_lora.bank.fn(trained, users_of))
-    fused = take("fusion", fusion.fn(config, task, embedded, banked, None))
-    bare = {"prepared": prepared, "base": base, "banked": None, "fused": None}
-    inputs = bare | {"banked": banked, "fused": fused}
-    users = prepared["value"]["few_shot"]
-    stacked = take("stacking", stacking.stacking.fn(config, task, inputs, "mta", 0, users))
-
-    def answers(method: str) -> dict[str, Any]:
-        given = bare if method == "base" else inputs
-        own = stacked if method == "mta" else None
-        state = scoring.predict.fn(config, task, given, method, 0, users, own)
-        return take(f"predict {method}", state)
-
-    answered = {method: answers(method) for method in ("base", "merge_only", "mta")}
-    scores = {
-        method: take(f"score {method}", scoring.score.fn(task, method, [part]))
-        for method, part in answered.items()
-    }
-    return {
-        "lamp_task": task,
-        "seed": 0,
-        "bank": banked,
-        "fusion": fused,
-        "banks": {"merge_only": {"bank": banked, "fusion": fused}},
-        "bank_of": {"merge_only": "merge_only", "mta": "merge_only"},
-        "stacking": {"mta": [stacked]},
-        "config": config,
-        "prepared": prepared,
-        "base": base,
-        "anchors": chosen,
-        "answered": answered,
-        "scores": scores,
-        "states": states,
-    }
-
-
-@pytest.fixture(scope="module")
-def first(place: Path) -> dict[str, Any]:
-    return run(place, ROLES)
-
-
-def predictions(where: Store, done: dict[str, Any], method: str) -> dict[str, str]:
-    folder = where.open(done["answered"][method]["ref"]).folder
-    table = pl.read_parquet(folder / "predictions.parquet")
-    assert table.columns == ["row", "user_id", "query_id", "gold", "prediction"]
-    return dict(zip(table["query_id"], table["prediction"], strict=True))
+from tests.unit.lora.helpers import same
+from tests.unit.stages.pipeline import OPTIONS, ROLES, predictions, run, stock_answers
+from tests.unit.stages.users import result, user
 
 
 def test_all_is_made_and_then_found(place: Path, first: dict[str, Any]) -> None:
@@ -211,34 +98,11 @@ def test_an_anchors_new_item_trains_that_anchor(place: Path, first: dict[str, An
 def test_the_way_of_merging_is_no_part_of_recipe_or_bank(
     place: Path, first: dict[str, Any]
 ) -> None:
-    changed = run(place, ROLES, fusion={"top_m": 2, "merge": "factors"})
+    changed = run(place, ROLES, fusion={"top_m": 2, "weights": "cosine", "merge": "factors"})
     for stage in ("embed", "anchors", "bank", "fusion", "predict base"):
         assert changed["states"][stage] == ["Cached"]
     for stage in ("stacking", "predict merge_only", "predict mta"):
         assert changed["states"][stage] == ["Completed"]
-
-
-def stock_answers(
-    place: Path, folder: Path | None, prompts: list[str], max_new_tokens: int = 8
-) -> list[str]:
-    """One prompt at a time through stock PEFT and transformers."""
-    tokenizer = AutoTokenizer.from_pretrained(place / "model")
-    model = AutoModelForCausalLM.from_pretrained(place / "model", dtype=torch.float32)
-    if folder is not None:
-        model = PeftModel.from_pretrained(model, folder)
-    answers = []
-    for prompt in prompts:
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        with torch.no_grad():
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-            )
-        text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-        answers.append(text.strip())
-    return answers
 
 
 def test_answers_are_those_of_the_exported_folder(

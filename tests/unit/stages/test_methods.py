@@ -1,0 +1,123 @@
+"""What each method changes in the configuration."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from tasks.config import MethodName, RunConfig, TrainingOptions, resolve
+from tasks.methods import METHODS, config_of
+
+GIVEN = resolve(
+    {
+        "rag": {"history_items": 3},
+        "anchors": {"count": 7, "train_on": "cluster", "min_items": 13},
+        "fusion": {
+            "top_m": 8,
+            "weights": "evidence",
+            "shortlist": 5,
+            "merge": "svd",
+            "temperature": 0.7,
+        },
+        "stacking": {"users_per_job": 9, "target_modules": ["q_proj"]},
+    }
+)
+
+
+def changes(name: MethodName, config: RunConfig = GIVEN) -> dict[str, Any]:
+    """section.field -> value, of what the method sees otherwise."""
+    before, after = config.model_dump(), config_of(config, name).model_dump()
+    found = {}
+    for section, value in after.items():
+        if isinstance(value, dict):
+            for field, one in value.items():
+                if one != before[section][field]:
+                    found[f"{section}.{field}"] = one
+        elif value != before[section]:
+            found[section] = value
+    return found
+
+
+def test_every_method_has_an_entry() -> None:
+    assert set(METHODS) == set(get_args(MethodName))
+
+
+@pytest.mark.parametrize("name", ["base", "oppu", "merge_only", "stack_only", "mta"])
+def test_most_methods_change_nothing(name: MethodName) -> None:
+    assert changes(name) == {}
+    assert config_of(GIVEN, name) == GIVEN
+
+
+def test_rag_has_history_in_the_prompt() -> None:
+    """And no other method has it, unless the prompt has it anyway."""
+    before = GIVEN.model_dump()
+    assert changes("rag") == {"prompt.history_items": 3}
+    assert config_of(GIVEN, "base").prompt.history_items == 0
+    assert before == GIVEN.model_dump()
+    shown = resolve({"prompt": {"history_items": 1, "style": "published"}})
+    assert config_of(shown, "base").prompt.history_items == 1
+    assert config_of(shown, "rag").prompt.style == "published"
+
+
+def test_published_is_what_was_published() -> None:
+    """METHOD, stages 1 to 3: text embeddings, k-means, one anchor per cluster; m = 2, w = s / sum
+    the wrong way round, factor by factor; rank 4, learning rate 5e-5, 1 epoch, 2 x 4.
+
+    `alpha` is PEFT's twice the rank, as of the anchors (rank 8, alpha 16).
+    """
+    config = config_of(GIVEN, "mta_published")
+    assert config.anchors.embedding == "text"
+    assert (config.anchors.clustering, config.anchors.train_on) == ("kmeans", "user")
+    fusion = config.fusion
+    assert (fusion.top_m, fusion.weights, fusion.order, fusion.merge) == (
+        2,
+        "cosine",
+        "published",
+        "factors",
+    )
+    own = config.stacking
+    assert (own.rank, own.alpha, own.learning_rate, own.epochs) == (4, 8.0, 5e-5, 1)
+    assert (own.batch_size, own.accumulation) == (2, 4)
+    # What was not published, or is the machine's, is as given.
+    assert (config.anchors.count, config.anchors.min_items) == (7, 13)
+    assert (own.users_per_job, own.target_modules) == (9, ["q_proj"])
+    assert {field.partition(".")[0] for field in changes("mta_published")} == {
+        "anchors",
+        "fusion",
+        "stacking",
+    }
+
+
+def test_published_does_so_in_either_preset() -> None:
+    """`embedded` trains its LoRA on top far harder."""
+    for preset in ("embedded", "paper"):
+        config = config_of(resolve({"preset": preset}), "mta_published")
+        assert config.stacking.learning_rate == 5e-5
+        assert (config.fusion.top_m, config.fusion.order) == (2, "published")
+        # Anchors and base are those of the run: they are no part of the merging.
+        given = resolve({"preset": preset})
+        assert (config.meta_lora, config.base) == (given.meta_lora, given.base)
+
+
+def test_what_methods_are_made_of() -> None:
+    """METHOD, Baselines and ablations."""
+    made = {name: (m.history, m.merged, m.trained) for name, m in METHODS.items()}
+    assert made == {
+        "base": (False, False, None),
+        "rag": (True, False, None),
+        "oppu": (False, False, "oppu"),
+        "merge_only": (False, True, None),
+        "stack_only": (False, False, "stacking"),
+        "mta": (False, True, "stacking"),
+        "mta_published": (False, True, "stacking"),
+    }
+    for method in METHODS.values():
+        if method.trained:
+            assert isinstance(getattr(GIVEN, method.trained), TrainingOptions)
+
+
+def test_oppu_as_published() -> None:
+    """METHOD, Baselines: one rank-8 LoRA per user from scratch."""
+    for preset in ("embedded", "paper"):
+        assert resolve({"preset": preset}).oppu.rank == 8
