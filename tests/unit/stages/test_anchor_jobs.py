@@ -219,7 +219,8 @@ def recipes_of_flow(
     monkeypatch.setattr(lamp_task_flow, "as_completed", iter)
     monkeypatch.setattr(lamp_task_flow, "Progress", Quiet)
     missing: list[str] = []
-    config = resolve({"anchors": {"per_job": 2}, "fusion": {"weights": "cosine"}}).model_dump(mode="json")
+    options = {"anchors": {"per_job": 2}, "fusion": {"weights": "cosine"}}
+    config = resolve(options).model_dump(mode="json")
     nothing: Any = {}
     made = lamp_task_flow.bank_and_recipes(config, "LaMP-2M", nothing, nothing, missing)
     return made, missing, mapped, called
