@@ -4,8 +4,8 @@ HDBSCAN finds how many clusters there are, so it cannot be told how many anchors
 count is met like this: within each cluster candidates stand by the length of their history, and
 anchors are taken in rounds, one per cluster and round, larger clusters first. Candidates that
 HDBSCAN calls noise form a last group, taken when the clusters are used up (`noise=last`) or never.
-Candidates with fewer than `min_items` items are never anchors. With `train_on=cluster` a cluster's
-first anchor stands for the whole cluster and is trained on the items of all its candidates.
+Candidates with fewer than `min_items` items are never anchors. With `train_on=cluster` each whole
+cluster is an anchor, trained on the items of all its candidates; `both` has those and the users.
 k-means, the published way, makes `count` clusters and takes the longest history of each.
 """
 
@@ -24,7 +24,7 @@ from tasks.stage import log, stage, store
 if TYPE_CHECKING:
     import numpy as np
 
-VERSION = 2
+VERSION = 3
 
 
 @stage(name="anchors")
@@ -80,18 +80,20 @@ def anchors(
             }
         ).write_parquet(out / "anchors.parquet")
         by_id = dict(zip(ids, labels, strict=True))
-        members = {user_id: [user_id] for user_id in order}
-        if chosen.train_on == "cluster":
-            members = whole_clusters(order, ids, labels)
+        members: dict[str, list[str]] = {}
+        if chosen.train_on != "user":
+            members |= whole_clusters(ids, labels)
+        if chosen.train_on != "cluster" or not members:
+            members |= {user_id: [user_id] for user_id in order}
         return {
             "anchors": [
                 {
-                    "user_id": user_id,
+                    "user_id": name,
                     "items": sum(sizes[member] for member in own),
-                    "cluster": by_id[user_id],
+                    "cluster": by_id[own[0]],
                     "members": own,
                 }
-                for user_id, own in members.items()
+                for name, own in members.items()
             ],
             "asked": chosen.count,
             "candidates": len(ids),
@@ -163,23 +165,12 @@ def choose(
     return order[: options.count]
 
 
-def whole_clusters(order: list[str], ids: list[str], labels: list[int]) -> dict[str, list[str]]:
-    """One anchor per cluster: the first of it in `order`, with all of the cluster's candidates.
-
-    Noise is no cluster: its candidates stay anchors of their own, after the clusters.
-    """
-    by_id = dict(zip(ids, labels, strict=True))
-    clusters: dict[int, list[str]] = {}
-    for user_id, label in by_id.items():
-        clusters.setdefault(label, []).append(user_id)
-    first = {by_id[user_id]: user_id for user_id in reversed(order)}
+def whole_clusters(ids: list[str], labels: list[int]) -> dict[str, list[str]]:
+    """`cluster-<number>` -> its candidates, in the order of the numbers; noise is no cluster."""
     members: dict[str, list[str]] = {}
-    for user_id in order:
-        label = by_id[user_id]
-        if label == -1:
-            members[user_id] = [user_id]
-        elif first[label] == user_id:
-            members[user_id] = [user_id, *(name for name in clusters[label] if name != user_id)]
+    for label in sorted(set(labels) - {-1}):
+        own = [user_id for user_id, other in zip(ids, labels, strict=True) if other == label]
+        members[f"cluster-{label}"] = own
     return members
 
 

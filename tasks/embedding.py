@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,10 @@ from tasks.stage import Progress, gpu_slot, log, stage, store
 if TYPE_CHECKING:
     import numpy as np
 
-VERSION = 1
-# Users embedded between two reports of progress.
+VERSION = 2
 # `anchors.text_model` of this name: no encoder but the base model.
 OWN_MODEL = "base"
+# Users embedded at once, between two reports of progress.
 CHUNK = 20
 
 
@@ -166,16 +167,20 @@ def _signatures(
     with gpu_slot():
         base = load(options, where, base_result)
         for start in range(0, len(profiles), CHUNK):
-            for profile in profiles[start : start + CHUNK]:
-                samples = profile_questions(options, lamp_task, instruction, profile)
-                items = item_signatures(
-                    base,
-                    encode_all(base, samples, answers=True),
-                    options.anchors.signature_vocabulary,
-                    options.anchors.signature_hidden,
-                    derive_seed(options.seed, "signature"),
-                )
-                vectors.append(items.mean(0).tolist())
+            # Many users in one call: single ones are small batches. Each item is its own row.
+            asked = [
+                profile_questions(options, lamp_task, instruction, profile)
+                for profile in profiles[start : start + CHUNK]
+            ]
+            items = item_signatures(
+                base,
+                encode_all(base, chain(*asked), answers=True),
+                options.anchors.signature_vocabulary,
+                options.anchors.signature_hidden,
+                derive_seed(options.seed, "signature"),
+            )
+            parts = items.split([len(own) for own in asked])
+            vectors += [own.mean(0).tolist() for own in parts]
             progress.update(len(vectors))
         # This stage runs in the flow's own thread; the jobs after it run in others.
         unload()

@@ -177,8 +177,19 @@ def notes(summary: dict[str, Any]) -> list[str]:
 def table_text(table: list[dict[str, Any]], noted: list[str], missing: list[str]) -> str:
     """The comparison for a terminal, what is to be noted, and what is missing from it.
 
-    An interval stands beside its metric.
+    A block per LaMP task (and seed), with the columns that it has; an interval stands beside its
+    metric.
     """
+    blocks: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
+    for row in table:
+        blocks.setdefault((row["lamp_task"], row.get("seed")), []).append(row)
+    lines = [line for block in blocks.values() for line in [*_block(block), ""]]
+    lines += [f"note: {item}" for item in noted]
+    lines += [f"MISSING: {item}" for item in missing]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _block(table: list[dict[str, Any]]) -> list[str]:
     names = dict.fromkeys(name for row in table for name in row)
     columns = [name for name in names if name.removesuffix("_lo").removesuffix("_hi") == name]
     cells = [columns] + [[_cell(name, row) for name in columns] for row in table]
@@ -191,9 +202,7 @@ def table_text(table: list[dict[str, Any]], noted: list[str], missing: list[str]
         for line in cells
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    lines += [f"note: {item}" for item in noted]
-    lines += [f"MISSING: {item}" for item in missing]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def write_state(name: str, text: str) -> Path:

@@ -37,16 +37,15 @@ def test_table_by_hand() -> None:
         third | {"mae_lo": None, "mae_hi": None},
     ]
     assert table_text(table, ["few users"], ["anchor x: failed"]).splitlines() == [
-        "lamp_task  method      users               accuracy  tokens_per_user  seconds_per_user"
-        "     mae",
-        "---------  ----------  -----  ---------------------  ---------------  ----------------"
-        "  ------",
-        "LaMP-2M    base           60  0.5000 [0.400, 0.610]                0          123.4568"
-        "       -",
-        "LaMP-2M    merge_only     60  0.6123 [0.400, 0.610]           12,346            0.1000"
-        "       -",
-        "LaMP-3     mta             7                      -                -                 -"
-        "  0.3333",
+        "lamp_task  method      users               accuracy  tokens_per_user  seconds_per_user",
+        "---------  ----------  -----  ---------------------  ---------------  ----------------",
+        "LaMP-2M    base           60  0.5000 [0.400, 0.610]                0          123.4568",
+        "LaMP-2M    merge_only     60  0.6123 [0.400, 0.610]           12,346            0.1000",
+        "",
+        "lamp_task  method  users     mae",
+        "---------  ------  -----  ------",
+        "LaMP-3     mta         7  0.3333",
+        "",
         "note: few users",
         "MISSING: anchor x: failed",
     ]
