@@ -252,3 +252,31 @@ def test_a_model_folder_with_a_chat_template(workplace: Path) -> None:
     )
     assert state.is_completed(), state.message
     assert (workplace / TABLE).read_text().count("LaMP-2M  ") == 6
+
+
+def test_the_report_can_fail_without_losing_the_scores(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no MLflow server, too: Prefect then says where the file is."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    state = run(methods=["base"])
+    assert state.is_completed(), state.message
+    report = workplace / ".mta" / "report.html"
+    # One method and no bank: nothing was merged, and there is no map.
+    assert "What merging chose" not in report.read_text(encoding="utf-8")
+    with get_client(sync_client=True) as client:
+        shown = [one for one in client.read_artifacts() if one.key == "report"]
+    assert any(str(report) in str(one.data) for one in shown)
+
+    def broken(_data: Any) -> str:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("flows.mta.report_html", broken)
+    report.unlink()
+    state = run(methods=["base"])
+    assert state.name == "Incomplete"
+    assert "the report was not made or not logged (ValueError: no ink)" in (state.message or "")
+    table = (workplace / TABLE).read_text()
+    assert "MISSING: the report" in table
+    assert any(line.split()[:2] == ["LaMP-2M", "base"] for line in table.splitlines())
+    assert not report.exists()

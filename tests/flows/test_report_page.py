@@ -1,0 +1,148 @@
+"""The report of a real run, looked at in a real browser: Playwright drives the Chromium installed.
+
+The page must be whole without any network, fit a laptop's width, and say what the run found.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+
+from flows.mta import mta
+from tasks.config import PRESETS
+from tasks.report_data import COSTS
+from tests.flows.conftest import SMALL
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine"),
+]
+TASKS = ["LaMP-2M", "LaMP-4"]
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    """A page 1280 wide, cut off from any network."""
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, headless=True, args=["--no-sandbox"]
+        )
+        context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True)
+        yield context.new_page()
+        browser.close()
+
+
+def test_the_report_of_a_run(workplace: Path, mlflow_server: str, page: Any) -> None:
+    given = SMALL | {
+        "lamp_tasks": TASKS,
+        "methods": PRESETS["embedded"]["methods"],
+        "items_curve": [2, 4],
+        # The run itself is one point of the curve, and all users are one batch: half the work.
+        "split": {"few_shot_items": 4},
+        "stacking": {**SMALL["stacking"], "users_per_job": 64},
+    }
+    state = mta(**given, return_state=True)
+    assert state.is_completed(), state.message
+    report = workplace / ".mta" / "report.html"
+
+    complaints: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(report.as_uri())
+    # What is folded is part of the page: opened, all of it must hold, too.
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    page.wait_for_load_state("load")
+    assert complaints == []
+    assert [url for url in requests if not url.startswith("data:")] == [report.as_uri()]
+    timed = page.evaluate("performance.getEntriesByType('resource').map(one => one.name)")
+    assert all(name.startswith("data:") for name in timed)
+
+    pictures = page.evaluate(
+        "Promise.all([...document.images].map(one => one.decode().then(() =>"
+        " [one.naturalWidth, one.clientWidth, one.clientHeight, one.alt.length])))"
+    )
+    # Two tasks and their mean; two curves; two banks per task, each with a heat map and a map.
+    assert len(pictures) == 3 + 2 + 4 + 4
+    for natural, width, height, described in pictures:
+        assert natural > 0
+        assert width > 300
+        assert height > 100
+        assert described > 20
+
+    for width in (1280, 1440):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        wide = "[...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth)"
+        assert page.evaluate(f"{wide}.map(e => e.innerText.slice(0, 80))") == []
+
+    cells = page.evaluate("[...document.querySelectorAll('td[data-metric]')].map(e => e.dataset)")
+    rows, parent = logged_rows(mlflow_server, state, workplace)
+    compared = 0
+    for cell in cells:
+        if cell["task"] != "mean" and "opponent" not in cell and "weight_" not in cell["metric"]:
+            row = rows[cell["task"], cell["method"]]
+            name = cell["metric"]
+            # The score is the main metric, under the name that all LaMP tasks share.
+            if name == "score":
+                name = "accuracy" if cell["task"] == "LaMP-2M" else "rougeL"
+            assert number(cell.get("value")) == number(row[name]), cell
+            if name not in COSTS:
+                assert number(cell.get("lo")) == number(row[f"{name}_lo"]), cell
+                assert number(cell.get("hi")) == number(row[f"{name}_hi"]), cell
+            compared += 1
+    shown = {(cell["task"], cell["method"]) for cell in cells if cell["metric"] == "rougeL"}
+    assert shown == {key for key in rows if key[0] == "LaMP-4"}
+    # Per task at least: 10 rows of the main metric and of the share, 7 of four costs.
+    assert compared > 2 * (10 + 10 + 7 * 4)
+    mean = {cell["method"]: cell["value"] for cell in cells if is_mean_score(cell)}
+    expected = {method: row["score"] for (task, method), row in rows.items() if task == "mean of 2"}
+    assert mean == expected
+
+    # MLflow has the same page, and Prefect the way to it.
+    client = MlflowClient(mlflow_server)
+    copy = client.download_artifacts(parent, "report.html", str(workplace))
+    assert Path(copy).read_text(encoding="utf-8") == report.read_text(encoding="utf-8")
+    with get_client(sync_client=True) as prefect:
+        links = [one for one in prefect.read_artifacts() if one.key == "report"]
+    assert any(f"{parent}/artifacts/report.html" in str(one.data) for one in links)
+    # Users' texts are nobody else's to read.
+    text = report.read_text(encoding="utf-8")
+    for table in (workplace / ".mta" / "store" / "prepare").glob("*/*/few_shot.parquet"):
+        for user in pl.read_parquet(table).to_dicts():
+            assert not any(item["text"] in text for item in user["profile"])
+
+
+def logged_rows(
+    address: str, state: Any, folder: Path
+) -> tuple[dict[tuple[str, str], dict[str, str]], str]:
+    """The run's comparison.csv by LaMP task and method, and the run's id."""
+    client = MlflowClient(address)
+    experiment = client.get_experiment_by_name("mta")
+    assert experiment is not None
+    query = f"tags.prefect_flow_run = '{state.state_details.flow_run_id}'"
+    (parent,) = client.search_runs([experiment.experiment_id], query)
+    file = client.download_artifacts(parent.info.run_id, "comparison.csv", str(folder))
+    with Path(file).open(encoding="utf-8", newline="") as lines:
+        rows = {(row["lamp_task"], row["method"]): row for row in csv.DictReader(lines)}
+    return rows, parent.info.run_id
+
+
+def number(text: str | None) -> float | None:
+    return None if text in (None, "", "None") else float(text)
+
+
+def is_mean_score(cell: dict[str, str]) -> bool:
+    return cell["task"] == "mean" and cell["metric"] == "score"
