@@ -56,12 +56,17 @@ def bars(title: str, axis: str, estimates: Mapping[str, Mapping[str, float | Non
             continue
         axes.barh(row, point, height=0.66, color=style(name)[0])
         if lo is not None and hi is not None:
-            axes.plot([lo, hi], [row, row], color=INK, linewidth=1.3, marker="|", markersize=6)
+            axes.plot(
+                [lo, hi], [row, row], color=INK, linewidth=1.3, marker="|", markersize=6, zorder=3
+            )
         end = max(value for value in (point, hi) if value is not None)
-        axes.text(end + 0.015 * right, row, f"{point:.3f}", va="center", fontsize=9, color=INK)
+        axes.text(
+            end + 0.015 * right, row, f"{point:.3f}", va="center", fontsize=9, color=INK, zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
+        )  # fmt: skip
     for name, dashes in LINES.items():
         if (line := estimates.get(name, {}).get("point")) is not None:
-            axes.axvline(line, color=INK, linestyle=dashes, linewidth=1.2, label=name, zorder=0.5)
+            axes.axvline(line, color=INK, linestyle=dashes, linewidth=1.2, label=name, zorder=2)
     axes.set_yticks(range(len(methods)), methods)
     axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.set_xlim(min([*ends, 0.0]), right * 1.12)

@@ -153,10 +153,11 @@ def test_whole_run_then_cached_then_changed(
     assert len(children_again) == len(children)
     assert again.data.metrics == parent.data.metrics
 
-    # A rank of the stacked LoRA: stacking and what it is scored by.
+    # A rank of the stacked LoRA: stacking and what it is scored by; what compares the methods only
+    # if an answer changed.
     third = run(stacking={"rank": 3})
     wait_for_events()
-    assert made(third) == {
+    assert made(third) - {"compare-LaMP", "overall"} == {
         "stacking-mta-0", "stacking-mta-1", "predict-mta-0", "predict-mta-1", "score-mta",
     }  # fmt: skip
 

@@ -1,0 +1,138 @@
+"""What the report says, gathered from results in a store: two seeds, two methods, by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tasks.artifacts import Store, digest
+from tasks.compare import DRAWS_FILE
+from tasks.config import resolve
+from tasks.report_data import COSTS, report_data
+
+METHODS = ["mta", "base"]
+COUNTS = {"base_users": 1, "few_shot_users": 2}
+
+
+def cell(where: Store, base: float, mta: float) -> dict[str, Any]:
+    """A `compare` result: accuracy as given, and 101 draws from .05 below it to .05 above."""
+    spread = np.linspace(-0.05, 0.05, 101)[:, None]
+    tensors = {}
+    for name in ("accuracy", "score"):
+        tensors[f"points.{name}"] = np.array([mta, base])
+        tensors[f"draws.{name}"] = tensors[f"points.{name}"] + spread
+
+    def make(out: Path) -> dict[str, Any]:
+        save_file(tensors, out / DRAWS_FILE)
+        return {"methods": METHODS, "groups": 4, "queries": 8}
+
+    piece = where.get("compare", digest([base, mta]), make)
+    return {"ref": piece.ref, "value": piece.value}
+
+
+def summary(
+    where: Store, seed: int, base: float, mta: float, curve: dict[int, Any]
+) -> dict[str, Any]:
+    audit = {
+        "labels": {"golds": None},
+        "groups": {"few_shot": {"1": 2}},
+        "queries": {"few_shot": {"asked": 8}},
+        "duplicates": {},
+        "profile_lengths": {},
+    }
+    return {
+        "lamp_task": "LaMP-2M",
+        "seed": seed,
+        "compared": cell(where, base, mta),
+        "curve": curve,
+        "banks": {},
+        "bank_of": {},
+        "prepared": {
+            "ref": where.get("prepare", digest(seed), lambda _out: {}).ref,
+            "value": {"counts": COUNTS, "dropped": {}, "audit": audit, "authors": {"base": ["me"]}},
+        },
+    }
+
+
+@pytest.fixture
+def data(where: Store) -> dict[str, Any]:
+    config = resolve(
+        {"seeds": [3, 5], "items_curve": [2, 4], "split": {"few_shot_items": 6},
+         "lamp_tasks": ["LaMP-2M"], "methods": METHODS}
+    )  # fmt: skip
+    fewer = {"ref": cell(where, 0.125, 0.375)["ref"]}
+    # Seed 5 has nothing at 4 items.
+    summaries = [
+        summary(where, 3, 0.5, 0.625, {2: fewer, 4: fewer}),
+        summary(where, 5, 0.25, 0.75, {2: fewer, 4: None}),
+    ]
+    holds = {"point": 0.3125, "lo": 0.3125, "hi": 0.3125, "holds": True}
+    mean = {
+        "value": {
+            "cells": 2,
+            "groups": 8,
+            "queries": 16,
+            "intervals": {},
+            "differences": {"mta": {"base": {"score": holds}}, "bayes": {"base": {"score": holds}}},
+        }
+    }
+    table = [
+        {"lamp_task": "LaMP-2M", "seed": seed, "method": "mta", **dict.fromkeys(COSTS, cost)}
+        for seed, cost in ((3, 1.0), (5, 2.0))
+    ]
+    table.append({"lamp_task": "LaMP-2M", "seed": 3, "method": "bayes"})
+    about = {"name": "run", "date": "today"}
+    said: dict[str, list[str]] = {"notes": ["few"], "missing": []}
+    return report_data(config, about, summaries, mean, table, said, where)
+
+
+def test_seeds_are_averaged_and_stand_alone(data: dict[str, Any]) -> None:
+    assert data["methods"] == ["base", "mta"]
+    assert data["references"] == []
+    scores = {
+        table["seed"]: {
+            method: own["accuracy"]["point"]
+            for method, own in table["cells"]["LaMP-2M"]["scores"].items()
+        }
+        for table in data["tables"]
+    }
+    assert scores == {
+        None: {"mta": 0.6875, "base": 0.375},
+        3: {"mta": 0.625, "base": 0.5},
+        5: {"mta": 0.75, "base": 0.25},
+    }
+    first = data["tables"][0]["cells"]["LaMP-2M"]
+    assert (first["primary"], first["groups"], first["queries"]) == ("accuracy", 8, 16)
+    # The 2.5th percentile of 101 even draws is 2.5 steps of .001 from the lowest.
+    own = first["scores"]["mta"]["accuracy"]
+    assert (own["lo"], own["hi"]) == (pytest.approx(0.64), pytest.approx(0.735))
+
+
+def test_differences_are_of_methods(data: dict[str, Any]) -> None:
+    """All draws move alike, so the difference is the same in each: it holds."""
+    assert data["differences"]["mean"].keys() == {"mta"}
+    one = data["differences"]["LaMP-2M"]["mta"]["base"]
+    assert one == {"point": 0.3125, "lo": 0.3125, "hi": 0.3125, "holds": True}
+
+
+def test_the_curve_has_what_all_seeds_have_and_the_run_itself(data: dict[str, Any]) -> None:
+    points = {one["items"]: one["point"] for one in data["curve"]["LaMP-2M"]["mta"]}
+    assert points == {2: 0.375, 6: 0.6875}
+
+
+def test_costs_are_means_of_who_has_any(data: dict[str, Any]) -> None:
+    expected = {"mta": dict.fromkeys(COSTS, 1.5)}
+    assert data["costs"] == {"mean": expected, "LaMP-2M": expected}
+
+
+def test_it_is_json_and_names_nobody(data: dict[str, Any]) -> None:
+    text = json.dumps(data, allow_nan=False)
+    assert '"me"' not in text
+    assert [one["counts"] for one in data["audit"]] == [COUNTS, COUNTS]
+    assert data["about"]["seeds"] == [3, 5]
+    assert data["notes"] == ["few"]
