@@ -67,12 +67,15 @@ def export(
         recipe = read_recipes(where, own["fusion"])[user_id]
         members = [bank.lora(anchor) for anchor in recipe["anchors"]]
         loras.append(merge(members, recipe["weights"], config.fusion.merge))
-    for shard in stages["stacking"].get(method, []):
-        if user_id in shard["value"]["users"]:
-            stacked = read_bank(where.open(shard["ref"]).folder / "stacked.safetensors")
-            loras.append(stacked.lora(user_id))
-    if not loras:
-        raise InputError(f"--user {user_id}: the run trained no LoRA of this user; run it again")
+    if METHODS[method].trained:
+        held = [s for s in stages["stacking"][method] if user_id in s["value"]["users"]]
+        # A batch of users that failed: the merged LoRA alone is not what the method gives.
+        if not held:
+            raise InputError(
+                f"--user {user_id}: the run trained no LoRA of this user; run it again"
+            )
+        stacked = read_bank(where.open(held[0]["ref"]).folder / "stacked.safetensors")
+        loras.append(stacked.lora(user_id))
     lora = reduce(concatenate, loras)
     base = base_folder(config, where, stages["base"])
     scratch = folder.with_name(f".{folder.name}.part")

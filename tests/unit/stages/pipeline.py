@@ -95,7 +95,7 @@ def run(
     fused = take("fusion", fusion.fn(config, task, embedded, banked, weighed))
     done: dict[str, Any] = {
         "lamp_task": task,
-        "seed": 0,
+        "seed": config["seed"],
         "config": config,
         "prepared": prepared,
         "base": base,
