@@ -46,7 +46,9 @@ from tasks.config import (
     resolve,
 )
 from tasks.errors import InputError
-from tasks.report import (
+from tasks.report.data import report_data
+from tasks.report.html import report_html
+from tasks.report.table import (
     REPORT_FILE,
     TABLE_FILE,
     difference_lines,
@@ -58,8 +60,6 @@ from tasks.report import (
     write_run,
     write_state,
 )
-from tasks.report_data import report_data
-from tasks.report_html import report_html
 from tasks.stage import StageFailed, flow_run_is_over, gpu_slots, log, result_of, store
 from tasks.tracking import Tracker
 

@@ -25,7 +25,7 @@ from tasks.errors import InputError
 from tasks.fusion import read_recipes
 from tasks.methods import METHODS, config_of
 from tasks.questions import profile_questions
-from tasks.report import RUNS_FOLDER
+from tasks.report.table import RUNS_FOLDER
 from tasks.stage import store
 
 

@@ -18,7 +18,7 @@ from prefect.client.orchestration import get_client
 
 from flows.mta import mta
 from tasks.config import PRESETS
-from tasks.report_data import COSTS
+from tasks.report.data import COSTS
 from tests.flows.conftest import SMALL
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

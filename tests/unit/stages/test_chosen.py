@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from tasks.artifacts import Store, digest
-from tasks.chosen import chosen_by_merging, weights_by_sort
 from tasks.prepare import POPULATION_FILE
+from tasks.report.chosen import chosen_by_merging, weights_by_sort
 
 RECIPES = {
     "u": {"anchors": ["a", "b"], "similarities": [0.9, 0.1], "weights": [0.75, 0.25]},

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from tasks.artifacts import Store, digest
-from tasks.report import costs
+from tasks.report.table import costs
 
 # Histories of two users: "ab" + "x" and "é" + "yz" are 3 and 4 bytes, "abcd" + "x" is 5.
 PROFILES = [

@@ -17,7 +17,7 @@ from tasks.fusion import read_recipes
 from tasks.lora.adapters import Lora, read_peft
 from tasks.lora.bank import read_bank
 from tasks.lora.merge import concatenate, merge
-from tasks.report import write_run
+from tasks.report.table import write_run
 from tasks.stage import store
 from tests.unit.lora.peft_reference import largest_difference, merged_by_hand
 from tests.unit.stages.pipeline import LORA, ROLES, run

@@ -26,7 +26,7 @@ from tasks.lora.batches import encode
 from tasks.lora.grouped import fresh, shapes_of
 from tasks.lora.merge import merge
 from tasks.lora.train import Recipe, epochs
-from tasks.report import write_run
+from tasks.report.table import write_run
 from tasks.stage import store
 from tests.unit.lora import peft_reference
 from tests.unit.lora.helpers import same

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from tasks.artifacts import Store, digest
-from tasks.report import (
+from tasks.report.table import (
     costs,
     difference_lines,
     notes,

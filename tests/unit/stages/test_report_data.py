@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from tasks.artifacts import Store, digest
 from tasks.compare import DRAWS_FILE
 from tasks.config import resolve
-from tasks.report_data import COSTS, report_data
+from tasks.report.data import COSTS, report_data
 
 METHODS = ["mta", "base"]
 COUNTS = {"base_users": 1, "few_shot_users": 2}

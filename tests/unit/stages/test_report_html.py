@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from tasks.charts import STYLES, style
 from tasks.config import PRESETS
 from tasks.methods import METHODS
-from tasks.report_html import report_html
-from tasks.report_words import difference_text, verdict
+from tasks.report.charts import STYLES, style
+from tasks.report.html import report_html
+from tasks.report.words import difference_text, verdict
 from tests.unit.stages.report_case import HOSTILE, difference, estimate, report_case
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from tasks.charts import bars, curves, heat
-from tasks.page import folded, picture, pictures, row, table, tag
+from tasks.report.charts import bars, curves, heat
+from tasks.report.page import folded, picture, pictures, row, table, tag
 
 AXES = {
     "accuracy": "accuracy",

@@ -1,4 +1,4 @@
-"""report.html: from the dict of report_data.py to one self-contained page. Pure: no file is read.
+"""report.html: from the dict of data.py to one self-contained page. Pure: no file is read.
 
 Every figure in a table is also in its cell's attributes (`data-task`, `data-method`,
 `data-metric`, `data-value` and so on), unrounded. Text that comes from data is escaped.
@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from tasks.charts import LINES, style
 from tasks.compare import OPPONENTS
-from tasks.page import folded, page, row, section, small, table, tag
-from tasks.report_pictures import AXES, audit, bar_charts, curve_charts, maps, merging
-from tasks.report_words import difference_text, facts, number, verdict
+from tasks.report.charts import LINES, style
+from tasks.report.page import folded, page, row, section, small, table, tag
+from tasks.report.pictures import AXES, audit, bar_charts, curve_charts, maps, merging
+from tasks.report.words import difference_text, facts, number, verdict
 
 MAIN = {**AXES, "mae": "MAE, less is better"}
 LESS_IS_BETTER = ("mae", "rmse")
@@ -30,7 +30,7 @@ Estimate = Mapping[str, float | None]
 
 
 def report_html(data: dict[str, Any]) -> str:
-    """The page of `report_data.report_data`'s dict. The same dict gives the same bytes."""
+    """The page of `data.report_data`'s dict. The same dict gives the same bytes."""
     return page(
         f"{data['about']['name']}: comparison of methods",
         "\n".join(

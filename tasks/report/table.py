@@ -243,7 +243,7 @@ def users_map(lamp_task: str, chosen: dict[str, Any]) -> Piece:
     def make(out: Path) -> dict[str, Any]:
         import polars as pl
 
-        from tasks.charts import users_map as draw
+        from tasks.report.charts import users_map as draw
 
         table = pl.read_parquet(where.open(chosen["ref"]).folder / "anchors.parquet")
         value, few_shot = chosen["value"], table.filter(pl.col("role") == "few_shot")

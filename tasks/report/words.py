@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from tasks.report import CLAIMS
+from tasks.report.table import CLAIMS
 
 
 def verdict(data: dict[str, Any]) -> str:

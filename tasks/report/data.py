@@ -1,4 +1,4 @@
-"""What report.html says, as one dict ready for JSON: gathered here, rendered in report_html.py.
+"""What report.html says, as one dict ready for JSON: gathered here, rendered in html.py.
 
 Numbers of one LaMP task are means over the run's seeds; with several seeds each stands alone, too.
 """
@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import Store
-from tasks.chosen import chosen_by_merging
 from tasks.compare import OPPONENTS, read_draws
 from tasks.config import RunConfig
 from tasks.methods import METHODS
+from tasks.report.chosen import chosen_by_merging
 
 if TYPE_CHECKING:
     from tasks.lamp.statistics import Resampled
