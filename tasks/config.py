@@ -166,6 +166,13 @@ class FusionOptions(Options):
     temperature: float = Field(0.1, gt=0.0)
     evidence_temperature: float = Field(3.0, gt=0.0)
     shortlist: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _order_is_of_cosines(self) -> FusionOptions:
+        if self.order == "published" and self.weights == "evidence":
+            raise ValueError("order=published is for weights by cosine or softmax, not by evidence")
+        return self
+
     order: Literal["right", "published"] = "right"
     merge: Literal["exact", "factors", "svd"] = "exact"
 

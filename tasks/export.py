@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
             run = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise InputError(f"--run {file}: cannot be read ({error})") from error
-        lamp_task = given.lamp_task or run["config"]["lamp_tasks"][0]
+        lamp_task = given.lamp_task or next(iter(next(iter(run["seeds"].values()))))
         base = export(where, run, lamp_task, given.method, given.user, given.to, given.seed)
     except InputError as error:
         print(f"mta: {error}", file=sys.stderr)

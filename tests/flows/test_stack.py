@@ -20,7 +20,7 @@ from tests.flows.conftest import SMALL, records
 ROOT = Path(__file__).resolve().parents[2]
 SECTIONS: dict[str, Any] = SMALL | {
     # Long enough, anchor by anchor, to be killed in the middle.
-    "anchors": {"count": 8, "min_cluster_size": 3},
+    "anchors": SMALL["anchors"] | {"count": 8},
     "meta_lora": {"rank": 2, "alpha": 4.0, "epochs": 60, "batch_size": 1},
 }
 

@@ -12,7 +12,12 @@ from tasks.lamp.synthetic.population import Population
 
 TASKS = ["LaMP-1", "LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5"]
 SMALL = SyntheticOptions(
-    base_users=5, anchor_candidates=4, few_shot_users=20, items_min=11, items_max=14
+    few_shot_items=10,
+    base_users=5,
+    anchor_candidates=4,
+    few_shot_users=20,
+    items_min=11,
+    items_max=14,
 )
 
 

@@ -23,6 +23,7 @@ from tests.unit.lora.peft_reference import largest_difference, merged_by_hand
 from tests.unit.stages.pipeline import LORA, ROLES, run
 from tests.unit.stages.users import result
 
+FUSION = {"top_m": 2, "weights": "cosine", "merge": "exact"}
 OPPU = {"rank": 3, "alpha": 6.0, **LORA}
 
 
@@ -39,7 +40,7 @@ def saved(place: Path) -> dict[str, Any]:
     """A run of two seeds and six methods, as `write_run` leaves it; with the bank's two uses."""
     seeds = {}
     for seed in (7, 8):
-        done = run(place, ROLES, oppu=OPPU, seed=seed, fusion={"top_m": 2, "merge": "exact"})
+        done = run(place, ROLES, oppu=OPPU, seed=seed, fusion=FUSION)
         own = done["banks"]["merge_only"]
         done["banks"]["mta_published"] = own
         done["bank_of"]["mta_published"] = "mta_published"
