@@ -166,6 +166,7 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
             summary["curve"] = {
                 items: _with_items(lamp_task_flow, own_settings, lamp_task, items, missing)
                 for items in config.items_curve
+                if items != config.split.few_shot_items  # that is the run itself
             }
             for method, own in summary["banks"].items():
                 own["map"] = result_of(users_map, f"{lamp_task}, {method}", own["anchors"])

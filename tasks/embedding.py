@@ -26,7 +26,7 @@ from tasks.stage import Progress, gpu_slot, log, stage, store
 if TYPE_CHECKING:
     import numpy as np
 
-VERSION = 2
+VERSION = 3
 # `anchors.text_model` of this name: no encoder but the base model.
 OWN_MODEL = "base"
 # Users embedded at once, between two reports of progress.
@@ -56,6 +56,7 @@ def embed(
     key = digest([[role, user["user_id"]] for role, user in users] + rows)
 
     def make(out: Path) -> dict[str, Any]:
+        import numpy as np
         import polars as pl
 
         known = _known(where, rows)
@@ -72,10 +73,9 @@ def embed(
         table = {
             "role": [role for role, _ in users],
             "user_id": [user["user_id"] for _, user in users],
-            "vector": [known[row] for row in rows],
+            "vector": pl.Series(np.stack([known[row] for row in rows])).arr.to_list(),
         }
-        kinds = {"vector": pl.List(pl.Float32)}
-        pl.DataFrame(table, schema_overrides=kinds).write_parquet(out / "embeddings.parquet")
+        pl.DataFrame(table).write_parquet(out / "embeddings.parquet")
         return {"rows": rows, "users": len(rows), "dimensions": len(known[rows[0]])}
 
     return where.get("embedding", key, make)
@@ -141,15 +141,17 @@ def _method(
     return {"text": model, "libraries": libraries}
 
 
-def _known(where: Store, rows: list[str]) -> dict[str, list[float]]:
+def _known(where: Store, rows: list[str]) -> dict[str, np.ndarray]:
     import polars as pl
 
     found = where.find_rows("embedding", rows)
-    tables = {
-        piece.folder: pl.read_parquet(piece.folder / "embeddings.parquet")["vector"]
-        for piece, _ in found.values()
-    }
-    return {row: tables[piece.folder][number].to_list() for row, (piece, number) in found.items()}
+    tables: dict[Path, np.ndarray] = {}
+    for piece, _ in found.values():
+        if piece.folder not in tables:
+            vectors = pl.read_parquet(piece.folder / "embeddings.parquet")["vector"]
+            # Not through Python lists: thousands of users times thousands of numbers.
+            tables[piece.folder] = vectors.explode().to_numpy().reshape(len(vectors), -1)
+    return {row: tables[piece.folder][number] for row, (piece, number) in found.items()}
 
 
 def _signatures(
@@ -159,11 +161,11 @@ def _signatures(
     profiles: list[list[dict[str, str]]],
     where: Store,
     base_result: dict[str, Any],
-) -> list[list[float]]:
+) -> list[np.ndarray]:
     from tasks.lora.signature import item_signatures
 
     progress = Progress("embed", f"{lamp_task}: signatures of users", len(profiles))
-    vectors: list[list[float]] = []
+    vectors: list[np.ndarray] = []
     with gpu_slot():
         base = load(options, where, base_result)
         for start in range(0, len(profiles), CHUNK):
@@ -180,7 +182,7 @@ def _signatures(
                 derive_seed(options.seed, "signature"),
             )
             parts = items.split([len(own) for own in asked])
-            vectors += [own.mean(0).tolist() for own in parts]
+            vectors += [own.mean(0).numpy() for own in parts]
             progress.update(len(vectors))
         # This stage runs in the flow's own thread; the jobs after it run in others.
         unload()
@@ -193,26 +195,27 @@ def _own_states(
     profiles: list[list[dict[str, str]]],
     where: Store,
     base_result: dict[str, Any],
-) -> list[list[float]]:
+) -> list[np.ndarray]:
     """As `_texts`, with the base model itself as the encoder: mean over tokens, then items."""
     from tasks.lora.batches import Encoded
     from tasks.lora.signature import mean_states
 
     progress = Progress("embed", f"{lamp_task}: embeddings of users", len(profiles))
-    vectors: list[list[float]] = []
+    vectors: list[np.ndarray] = []
     with gpu_slot():
         base = load(options, where, base_result)
-        for profile in profiles:
-            texts = [f"{item['text']} {item['answer']}" for item in profile]
+        for start in range(0, len(profiles), CHUNK):
+            part = profiles[start : start + CHUNK]
+            texts = [f"{item['text']} {item['answer']}" for own in part for item in own]
             ids = base.tokenizer(texts, split_special_tokens=True)["input_ids"]
-            samples = [Encoded(own[: base.max_tokens], []) for own in ids]
-            vectors.append(mean_states(base, samples).mean(0).tolist())
+            items = mean_states(base, [Encoded(one[: base.max_tokens], []) for one in ids])
+            vectors += [own.mean(0).numpy() for own in items.split([len(own) for own in part])]
             progress.update(len(vectors))
         unload()
     return vectors
 
 
-def _texts(options: RunConfig, profiles: list[list[dict[str, str]]]) -> list[list[float]]:
+def _texts(options: RunConfig, profiles: list[list[dict[str, str]]]) -> list[np.ndarray]:
     """Mean over items of the encoder's vector of the item's text and answer (METHOD, stage 1)."""
     from sentence_transformers import SentenceTransformer
 
@@ -235,6 +238,6 @@ def _texts(options: RunConfig, profiles: list[list[dict[str, str]]]) -> list[lis
         items = encoder.encode(texts, batch_size=64, show_progress_bar=False, convert_to_numpy=True)
     vectors, start = [], 0
     for profile in profiles:
-        vectors.append(items[start : start + len(profile)].mean(0).tolist())
+        vectors.append(items[start : start + len(profile)].mean(0))
         start += len(profile)
     return vectors
