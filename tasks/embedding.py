@@ -73,7 +73,9 @@ def embed(
         table = {
             "role": [role for role, _ in users],
             "user_id": [user["user_id"] for _, user in users],
-            "vector": pl.Series(np.stack([known[row] for row in rows])).arr.to_list(),
+            "vector": pl.Series(
+                np.stack([known[row] for row in rows]).astype(np.float32)
+            ).arr.to_list(),
         }
         pl.DataFrame(table).write_parquet(out / "embeddings.parquet")
         return {"rows": rows, "users": len(rows), "dimensions": len(known[rows[0]])}

@@ -1,10 +1,10 @@
 """Samples of many users as rows of one batch, with little padding.
 
 Samples of like length get a row each, padded on the right: causal attention then needs no mask.
-Samples of unlike length are laid end to end in as few rows as fit; tokens see only earlier tokens
-of their own sample (a block-diagonal causal mask), and positions start anew with each sample. All
-users of a micro-batch have the same number of rows of the same length, so users of similar size go
-together (`micro_batches`). Both keep padding small.
+Samples of unlike length are laid end to end in a few rows of like length; tokens see only earlier
+tokens of their own sample (a block-diagonal causal mask), and positions start anew with each
+sample. All users of a micro-batch have the same number of rows of the same length, so users of
+similar size go together (`micro_batches`). Both keep padding small.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tasks.lora.batches import Encoded
 
-# A row of several samples holds up to this many tokens; 0 as a limit means one sample per row.
+# A row of several samples holds about this many tokens; 0 as a limit means one sample per row.
 ROW_TOKENS = 512
 ONE_PER_ROW = 0
 # One sample per row where that pads by at most this share; attention is cheaper so.
@@ -78,18 +78,20 @@ class Packed:
 
 
 def rows_of(lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Samples of the given lengths in rows of at most `limit` tokens (first fit, longest first)."""
-    rows: list[list[int]] = []
-    room: list[int] = []
+    """Samples of the given lengths in as few rows of about `limit` tokens as hold them all.
+
+    The rows are of like length: each sample, longest first, goes to the row that holds least
+    (Graham 1969, so no row is longer than the mean row and one sample). ONE_PER_ROW: a row each.
+    """
+    if limit == ONE_PER_ROW:
+        return [[index] for index in range(len(lengths))]
+    rows: list[list[int]] = [[] for _ in range(max(1, -(-sum(lengths) // limit)))]
+    held = [0] * len(rows)
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        place = next((r for r, free in enumerate(room) if free >= lengths[index]), None)
-        if place is None:
-            rows.append([])
-            room.append(max(limit, lengths[index]))
-            place = len(rows) - 1
+        place = held.index(min(held))
         rows[place].append(index)
-        room[place] -= lengths[index]
-    return rows
+        held[place] += lengths[index]
+    return [row for row in rows if row]
 
 
 def layout(per_user: Sequence[Sequence[Encoded]]) -> int:
