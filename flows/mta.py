@@ -169,7 +169,7 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
                 if items != config.split.few_shot_items  # that is the run itself
             }
             for method, own in summary["banks"].items():
-                own["map"] = result_of(users_map, f"{lamp_task}, {method}", own["anchors"])
+                own["map"] = _map(f"{lamp_task}, {method}", own["anchors"], missing)
         except StageFailed as error:
             missing.append(str(error))
             continue
@@ -216,6 +216,16 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
     return Completed(
         message=f"{len(config.methods)} methods scored on {len(config.lamp_tasks)} LaMP tasks"
     )
+
+
+def _map(title: str, chosen: dict[str, Any], missing: list[str]) -> dict[str, Any] | None:
+    """The users' map; a picture that cannot be drawn costs no scores."""
+    try:
+        found: dict[str, Any] = result_of(users_map, title, chosen)
+    except StageFailed as error:
+        missing.append(f"{title}: {error}")
+        return None
+    return found
 
 
 def _with_items(

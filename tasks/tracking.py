@@ -92,8 +92,9 @@ class Tracker:
                 (own["anchors"], "anchors.parquet"),
                 (own["fusion"], "recipes.parquet"),
             ):
-                path = where.open(result["ref"]).folder / file
-                self.client.log_artifact(self.parent, str(path), f"{folder}/{method}")
+                if result:
+                    path = where.open(result["ref"]).folder / file
+                    self.client.log_artifact(self.parent, str(path), f"{folder}/{method}")
             for anchor in own["anchors"]["value"]["anchors"]:
                 result = own["meta_loras"].get(anchor["user_id"])
                 # An anchor that two banks hold was trained once.

@@ -168,6 +168,8 @@ def _cell(where: Store, ref: Any) -> dict[str, Any]:
 
 def _maps(summary: dict[str, Any], where: Store) -> Iterable[dict[str, Any]]:
     for method, own in summary["banks"].items():
+        if own["map"] is None:
+            continue
         picture = (where.open(own["map"]["ref"]).folder / "map.png").read_bytes()
         chosen = own["anchors"]["value"]
         yield {

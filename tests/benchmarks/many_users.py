@@ -58,6 +58,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--brief", action="store_true", help="training alone, against (a) and (b)")
     parser.add_argument("--quick", action="store_true", help="under two minutes on two cores")
     parser.add_argument("--model", choices=sorted(SHAPES), default="embedded")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -100,7 +101,7 @@ def main() -> None:
             engine.base.device,
         )
         rows = [
-            measure(engine, job, shape, count, repetitions, given.queries, given.quick)
+            measure(engine, job, shape, count, repetitions, given.queries, given.quick, given.brief)
             for count in counts
         ]
         if given.stream is not None:
@@ -122,8 +123,12 @@ def measure(
     repetitions: int,
     queries: int,
     quick: bool,
+    brief: bool,
 ) -> dict[str, Any]:
-    """One row: `count` users through the engine and its opponents, in turns."""
+    """One row: `count` users through the engine and its opponents, in turns.
+
+    brief: training alone, against PEFT and the published structure, warmed up with two users.
+    """
     device = job.device
     users = list(islice(make_users(shape), count))
     questions = make_questions(shape, count, queries)
@@ -136,16 +141,17 @@ def measure(
     def answer() -> None:
         engine.answer(questions, merged, outcomes[0])
 
-    reset_peak(device)
-    train(merged)
-    peak, outcome = peak_bytes(device), outcomes[0]
-    answer()
+    if brief:
+        engine.train(users[:2], merged)
+    else:
+        train(merged)
+        answer()
     # Opponents that take users one by one cost the same per user, however many there are: a
     # sample of users is enough. They have a model of their own, as they leave traces on it.
     few, two = users[: 4 if quick else 8], users[:2]
     model = load_base(job.base, max_tokens=4096).model
     # The first time anything is slower, and here some opponents have few repetitions.
-    plain_users = warm_plain(engine, model, users, merged)
+    plain_users = 0 if brief else warm_plain(engine, model, users, merged)
     train_peft(model, users[:1], job, True)
     train_published(users[:1], questions[:1], job, shape["new"])
     answering: list[float] = []
@@ -156,14 +162,19 @@ def measure(
 
     names = ("engine", "answer", "engine_bare", "peft", "peft_bare", "plain", "published")
     times: dict[str, list[float]] = {name: [] for name in names}
+    peak = 0
     for repetition in range(repetitions):
         # Without a merged LoRA first: what `answer` then uses is trained over merged ones.
-        times["engine_bare"].append(timed(partial(train, None), device) / count)
+        if not brief:
+            times["engine_bare"].append(timed(partial(train, None), device) / count)
+        reset_peak(device)
         times["engine"].append(timed(partial(train, merged), device) / count)
-        times["answer"].append(timed(answer, device) / count)
+        peak = max(peak, peak_bytes(device))
         times["peft"].append(timed(partial(train_peft, model, few, job, True), device) / len(few))
-        bare = partial(train_peft, model, few, job, False)
-        times["peft_bare"].append(timed(bare, device) / len(few))
+        if not brief:
+            times["answer"].append(timed(answer, device) / count)
+            bare = partial(train_peft, model, few, job, False)
+            times["peft_bare"].append(timed(bare, device) / len(few))
         if plain_users:
             call = partial(plain, engine, model, users[:plain_users], merged)
             times["plain"].append(timed(call, device) / plain_users)
@@ -175,6 +186,7 @@ def measure(
     )
     times["published_answer"] = answering
     median = {name: statistics.median(values) for name, values in times.items() if values}
+    outcome = outcomes[0]
     tokens = sum(outcome.tokens)
     labels = shape["epochs"] * sum(len(item.answer) for own in users for item in own)
     flops = training_flops(
@@ -188,9 +200,13 @@ def measure(
         "users_per_hour": round(3600 / each, 1),
         "tokens_per_second": round(tokens / (each * count), 1),
         "ratio_vs_peft": round(median["peft"] / each, 2),
-        "ratio_vs_peft_without_merged": round(median["peft_bare"] / median["engine_bare"], 2),
+        "ratio_vs_peft_without_merged": None
+        if brief
+        else round(median["peft_bare"] / median["engine_bare"], 2),
         "ratio_vs_published": round(training / each, 2),
-        "ratio_vs_published_answering": round(whole / (each + median["answer"]), 2),
+        "ratio_vs_published_answering": None
+        if brief
+        else round(whole / (each + median["answer"]), 2),
         "ratio_vs_plain": round(median["plain"] / each, 2) if plain_users else None,
         "plain_users": plain_users,
         "mfu": round(flops / (each * count) / matmul_peak(device, engine.base.model.dtype), 4),

@@ -281,3 +281,19 @@ def test_the_report_can_fail_without_losing_the_scores(
     assert "MISSING: the report" in table
     assert any(line.split()[:2] == ["LaMP-2M", "base"] for line in table.splitlines())
     assert not report.exists()
+
+
+def test_a_map_that_cannot_be_drawn_costs_no_scores(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_given: Any) -> Any:
+        raise ValueError("no paper")
+
+    monkeypatch.setattr("tasks.report.charts.users_map", broken)
+    state = run(methods=["base", "merge_only"])
+    assert state.name == "Incomplete"
+    assert "LaMP-2M, merge_only: map: " in (state.message or "")
+    assert "no paper" in (state.message or "")
+    rows = [line.split()[:2] for line in (workplace / TABLE).read_text().splitlines()]
+    assert ["LaMP-2M", "merge_only"] in rows
+    assert (workplace / ".mta" / "report.html").is_file()
