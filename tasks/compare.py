@@ -48,17 +48,9 @@ def compare(
     )
 
     def make(out: Path) -> dict[str, Any]:
-        from tasks.lamp import statistics
-
         resampled = _resample(options, lamp_task, where, prepared, scores)
         _write(out, resampled)
-        return {
-            "groups": resampled.groups,
-            "queries": resampled.queries,
-            "methods": list(resampled.methods),
-            "intervals": statistics.intervals(resampled),
-            "differences": statistics.differences(resampled, _opponents(resampled)),
-        }
+        return _value(resampled)
 
     return where.get("compare", key, make)
 
@@ -73,14 +65,7 @@ def overall(cells: list[dict[str, Any]]) -> Piece:
         from tasks.lamp import statistics
 
         mean = statistics.mean_over([read_draws(where, cell) for cell in cells])
-        return {
-            "cells": len(cells),
-            "groups": mean.groups,
-            "queries": mean.queries,
-            "methods": list(mean.methods),
-            "intervals": statistics.intervals(mean),
-            "differences": statistics.differences(mean, _opponents(mean)),
-        }
+        return {"cells": len(cells), **_value(mean)}
 
     return where.get("overall", key, make)
 
@@ -154,5 +139,15 @@ def _write(out: Path, resampled: Resampled) -> None:
     save_file(tensors, out / DRAWS_FILE)
 
 
-def _opponents(resampled: Resampled) -> list[str]:
-    return [name for name in OPPONENTS if name in resampled.methods]
+def _value(resampled: Resampled) -> dict[str, Any]:
+    """What a cell and a mean over cells say alike."""
+    from tasks.lamp import statistics
+
+    opponents = [name for name in OPPONENTS if name in resampled.methods]
+    return {
+        "groups": resampled.groups,
+        "queries": resampled.queries,
+        "methods": list(resampled.methods),
+        "intervals": statistics.intervals(resampled),
+        "differences": statistics.differences(resampled, opponents),
+    }

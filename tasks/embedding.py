@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from itertools import chain
 from pathlib import Path
@@ -25,6 +26,11 @@ from tasks.stage import Progress, gpu_slot, log, stage, store
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
+
+    from tasks.lora.base import Base
+
+Profile = list[dict[str, str]]
 
 VERSION = 3
 # `anchors.text_model` of this name: no encoder but the base model.
@@ -160,41 +166,30 @@ def _signatures(
     options: RunConfig,
     lamp_task: str,
     instruction: str,
-    profiles: list[list[dict[str, str]]],
+    profiles: list[Profile],
     where: Store,
     base_result: dict[str, Any],
 ) -> list[np.ndarray]:
     from tasks.lora.signature import item_signatures
 
-    progress = Progress("embed", f"{lamp_task}: signatures of users", len(profiles))
-    vectors: list[np.ndarray] = []
-    with gpu_slot():
-        base = load(options, where, base_result)
-        for start in range(0, len(profiles), CHUNK):
-            # Many users in one call: single ones are small batches. Each item is its own row.
-            asked = [
-                profile_questions(options, lamp_task, instruction, profile)
-                for profile in profiles[start : start + CHUNK]
-            ]
-            items = item_signatures(
-                base,
-                encode_all(base, chain(*asked), answers=True),
-                options.anchors.signature_vocabulary,
-                options.anchors.signature_hidden,
-                derive_seed(options.seed, "signature"),
-            )
-            parts = items.split([len(own) for own in asked])
-            vectors += [own.mean(0).numpy() for own in parts]
-            progress.update(len(vectors))
-        # This stage runs in the flow's own thread; the jobs after it run in others.
-        unload()
-    return vectors
+    def items(base: Base, part: list[Profile]) -> Tensor:
+        asked = [profile_questions(options, lamp_task, instruction, own) for own in part]
+        return item_signatures(
+            base,
+            encode_all(base, chain(*asked), answers=True),
+            options.anchors.signature_vocabulary,
+            options.anchors.signature_hidden,
+            derive_seed(options.seed, "signature"),
+        )
+
+    title = f"{lamp_task}: signatures of users"
+    return _means_of_items(options, title, profiles, where, base_result, items)
 
 
 def _own_states(
     options: RunConfig,
     lamp_task: str,
-    profiles: list[list[dict[str, str]]],
+    profiles: list[Profile],
     where: Store,
     base_result: dict[str, Any],
 ) -> list[np.ndarray]:
@@ -202,22 +197,42 @@ def _own_states(
     from tasks.lora.batches import Encoded
     from tasks.lora.signature import mean_states
 
-    progress = Progress("embed", f"{lamp_task}: embeddings of users", len(profiles))
+    def items(base: Base, part: list[Profile]) -> Tensor:
+        texts = [f"{item['text']} {item['answer']}" for own in part for item in own]
+        ids = base.tokenizer(texts, split_special_tokens=True)["input_ids"]
+        return mean_states(base, [Encoded(one[: base.max_tokens], []) for one in ids])
+
+    title = f"{lamp_task}: embeddings of users"
+    return _means_of_items(options, title, profiles, where, base_result, items)
+
+
+def _means_of_items(
+    options: RunConfig,
+    title: str,
+    profiles: list[Profile],
+    where: Store,
+    base_result: dict[str, Any],
+    items: Callable[[Base, list[Profile]], Tensor],
+) -> list[np.ndarray]:
+    """Each user's mean over the vectors [N, D] that `items` makes of some users' items, in order.
+
+    Many users in one call: single ones are small batches. Each item is its own row.
+    """
+    progress = Progress("embed", title, len(profiles))
     vectors: list[np.ndarray] = []
     with gpu_slot():
         base = load(options, where, base_result)
         for start in range(0, len(profiles), CHUNK):
             part = profiles[start : start + CHUNK]
-            texts = [f"{item['text']} {item['answer']}" for own in part for item in own]
-            ids = base.tokenizer(texts, split_special_tokens=True)["input_ids"]
-            items = mean_states(base, [Encoded(one[: base.max_tokens], []) for one in ids])
-            vectors += [own.mean(0).numpy() for own in items.split([len(own) for own in part])]
+            split = items(base, part).split([len(own) for own in part])
+            vectors += [own.mean(0).numpy() for own in split]
             progress.update(len(vectors))
+        # This stage runs in the flow's own thread; the jobs after it run in others.
         unload()
     return vectors
 
 
-def _texts(options: RunConfig, profiles: list[list[dict[str, str]]]) -> list[np.ndarray]:
+def _texts(options: RunConfig, profiles: list[Profile]) -> list[np.ndarray]:
     """Mean over items of the encoder's vector of the item's text and answer (METHOD, stage 1)."""
     from sentence_transformers import SentenceTransformer
 

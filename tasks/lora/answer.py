@@ -38,36 +38,27 @@ def answer_users(
     that does not fit in memory is halved.
     """
     limit = positions or 4 * default_positions(base)
-    pieces: list[Piece] = []
-    for user, own in enumerate(questions):
-        longest = max((len(question.prompt) for question in own), default=0) + max_new_tokens
-        size = max(1, limit // longest)
-        pieces += [(user, slice(n, min(n + size, len(own)))) for n in range(0, len(own), size)]
+    lengths = [[len(question.prompt) + max_new_tokens for question in own] for own in questions]
+    pieces = _pieces(lengths, limit)
     sizes = []
     for user, span in pieces:
-        lengths = [len(question.prompt) + max_new_tokens for question in questions[user][span]]
-        sizes.append((len(lengths), max(lengths), sum(lengths)))
+        own = lengths[user][span]
+        sizes.append((len(own), max(own), sum(own)))
     results = [[""] * len(own) for own in questions]
-    queue = [[pieces[number] for number in part] for part in micro_batches(sizes, limit)]
-    try:
-        while queue:
-            batch = queue.pop(0)
-            try:
-                frozen, trained = parts([user for user, _ in batch])
-                assign(layers, frozen=frozen, trained=trained)
-                given = [questions[user][span] for user, span in batch]
-                rows = max(len(own) for own in given)
-                # A row to fill up with repeats the user's first question; its answer is dropped.
-                filled = [item for own in given for item in [*own, *[own[0]] * (rows - len(own))]]
-                answers = _greedy(base, filled, max_new_tokens)
-            except torch.OutOfMemoryError:
-                queue[:0] = _halved(batch)
-                continue
-            for place, (user, span) in enumerate(batch):
-                count = span.stop - span.start
-                results[user][span] = answers[place * rows : place * rows + count]
-    finally:
-        clear(layers)
+
+    def ask(batch: list[Piece]) -> None:
+        frozen, trained = parts([user for user, _ in batch])
+        assign(layers, frozen=frozen, trained=trained)
+        given = [questions[user][span] for user, span in batch]
+        rows = max(len(own) for own in given)
+        # A row to fill up with repeats the user's first question; its answer is dropped.
+        filled = [item for own in given for item in [*own, *[own[0]] * (rows - len(own))]]
+        answers = _greedy(base, filled, max_new_tokens)
+        for place, (user, span) in enumerate(batch):
+            count = span.stop - span.start
+            results[user][span] = answers[place * rows : place * rows + count]
+
+    _work_off(layers, [[pieces[n] for n in part] for part in micro_batches(sizes, limit)], ask)
     return results
 
 
@@ -83,28 +74,17 @@ def log_likelihoods(
     limit = positions or 4 * default_positions(base)
     present = [own for own in samples if own]
     rows = layout(present) if may_pack(base.model) else ONE_PER_ROW
-    pieces: list[Piece] = []
-    for user, own in enumerate(samples):
-        # A user with very many samples is worked off in pieces.
-        longest = max((len(item.prompt) + len(item.answer) for item in own), default=1)
-        size = max(1, limit // longest)
-        pieces += [(user, slice(n, min(n + size, len(own)))) for n in range(0, len(own), size)]
+    lengths = [[len(item.prompt) + len(item.answer) for item in own] for own in samples]
+    pieces = _pieces(lengths, limit)
     sizes = [footprint(samples[user][span], rows) for user, span in pieces]
     results = [torch.empty(len(own)) for own in samples]
-    try:
-        for part in micro_batches(sizes, limit):
-            queue = [[pieces[number] for number in part]]
-            while queue:
-                batch = queue.pop(0)
-                try:
-                    found = _sums(base, layers, [(u, samples[u][s]) for u, s in batch], parts, rows)
-                except torch.OutOfMemoryError:
-                    queue[:0] = _halved(batch)
-                    continue
-                for (user, span), scores in zip(batch, found, strict=True):
-                    results[user][span] = scores
-    finally:
-        clear(layers)
+
+    def measure(batch: list[Piece]) -> None:
+        found = _sums(base, layers, [(u, samples[u][s]) for u, s in batch], parts, rows)
+        for (user, span), scores in zip(batch, found, strict=True):
+            results[user][span] = scores
+
+    _work_off(layers, [[pieces[n] for n in part] for part in micro_batches(sizes, limit)], measure)
     return results
 
 
@@ -142,14 +122,35 @@ def evidence(
     """
     everything = [sample for own in samples for sample in own]
     owner = torch.tensor([u for u, own in enumerate(samples) for _ in own])
-    chunk = positions or 4 * default_positions(base)
     table = torch.zeros(len(samples), len(anchors))
     for k, anchor in enumerate(anchors):
-        scores: list[Tensor] = []
-        for part in _chunks(everything, chunk):
-            scores += log_likelihoods(base, layers, [part], partial(_alone, anchor))
-        table[:, k] = sum_by(torch.cat(scores), owner, len(samples))
+        (scores,) = log_likelihoods(base, layers, [everything], partial(_alone, anchor), positions)
+        table[:, k] = sum_by(scores, owner, len(samples))
     return table
+
+
+def _pieces(lengths: Sequence[Sequence[int]], limit: int) -> list[Piece]:
+    """All samples, by their lengths per user; a user with very many is worked off in pieces."""
+    pieces: list[Piece] = []
+    for user, own in enumerate(lengths):
+        size = max(1, limit // max(own, default=1))
+        pieces += [(user, slice(n, min(n + size, len(own)))) for n in range(0, len(own), size)]
+    return pieces
+
+
+def _work_off(
+    layers: Layers, queue: list[list[Piece]], work: Callable[[list[Piece]], None]
+) -> None:
+    """Do `work` batch by batch, halving what does not fit in memory; clears the layers after it."""
+    try:
+        while queue:
+            batch = queue.pop(0)
+            try:
+                work(batch)
+            except torch.OutOfMemoryError:
+                queue[:0] = _halved(batch)
+    finally:
+        clear(layers)
 
 
 def _sums(
@@ -198,17 +199,3 @@ def _greedy(base: Base, questions: Sequence[Encoded], max_new_tokens: int) -> li
 
 def _alone(part: dict[str, Part], _users: Sequence[int]) -> tuple[dict[str, Part], None]:
     return part, None
-
-
-def _chunks(samples: Sequence[Encoded], positions: int) -> list[list[Encoded]]:
-    """Samples in order, in pieces of about `positions` tokens."""
-    pieces: list[list[Encoded]] = [[]]
-    used = 0
-    for sample in samples:
-        length = len(sample.prompt) + len(sample.answer)
-        if pieces[-1] and used + length > positions:
-            pieces.append([])
-            used = 0
-        pieces[-1].append(sample)
-        used += length
-    return pieces
