@@ -13,12 +13,13 @@ from prefect.states import Completed, Failed
 
 from tasks.anchors import anchors
 from tasks.base_model import base_model
-from tasks.config import MethodName, RunConfig
+from tasks.config import RunConfig
 from tasks.embedding import embed
 from tasks.evidence import evidence
 from tasks.fusion import fusion
 from tasks.meta_lora import bank, meta_lora
 from tasks.methods import METHODS, config_of
+from tasks.options import MethodName
 from tasks.prepare import prepare
 from tasks.scoring import predict, score
 from tasks.stacking import Inputs, stacking

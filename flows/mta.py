@@ -26,7 +26,9 @@ from pydantic import Field
 
 from flows.lamp_task import run_lamp_task
 from tasks.compare import compare, overall
-from tasks.config import (
+from tasks.config import RunConfig, resolve
+from tasks.errors import InputError
+from tasks.options import (
     AnchorOptions,
     BaseOptions,
     ComputeOptions,
@@ -37,15 +39,12 @@ from tasks.config import (
     PresetName,
     PromptOptions,
     RagOptions,
-    RunConfig,
     ScoringOptions,
     SplitOptions,
     StackingOptions,
     SyntheticOptions,
     TrainingOptions,
-    resolve,
 )
-from tasks.errors import InputError
 from tasks.report.data import report_data
 from tasks.report.html import report_html
 from tasks.report.table import (

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import Piece, digest, library_versions
-from tasks.config import AnchorOptions, RunConfig, derive_seed
+from tasks.config import RunConfig, derive_seed
 from tasks.embedding import read_embeddings
 from tasks.errors import InputError
+from tasks.options import AnchorOptions
 from tasks.prepare import users_of
 from tasks.stage import log, stage, store
 

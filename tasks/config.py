@@ -10,192 +10,30 @@ Unknown keys and values out of bounds fail before anything runs.
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from tasks.errors import InputError
-
-LampTaskName = Literal["LaMP-1", "LaMP-2M", "LaMP-2N", "LaMP-3", "LaMP-4", "LaMP-5"]
-SYNTHETIC_TASKS = ("LaMP-1", "LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5")
-PresetName = Literal["embedded", "paper"]
-MethodName = Literal["base", "rag", "oppu", "merge_only", "stack_only", "mta", "mta_published"]
-
-
-class Options(BaseModel):
-    """Base of every section: unknown keys fail, no silent type conversion."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class SyntheticOptions(Options):
-    """The generated worlds (`data=synthetic`), one per LaMP task; see docs/benchmark.md."""
-
-    base_users: int = Field(200, ge=1)
-    anchor_candidates: int = Field(100, ge=1)
-    few_shot_users: int = Field(60, ge=1)
-    items_min: int = Field(40, ge=1)
-    items_max: int = Field(100, ge=1)
-    few_shot_items: int = Field(20, ge=1)
-    queries: int = Field(20, ge=1)
-    themes: int = Field(24, ge=1)
-    choices: int = Field(4, ge=2, le=15)
-    archetypes: int = Field(6, ge=2)
-    mixture_min: float = Field(0.7, ge=0.5, le=1.0)
-    quirk: float = Field(0.1, ge=0.0, le=1.0)
-    label_noise: float = Field(0.04, ge=0.0, le=1.0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> SyntheticOptions:
-        if self.items_max < self.items_min:
-            raise ValueError(f"items_max {self.items_max} must be >= items_min {self.items_min}")
-        return self
-
-
-class SplitOptions(Options):
-    """How users are divided where the data does not say: by groups of users that share content.
-
-    allow_shared_groups: where the data says, and has a group on two sides, leave its users out of
-    the base or anchor side, and count them, instead of refusing the data.
-    """
-
-    base_share: float = Field(1 / 3, ge=0.0, lt=1.0)
-    anchor_share: float = Field(1 / 3, gt=0.0, lt=1.0)
-    same_author_share: float = Field(0.5, gt=0.0, le=1.0)
-    allow_shared_groups: bool = False
-    few_shot_items: int | None = Field(None, ge=1)
-
-    @model_validator(mode="after")
-    def _leaves_few_shot(self) -> SplitOptions:
-        if self.base_share + self.anchor_share >= 1.0:
-            raise ValueError("base_share + anchor_share must stay below 1, the rest is few-shot")
-        return self
-
-
-class PromptOptions(Options):
-    """`published`: history section, instruction, text, cue. `compact`: text and cue only."""
-
-    style: Literal["compact", "published"] = "compact"
-    history_items: int = Field(0, ge=0)
-
-
-class TinyModelOptions(Options):
-    """The tiny Llama trained from random init when `base.model` is `tiny`."""
-
-    hidden: int = Field(64, ge=8)
-    layers: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1)
-    steps: int = Field(1000, ge=1)
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(3e-3, gt=0.0)
-    max_vocabulary: int = Field(8000, ge=32)
-    # This share of its questions has `rag.history_items` items of the history before it, so that
-    # the model knows what to do with them.
-    history_share: float = Field(0.25, ge=0.0, le=1.0)
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> TinyModelOptions:
-        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
-            raise ValueError(f"hidden {self.hidden} must give an even size per head ({self.heads})")
-        return self
-
-
-class BaseOptions(Options):
-    """The frozen base model: `tiny`, or a Hugging Face id or local folder."""
-
-    model: str = Field("tiny", min_length=1)
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    gradient_checkpointing: bool = False
-    max_tokens: int = Field(256, ge=8)
-    tiny: TinyModelOptions = TinyModelOptions()
-
-
-class AnchorOptions(Options):
-    """How users are embedded, clustered, and anchors chosen (docs/method.md, Anchors).
-
-    `train_on`: an anchor is one user, as published; a whole cluster with all its items; or both.
-    `per_job`: this many anchors share one training job.
-    """
-
-    embedding: Literal["signature", "text"] = "signature"
-    text_model: str = Field("BAAI/bge-small-en-v1.5", min_length=1)
-    signature_vocabulary: int = Field(64, ge=1, le=256)
-    signature_hidden: int = Field(64, ge=1, le=256)
-    clustering: Literal["hdbscan", "kmeans"] = "hdbscan"
-    min_cluster_size: int = Field(5, ge=2)
-    min_samples: int = Field(1, ge=1)
-    pca_dimensions: int = Field(8, ge=1)
-    count: int = Field(24, ge=1)
-    min_items: int = Field(11, ge=1)
-    noise: Literal["last", "never"] = "last"
-    train_on: Literal["user", "cluster", "both"] = "user"
-    per_job: int = Field(1, ge=1)
-
-
-class TrainingOptions(Options):
-    """One LoRA and how it is trained."""
-
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0.0)
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
-    learning_rate: float = Field(1e-4, gt=0.0)
-    epochs: int = Field(3, ge=1)
-    batch_size: int = Field(1, ge=1)
-    accumulation: int = Field(2, ge=1)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_share: float = Field(0.1, ge=0.0, le=1.0)
-    max_grad_norm: float = Field(1.0, gt=0.0)
-    weight_decay: float = Field(0.0, ge=0.0)
-
-
-class StackingOptions(TrainingOptions):
-    """The tiny LoRA on top of the merged one; `users_per_job` users share one task run."""
-
-    users_per_job: int = Field(64, ge=1)
-
-
-class FusionOptions(Options):
-    """Which anchors a user's LoRA is merged from, with which weights, and how.
-
-    `evidence`: by the likelihood of the user's own items under each anchor's LoRA, among the
-    `shortlist` most similar anchors (all of them where it is null).
-    """
-
-    top_m: int = Field(2, ge=1)
-    weights: Literal["cosine", "softmax", "evidence"] = "cosine"
-    temperature: float = Field(0.1, gt=0.0)
-    evidence_temperature: float = Field(3.0, gt=0.0)
-    shortlist: int | None = Field(None, ge=1)
-
-    @model_validator(mode="after")
-    def _order_is_of_cosines(self) -> FusionOptions:
-        if self.order == "published" and self.weights == "evidence":
-            raise ValueError("order=published is for weights by cosine or softmax, not by evidence")
-        return self
-
-    order: Literal["right", "published"] = "right"
-    merge: Literal["exact", "factors", "svd"] = "exact"
-
-
-class RagOptions(Options):
-    """The method `rag`: how many items of the history stand in the prompt."""
-
-    history_items: int = Field(1, ge=1)
-
-
-class ScoringOptions(Options):
-    """How questions are answered: by greedy decoding, or by the likeliest of the task's labels."""
-
-    answer: Literal["generate", "likelihood"] = "generate"
-
-
-class ComputeOptions(Options):
-    """Where it runs."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    # Threads of torch on the CPU. None: one for the tiny model, whose steps are too small to share
-    # (and two processes with two threads each on two cores are ten times slower), else all cores.
-    threads: int | None = Field(None, ge=1)
+from tasks.options import (
+    SYNTHETIC_TASKS,
+    AnchorOptions,
+    BaseOptions,
+    ComputeOptions,
+    FusionOptions,
+    LampTaskName,
+    MethodName,
+    Options,
+    PresetName,
+    PromptOptions,
+    RagOptions,
+    ScoringOptions,
+    SplitOptions,
+    StackingOptions,
+    SyntheticOptions,
+    TrainingOptions,
+)
+from tasks.presets import PRESETS, WORLDS
 
 
 class RunConfig(Options):
@@ -206,10 +44,10 @@ class RunConfig(Options):
     lamp_tasks: list[LampTaskName] = Field(["LaMP-2M"], min_length=1)
     methods: list[MethodName] = Field(["base", "merge_only", "mta"], min_length=1)
     # Scored again with other numbers of items per few-shot user, for the curve in the report.
-    items_curve: list[Annotated[int, Field(ge=1)]] = []
+    items_curve: list[Annotated[int, Field(ge=1)]] = Field([])
     seed: int = Field(0, ge=0, lt=2**32)
     # Several seeds: the whole benchmark once per seed, compared over all of them.
-    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = []
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([])
     synthetic: SyntheticOptions = SyntheticOptions()
     split: SplitOptions = SplitOptions()
     prompt: PromptOptions = PromptOptions()
@@ -226,59 +64,6 @@ class RunConfig(Options):
     @property
     def all_seeds(self) -> list[int]:
         return self.seeds or [self.seed]
-
-
-# `embedded`: chosen on worlds of seed 100 and 101 (docs/benchmarks.md); the default seed is 0.
-PRESETS: dict[str, dict[str, Any]] = {
-    "embedded": {
-        "methods": list(get_args(MethodName)),
-        # `base`: offline there is no text encoder. Jobs take a second: several anchors in each.
-        "anchors": {"text_model": "base", "train_on": "both", "per_job": 8},
-        "meta_lora": {"learning_rate": 5e-3, "epochs": 5, "batch_size": 8, "accumulation": 1},
-        "fusion": {
-            "top_m": 16,
-            "weights": "evidence",
-            "evidence_temperature": 2.0,
-            "merge": "exact",
-        },
-        "stacking": {
-            "rank": 4,
-            "alpha": 8.0,
-            "learning_rate": 2e-3,
-            "epochs": 6,
-            "batch_size": 4,
-            "accumulation": 1,
-        },
-        "oppu": {"learning_rate": 2e-3, "epochs": 6, "batch_size": 4, "accumulation": 1},
-    },
-    # METHOD, stages 1 to 3: the published hyper-parameters.
-    "paper": {
-        "base": {
-            "model": "meta-llama/Meta-Llama-3-8B-Instruct",
-            "gradient_checkpointing": True,
-            "max_tokens": 8192,
-        },
-        "prompt": {"style": "published", "history_items": 1},
-        "anchors": {"embedding": "text", "clustering": "kmeans", "count": 50},
-        "fusion": {"top_m": 2, "merge": "factors"},
-        "stacking": {
-            "rank": 4,
-            "alpha": 8.0,
-            "learning_rate": 5e-5,
-            "epochs": 1,
-            "batch_size": 2,
-            "accumulation": 4,
-        },
-    },
-}
-
-
-# What only the generated worlds have: all tasks, and users with more items than are shown at first.
-WORLDS: dict[str, Any] = {
-    "lamp_tasks": list(SYNTHETIC_TASKS),
-    "split": {"few_shot_items": 10},
-    "items_curve": [2, 5, 10, 20],
-}
 
 
 def resolve(given: dict[str, Any]) -> RunConfig:
@@ -307,7 +92,7 @@ def resolve(given: dict[str, Any]) -> RunConfig:
 def _problem(item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{name}: there is no such option (tasks/config.py has them all)"
+        return f"{name}: there is no such option (tasks/options.py has them all)"
     if item["type"] == "model_type":
         return f"{name}: give a JSON object of the options to change (got {item['input']!r})"
     return f"{name}: {item['msg']} (got {item['input']!r})"

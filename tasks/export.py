@@ -20,10 +20,11 @@ from typing import Any
 
 from tasks.artifacts import Store
 from tasks.base_model import base_folder, model_name
-from tasks.config import MethodName, RunConfig
+from tasks.config import RunConfig
 from tasks.errors import InputError
 from tasks.fusion import read_recipes
 from tasks.methods import METHODS, config_of
+from tasks.options import MethodName
 from tasks.questions import profile_questions
 from tasks.report.table import RUNS_FOLDER
 from tasks.stage import store

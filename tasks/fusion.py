@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import Piece, Store, digest, library_versions
-from tasks.config import FusionOptions, RunConfig
+from tasks.config import RunConfig
 from tasks.evidence import read_evidence
+from tasks.options import FusionOptions
 from tasks.similarity import unit_vectors
 from tasks.stage import log, stage, store
 

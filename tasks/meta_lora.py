@@ -13,8 +13,9 @@ from prefect.runtime import task_run
 
 from tasks.artifacts import NOTES, Piece, Store, digest
 from tasks.base_model import load, model_name, model_parts, prompt_parts
-from tasks.config import RunConfig, TrainingOptions, derive_seed
+from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
+from tasks.options import TrainingOptions
 from tasks.prepare import users_of
 from tasks.questions import content, encode_all, profile_questions
 from tasks.stage import gpu_slot, stage, store

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.config import PRESETS, MethodName, RunConfig, overlay
+from tasks.config import RunConfig, overlay
+from tasks.options import MethodName
+from tasks.presets import PRESETS
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import Any
 
 from tasks.artifacts import NOTES, Piece, Store, digest, library_versions
 from tasks.base_model import load, model_parts, prompt_parts
-from tasks.config import MethodName, RunConfig
+from tasks.config import RunConfig
 from tasks.methods import METHODS
+from tasks.options import MethodName
 from tasks.questions import content, encode_all, user_queries
 from tasks.stacking import (
     Inputs,

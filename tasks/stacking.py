@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import NOTES, Piece, Store, digest
 from tasks.base_model import load, model_parts, prompt_parts
-from tasks.config import MethodName, RunConfig, TrainingOptions, derive_seed
+from tasks.config import RunConfig, derive_seed
 from tasks.fusion import read_recipes
 from tasks.meta_lora import train_users
 from tasks.methods import METHODS
+from tasks.options import MethodName, TrainingOptions
 from tasks.prepare import users_of
 from tasks.questions import content, encode_all, profile_questions
 from tasks.stage import gpu_slot, log, stage, store

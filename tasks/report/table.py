@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import Piece, Store, digest, library_versions
-from tasks.config import MethodName
 from tasks.fusion import read_recipes
 from tasks.methods import METHODS
+from tasks.options import MethodName
 from tasks.prepare import users_of
 from tasks.stage import stage, store
 

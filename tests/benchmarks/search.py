@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.config import FusionOptions
 from tasks.fusion import search
+from tasks.options import FusionOptions
 from tests.benchmarks.machine import peak_bytes, reset_peak, timed
 
 ANCHORS, DIMENSIONS, TOP = 50, 384, 8

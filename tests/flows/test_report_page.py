@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 
 from flows.mta import mta
-from tasks.config import PRESETS
+from tasks.presets import PRESETS
 from tasks.report.data import COSTS
 from tests.flows.conftest import SMALL
 

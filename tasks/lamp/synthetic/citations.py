@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from tasks.config import SyntheticOptions
 from tasks.errors import InputError
 from tasks.lamp.citations import LABELS, question
 from tasks.lamp.synthetic.family import (
@@ -19,6 +18,7 @@ from tasks.lamp.synthetic.family import (
     noisy_choice,
 )
 from tasks.lamp.synthetic.words import draw, invent_words, shuffled, theme_index
+from tasks.options import SyntheticOptions
 
 WORDS_PER_THEME = 8
 TITLE_WORDS = 3

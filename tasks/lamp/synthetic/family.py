@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.config import SyntheticOptions
 from tasks.lamp.synthetic.population import Floats
+from tasks.options import SyntheticOptions
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from tasks.config import SyntheticOptions
 from tasks.lamp.definitions import MOVIE_TAGS
 from tasks.lamp.synthetic.family import (
     Family,
@@ -16,6 +15,7 @@ from tasks.lamp.synthetic.family import (
     noisy_choice,
 )
 from tasks.lamp.synthetic.words import draw, invent_words, shuffled, theme_index
+from tasks.options import SyntheticOptions
 
 WORDS_PER_THEME = 8
 THEME_WORDS = (3, 5)

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tasks.config import SyntheticOptions
 from tasks.errors import InputError
 from tasks.lamp.checks import read_json
 from tasks.lamp.definitions import get_task
@@ -30,6 +29,7 @@ from tasks.lamp.prompts import question_text
 from tasks.lamp.synthetic.family import Reading
 from tasks.lamp.synthetic.population import Floats, Ints, Taste
 from tasks.lamp.synthetic.world import TRUTH_FILE, World
+from tasks.options import SyntheticOptions
 
 PREDICTORS = ("nonpersonal", "bayes", "oracle")
 # Fresh users are taken in parts of this many: their posteriors are kept per theme.

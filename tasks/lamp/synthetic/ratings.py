@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from tasks.config import SyntheticOptions
 from tasks.lamp.synthetic.family import Family, Reading, Written
 from tasks.lamp.synthetic.population import Floats
 from tasks.lamp.synthetic.words import draw, invent_words, shuffled, theme_index
+from tasks.options import SyntheticOptions
 
 WORDS_PER_THEME = 4
 WORDS_PER_SENTIMENT = 3

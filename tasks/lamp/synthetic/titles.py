@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tasks.config import SyntheticOptions
 from tasks.lamp.synthetic.family import (
     Family,
     Reading,
@@ -18,6 +17,7 @@ from tasks.lamp.synthetic.family import (
 )
 from tasks.lamp.synthetic.population import Floats
 from tasks.lamp.synthetic.words import draw, invent_words, shuffled, theme_index
+from tasks.options import SyntheticOptions
 
 ROLES = ("subject", "action", "place")
 WORDS_PER_ROLE = 3

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from tasks.config import SyntheticOptions
 from tasks.errors import InputError
 from tasks.lamp.definitions import get_task
 from tasks.lamp.prompts import question_text
@@ -21,6 +20,7 @@ from tasks.lamp.synthetic.movies import Movies
 from tasks.lamp.synthetic.population import Floats, Ints, Population, Taste
 from tasks.lamp.synthetic.ratings import Ratings
 from tasks.lamp.synthetic.titles import Headlines, Papers
+from tasks.options import SyntheticOptions
 
 ROLE_FILES = {
     "base": "user_base_LLM.json",

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.config import SyntheticOptions
 from tasks.errors import InputError
 from tasks.lamp.definitions import LampTask, get_task
 from tasks.lamp.formats import read_users
@@ -28,6 +27,7 @@ from tasks.lamp.synthetic.optimum import (
 )
 from tasks.lamp.synthetic.population import Population
 from tasks.lamp.synthetic.titles import LONGEST, TEMPLATES, Headlines, best_sequences
+from tasks.options import SyntheticOptions
 from tests.unit.lamp.worlds import TASKS, by_hand, enumerated
 
 DEFAULT = SyntheticOptions()

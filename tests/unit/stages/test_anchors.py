@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.anchors import _plane, choose, cluster
-from tasks.config import AnchorOptions
+from tasks.options import AnchorOptions
 
 
 def chosen(users: dict[str, tuple[int, int]], **options: Any) -> list[str]:

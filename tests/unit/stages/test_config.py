@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tasks.config import PRESETS, Options, RunConfig, derive_seed, resolve
+from tasks.config import RunConfig, derive_seed, resolve
 from tasks.errors import InputError
+from tasks.options import Options
+from tasks.presets import PRESETS
 from tasks.tracking import flat
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.config import FusionOptions
 from tasks.evidence import shortlists
 from tasks.fusion import by_evidence
+from tasks.options import FusionOptions
 
 NAN = float("nan")
 COSINES = np.array([[0.1, 0.9, 0.5, 0.5], [-0.2, -0.2, -0.2, -0.9], [0.5, 0.5, 0.5, 0.6]])

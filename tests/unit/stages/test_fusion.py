@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.config import FusionOptions
 from tasks.fusion import recipes, search
+from tasks.options import FusionOptions
 from tests.benchmarks.search import recipe_alone, unit_vectors
 
 MEMBERS = ["a", "b", "c", "d"]

@@ -6,8 +6,9 @@ from typing import Any, get_args
 
 import pytest
 
-from tasks.config import MethodName, RunConfig, TrainingOptions, resolve
+from tasks.config import RunConfig, resolve
 from tasks.methods import METHODS, config_of
+from tasks.options import MethodName, TrainingOptions
 
 GIVEN = resolve(
     {

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tasks.config import PRESETS
 from tasks.methods import METHODS
+from tasks.presets import PRESETS
 from tasks.report.charts import STYLES, style
 from tasks.report.html import report_html
 from tasks.report.words import difference_text, verdict

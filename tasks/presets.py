@@ -1,0 +1,59 @@
+"""The presets: what `preset=embedded` and `preset=paper` set beside the defaults of the options."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from tasks.options import SYNTHETIC_TASKS, MethodName
+
+# `embedded`: chosen on worlds of seed 100 and 101 (docs/benchmarks.md); the default seed is 0.
+PRESETS: dict[str, dict[str, Any]] = {
+    "embedded": {
+        "methods": list(get_args(MethodName)),
+        # `base`: offline there is no text encoder. Jobs take a second: several anchors in each.
+        "anchors": {"text_model": "base", "train_on": "both", "per_job": 8},
+        "meta_lora": {"learning_rate": 5e-3, "epochs": 5, "batch_size": 8, "accumulation": 1},
+        "fusion": {
+            "top_m": 16,
+            "weights": "evidence",
+            "evidence_temperature": 2.0,
+            "merge": "exact",
+        },
+        "stacking": {
+            "rank": 4,
+            "alpha": 8.0,
+            "learning_rate": 2e-3,
+            "epochs": 6,
+            "batch_size": 4,
+            "accumulation": 1,
+        },
+        "oppu": {"learning_rate": 2e-3, "epochs": 6, "batch_size": 4, "accumulation": 1},
+    },
+    # METHOD, stages 1 to 3: the published hyper-parameters.
+    "paper": {
+        "base": {
+            "model": "meta-llama/Meta-Llama-3-8B-Instruct",
+            "gradient_checkpointing": True,
+            "max_tokens": 8192,
+        },
+        "prompt": {"style": "published", "history_items": 1},
+        "anchors": {"embedding": "text", "clustering": "kmeans", "count": 50},
+        "fusion": {"top_m": 2, "merge": "factors"},
+        "stacking": {
+            "rank": 4,
+            "alpha": 8.0,
+            "learning_rate": 5e-5,
+            "epochs": 1,
+            "batch_size": 2,
+            "accumulation": 4,
+        },
+    },
+}
+
+
+# What only the generated worlds have: all tasks, and users with more items than are shown at first.
+WORLDS: dict[str, Any] = {
+    "lamp_tasks": list(SYNTHETIC_TASKS),
+    "split": {"few_shot_items": 10},
+    "items_curve": [2, 5, 10, 20],
+}
