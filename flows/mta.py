@@ -33,6 +33,7 @@ from tasks.options import (
     BaseOptions,
     ComputeOptions,
     FusionOptions,
+    LampOptions,
     LampTaskName,
     MethodName,
     Options,
@@ -73,6 +74,7 @@ def mta(
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None,
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] | None = None,
     synthetic: SyntheticOptions | None = None,
+    lamp: LampOptions | None = None,
     split: SplitOptions | None = None,
     prompt: PromptOptions | None = None,
     base: BaseOptions | None = None,
@@ -90,13 +92,15 @@ def mta(
     Args:
         preset: the values everything else starts from: `embedded` (a tiny model, minutes on a
             laptop) or `paper` (the published hyper-parameters and model).
-        data: `synthetic`, a LaMP user file, or a folder of LaMP files.
+        data: `synthetic`, `lamp` (the benchmark's own files, downloaded), a LaMP user file, or a
+            folder of LaMP files.
         lamp_tasks: the LaMP tasks to run, one after another.
         methods: the methods that are compared (tasks/methods.py).
         items_curve: numbers of items per few-shot user to score again with, for the report.
         seed: decides every random choice.
         seeds: several of them: everything once per seed, compared over all.
         synthetic: the generated world. This and the sections below replace only the fields given.
+        lamp: which of the benchmark's files `data=lamp` takes, and from where.
         split: how users are divided where the data does not say.
         prompt: how an item becomes a question.
         base: the frozen base model.

@@ -21,6 +21,7 @@ from tasks.options import (
     BaseOptions,
     ComputeOptions,
     FusionOptions,
+    LampOptions,
     LampTaskName,
     MethodName,
     Options,
@@ -49,6 +50,7 @@ class RunConfig(Options):
     # Several seeds: the whole benchmark once per seed, compared over all of them.
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([])
     synthetic: SyntheticOptions = SyntheticOptions()
+    lamp: LampOptions = LampOptions()
     split: SplitOptions = SplitOptions()
     prompt: PromptOptions = PromptOptions()
     base: BaseOptions = BaseOptions()

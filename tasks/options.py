@@ -42,6 +42,20 @@ class SyntheticOptions(Options):
         return self
 
 
+class LampOptions(Options):
+    """Where `data=lamp` has the benchmark's own files from (docs/data.md).
+
+    `split`: users are disjoint across train and dev (`user`), or each has a past in train and a
+    future in dev (`time`). `part`: whose questions a run takes. `url`: the site, or a mirror with
+    its folders. `cache`: where the files are kept; null is `mta/lamp` in the user's own cache.
+    """
+
+    split: Literal["user", "time"] = "user"
+    part: Literal["dev", "train"] = "dev"
+    url: str = Field("https://ciir.cs.umass.edu/downloads/LaMP", pattern=r"^https?://\S+$")
+    cache: str | None = Field(None, min_length=1)
+
+
 class SplitOptions(Options):
     """How users are divided where the data does not say: by groups of users that share content.
 

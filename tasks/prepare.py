@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import Piece, Store, digest, file_sha256, library_versions
 from tasks.config import RunConfig
 from tasks.errors import InputError
-from tasks.stage import log, stage, store
+from tasks.stage import Progress, log, stage, store
 
 if TYPE_CHECKING:
     import polars as pl
@@ -17,6 +19,7 @@ VERSION = 6
 OPTIMUM_FILE = "optimum.parquet"
 POPULATION_FILE = "population.parquet"
 SHOWN_AUTHORS = 40
+MEGABYTE = 10**6
 ROLES = ("base", "anchor", "few_shot")
 
 
@@ -147,6 +150,8 @@ def _names(authors: list[str]) -> list[str]:
 
 def _source(options: RunConfig, lamp_task: str, where: Store) -> Path:
     """The file or folder the users are read from; the synthetic one is written first."""
+    if options.data == "lamp":
+        return _official(options, lamp_task)
     if options.data != "synthetic":
         given = Path(options.data).expanduser()
         per_task = given / lamp_task
@@ -168,6 +173,24 @@ def _source(options: RunConfig, lamp_task: str, where: Store) -> Path:
         return {}
 
     return where.get("synthetic", key, write).folder / "users"
+
+
+def _official(options: RunConfig, lamp_task: str) -> Path:
+    """The folder of the benchmark's own files, downloaded where they are not in the cache."""
+    from tasks.lamp.download import official_files
+
+    bars: dict[str, Progress] = {}
+
+    def show(name: str, done: int, total: int | None) -> None:
+        # Where the server does not say how much comes, there is always one more.
+        come = math.ceil(done / MEGABYTE)
+        whole = come + 1 if total is None else math.ceil(total / MEGABYTE)
+        if name not in bars:
+            key = re.sub("[^a-z0-9]+", "-", f"download-{lamp_task}-{name}".lower())
+            bars[name] = Progress(key, f"{lamp_task}: MB of {name}", whole)
+        bars[name].update(come, whole)
+
+    return official_files(lamp_task, options.lamp, log, show)
 
 
 def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[str, Any]:

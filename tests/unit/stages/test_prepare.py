@@ -12,6 +12,7 @@ import pytest
 from tasks.artifacts import Store, file_sha256
 from tasks.config import resolve
 from tasks.prepare import POPULATION_FILE, ROLES, prepare, users_of
+from tests.unit.lamp.web import Site, official, serving
 from tests.unit.stages.users import result, user, write_users
 
 ROLES_GIVEN = {
@@ -155,6 +156,48 @@ def test_an_author_on_two_sides_is_an_error_unless_allowed(where: Store, tmp_pat
     assert value["counts"]["removed_shared_group"] == 1
     assert value["audit"]["shared_groups"] == {"anchor": 1, "base": 0}
     assert value["authors"]["anchor"] == ["anchor-1"]
+
+
+def test_the_benchmarks_own_files(
+    where: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """`data=lamp` downloads them once, and its tables are those of the same files in a folder."""
+    shown: list[tuple[str, int, int]] = []
+
+    class Bar:
+        def __init__(self, _key: str, what: str, _total: int) -> None:
+            self.what = what
+
+        def update(self, done: int, total: int) -> None:
+            shown.append((self.what, done, total))
+
+    monkeypatch.setattr("tasks.prepare.Progress", Bar)
+    monkeypatch.delenv("HTTP_PROXY", raising=False)
+    monkeypatch.delenv("http_proxy", raising=False)
+    questions, outputs = official(users=12, items=3)
+    there = "/LaMP/time/LaMP_2/new/dev/dev"
+    with serving(site := Site()):
+        site.files = {f"{there}_questions.json": questions, f"{there}_outputs.json": outputs}
+        lamp = {"url": site.url, "split": "time", "cache": str(tmp_path / "cache")}
+        first = run(Path("lamp"), lamp=lamp)
+        prepared = result(first)
+        # Another split is another address; what the site answers there is one line.
+        missing = run(Path("lamp"), lamp=lamp | {"split": "user"})
+        assert missing.is_failed()
+        assert f"{site.url}/LaMP_2/new/dev/dev_questions.json: HTTP 404" in missing.message
+        assert "\n" not in missing.message
+    assert prepared["value"]["counts"]["users"] == 12
+    assert prepared["value"]["instruction"].endswith("movie relate to? description: ")
+    assert shown[-1] == ("LaMP-2M: MB of dev_outputs.json", 1, 1)
+    assert "sha256" in capsys.readouterr().out
+    # The site is gone by now.
+    assert run(Path("lamp"), lamp=lamp).name == "Cached"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "dev_questions.json").write_bytes(questions)
+    (tmp_path / "folder" / "dev_outputs.json").write_bytes(outputs)
+    again = run(tmp_path / "folder")
+    assert again.name == "Cached"
+    assert result(again)["ref"] == prepared["ref"]
 
 
 @pytest.mark.parametrize("user_id", ["../../x", "/etc/passwd", "a/b", "..", "用户"])
