@@ -71,7 +71,7 @@ def log_likelihoods(
     positions: int | None = None,
 ) -> list[Tensor]:
     """Per user: log p(answer | prompt) of each of the user's samples [N_u] (float32, CPU)."""
-    limit = positions or 4 * default_positions(base)
+    limit = positions or _forward_positions(base)
     present = [own for own in samples if own]
     rows = layout(present) if may_pack(base.model) else ONE_PER_ROW
     lengths = [[len(item.prompt) + len(item.answer) for item in own] for own in samples]
@@ -127,6 +127,16 @@ def evidence(
         (scores,) = log_likelihoods(base, layers, [everything], partial(_alone, anchor), positions)
         table[:, k] = sum_by(scores, owner, len(samples))
     return table
+
+
+def _forward_positions(base: Base) -> int:
+    """Positions per batch where no gradient is needed, so that nothing is kept for one.
+
+    On a CPU a batch is a quarter of a training one, for the nearer cache: the embedded model's 3,685
+    items took 1.01 s in batches of 49,152, .76 s of 16,384, .61 s of 4,096 and .75 s of 1,024.
+    """
+    most = default_positions(base)
+    return max(512, most // 4) if base.device.type == "cpu" else 4 * most
 
 
 def _pieces(lengths: Sequence[Sequence[int]], limit: int) -> list[Piece]:
