@@ -21,6 +21,7 @@ from tasks.meta_lora import bank, meta_lora
 from tasks.methods import METHODS, config_of
 from tasks.options import MethodName
 from tasks.prepare import prepare
+from tasks.refit import refit
 from tasks.scoring import predict, score
 from tasks.stacking import Inputs, stacking
 from tasks.stage import Progress, Result, StageFailed, log, reason, result_of
@@ -115,7 +116,10 @@ def bank_and_recipes(
     Raises StageFailed when no anchor could be trained.
     """
     embedded = result_of(embed, config, lamp_task, prepared, base)
-    chosen = result_of(anchors, config, lamp_task, prepared, embedded)
+    refitted = None
+    if config["anchors"]["refits"] and config["anchors"]["train_on"] != "user":
+        refitted = result_of(refit, config, lamp_task, prepared, base, embedded)
+    chosen = result_of(anchors, config, lamp_task, prepared, embedded, refitted)
     listed = chosen["value"]["anchors"]
     size = config["anchors"]["per_job"]
     jobs = [listed[start : start + size] for start in range(0, len(listed), size)]

@@ -6,6 +6,7 @@ anchors are taken in rounds, one per cluster and round, larger clusters first. C
 HDBSCAN calls noise form a last group, taken when the clusters are used up (`noise=last`) or never.
 Candidates with fewer than `min_items` items are never anchors. With `train_on=cluster` each whole
 cluster is an anchor, trained on the items of all its candidates; `both` has those and the users.
+`refits` fits the clusters again by evidence before that (tasks/refit.py).
 k-means, the published way, makes `count` clusters and takes the longest history of each.
 """
 
@@ -25,16 +26,21 @@ from tasks.stage import log, stage, store
 if TYPE_CHECKING:
     import numpy as np
 
-VERSION = 3
+VERSION = 4
 
 
 @stage(name="anchors")
 def anchors(
-    config: dict[str, Any], lamp_task: str, prepared: dict[str, Any], embedded: dict[str, Any]
+    config: dict[str, Any],
+    lamp_task: str,
+    prepared: dict[str, Any],
+    embedded: dict[str, Any],
+    refitted: dict[str, Any] | None = None,
 ) -> Piece:
     """`anchors.parquet`: role, user_id, items, cluster (-1 noise), x, y, order (null: no anchor).
 
     The value names the anchors in order, with counts of clusters, noise and candidates.
+    `refitted`: clusters of the stage `refit`, where `anchors.refits` asks for it.
     """
     options = RunConfig.model_validate(config)
     where = store()
@@ -46,6 +52,7 @@ def anchors(
             "embeddings": embedded["ref"]["sha256"],
             "users": [prepared["value"]["sha256"][role] for role in ("anchor", "few_shot")],
             "anchors": chosen.model_dump(exclude={"per_job"}),
+            "refitted": refitted["ref"]["sha256"] if refitted else None,
             "seed": options.seed,
         }
     )
@@ -59,7 +66,11 @@ def anchors(
             user["user_id"]: len(user["profile"]) for user in users_of(where, prepared, "anchor")
         }
         items = [sizes[user_id] for user_id in ids]
-        labels = cluster(points, chosen, derive_seed(options.seed, "cluster"))
+        labels = (
+            refitted["value"]["clusters"]
+            if refitted
+            else cluster(points, chosen, derive_seed(options.seed, "cluster"))
+        )
         order = choose(ids, items, labels, chosen)
         if not order:
             raise InputError(
@@ -137,7 +148,9 @@ def cluster(points: np.ndarray, options: AnchorOptions, seed: int) -> list[int]:
     reduced = PCA(dimensions, svd_solver="full").fit_transform(points)
     reduced /= np.maximum(np.linalg.norm(reduced, axis=1, keepdims=True), 1e-12)
     model = hdbscan.HDBSCAN(
-        min_cluster_size=options.min_cluster_size, min_samples=options.min_samples
+        min_cluster_size=options.min_cluster_size,
+        min_samples=options.min_samples,
+        cluster_selection_method=options.selection,
     )
     return model.fit_predict(reduced).tolist()
 

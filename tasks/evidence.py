@@ -145,7 +145,7 @@ def _evidence(
 
     from tasks.lora.answer import evidence as log_evidence
     from tasks.lora.bank import read_bank
-    from tasks.lora.grouped import Part, grouped
+    from tasks.lora.grouped import grouped
 
     base = load(options, where, base_result)
     samples = [
@@ -159,10 +159,7 @@ def _evidence(
             chosen = np.flatnonzero(asked[:, k])
             if not len(chosen):
                 continue
-            anchor = {
-                name: Part(a[k : k + 1].to(base.device), b[k : k + 1].to(base.device), bank.scale)
-                for name, (a, b) in bank.layers.items()
-            }
+            anchor = bank.parts(k, base.device)
             column = log_evidence(base, layers, [samples[u] for u in chosen], [anchor])
             # Four decimals: the company of other users moves the last bits of a sum.
             table[chosen, k] = np.round(column[:, 0].double().numpy(), 4)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tasks.lora.group_train import Outcome
     from tasks.lora.merge import MergedUsers
 
-VERSION = 4
+VERSION = 5
 
 
 def _job_name() -> str:
@@ -170,9 +170,13 @@ def train_users(
     samples: Sequence[Sequence[Encoded]],
     seeds: Sequence[int],
     frozen: MergedUsers | None = None,
+    initial: Sequence[Lora] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Lora], Outcome]:
-    """One LoRA per user, trained at once on the users' samples, over their merged LoRAs if any."""
+    """One LoRA per user, trained at once on the users' samples, over their merged LoRAs if any.
+
+    `initial`: one LoRA per user to go on from, instead of fresh ones by `seeds`.
+    """
     from tasks.lora.adapters import Lora
     from tasks.lora.group_train import train_group
     from tasks.lora.grouped import grouped, shapes_of
@@ -201,6 +205,7 @@ def train_users(
             seeds,
             scale=scale,
             frozen=frozen.parts if frozen else None,
+            initial=shapes.join([lora.layers for lora in initial]) if initial else None,
             progress=progress,
         )
     split = shapes.split(outcome.flat.cpu())

@@ -118,6 +118,9 @@ class AnchorOptions(Options):
     """How users are embedded, clustered, and anchors chosen (docs/method.md, Anchors).
 
     `train_on`: an anchor is one user, as published; a whole cluster with all its items; or both.
+    `selection`: HDBSCAN's excess of mass, or the leaves of its tree: many small clusters.
+    `refits`: at most so many rounds fit the clusters again by evidence, `refit_epochs` of training
+    in each; 0 leaves them as found in the embeddings.
     `per_job`: this many anchors share one training job.
     """
 
@@ -128,6 +131,9 @@ class AnchorOptions(Options):
     clustering: Literal["hdbscan", "kmeans"] = "hdbscan"
     min_cluster_size: int = Field(5, ge=2)
     min_samples: int = Field(1, ge=1)
+    selection: Literal["eom", "leaf"] = "eom"
+    refits: int = Field(0, ge=0)
+    refit_epochs: int = Field(2, ge=1)
     pca_dimensions: int = Field(8, ge=1)
     count: int = Field(24, ge=1)
     min_items: int = Field(11, ge=1)

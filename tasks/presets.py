@@ -11,7 +11,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "embedded": {
         "methods": list(get_args(MethodName)),
         # `base`: offline there is no text encoder. Jobs take a second: several anchors in each.
-        "anchors": {"text_model": "base", "train_on": "both", "per_job": 8},
+        "anchors": {
+            "text_model": "base",
+            "train_on": "cluster",
+            "selection": "leaf",
+            "min_cluster_size": 3,
+            "refits": 8,
+            "per_job": 8,
+        },
         "meta_lora": {"learning_rate": 5e-3, "epochs": 5, "batch_size": 8, "accumulation": 1},
         "fusion": {
             "top_m": 16,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tasks.lora.group_train import Outcome
     from tasks.lora.merge import MergedUsers
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True)

@@ -132,8 +132,8 @@ def evidence(
 def _forward_positions(base: Base) -> int:
     """Positions per batch where no gradient is needed, so that nothing is kept for one.
 
-    On a CPU a batch is a quarter of a training one, for the nearer cache: the embedded model's 3,685
-    items took 1.01 s in batches of 49,152, .76 s of 16,384, .61 s of 4,096 and .75 s of 1,024.
+    On a CPU a batch is a quarter of a training one, for the nearer cache: 3,685 items of the
+    embedded model took 1.01 s in batches of 49,152, .76 s of 16,384 and .61 s of 4,096.
     """
     most = default_positions(base)
     return max(512, most // 4) if base.device.type == "cpu" else 4 * most

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tasks.lora.adapters import Lora
+from tasks.lora.grouped import Part
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,13 @@ class Bank:
             raise KeyError(f"{member} is not in the bank")
         k = self.ids.index(member)
         return Lora({name: (a[k], b[k]) for name, (a, b) in self.layers.items()}, self.scale)
+
+    def parts(self, k: int, device: torch.device) -> dict[str, Part]:
+        """Member number `k` as the part of one user, layer by layer."""
+        return {
+            name: Part(a[k : k + 1].to(device), b[k : k + 1].to(device), self.scale)
+            for name, (a, b) in self.layers.items()
+        }
 
 
 def stack(ids: Sequence[str], loras: Sequence[Lora]) -> Bank:
@@ -60,15 +68,16 @@ def write_bank(path: Path, bank: Bank) -> None:
     tensors = {}
     for name, (a, b) in bank.layers.items():
         tensors[f"{name}.A"], tensors[f"{name}.B"] = a.contiguous(), b.contiguous()
-    header = {"ids": json.dumps(list(bank.ids)), "scale": repr(bank.scale)}
-    save_file(tensors, path, metadata=header)
+    # One entry: safetensors writes several in an order that differs from one call to the next.
+    about = json.dumps({"ids": list(bank.ids), "scale": bank.scale})
+    save_file(tensors, path, metadata={"bank": about})
 
 
 def read_bank(path: Path) -> Bank:
     with safe_open(path, framework="pt") as file:
-        header = file.metadata()
+        about = json.loads(file.metadata()["bank"])
         names = sorted({key[:-2] for key in file.keys()})  # noqa: SIM118  (not a dict)
         layers = {
             name: (file.get_tensor(f"{name}.A"), file.get_tensor(f"{name}.B")) for name in names
         }
-    return Bank(tuple(json.loads(header["ids"])), layers, float(header["scale"]))
+    return Bank(tuple(about["ids"]), layers, about["scale"])

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -234,6 +234,13 @@ class Shapes:
             start += self.rank * fan_out
             views[name] = (a, b)
         return views
+
+    def join(self, users: Sequence[Mapping[str, tuple[Tensor, Tensor]]]) -> Tensor:
+        """The flat rows [U, P] of each user's layers, A [r, in] and B [out, r]: undoes `split`."""
+        return torch.stack(
+            [torch.cat([part.flatten() for name in self.sizes for part in own[name]])
+             for own in users]
+        )  # fmt: skip
 
 
 def shapes_of(model: AnyModel, target_modules: Sequence[str] | str, rank: int) -> Shapes:

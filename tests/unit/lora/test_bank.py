@@ -49,6 +49,16 @@ def test_shapes_in_the_file(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
+def test_the_same_bank_is_the_same_bytes(tmp_path: Path) -> None:
+    """Twenty times: a header of two entries came out in either order, about half of the times."""
+    bank = stack("abc", [random_lora(SHAPES, 2, 2.0, seed) for seed in range(3)])
+    written = set()
+    for number in range(20):
+        write_bank(tmp_path / f"{number}.safetensors", bank)
+        written.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(written) == 1
+
+
 def test_a_member_exports_as_a_folder(tmp_path: Path) -> None:
     loras = [random_lora(SHAPES, 2, 2.0, seed) for seed in range(3)]
     write_peft(tmp_path / "b", stack("abc", loras).lora("b"), "base")

@@ -250,3 +250,12 @@ def test_fresh_has_pefts_bounds_and_is_its_own(base: Base) -> None:
         # 64 x 32 uniform draws: the mean's standard error is bound / sqrt(3 * 2048) = 0.013 bound.
         assert abs(a.mean()) < 0.06 * bound
     assert shapes.split(flat)["model.layers.0.self_attn.q_proj"][0].shape == (2, 64, HIDDEN)
+
+
+def test_join_undoes_split(base: Base) -> None:
+    """Row by row the same numbers, whatever order a user's layers come in."""
+    shapes = shapes_of(base.model, "all-linear", 2)
+    flat = torch.randn(3, shapes.width, generator=torch.Generator().manual_seed(0))
+    split = shapes.split(flat)
+    users = [{name: (a[u], b[u]) for name, (a, b) in reversed(split.items())} for u in range(3)]
+    assert torch.equal(shapes.join(users), flat)
