@@ -85,6 +85,7 @@ def mta(
     oppu: TrainingOptions | None = None,
     rag: RagOptions | None = None,
     scoring: ScoringOptions | None = None,
+    per_task: dict[LampTaskName, dict[str, Any]] | None = None,
     compute: ComputeOptions | None = None,
 ) -> State[Any]:
     """Personalise one language model to many users, and measure it.
@@ -111,6 +112,7 @@ def mta(
         oppu: the method `oppu`, one LoRA per user from scratch.
         rag: the method `rag`, items of the history in the prompt.
         scoring: how questions are answered.
+        per_task: sections that differ for a LaMP task: {"LaMP-3": {"stacking": {"rank": 2}}}.
         compute: where it runs.
     """
     given = {
@@ -160,7 +162,7 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
     missing: list[str] = []
     for seed, lamp_task in product(config.all_seeds, config.lamp_tasks):
         try:
-            own_settings = settings | {"seed": seed}
+            own_settings = config.for_task(lamp_task).model_dump(mode="json") | {"seed": seed}
             summary = result_of(lamp_task_flow, own_settings, lamp_task)
             summary |= {"seed": seed, "several_seeds": len(config.all_seeds) > 1}
             summary["compared"] = result_of(

@@ -36,6 +36,9 @@ from tasks.options import (
 )
 from tasks.presets import PRESETS, WORLDS
 
+# Sections that `per_task` may change: what comes after the data and the base model.
+PER_TASK = ("anchors", "meta_lora", "fusion", "stacking", "oppu", "rag", "scoring")
+
 
 class RunConfig(Options):
     """The resolved configuration, saved with the run."""
@@ -61,18 +64,29 @@ class RunConfig(Options):
     oppu: TrainingOptions = TrainingOptions()
     rag: RagOptions = RagOptions()
     scoring: ScoringOptions = ScoringOptions()
+    # LaMP task -> sections as above, laid over them for that task.
+    per_task: dict[LampTaskName, dict[str, Any]] = Field({})
     compute: ComputeOptions = ComputeOptions()
 
     @property
     def all_seeds(self) -> list[int]:
         return self.seeds or [self.seed]
 
+    def for_task(self, lamp_task: str) -> RunConfig:
+        """The configuration of one LaMP task: `per_task` laid over the rest, and gone."""
+        values = self.model_dump(exclude={"per_task"})
+        for name, own in self.per_task.items():
+            if name == lamp_task:
+                values = overlay(values, own)
+        return RunConfig.model_validate(values)
+
 
 def resolve(given: dict[str, Any]) -> RunConfig:
     """The preset's values with `given` laid over them, section by section.
 
     `given` maps field names to values or, for a section, to a mapping of the fields to change.
-    Raises InputError naming each key that is unknown or out of bounds.
+    What is given for all LaMP tasks also wins over what the preset has for one. Raises InputError
+    naming each key that is unknown or out of bounds.
     """
     preset = given.get("preset", "embedded")
     named = given.get("lamp_tasks") or []
@@ -84,11 +98,37 @@ def resolve(given: dict[str, Any]) -> RunConfig:
     values = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
     if preset == "embedded" and given.get("data", "synthetic") == "synthetic":
         values = overlay(values, WORLDS)
-    merged = overlay(values, given)
+    if "per_task" in values:
+        own = {name: _without(tree, given) for name, tree in values["per_task"].items()}
+        values = values | {"per_task": own}
+    config = _checked(overlay(values, given))
+    for name, tree in config.per_task.items():
+        if wrong := [key for key in tree if key not in PER_TASK]:
+            raise InputError(
+                f"configuration: per_task.{name}.{wrong[0]}: only {', '.join(PER_TASK)} can differ "
+                "from one LaMP task to another"
+            )
+        _checked(overlay(config.model_dump(exclude={"per_task"}), tree), f"per_task.{name}.")
+    return config
+
+
+def _checked(values: dict[str, Any], where: str = "") -> RunConfig:
     try:
-        return RunConfig.model_validate(merged)
+        return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"configuration: {'; '.join(map(_problem, error.errors()))}") from None
+        problems = "; ".join(where + _problem(item) for item in error.errors())
+        raise InputError(f"configuration: {problems}") from None
+
+
+def _without(tree: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`tree` without the options that `given` names."""
+    left = {}
+    for key, value in tree.items():
+        if key not in given:
+            left[key] = value
+        elif isinstance(value, dict) and isinstance(given[key], dict):
+            left[key] = _without(value, given[key])
+    return left
 
 
 def _problem(item: Any) -> str:

@@ -139,6 +139,38 @@ def test_synthetic_data_have_five_tasks(tasks: list[str]) -> None:
     assert resolve({"lamp_tasks": five}).lamp_tasks == five
 
 
+def test_an_option_for_one_lamp_task() -> None:
+    """It is laid over the rest for that task only; what is given for all wins over the preset."""
+    config = resolve({"per_task": {"LaMP-5": {"fusion": {"top_m": 3}}}})
+    rates = {task: config.for_task(task).stacking.learning_rate for task in ("LaMP-3", "LaMP-5")}
+    assert rates == {"LaMP-3": 5e-4, "LaMP-5": 5e-3}
+    assert config.for_task("LaMP-5").fusion.top_m == 3
+    assert config.for_task("LaMP-5").fusion.weights == "evidence"
+    assert config.for_task("LaMP-3").fusion.top_m == config.fusion.top_m == 16
+    assert config.for_task("LaMP-3").per_task == {}
+    both = resolve({"stacking": {"learning_rate": 1e-3}}).for_task("LaMP-3")
+    assert (both.stacking.learning_rate, both.oppu.learning_rate) == (1e-3, 2e-3)
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (
+            {"LaMP-3": {"stacking": {"rnk": 3}}},
+            r"per_task\.LaMP-3\.stacking\.rnk: there is no such",
+        ),
+        (
+            {"LaMP-3": {"base": {"model": "x"}}},
+            r"per_task\.LaMP-3\.base: only anchors, .* can differ",
+        ),
+        ({"LaMP-9": {}}, r"per_task\.LaMP-9"),
+    ],
+)
+def test_an_option_for_one_lamp_task_is_checked(own: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        resolve({"per_task": own})
+
+
 def test_all_faults_are_named_at_once() -> None:
     with pytest.raises(InputError) as caught:
         resolve({"seed": -1, "stacking": {"rank": 0, "rnk": 1}})
@@ -155,7 +187,9 @@ def test_options_cannot_be_changed_afterwards() -> None:
     config = resolve({})
     with pytest.raises(ValidationError, match="frozen"):
         config.seed = 3
-    assert all(isinstance(value, Options | str | int | list) for value in dict(config).values())
+    assert all(
+        isinstance(value, Options | str | int | list | dict) for value in dict(config).values()
+    )
 
 
 def test_derived_seeds_are_stable() -> None:
