@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.artifacts import Piece, Store, digest, library_versions
 from tasks.config import RunConfig, derive_seed, overlay
 from tasks.errors import InputError
+from tasks.lamp import history
 from tasks.prepare import users_of
 from tasks.questions import profile_questions
 from tasks.stage import Progress, gpu_slot, stage, store
@@ -41,7 +42,7 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
             "users": prepared["value"]["sha256"]["base"],
             **prompt_parts(options, prepared["value"]["instruction"]),
             "tiny": options.base.tiny.model_dump(),
-            "history": [options.rag.history_items, library_versions(("bm25s",))]
+            "history": [options.rag.history_items, history.VERSION]
             if options.base.tiny.history_share
             else None,
             "max_tokens": options.base.max_tokens,
@@ -172,7 +173,7 @@ def prompt_parts(options: RunConfig, instruction: str) -> dict[str, Any]:
     if options.prompt.style == "published":
         parts["instruction"] = instruction
     if options.prompt.history_items:
-        parts["retrieval"] = library_versions(("bm25s",))
+        parts["retrieval"] = history.VERSION
     return parts
 
 

@@ -15,7 +15,7 @@ from tasks.stage import Progress, log, stage, store
 if TYPE_CHECKING:
     import polars as pl
 
-VERSION = 6
+VERSION = 7
 OPTIMUM_FILE = "optimum.parquet"
 POPULATION_FILE = "population.parquet"
 SHOWN_AUTHORS = 40

@@ -64,13 +64,12 @@ def hard_negatives(
     ]
     if all(usable):
         return list(given)
-    neighbours = Neighbours(texts)
+    nearest = Neighbours(texts).others(len(texts))
     found: list[str | None] = []
-    for index, (text, own) in enumerate(zip(texts, citations, strict=True)):
+    for index, own in enumerate(citations):
         if usable[index]:
             found.append(given[index])
             continue
-        order = neighbours.find(text, len(texts), exclude=index)
-        others = (citations[n] for n in order)
+        others = (citations[n] for n in nearest[index])
         found.append(next((c for c in others if c.strip() and c != own), None))
     return found

@@ -1,47 +1,129 @@
-"""The items of a profile most like a text, by BM25 (METHOD, Prompts: k = 1 in the paper)."""
+"""The items of a profile most like a text, by BM25 (METHOD, Prompts: k = 1 in the paper).
+
+The published code asks `rank_bm25.BM25Okapi` (k1 = 1.5, b = 0.75, epsilon = 0.25) and builds its
+index anew for every item, on the *other* items of the profile. Here all items of a profile are
+asked at once, from counts of the whole profile, and the numbers are the same: without item i there
+is one item fewer, each of its words is in one item fewer, and the mean length is that of the rest.
+
+    idf(w) = ln(N - df(w) + 1/2) - ln(df(w) + 1/2); where that is negative, epsilon times the mean
+             of idf over the words of the index (which may be negative itself)
+    score  = sum over the words w of the question, repeated ones too, of
+             idf(w) * tf * (k1 + 1) / (tf + k1 * (1 - b + b * length / mean length))
+
+Scores that agree to nine decimals are a tie, and of a tie the item that stands first comes first
+(numpy's argsort, which rank_bm25 leaves it to, has no rule). Words are runs of letters and digits
+in lower case: no stop words, no stemming.
+"""
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 
-import bm25s
 import numpy as np
+from scipy import sparse
 
-# It tells of every index at level DEBUG, whatever level the program has asked for.
-logging.getLogger("bm25s").setLevel(logging.WARNING)
+# Part of every cache key that neighbours decide; raise it when they change.
+VERSION = 2
 
-# Every word counts, one-letter ones too: no stop words and no stemming, as in rank-bm25, which
-# the published code uses.
+K1, B, EPSILON = 1.5, 0.75, 0.25
+TIE_DECIMALS = 9
+# Scores held at once (8 bytes each), so that a profile of many thousand items fits, too.
+SCORES = 4_000_000
+
 _WORD = re.compile(r"\w+")
 
 
 class Neighbours:
-    """BM25 over the texts of one profile (Lucene's variant, k1 = 1.5, b = 0.75)."""
+    """BM25 over the texts of one profile of N items."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.size = len(texts)
-        tokens = [_words(text) for text in texts]
-        self._index: bm25s.BM25 | None = None
-        # bm25s divides by the mean length, which profiles without a word do not have.
-        if any(tokens):
-            self._index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-            self._index.index(tokens, show_progress=False)
+        self._words: dict[str, int] = {}
+        words = [_split(text) for text in texts]
+        for own in words:
+            for word in own:
+                self._words.setdefault(word, len(self._words))
+        self._counts = self._count(words)
+        self._lengths = np.array([len(own) for own in words], dtype=float)
+        # How many items have each word.
+        self._items = np.bincount(self._counts.indices, minlength=len(self._words))
 
-    def find(self, text: str, count: int, exclude: int | None = None) -> list[int]:
-        """Indices of the `count` items most like `text`, best first, ties by lower index.
+    def find(self, text: str, count: int) -> list[int]:
+        """Indices of the `count` items most like `text`, best first (fewer if there are fewer)."""
+        if not self.size:
+            return []
+        asked = self._count([[word for word in _split(text) if word in self._words]])
+        idf = _idf(self._items, self.size)
+        if len(idf):
+            idf[idf < 0] = EPSILON * idf.mean()
+        asked.data *= idf[asked.indices]
+        return self._best(asked, self._lengths.mean()[None], count, None)[0]
 
-        exclude: the index of the item that `text` comes from, which is never its own neighbour.
-        Fewer are returned when the profile holds fewer; items without a common word come last.
+    def others(self, count: int) -> list[list[int]]:
+        """For each item the indices of the `count` *other* items most like it, best first."""
+        if self.size < 2:
+            return [[] for _ in range(self.size)]
+        rest = self.size - 1
+        counts = self._counts
+        rows = np.repeat(np.arange(self.size), np.diff(counts.indptr))
+        # Of an item's own words: in how many other items they stand. None: not in the index.
+        elsewhere = self._items[counts.indices] - 1
+        known = elsewhere > 0
+        idf = np.where(known, _idf(elsewhere, rest), 0.0)
+        # The mean over the index of all but item i: of the words of the whole profile, the item's
+        # own count as they stand elsewhere. A word of every item is never a word of others only.
+        whole = np.where(self._items <= rest, _idf(np.minimum(self._items, rest), rest), 0.0)
+        sums = whole.sum() + np.bincount(rows, idf - whole[counts.indices], self.size)
+        words = len(whole) - np.bincount(rows, ~known, self.size)
+        floor = EPSILON * sums / np.maximum(words, 1)
+        idf = np.where(idf < 0, floor[rows], idf)
+        asked = sparse.csr_array((counts.data * idf, counts.indices, counts.indptr), counts.shape)
+        means = (self._lengths.sum() - self._lengths) / rest
+        found: list[list[int]] = []
+        step = max(1, SCORES // self.size)
+        for start in range(0, self.size, step):
+            own = np.arange(start, min(start + step, self.size))
+            found += self._best(asked[own], means[own], count, own)
+        return found
+
+    def _count(self, words: Sequence[Sequence[str]]) -> sparse.csr_array:
+        """How often each known word stands in each text [texts, words]."""
+        indices = [self._words[word] for own in words for word in own]
+        ends = np.cumsum([0, *map(len, words)])
+        shape = (len(words), len(self._words))
+        table = sparse.csr_array((np.ones(len(indices)), indices, ends), shape)
+        table.sum_duplicates()
+        return table
+
+    def _best(
+        self, asked: sparse.csr_array, means: np.ndarray, count: int, own: np.ndarray | None
+    ) -> list[list[int]]:
+        """The best items of each question, without itself where `own` says which item it is.
+
+        asked: [Q, words], the words' weights. means: [Q], the mean lengths of their indices.
         """
-        words = _words(text)
-        scores = np.zeros(self.size)
-        if self._index is not None and words:
-            scores = np.asarray(self._index.get_scores(words))
-        order = np.argsort(-scores, kind="stable")
-        return [int(index) for index in order if index != exclude][:count]
+        # Items without a word have no score; nor has a question whose others have none.
+        relative = self._lengths / np.where(means > 0, means, 1.0)[:, None]
+        norms = K1 * (1 - B + B * relative)
+        scores = np.zeros(norms.shape)
+        # The share of a word depends on item and question by its count and the norm only, so each
+        # count that occurs is one product of sparse matrices.
+        for often in np.unique(self._counts.data):
+            marks = (self._counts == often).astype(float)
+            scores += (asked @ marks.T).toarray() * (often * (K1 + 1) / (often + norms))
+        scores = np.round(scores, TIE_DECIMALS)
+        most = self.size
+        if own is not None:
+            scores[np.arange(len(own)), own] = -np.inf
+            most -= 1
+        order = np.argsort(-scores, axis=1, kind="stable")
+        return order[:, : min(count, most)].tolist()
 
 
-def _words(text: str) -> list[str]:
+def _idf(items: np.ndarray, size: int) -> np.ndarray:
+    return np.log(size - items + 0.5) - np.log(items + 0.5)
+
+
+def _split(text: str) -> list[str]:
     return _WORD.findall(text.lower())

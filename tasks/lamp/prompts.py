@@ -63,10 +63,9 @@ def profile_samples(
     history_items: how many of the *other* items, most similar by BM25, stand before the question.
     instruction: as from `instruction_of`; only the published style shows it.
     """
-    asked = [
-        (item["id"], item["text"], item["answer"], index) for index, item in enumerate(profile)
-    ]
-    return _samples(profile, asked, task, style, history_items, instruction)
+    asked = [(item["id"], item["text"], item["answer"]) for item in profile]
+    found = _neighbours(profile).others(history_items) if history_items else None
+    return _samples(profile, asked, found, task, style, instruction)
 
 
 def query_samples(
@@ -78,25 +77,30 @@ def query_samples(
     instruction: str,
 ) -> list[Sample]:
     """One sample per query {id, input, gold}, in order, with history from the whole profile."""
-    asked = [
-        (query["id"], question_text(query["input"], task), query["gold"], None) for query in queries
-    ]
-    return _samples(profile, asked, task, style, history_items, instruction)
+    asked = [(query["id"], question_text(query["input"], task), query["gold"]) for query in queries]
+    found = None
+    if history_items:
+        neighbours = _neighbours(profile)
+        found = [neighbours.find(text, history_items) for _, text, _ in asked]
+    return _samples(profile, asked, found, task, style, instruction)
+
+
+def _neighbours(profile: Sequence[Mapping[str, str]]) -> Neighbours:
+    return Neighbours([item["text"] for item in profile])
 
 
 def _samples(
     profile: Sequence[Mapping[str, str]],
-    asked: Iterable[tuple[str, str, str, int | None]],
+    asked: Sequence[tuple[str, str, str]],
+    found: Sequence[Sequence[int]] | None,
     task: LampTask,
     style: Style,
-    history_items: int,
     instruction: str,
 ) -> list[Sample]:
-    neighbours = Neighbours([item["text"] for item in profile]) if history_items else None
+    """asked: (id, text, answer). found: for each the profile items that stand before it."""
     samples = []
-    for sample_id, text, answer, own_index in asked:
-        found = neighbours.find(text, history_items, own_index) if neighbours else []
-        history = [_shown(profile[index], task) for index in found]
+    for number, (sample_id, text, answer) in enumerate(asked):
+        history = [_shown(profile[index], task) for index in found[number]] if found else []
         if style == "compact":
             prompt = "\n".join([*history, _cue(text, task)])
         else:

@@ -1,13 +1,10 @@
-"""Prompts and their BM25 history."""
+"""Prompts and the history in them."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 
 from tasks.lamp.definitions import get_task
-from tasks.lamp.history import Neighbours
 from tasks.lamp.prompts import (
     Sample,
     Style,
@@ -22,37 +19,11 @@ PROFILE = [
     {"id": "1", "text": "red fox\n runs", "answer": "comedy"},
     {"id": "2", "text": "blue whale swims", "answer": " action "},
     {"id": "3", "text": "red fox sleeps", "answer": "romance"},
+    # With two others only, a word that one of them has would count for nothing: ln(1.5 / 1.5).
+    {"id": "4", "text": "green parrot sings", "answer": "violence"},
 ]
 INSTRUCTION = "Which tag? description: "
 QUERIES = [{"id": "q", "input": INSTRUCTION + "red  fox description: x", "gold": "classic"}]
-
-
-def test_neighbours_by_hand() -> None:
-    texts = ["red fox", "red whale", "Red, FOX"]
-    neighbours = Neighbours(texts)
-    assert neighbours.find("red fox", 2, exclude=0) == [2, 1]
-    assert neighbours.find("red fox", 2) == [0, 2]  # a tie: the lower index first
-    assert neighbours.find("red fox", 9, exclude=2) == [0, 1]
-    assert neighbours.find("nothing shared", 2) == [0, 1]
-    assert neighbours.find("", 1) == [0]
-
-
-def test_bm25_scores_are_lucenes() -> None:
-    """idf ln(1 + (N - df + .5) / (df + .5)), tf / (tf + k1 (1 - b + b len / mean)); Lucene 8+."""
-    neighbours = Neighbours(["a b", "b c c c"])
-    assert neighbours._index is not None
-    idf = math.log(1 + (2 - 1 + 0.5) / (1 + 0.5))
-    expected = idf * 3 / (3 + 1.5 * (1 - 0.75 + 0.75 * 4 / 3))
-    assert neighbours._index.get_scores(["c"])[1] == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("texts", [[], ["one"], ["", "!"], ["", "a"]])
-def test_small_profiles(texts: list[str]) -> None:
-    neighbours = Neighbours(texts)
-    for index, text in enumerate(texts):
-        assert neighbours.find(text, 3, exclude=index) == [
-            other for other in range(len(texts)) if other != index
-        ]
 
 
 def test_compact_without_history() -> None:
@@ -60,6 +31,7 @@ def test_compact_without_history() -> None:
         Sample("1", "description: red fox runs tag:", "comedy"),
         Sample("2", "description: blue whale swims tag:", "action"),
         Sample("3", "description: red fox sleeps tag:", "romance"),
+        Sample("4", "description: green parrot sings tag:", "violence"),
     ]
     assert query_samples(PROFILE, QUERIES, TASK, "compact", 0, INSTRUCTION) == [
         Sample("q", "description: red fox description: x tag:", "classic")

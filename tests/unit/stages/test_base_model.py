@@ -15,6 +15,7 @@ from tasks import base_model as stage_module
 from tasks.artifacts import Store
 from tasks.base_model import base_model, load, model_name, model_parts, prompt_parts
 from tasks.config import RunConfig, resolve
+from tasks.lamp import history
 from tests.unit.lora.helpers import tiny_base
 from tests.unit.stages.users import result
 
@@ -98,7 +99,7 @@ def test_cache_keys(where: Store, folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert "instruction" not in prompt(style="compact")
     assert prompt(style="published")["instruction"] == "the instruction"
     assert "retrieval" not in prompt(history_items=0)
-    assert "bm25s" in prompt(history_items=2)["retrieval"]
+    assert prompt(history_items=2)["retrieval"] == history.VERSION
 
 
 def test_the_models_name_is_never_a_path(folder: Path) -> None:
