@@ -25,6 +25,7 @@ from tasks.refit import refit
 from tasks.scoring import predict, score
 from tasks.stacking import Inputs, stacking
 from tasks.stage import Progress, Result, StageFailed, log, reason, result_of
+from tasks.task_adapt import task_adapt
 
 Config = dict[str, Any]
 
@@ -46,6 +47,8 @@ def stages(config: Config, lamp_task: str) -> dict[str, Any]:
     missing: list[str] = []
     prepared = result_of(prepare, config, lamp_task)
     base = result_of(base_model, config, lamp_task, prepared)
+    if config["base"]["task_adapt"]["enabled"]:
+        base = base | {"adapter": result_of(task_adapt, config, lamp_task, prepared, base)}
     methods: list[MethodName] = config["methods"]
     options = RunConfig.model_validate(config)
     configs = {method: config_of(options, method).model_dump(mode="json") for method in methods}

@@ -121,10 +121,18 @@ def load(options: RunConfig, where: Store, base: dict[str, Any]) -> Base:
     Each thread keeps the last one: the next job most likely wants the same, and a large model
     takes longer to load than a batch of users to train.
     """
+    from tasks.lora.adapters import read_peft
     from tasks.lora.base import load_base
+    from tasks.lora.merge import add_to_model
 
     use_threads(options)
-    wanted = (base["ref"]["sha256"], options.base.model_dump_json(), options.compute.device)
+    adapter = base.get("adapter")
+    wanted = (
+        base["ref"]["sha256"],
+        adapter["ref"]["sha256"] if adapter else None,
+        options.base.model_dump_json(),
+        options.compute.device,
+    )
     kept = getattr(_LOADED, "base", None)
     if kept is None or kept[0] != wanted:
         _LOADED.base = kept = None  # before the next one takes memory
@@ -135,6 +143,8 @@ def load(options: RunConfig, where: Store, base: dict[str, Any]) -> Base:
             dtype=options.base.dtype,
             gradient_checkpointing=options.base.gradient_checkpointing,
         )
+        if adapter:
+            add_to_model(loaded.model, read_peft(where.open(adapter["ref"]).folder / "adapter"))
         _LOADED.base = kept = (wanted, loaded)
     return kept[1]
 
@@ -158,12 +168,14 @@ def model_parts(options: RunConfig, base: dict[str, Any]) -> dict[str, Any]:
     dtype = options.base.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
+    adapted = {"task_adapt": base["adapter"]["ref"]["sha256"]} if "adapter" in base else {}
     return {
         "libraries": library_versions(LIBRARIES),
         "base": base["ref"]["sha256"],
         "device": device,
         "dtype": dtype,
         "max_tokens": options.base.max_tokens,
+        **adapted,
     }
 
 

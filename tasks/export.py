@@ -44,7 +44,7 @@ def export(
     `seed` is one of the run's, None for its first. Returns the base model's folder. Raises
     InputError when the run has no such seed, LaMP task, method or user.
     """
-    from tasks.lora.adapters import write_peft
+    from tasks.lora.adapters import read_peft, write_peft
     from tasks.lora.bank import read_bank
     from tasks.lora.merge import concatenate, merge
 
@@ -62,6 +62,9 @@ def export(
         few = ", ".join(sorted(few_shot)[:5])
         raise InputError(f"--user {user_id}: no few-shot user of this run; there are {few}, ...")
     loras = []
+    if adapter := stages["base"].get("adapter"):
+        # The base model that the folder goes with is the one without it.
+        loras.append(read_peft(where.open(adapter["ref"]).folder / "adapter"))
     if method in stages["bank_of"]:
         own = stages["banks"][stages["bank_of"][method]]
         bank = read_bank(where.open(own["bank"]["ref"]).folder / "bank.safetensors")

@@ -104,6 +104,42 @@ class TinyModelOptions(Options):
         return self
 
 
+class TrainingOptions(Options):
+    """One LoRA and how it is trained."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0.0)
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    learning_rate: float = Field(1e-4, gt=0.0)
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(1, ge=1)
+    accumulation: int = Field(2, ge=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_share: float = Field(0.1, ge=0.0, le=1.0)
+    max_grad_norm: float = Field(1.0, gt=0.0)
+    weight_decay: float = Field(0.0, ge=0.0)
+
+
+class TaskAdaptOptions(TrainingOptions):
+    """The base model adapted to the LaMP task first, by one LoRA trained on the base users' items.
+
+    The defaults are OPPU's (arXiv 2402.04401, its task_LoRA.py), which trains on base users'
+    `queries`; Per-Pcs does the same in batches of 6. `max_items`: at most so many, drawn by seed.
+    """
+
+    enabled: bool = False
+    train_on: Literal["queries", "profile", "both"] = "queries"
+    max_items: int | None = Field(None, ge=1)
+    alpha: float = Field(8.0, gt=0.0)
+    # OPPU also names "out_proj", which no layer of a Llama is called.
+    target_modules: list[str] | Literal["all-linear"] = ["q_proj", "k_proj", "v_proj"]
+    batch_size: int = Field(16, ge=1)
+    accumulation: int = Field(1, ge=1)
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    max_grad_norm: float = Field(0.3, gt=0.0)
+    weight_decay: float = Field(1e-2, ge=0.0)
+
+
 class BaseOptions(Options):
     """The frozen base model: `tiny`, or a Hugging Face id or local folder."""
 
@@ -112,6 +148,7 @@ class BaseOptions(Options):
     gradient_checkpointing: bool = False
     max_tokens: int = Field(256, ge=8)
     tiny: TinyModelOptions = TinyModelOptions()
+    task_adapt: TaskAdaptOptions = TaskAdaptOptions()
 
 
 class AnchorOptions(Options):
@@ -140,22 +177,6 @@ class AnchorOptions(Options):
     noise: Literal["last", "never"] = "last"
     train_on: Literal["user", "cluster", "both"] = "user"
     per_job: int = Field(1, ge=1)
-
-
-class TrainingOptions(Options):
-    """One LoRA and how it is trained."""
-
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0.0)
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
-    learning_rate: float = Field(1e-4, gt=0.0)
-    epochs: int = Field(3, ge=1)
-    batch_size: int = Field(1, ge=1)
-    accumulation: int = Field(2, ge=1)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_share: float = Field(0.1, ge=0.0, le=1.0)
-    max_grad_norm: float = Field(1.0, gt=0.0)
-    weight_decay: float = Field(0.0, ge=0.0)
 
 
 class StackingOptions(TrainingOptions):

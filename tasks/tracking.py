@@ -259,6 +259,8 @@ def manifest(summary: dict[str, Any]) -> dict[str, Any]:
     stages: dict[str, Any] = {}
     for name in ("prepared", "base", "compared"):
         stages[name] = _came_from(summary[name])
+    if "adapter" in summary["base"]:
+        stages["task_adapt"] = _came_from(summary["base"]["adapter"])
     stages["banks"] = {
         method: {
             **{

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
+from tasks.errors import InputError
 from tasks.lora.adapters import Lora
 from tasks.lora.bank import Bank
-from tasks.lora.grouped import Part
+from tasks.lora.grouped import AnyModel, Part
 
 KEPT_BYTES = 2**28
 MERGES = ("exact", "factors", "svd")
@@ -103,6 +105,28 @@ def concatenate(under: Lora, over: Lora) -> Lora:
             parts.append((a, lora.scale * b))
         layers[name] = (torch.cat([a for a, _ in parts], 0), torch.cat([b for _, b in parts], 1))
     return Lora(layers, 1.0)
+
+
+@torch.no_grad()
+def add_to_model(model: AnyModel, lora: Lora) -> None:
+    """Add the LoRA's update to the model's own weights: W + s B A, in float32, then rounded.
+
+    Raises InputError when the model has no such linear layer, or one of another size.
+    """
+    for name, (a, b) in lora.layers.items():
+        try:
+            layer = model.get_submodule(name)
+        except AttributeError:
+            raise InputError(f"the adapter has a LoRA for {name}, which the model lacks") from None
+        weight = layer.weight
+        update = lora.scale * (b.float() @ a.float()).to(weight.device)
+        update = update.T if isinstance(layer, Conv1D) else update
+        if update.shape != weight.shape:
+            raise InputError(
+                f"the adapter's LoRA for {name} is {list(update.shape)}, the model's layer "
+                f"{list(weight.shape)}: it belongs to another model"
+            )
+        weight.copy_(weight.float() + update)
 
 
 def _merge_layer(a: Tensor, b: Tensor, weights: Tensor, how: str) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.pytorch_utils import Conv1D
 
+from tasks.errors import InputError
 from tasks.lora.adapters import Lora
 from tasks.lora.bank import stack
-from tasks.lora.merge import MERGES, MergedUsers, concatenate, merge
+from tasks.lora.merge import MERGES, MergedUsers, add_to_model, concatenate, merge
 from tests.unit.lora.helpers import random_lora, same
 
 # Three decimals: float32 has no digits to lose, as it does below 1e-38.
@@ -216,3 +218,17 @@ def test_a_recipe_of_an_unknown_anchor() -> None:
     bank = stack(["a"], [random_lora({"x": (3, 4)}, 2, 1.0, 0)])
     with pytest.raises(KeyError, match="stranger"):
         MergedUsers(bank, [(["stranger"], [1.0])], "exact", torch.device("cpu"))
+
+
+def test_added_to_a_model_is_its_delta() -> None:
+    """A Linear's weight is [out, in], GPT-2's Conv1D's [in, out]."""
+    model = torch.nn.ModuleDict({"one": torch.nn.Linear(5, 7), "two": Conv1D(7, 5)})
+    lora = random_lora({"one": (7, 5), "two": (7, 5)}, 3, 0.5, 1)
+    before = {name: model[name].weight.detach().clone() for name in lora.layers}
+    add_to_model(model, lora)
+    for name, transposed in (("one", False), ("two", True)):
+        delta = lora.delta(name).T if transposed else lora.delta(name)
+        torch.testing.assert_close(model[name].weight, before[name] + delta.float())
+    for wrong in ({"one": (5, 5)}, {"three": (7, 5)}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            add_to_model(model, random_lora(wrong, 3, 0.5, 1))

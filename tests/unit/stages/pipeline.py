@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tasks import base_model as base_model_stage
-from tasks import embedding, evidence, meta_lora, scoring, stacking
+from tasks import embedding, evidence, meta_lora, scoring, stacking, task_adapt
 from tasks.anchors import anchors
 from tasks.artifacts import Store
 from tasks.base_model import base_model
@@ -43,7 +43,7 @@ class Quiet:
 
     def __init__(self, *_about: Any) -> None: ...
 
-    def update(self, done: int) -> None: ...
+    def update(self, done: int, total: int | None = None) -> None: ...
 
 
 @contextlib.contextmanager
@@ -54,9 +54,11 @@ def prepared_place(folder: Path) -> Iterator[Path]:
     base.tokenizer.save_pretrained(folder / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MTA_STORE", str(folder / "mta" / "store"))
-        for module in (base_model_stage, embedding, evidence, meta_lora, stacking, scoring):
+        stages = (base_model_stage, task_adapt, embedding, evidence, meta_lora, stacking, scoring)
+        for module in stages:
             patch.setattr(module, "gpu_slot", contextlib.nullcontext)
-        patch.setattr(embedding, "Progress", Quiet)
+        for module in (task_adapt, embedding):
+            patch.setattr(module, "Progress", Quiet)
         yield folder
 
 
@@ -68,7 +70,7 @@ def run(
     `recipes_only`: those up to the recipes.
     """
     data = write_users(place / "data", **roles)
-    base_options = {"model": str(place / "model"), "max_tokens": 64}
+    base_options = {"model": str(place / "model"), "max_tokens": 64} | given.pop("base", {})
     settings = {"data": str(data), "base": base_options, **(OPTIONS | given)}
     config = resolve(settings).model_dump(mode="json")
     task, states = "LaMP-2M", {}
@@ -79,6 +81,9 @@ def run(
 
     prepared = take("prepare", prepare.fn(config, task))
     base = take("base", base_model.fn(config, task, prepared))
+    if config["base"]["task_adapt"]["enabled"]:
+        adapter = take("task_adapt", task_adapt.task_adapt.fn(config, task, prepared, base))
+        base = base | {"adapter": adapter}
     embedded = take("embed", embedding.embed.fn(config, task, prepared, base))
     chosen = take("anchors", anchors.fn(config, task, prepared, embedded))
     trained = [
