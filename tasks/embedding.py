@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks.artifacts import Piece, Ref, Store, digest, library_versions
 from tasks.base_model import (
@@ -21,15 +21,18 @@ from tasks.base_model import (
 from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
 from tasks.prepare import ROLES, users_of
-from tasks.questions import content, encode_all, profile_questions
+from tasks.questions import content
 from tasks.stage import Progress, gpu_slot, log, stage, store
+from tasks.tokens import tokens_of
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
     from tasks.lora.base import Base
+    from tasks.lora.batches import Encoded
 
+Item = TypeVar("Item")
 Profile = list[dict[str, str]]
 
 VERSION = 3
@@ -172,18 +175,23 @@ def _signatures(
 ) -> list[np.ndarray]:
     from tasks.lora.signature import item_signatures
 
-    def items(base: Base, part: list[Profile]) -> Tensor:
-        asked = [profile_questions(options, lamp_task, instruction, own) for own in part]
+    def samples(base: Base) -> Sequence[Sequence[Encoded]]:
+        users = [{"profile": own} for own in profiles]
+        return tokens_of(
+            options, where, lamp_task, instruction, base_result, base, "profile", users
+        )
+
+    def items(base: Base, part: Sequence[Sequence[Encoded]]) -> Tensor:
         return item_signatures(
             base,
-            encode_all(base, chain(*asked), answers=True),
+            list(chain(*part)),
             options.anchors.signature_vocabulary,
             options.anchors.signature_hidden,
             derive_seed(options.seed, "signature"),
         )
 
     title = f"{lamp_task}: signatures of users"
-    return _means_of_items(options, title, profiles, where, base_result, items)
+    return _means_of_items(options, title, len(profiles), where, base_result, samples, items)
 
 
 def _own_states(
@@ -197,33 +205,38 @@ def _own_states(
     from tasks.lora.batches import Encoded
     from tasks.lora.signature import mean_states
 
-    def items(base: Base, part: list[Profile]) -> Tensor:
+    def items(base: Base, part: Sequence[Sequence[dict[str, str]]]) -> Tensor:
         texts = [f"{item['text']} {item['answer']}" for own in part for item in own]
         ids = base.tokenizer(texts, split_special_tokens=True)["input_ids"]
         return mean_states(base, [Encoded(one[: base.max_tokens], []) for one in ids])
 
     title = f"{lamp_task}: embeddings of users"
-    return _means_of_items(options, title, profiles, where, base_result, items)
+    return _means_of_items(
+        options, title, len(profiles), where, base_result, lambda _base: profiles, items
+    )
 
 
 def _means_of_items(
     options: RunConfig,
     title: str,
-    profiles: list[Profile],
+    users: int,
     where: Store,
     base_result: dict[str, Any],
-    items: Callable[[Base, list[Profile]], Tensor],
+    given: Callable[[Base], Sequence[Sequence[Item]]],
+    items: Callable[[Base, Sequence[Sequence[Item]]], Tensor],
 ) -> list[np.ndarray]:
     """Each user's mean over the vectors [N, D] that `items` makes of some users' items, in order.
 
-    Many users in one call: single ones are small batches. Each item is its own row.
+    given: every user's items. Many users in one call: single ones are small batches. Each item is
+    its own row.
     """
-    progress = Progress("embed", title, len(profiles))
+    progress = Progress("embed", title, users)
     vectors: list[np.ndarray] = []
     with gpu_slot():
         base = load(options, where, base_result)
-        for start in range(0, len(profiles), CHUNK):
-            part = profiles[start : start + CHUNK]
+        everyone = given(base)
+        for start in range(0, users, CHUNK):
+            part = everyone[start : start + CHUNK]
             split = items(base, part).split([len(own) for own in part])
             vectors += [own.mean(0).numpy() for own in split]
             progress.update(len(vectors))

@@ -15,9 +15,10 @@ from tasks.artifacts import NOTES, Piece, Store, digest
 from tasks.base_model import load, model_parts, prompt_parts
 from tasks.config import RunConfig
 from tasks.prepare import users_of
-from tasks.questions import content, encode_all, profile_questions
+from tasks.questions import content
 from tasks.similarity import unit_vectors
 from tasks.stage import gpu_slot, log, stage, store
+from tasks.tokens import tokens_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,10 +149,9 @@ def _evidence(
     from tasks.lora.grouped import grouped
 
     base = load(options, where, base_result)
-    samples = [
-        encode_all(base, profile_questions(options, lamp_task, instruction, profile), answers=True)
-        for profile in profiles
-    ]
+    users = [{"profile": profile} for profile in profiles]
+    found = tokens_of(options, where, lamp_task, instruction, base_result, base, "profile", users)
+    samples = [list(own) for own in found]
     bank = read_bank(where.open(banked["ref"]).folder / "bank.safetensors")
     table = np.full(asked.shape, np.nan)
     with grouped(base.model, list(bank.layers)) as layers:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,11 @@ from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
 from tasks.options import TrainingOptions
 from tasks.prepare import users_of
-from tasks.questions import content, encode_all, profile_questions
+from tasks.questions import Item, content
 from tasks.stage import gpu_slot, stage, store
+from tasks.tokens import tokens_of
 
 if TYPE_CHECKING:
-    from tasks.lamp.prompts import Sample
     from tasks.lora.adapters import Lora
     from tasks.lora.base import Base
     from tasks.lora.batches import Encoded
@@ -79,11 +80,17 @@ def meta_lora(
             pieces[anchor] = found
     todo = [anchor for anchor in keys if anchor not in pieces]
     if todo:
-        samples = {
-            anchor: profile_questions(options, lamp_task, instruction, profiles[anchor])
-            for anchor in todo
+        # Without history in the prompts a cluster's questions are its users' own, known or not.
+        apart = not options.prompt.history_items
+        histories: dict[str, list[Sequence[Item]]] = {
+            anchor["user_id"]: [users[name]["profile"] for name in anchor["members"]]
+            if apart
+            else [profiles[anchor["user_id"]]]
+            for anchor in anchors
+            if anchor["user_id"] in todo
         }
-        for anchor, result in _train(options, where, base, samples).items():
+        made = _train(options, lamp_task, instruction, where, base, histories)
+        for anchor, result in made.items():
             if isinstance(result, InputError):
                 pieces[anchor] = result
                 continue
@@ -100,15 +107,29 @@ def _write(lora: Lora, value: dict[str, Any], model: str, out: Path) -> dict[str
 
 
 def _train(
-    options: RunConfig, where: Store, base: dict[str, Any], samples: dict[str, list[Sample]]
+    options: RunConfig,
+    lamp_task: str,
+    instruction: str,
+    where: Store,
+    base: dict[str, Any],
+    histories: dict[str, list[Sequence[Item]]],
 ) -> dict[str, tuple[Lora, dict[str, Any]] | InputError]:
-    """Per anchor its LoRA and what is recorded of it, or why there is none."""
+    """Per anchor its LoRA and what is recorded of it, or why there is none.
+
+    histories: per anchor the profiles whose questions it is trained on.
+    """
+    from tasks.lora.tokens import joined
+
     with gpu_slot():
         started = time.perf_counter()
         loaded = load(options, where, base)
-        encoded = {a: encode_all(loaded, own, answers=True) for a, own in samples.items()}
+        flat = [{"profile": profile} for own in histories.values() for profile in own]
+        found = iter(
+            tokens_of(options, where, lamp_task, instruction, base, loaded, "profile", flat)
+        )
+        samples = {a: joined(islice(found, len(own))) for a, own in histories.items()}
         seeds = [derive_seed(options.seed, "meta_lora", anchor) for anchor in samples]
-        loras, outcome = train_users(loaded, options.meta_lora, list(encoded.values()), seeds)
+        loras, outcome = train_users(loaded, options.meta_lora, list(samples.values()), seeds)
         # Of the work itself: waiting for the slot is not a cost of the method.
         seconds = round((time.perf_counter() - started) / len(samples), 3)
     made: dict[str, tuple[Lora, dict[str, Any]] | InputError] = {}
@@ -126,7 +147,7 @@ def _train(
             "steps": len(losses),
             "losses": losses,
             "tokens": outcome.tokens[number],
-            "truncated": sum(sample.truncated for sample in encoded[anchor]),
+            "truncated": samples[anchor].truncated,
             NOTES: {"seconds": seconds},
         }
         made[anchor] = (loras[number], value)

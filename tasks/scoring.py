@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from tasks.base_model import load, model_parts, prompt_parts
 from tasks.config import RunConfig
 from tasks.methods import METHODS
 from tasks.options import MethodName
-from tasks.questions import content, encode_all, user_queries
+from tasks.questions import content
 from tasks.stacking import (
     Inputs,
     few_shot_users,
@@ -24,6 +23,7 @@ from tasks.stacking import (
     stacked_key,
 )
 from tasks.stage import gpu_slot, log, stage, store
+from tasks.tokens import tokens_of
 
 VERSION = 3
 
@@ -202,21 +202,23 @@ def _answer(
         return merged.parts(chosen) if merged else None, trained
 
     task = get_task(lamp_task)
-    samples = [user_queries(options, lamp_task, instruction, user) for user in users]
+    choose = options.scoring.answer == "likelihood" and bool(task.labels)
+    samples = tokens_of(
+        options, where, lamp_task, instruction, given.base, base,
+        "choices" if choose else "queries", users,
+    )  # fmt: skip
     names = sorted({*(merged.layers if merged else ()), *own})
     with grouped(base.model, names) as layers:
-        if options.scoring.answer == "likelihood" and task.labels:
+        if choose:
+            each = len(task.labels)
             asked = [
-                [
-                    encode_all(base, [replace(one, answer=label) for label in task.labels], True)
-                    for one in mine
-                ]
+                [mine[start : start + each] for start in range(0, len(mine), each)]
                 for mine in samples
             ]
             best = likeliest(base, layers, asked, parts)
             answers = [[task.labels[number] for number in mine] for mine in best]
         else:
-            questions = [encode_all(base, mine, answers=False) for mine in samples]
+            questions = [list(mine) for mine in samples]
             answers = answer_users(base, layers, questions, parts, task.max_new_tokens)
-    each = round((time.perf_counter() - started) / len(users), 4)
-    return [(given_answers, each) for given_answers in answers]
+    seconds = round((time.perf_counter() - started) / len(users), 4)
+    return [(given_answers, seconds) for given_answers in answers]

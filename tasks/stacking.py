@@ -18,8 +18,9 @@ from tasks.meta_lora import train_users
 from tasks.methods import METHODS
 from tasks.options import MethodName, TrainingOptions
 from tasks.prepare import users_of
-from tasks.questions import content, encode_all, profile_questions
+from tasks.questions import content
 from tasks.stage import gpu_slot, log, stage, store
+from tasks.tokens import tokens_of
 
 if TYPE_CHECKING:
     from tasks.lora.adapters import Lora
@@ -201,14 +202,7 @@ def _train(
     base = load(options, where, given.base)
     ids = [user["user_id"] for user in users]
     instruction = given.prepared["value"]["instruction"]
-    samples = [
-        encode_all(
-            base,
-            profile_questions(options, lamp_task, instruction, user["profile"]),
-            answers=True,
-        )
-        for user in users
-    ]
+    samples = tokens_of(options, where, lamp_task, instruction, given.base, base, "profile", users)
     loras, outcome = train_users(
         base,
         training_of(options, method),
@@ -216,4 +210,4 @@ def _train(
         [derive_seed(options.seed, "stacking", user_id) for user_id in ids],
         merged_users(options, where, given, ids, base.device),
     )
-    return loras, outcome, [sum(item.truncated for item in own) for own in samples]
+    return loras, outcome, [own.truncated for own in samples]

@@ -9,8 +9,10 @@ as a whole model.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.artifacts import Piece, digest
 from tasks.base_model import load, model_name, model_parts, prompt_parts
@@ -18,13 +20,16 @@ from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
 from tasks.meta_lora import train_users
 from tasks.prepare import users_of
-from tasks.questions import encode_all, profile_questions, user_queries
 from tasks.stage import Progress, gpu_slot, stage, store
-
-if TYPE_CHECKING:
-    from tasks.lamp.prompts import Sample
+from tasks.tokens import Kind, tokens_of
 
 VERSION = 1
+# What is asked, all users' of one kind before the next.
+KINDS: dict[str, tuple[Kind, ...]] = {
+    "queries": ("golds",),
+    "profile": ("profile",),
+    "both": ("golds", "profile"),
+}
 
 
 @stage(name="task-adapt", tags=["gpu"])
@@ -54,12 +59,18 @@ def task_adapt(
 
     def make(out: Path) -> dict[str, Any]:
         from tasks.lora.adapters import write_peft
+        from tasks.lora.tokens import joined
 
-        asked = questions(options, lamp_task, instruction, users_of(where, prepared, "base"))
+        users = users_of(where, prepared, "base")
         title = f"{lamp_task}: adapting the base model to the task"
         with gpu_slot():
             loaded = load(options, where, base)
-            samples = encode_all(loaded, asked, answers=True)
+            found = [
+                tokens_of(options, where, lamp_task, instruction, base, loaded, kind, users)
+                for kind in KINDS[how.train_on]
+            ]
+            everything = joined(chain(*found))
+            samples = everything.chosen(chosen_items(options, len(everything)))
             progress = Progress("task-adapt", title, 1)
             seed = derive_seed(options.seed, "task_adapt")
             loras, outcome = train_users(loaded, how, [samples], [seed], progress=progress.update)
@@ -70,38 +81,29 @@ def task_adapt(
             )
         write_peft(out / "adapter", loras[0], model_name(options))
         return {
-            "items": len(asked),
+            "items": len(samples),
             "steps": len(outcome.losses[0]),
             "losses": outcome.losses[0],
             "tokens": outcome.tokens[0],
-            "truncated": sum(sample.truncated for sample in samples),
+            "truncated": samples.truncated,
         }
 
     return where.get("task_adapt", key, make)
 
 
-def questions(
-    options: RunConfig, lamp_task: str, instruction: str, users: list[dict[str, Any]]
-) -> list[Sample]:
-    """The base users' questions that the model is adapted on, at most `max_items`, in order.
+def chosen_items(options: RunConfig, count: int) -> Sequence[int]:
+    """Which of the base users' `count` questions the model is adapted on: `max_items` by seed.
 
     Raises InputError when there are none.
     """
     how = options.base.task_adapt
-    found: list[Sample] = []
-    for user in users:
-        if how.train_on != "profile":
-            found += user_queries(options, lamp_task, instruction, user)
-        if how.train_on != "queries":
-            found += profile_questions(options, lamp_task, instruction, user["profile"])
-    if not found:
-        what = "users" if how.train_on == "profile" or not users else "users with queries"
+    if not count:
+        what = "items" if how.train_on == "profile" else "queries"
         raise InputError(
-            f"base.task_adapt: the data has no base {what} to adapt the model on; raise "
+            f"base.task_adapt: the data's base users have no {what} to adapt the model on; raise "
             "split.base_share, add user_base_LLM.json, or set base.task_adapt.train_on=profile"
         )
-    if how.max_items is not None and len(found) > how.max_items:
-        generator = random.Random(derive_seed(options.seed, "task_adapt", "items"))
-        chosen = sorted(generator.sample(range(len(found)), how.max_items))
-        found = [found[index] for index in chosen]
-    return found
+    if how.max_items is None or how.max_items >= count:
+        return range(count)
+    generator = random.Random(derive_seed(options.seed, "task_adapt", "items"))
+    return sorted(generator.sample(range(count), how.max_items))

@@ -17,9 +17,9 @@ from tasks.export import export
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, answer_logits, collate
 from tasks.prepare import users_of
-from tasks.questions import encode_all
+from tasks.questions import encode_all, user_queries
 from tasks.stage import store
-from tasks.task_adapt import questions
+from tasks.task_adapt import chosen_items
 from tests.unit.stages.pipeline import ROLES, predictions, run, stock_answers
 from tests.unit.stages.users import user
 
@@ -44,11 +44,14 @@ def adapted(place: Path) -> dict[str, Any]:
 
 
 def samples_of(base: Base, done: dict[str, Any]) -> list[Encoded]:
-    """The base users' questions, as the stage trains on them."""
+    """The base users' queries, encoded one by one."""
     options = RunConfig.model_validate(done["config"])
-    instruction = done["prepared"]["value"]["instruction"]
-    users = users_of(store(), done["prepared"], "base")
-    return encode_all(base, questions(options, "LaMP-2M", instruction, users), answers=True)
+    asked = [
+        question
+        for user in users_of(store(), done["prepared"], "base")
+        for question in user_queries(options, "LaMP-2M", "", user)
+    ]
+    return encode_all(base, asked, answers=True)
 
 
 def loss(base: Base, samples: list[Encoded]) -> float:
@@ -123,41 +126,30 @@ def test_the_exported_folder_goes_with_the_model_as_given(
     )
 
 
-def test_on_what_it_is_trained(place: Path) -> None:
+def test_on_what_it_is_trained(place: Path, adapted: dict[str, Any]) -> None:
     """OPPU: base users' queries; here also their items, each asked about itself."""
-    users = [
-        {
-            "profile": [{"id": f"{n}p{i}", "text": f"{n} {i}", "answer": "a"} for i in range(3)],
-            "query": [
-                {"id": f"{n}q{i}", "input": f"Which? description: {n} {i}", "gold": "b"}
-                for i in range(2)
-            ],
-        }
-        for n in range(2)
-    ]
+    for train_on, items in (("profile", 6), ("both", 12)):
+        how = ADAPT | {"train_on": train_on, "epochs": 1}
+        other = run(place, ASKING, base={"task_adapt": how}, recipes_only=True)
+        assert other["base"]["adapter"]["value"]["items"] == items
 
-    def ids(**how: Any) -> list[str]:
-        found = questions(configured(place, **how), "LaMP-2M", "", users)
-        return [sample.id for sample in found]
 
-    assert ids() == ["0q0", "0q1", "1q0", "1q1"]
-    assert ids(train_on="profile") == ["0p0", "0p1", "0p2", "1p0", "1p1", "1p2"]
-    assert ids(train_on="both") == [
-        "0q0", "0q1", "0p0", "0p1", "0p2", "1q0", "1q1", "1p0", "1p1", "1p2",
-    ]  # fmt: skip
-    few = ids(train_on="both", max_items=4)
-    assert len(few) == 4
-    assert few == [one for one in ids(train_on="both") if one in few]
-    assert few == ids(train_on="both", max_items=4)
-    assert ids(max_items=9) == ids()
+def test_at_most_so_many_items_by_seed(place: Path) -> None:
+    assert list(chosen_items(configured(place), 5)) == [0, 1, 2, 3, 4]
+    assert list(chosen_items(configured(place, max_items=5), 5)) == [0, 1, 2, 3, 4]
+    few = list(chosen_items(configured(place, max_items=4), 100))
+    assert len(set(few)) == 4
+    assert few == sorted(few)
+    assert few == list(chosen_items(configured(place, max_items=4), 100))
+    other = resolve(configured(place, max_items=4).model_dump(mode="json") | {"seed": 1})
+    assert few != list(chosen_items(other, 100))
 
 
 def test_without_anything_to_train_on(place: Path) -> None:
-    silent = [{"profile": [{"id": "1", "text": "t", "answer": "a"}], "query": []}]
-    with pytest.raises(InputError, match=r"no base users with queries.*train_on=profile"):
-        questions(configured(place), "LaMP-2M", "", silent)
-    with pytest.raises(InputError, match="no base users to adapt"):
-        questions(configured(place, train_on="profile"), "LaMP-2M", "", [])
+    with pytest.raises(InputError, match=r"have no queries.*train_on=profile"):
+        chosen_items(configured(place), 0)
+    with pytest.raises(InputError, match="have no items"):
+        chosen_items(configured(place, train_on="profile"), 0)
 
 
 def test_defaults_are_oppus() -> None:

@@ -1,0 +1,123 @@
+"""Token ids of many users' samples in one file that is mapped into memory, not read.
+
+Flat tensors of a safetensors file, whose pages the system reads when they are looked at: so a user
+of a file of gigabytes costs that user's tokens, and samples cost memory while they are used only.
+
+    ids        [T] int32   all samples' prompts and answers, end to end
+    ends       [N] int64   where in `ids` each sample ends
+    answers    [N] int32   how many of a sample's last tokens are its answer
+    truncated  [N] uint8   whether the sample was cut
+    users      [U] int64   where in the samples each user ends
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tasks.lora.batches import Encoded
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The arrays of one file, mapped."""
+
+    ids: np.ndarray
+    ends: np.ndarray
+    answers: np.ndarray
+    truncated: np.ndarray
+
+    def sample(self, number: int) -> Encoded:
+        start = int(self.ends[number - 1]) if number else 0
+        end = int(self.ends[number])
+        ids = self.ids[start:end].tolist()
+        middle = end - start - int(self.answers[number])
+        return Encoded(ids[:middle], ids[middle:], bool(self.truncated[number]))
+
+
+class Samples(Sequence[Encoded]):
+    """Samples that lie in mapped files, made into `Encoded` when they are asked for."""
+
+    def __init__(self, parts: Sequence[tuple[Table, range]]) -> None:
+        """`parts`: tables and the numbers of the samples in them, one part after another."""
+        self.parts = [(table, numbers) for table, numbers in parts if len(numbers)]
+        self._ends = list(accumulate(len(numbers) for _, numbers in self.parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Encoded]: ...
+
+    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        place = bisect_right(self._ends, index)
+        table, numbers = self.parts[place]
+        return table.sample(numbers[index - self._ends[place]])  # negative: from the part's end
+
+    def chosen(self, indices: Iterable[int]) -> Samples:
+        """The samples at these places, in this order."""
+        if isinstance(indices, range) and indices == range(len(self)):
+            return self
+        parts = []
+        for index in indices:
+            place = bisect_right(self._ends, index)
+            table, numbers = self.parts[place]
+            number = numbers[index - self._ends[place]]
+            parts.append((table, range(number, number + 1)))
+        return Samples(parts)
+
+    @property
+    def truncated(self) -> int:
+        """How many of the samples were cut to fit."""
+        return sum(int(t.truncated[n.start : n.stop].sum()) for t, n in self.parts)
+
+
+def joined(many: Iterable[Samples]) -> Samples:
+    """All of them, one after another."""
+    return Samples([part for samples in many for part in samples.parts])
+
+
+def write_tokens(path: Path, users: Sequence[Sequence[Encoded]]) -> None:
+    """Write the users' samples to one file (module docstring)."""
+    samples = [sample for own in users for sample in own]
+    ids = [np.asarray(sample.prompt + sample.answer, dtype=np.int32) for sample in samples]
+    empty = np.zeros(0, dtype=np.int32)
+    arrays = {
+        "ids": np.concatenate([empty, *ids]),
+        "ends": np.cumsum([len(one) for one in ids], dtype=np.int64),
+        "answers": np.array([len(sample.answer) for sample in samples], dtype=np.int32),
+        "truncated": np.array([sample.truncated for sample in samples], dtype=np.uint8),
+        "users": np.cumsum([len(own) for own in users], dtype=np.int64),
+    }
+    save_file({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
+
+
+def read_tokens(path: Path) -> list[Samples]:
+    """The users' samples of a file, in the order written; nothing is read yet."""
+    with safe_open(path, framework="pt") as file:
+        # Tensors of the mapping itself: torch keeps it as long as one of them lives.
+        ids, ends, answers, truncated, users = (
+            file.get_tensor(name).numpy()
+            for name in ("ids", "ends", "answers", "truncated", "users")
+        )
+    table = Table(ids, ends, answers, truncated)
+    borders = [0, *users.tolist()]
+    return [Samples([(table, range(start, end))]) for start, end in pairwise(borders)]

@@ -1,0 +1,166 @@
+"""Tokens kept in the store against tokens made anew by every stage.
+
+    python -m tests.benchmarks.tokenise             1,000 users as in preset `paper`
+    python -m tests.benchmarks.tokenise --quick     100 of them
+    python -m tests.benchmarks.tokenise --embedded  60 users as in the embedded benchmark
+
+Both ask what the stages ask of few-shot users, in their order and batches of 64: the embedding's
+signature and the evidence of all at once, then training by four methods (`oppu`, `stack_only`,
+`mta`, `mta_published`) and answers by seven, one of them with history in the prompt. Texts are of
+random words with Zipf's frequencies, the tokenizer a byte-level BPE trained on them. The last line
+is one JSON object: seconds of both, their ratio, and the bytes that were kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks import tokens as tokens_module
+from tasks.artifacts import Store
+from tasks.config import RunConfig, overlay, resolve
+from tasks.lora.base import Base
+from tasks.lora.batches import Encoded
+from tasks.lora.tiny import train_tokenizer
+from tasks.methods import METHODS
+from tasks.questions import encode_all, profile_questions, user_queries
+from tasks.tokens import Kind, tokens_of
+
+TASK, INSTRUCTION = "LaMP-5", "Generate a title for the following abstract of a paper: "
+BATCH = 64
+# (users, words of a text, words of an answer, items, queries, style, history in every prompt)
+SHAPES = {
+    "paper": (1000, 180, 12, 10, 2, "published", 1),
+    "embedded": (60, 8, 2, 10, 20, "compact", 0),
+}
+Ask = Callable[[RunConfig, Kind, list[dict[str, Any]]], list[list[Encoded]]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--embedded", action="store_true")
+    given = parser.parse_args()
+    # There is no flow run whose progress could be shown.
+    tokens_module.SHOWN_USERS = sys.maxsize
+    count, words, short, items, queries, style, history = SHAPES[
+        "embedded" if given.embedded else "paper"
+    ]
+    options = resolve({"prompt": {"style": style, "history_items": history}})
+    draw = text_maker()
+    users = [
+        person(number, draw, words, short, items, queries)
+        for number in range(count // 10 if given.quick else count)
+    ]
+    texts = [item["text"] for user in users[:100] for item in user["profile"]]
+    base = Base(None, train_tokenizer(texts, 32_000), torch.device("cpu"), 8192)
+    with tempfile.TemporaryDirectory() as folder:
+        where = Store(Path(folder))
+
+        def anew(config: RunConfig, kind: Kind, some: list[dict[str, Any]]) -> list[list[Encoded]]:
+            profile = kind == "profile"
+            asked = [
+                profile_questions(config, TASK, INSTRUCTION, user["profile"])
+                if profile
+                else user_queries(config, TASK, INSTRUCTION, user)
+                for user in some
+            ]
+            return [encode_all(base, own, answers=profile) for own in asked]
+
+        def kept(config: RunConfig, kind: Kind, some: list[dict[str, Any]]) -> list[list[Encoded]]:
+            result = {"ref": {"sha256": "model"}}
+            found = tokens_of(config, where, TASK, INSTRUCTION, result, base, kind, some)
+            return [list(own) for own in found]
+
+        first, tokens = measure(anew, options, users)
+        second, same = measure(kept, options, users)
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    if tokens != same:
+        raise AssertionError(f"{tokens} tokens anew, {same} kept")
+    print(
+        json.dumps(
+            {
+                "users": len(users),
+                "tokens_per_sample": round(tokens / samples(users), 1),
+                "seconds_anew": round(first, 2),
+                "seconds_kept": round(second, 2),
+                "ratio": round(first / second, 2),
+                "kept_bytes": size,
+            }
+        )
+    )
+
+
+def calls(
+    options: RunConfig, users: list[dict[str, Any]]
+) -> Iterator[tuple[RunConfig, Kind, list[dict[str, Any]]]]:
+    """What the stages ask for, one after another."""
+    batches = [users[start : start + BATCH] for start in range(0, len(users), BATCH)]
+    shown = {"prompt": {"history_items": options.rag.history_items}}
+    yield options, "profile", users
+    yield options, "profile", users
+    for method in METHODS.values():
+        own = overlay(options.model_dump(), shown) if method.history else options.model_dump()
+        config = RunConfig.model_validate(own)
+        for kind, asked in (("profile", method.trained), ("queries", True)):
+            for batch in batches if asked else []:
+                yield config, kind, batch
+
+
+def measure(ask: Ask, options: RunConfig, users: list[dict[str, Any]]) -> tuple[float, int]:
+    """(seconds of all calls, tokens that they gave)."""
+    tokens, seconds = 0, 0.0
+    for config, kind, some in calls(options, users):
+        started = time.perf_counter()
+        found = ask(config, kind, some)
+        seconds += time.perf_counter() - started
+        tokens += sum(len(one.prompt) + len(one.answer) for own in found for one in own)
+    return seconds, tokens
+
+
+def samples(users: list[dict[str, Any]]) -> int:
+    """How many samples all calls give."""
+    trained = sum(method.trained is not None for method in METHODS.values())
+    return sum(
+        (2 + trained) * len(user["profile"]) + len(METHODS) * len(user["query"]) for user in users
+    )
+
+
+def text_maker() -> Callable[[int], str]:
+    """Texts of so many words, of 20,000 by Zipf's law."""
+    generator = random.Random(0)
+    letters = "etaoinshrdlucmfwypvbgk"
+    words = ["".join(generator.choices(letters, k=generator.randint(2, 10))) for _ in range(20_000)]
+    weights = [1 / (rank + 1) for rank in range(len(words))]
+    return lambda count: " ".join(generator.choices(words, weights, k=count))
+
+
+def person(
+    number: int, draw: Callable[[int], str], words: int, short: int, items: int, queries: int
+) -> dict[str, Any]:
+    return {
+        "user_id": f"user-{number}",
+        "profile": [
+            {"id": f"{number}-{n}", "text": draw(words), "answer": draw(short)}
+            for n in range(items)
+        ],
+        "query": [
+            {"id": f"{number}-q{n}", "input": INSTRUCTION + draw(words), "gold": draw(short)}
+            for n in range(queries)
+        ],
+    }
+
+
+if __name__ == "__main__":
+    main()
