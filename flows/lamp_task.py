@@ -95,9 +95,8 @@ def stages(config: Config, lamp_task: str) -> dict[str, Any]:
         raise StageFailed(f"{lamp_task}: no batch of users could be scored; {missing[0]}")
     scores = {}
     for method in methods:
-        scores[method] = result_of(
-            score, lamp_task, method, [answered[method, number] for number in complete]
-        )
+        parts = [answered[method, number] for number in complete]
+        scores[method] = result_of(score, lamp_task, method, parts, options.scoring.metrics)
     return {
         "lamp_task": lamp_task,
         "prepared": prepared,

@@ -43,6 +43,7 @@ def compare(
             "lamp_task": lamp_task,
             "prepared": prepared["ref"]["sha256"],
             "scores": {method: item["ref"]["sha256"] for method, item in scores.items()},
+            "rules": options.scoring.metrics,
             "seed": options.seed,
         }
     )
@@ -125,6 +126,7 @@ def _resample(
         # A world of another seed has other users; a file has the same, whatever the seed, and
         # wherever it lies: no number depends on a path.
         sample=f"synthetic {options.seed}" if options.data == "synthetic" else "given",
+        rules=options.scoring.metrics,
     )
     return bootstrap(scored_cell, 0)
 

@@ -215,9 +215,13 @@ class RagOptions(Options):
 
 
 class ScoringOptions(Options):
-    """How questions are answered: by greedy decoding, or by the likeliest of the task's labels."""
+    """How questions are answered: by greedy decoding, or by the likeliest of the task's labels.
+
+    metrics: LaMP's own rules, or those of MTA's published scorer (docs/method.md, Scoring).
+    """
 
     answer: Literal["generate", "likelihood"] = "generate"
+    metrics: Literal["lamp", "mta_published"] = "lamp"
 
 
 class ComputeOptions(Options):

@@ -11,6 +11,7 @@ from typing import Any
 from tasks.artifacts import NOTES, Piece, Store, digest, library_versions
 from tasks.base_model import load, model_parts, prompt_parts
 from tasks.config import RunConfig
+from tasks.lamp.metrics import Rules
 from tasks.methods import METHODS
 from tasks.options import MethodName
 from tasks.questions import content
@@ -106,10 +107,13 @@ def predict(
 
 
 @stage(name="score", task_run_name="score-{method}")
-def score(lamp_task: str, method: str, answered: list[dict[str, Any]]) -> Piece:
-    """LaMP's metrics over all batches of a method (`predict` results, in order).
+def score(
+    lamp_task: str, method: str, answered: list[dict[str, Any]], rules: Rules = "lamp"
+) -> Piece:
+    """The metrics over all batches of a method (`predict` results, in order), by LaMP's rules.
 
-    `predictions.parquet` of all users, and `golds.json`, the predictions in LaMP's own format.
+    `predictions.parquet` of all users, and `golds.json`, the predictions in the format that LaMP
+    takes submissions in. rules: `scoring.metrics`.
     """
     where = store()
     key = digest(
@@ -118,6 +122,7 @@ def score(lamp_task: str, method: str, answered: list[dict[str, Any]]) -> Piece:
             "libraries": library_versions(("rouge-score", "polars")),
             "lamp_task": lamp_task,
             "predictions": [item["ref"]["sha256"] for item in answered],
+            "rules": rules,
         }
     )
 
@@ -140,7 +145,8 @@ def score(lamp_task: str, method: str, answered: list[dict[str, Any]]) -> Piece:
         (out / "golds.json").write_text(text + "\n")
         return {
             "method": method,
-            "metrics": metrics.score(task, predictions, golds),
+            "rules": rules,
+            "metrics": metrics.score(task, predictions, golds, rules),
             "users": table["user_id"].n_unique(),
             "queries": len(table),
         }

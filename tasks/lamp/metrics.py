@@ -17,33 +17,44 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from tasks.errors import InputError
+from tasks.lamp import published
 from tasks.lamp.definitions import LampTask
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
+Rules = Literal["lamp", "mta_published"]
+
 
 def score(
-    task: LampTask, predictions: Mapping[str, str], golds: Mapping[str, str]
+    task: LampTask,
+    predictions: Mapping[str, str],
+    golds: Mapping[str, str],
+    rules: Rules = "lamp",
 ) -> dict[str, float]:
     """Metrics of `predictions` against `golds`, both query id -> text, in any order.
+
+    rules: LaMP's, or those of MTA's published scorer (tasks/lamp/published.py).
 
     Returns accuracy and macro_f1 (classification), mae and rmse (rating), or rouge1 and rougeL
     (text); all but mae and rmse lie in 0..1.
     Raises InputError as `example_columns` does.
     """
-    columns = example_columns(task, predictions, golds)
-    values = from_sums(task, columns.sum(axis=0), len(columns))
+    columns = example_columns(task, predictions, golds, rules)
+    values = from_sums(task, columns.sum(axis=0), len(columns), rules)
     return {name: float(value) for name, value in values.items()}
 
 
 def example_columns(
-    task: LampTask, predictions: Mapping[str, str], golds: Mapping[str, str]
+    task: LampTask,
+    predictions: Mapping[str, str],
+    golds: Mapping[str, str],
+    rules: Rules = "lamp",
 ) -> np.ndarray:
     """What each example adds to the sums that the metrics are made of: float64 [n, k].
 
@@ -51,6 +62,7 @@ def example_columns(
     them does not depend on it either. Columns, with L the number of labels:
     classification (k = 2 L): label l was given and right; uses of l in prediction and gold.
     rating (k = 2): absolute error, and its square. text (k = 2): ROUGE-1 and ROUGE-L F-measure.
+    By the published rules those of classification are `published.label_columns`.
     Raises InputError when there is nothing to score, the sets of ids differ, or a gold is not one
     of the task's labels (LaMP would count such a gold as hit by any other unknown label).
     """
@@ -64,21 +76,29 @@ def example_columns(
                     f"{task.name}: the gold {gold!r} of query {query_id!r} is not one of its "
                     f"labels; use {', '.join(task.labels)}"
                 )
+    as_lamp = rules == "lamp"
     if task.kind == "classification":
-        return _label_uses(task, pairs)
+        return _label_uses(task, pairs) if as_lamp else published.label_columns(task, pairs)
     if task.kind == "rating":
-        errors = np.array([_rating_error(prediction, gold) for prediction, gold in pairs])
+        error = _rating_error if as_lamp else published.rating_error
+        errors = np.array([error(prediction, gold) for prediction, gold in pairs])
         # A prediction such as 1e200 is a rating to float(), its square is inf.
         with np.errstate(over="ignore"):
             return np.stack([errors, errors**2], axis=1)
-    return np.array([_rouge(prediction, gold) for prediction, gold in pairs])
+    if not as_lamp:
+        pairs = [(published.shown_text(task, prediction), gold) for prediction, gold in pairs]
+    return np.array([_rouge(prediction, gold, not as_lamp) for prediction, gold in pairs])
 
 
-def from_sums(task: LampTask, sums: np.ndarray, count: np.ndarray | int) -> dict[str, np.ndarray]:
+def from_sums(
+    task: LampTask, sums: np.ndarray, count: np.ndarray | int, rules: Rules = "lamp"
+) -> dict[str, np.ndarray]:
     """The task's metrics, each [...], of the columns' sums [..., k] over `count` [...] examples.
 
     The columns are those of `example_columns`; count is above 0.
     """
+    if task.kind == "classification" and rules == "mta_published":
+        return published.label_metrics(sums)
     if task.kind == "classification":
         hits, uses = np.split(sums, 2, axis=-1)
         # 2 tp / (predicted + gold) per label, 0 for a label that nobody uses.
@@ -141,13 +161,13 @@ def _rating_error(prediction: str, gold: str) -> float:
 
 
 @cache
-def _scorer() -> RougeScorer:
+def _scorer(stem: bool) -> RougeScorer:
     # Imported here: it brings nltk, which only the text tasks need.
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=stem)
 
 
-def _rouge(prediction: str, gold: str) -> tuple[float, float]:
-    scores = _scorer().score(gold, prediction)
+def _rouge(prediction: str, gold: str, stem: bool) -> tuple[float, float]:
+    scores = _scorer(stem).score(gold, prediction)
     return scores["rouge1"].fmeasure, scores["rougeL"].fmeasure

@@ -35,7 +35,7 @@ import numpy as np
 
 from tasks.errors import InputError
 from tasks.lamp.definitions import LampTask
-from tasks.lamp.metrics import example_columns, from_sums
+from tasks.lamp.metrics import Rules, example_columns, from_sums
 
 # Methods that are not models: the best answer that ignores who asks, and the best of all, in a
 # world where both are known. With both there, every method has a share_of_attainable.
@@ -63,6 +63,7 @@ class Scored:
     sample: names the draw of users. Cells of one task and sample with the same groups are
         resampled alike (the same users under another training seed are no new users), all
         others independently.
+    rules: by which metrics (`metrics.score`).
     """
 
     task: LampTask
@@ -72,6 +73,7 @@ class Scored:
     sums: np.ndarray
     totals: np.ndarray
     sample: str
+    rules: Rules = "lamp"
 
     @classmethod
     def of(
@@ -81,6 +83,7 @@ class Scored:
         groups: Mapping[str, str],
         predictions: Mapping[str, Mapping[str, str]],
         sample: str,
+        rules: Rules = "lamp",
     ) -> Scored:
         """From golds and groups by query id, and predictions by method and query id.
 
@@ -99,13 +102,16 @@ class Scored:
         columns = []
         for method, given in predictions.items():
             try:
-                columns.append(example_columns(task, given, golds))
+                columns.append(example_columns(task, given, golds, rules))
             except InputError as error:
                 raise InputError(f"method {method}: {error}") from None
+        # By the published rules a method has a column for each unknown label that it names.
+        width = max(part.shape[1] for part in columns)
+        columns = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in columns]
         names = sorted({groups[query_id] for query_id in golds})
         numbers = {name: number for number, name in enumerate(names)}
         rows = [numbers[groups[query_id]] for query_id in sorted(golds)]
-        sums = np.zeros((len(names), len(columns), columns[0].shape[1]))
+        sums = np.zeros((len(names), len(columns), width))
         with np.errstate(over="ignore"):
             np.add.at(sums, rows, np.stack(columns, axis=1))
             totals = np.stack([part.sum(axis=0) for part in columns])
@@ -117,6 +123,7 @@ class Scored:
             sums,
             totals,
             sample,
+            rules,
         )
 
 
@@ -287,7 +294,7 @@ def mean_over(
 
 def _values(scored: Scored, sums: np.ndarray, count: np.ndarray | int) -> dict[str, np.ndarray]:
     """All metrics [..., M] of sums [..., M, k] over count ([..., 1] or one number) queries."""
-    values = from_sums(scored.task, sums, count)
+    values = from_sums(scored.task, sums, count, scored.rules)
     if "mae" in values:
         # 4 is the largest error on the scale 1..5.
         values["score"] = 1 - values["mae"] / 4
