@@ -32,6 +32,10 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
     """The base model: a folder `model` in the store (`tiny`), or the hash of the model given."""
     options = RunConfig.model_validate(config)
     where = store()
+    if options.base.quantisation == "nf4":
+        from tasks.lora.base import nf4, pick_device
+
+        nf4(pick_device(options.compute.device))  # without the library nothing could be answered
     if options.base.model != "tiny":
         return _external(options, where)
     key = digest(
@@ -115,8 +119,8 @@ def _lessons(
 _LOADED = threading.local()
 
 
-def load(options: RunConfig, where: Store, base: dict[str, Any]) -> Base:
-    """The loaded base model of a `base_model` result.
+def load(options: RunConfig, where: Store, base: dict[str, Any], answering: bool = False) -> Base:
+    """The loaded base model of a `base_model` result; to answer with, in `base.quantisation`.
 
     Each thread keeps the last one: the next job most likely wants the same, and a large model
     takes longer to load than a batch of users to train.
@@ -127,12 +131,15 @@ def load(options: RunConfig, where: Store, base: dict[str, Any]) -> Base:
 
     use_threads(options)
     adapter = base.get("adapter")
-    wanted = (
-        base["ref"]["sha256"],
-        adapter["ref"]["sha256"] if adapter else None,
-        options.base.model_dump_json(),
-        options.compute.device,
-    )
+    quantisation = options.base.quantisation if answering else "none"
+    if adapter and quantisation != "none":
+        raise InputError(
+            f"base.quantisation {quantisation}: the model is adapted in memory "
+            "(base.task_adapt), which 4-bit weights cannot take; use one of the two"
+        )
+    own = options.base.model_dump_json(exclude={"quantisation"})
+    how = (options.compute.device, options.prompt.chat, quantisation)
+    wanted = (base["ref"]["sha256"], adapter["ref"]["sha256"] if adapter else None, own, how)
     kept = getattr(_LOADED, "base", None)
     if kept is None or kept[0] != wanted:
         _LOADED.base = kept = None  # before the next one takes memory
@@ -142,6 +149,8 @@ def load(options: RunConfig, where: Store, base: dict[str, Any]) -> Base:
             device=options.compute.device,
             dtype=options.base.dtype,
             gradient_checkpointing=options.base.gradient_checkpointing,
+            chat=options.prompt.chat,
+            quantisation=quantisation,
         )
         if adapter:
             add_to_model(loaded.model, read_peft(where.open(adapter["ref"]).folder / "adapter"))
@@ -162,14 +171,21 @@ def use_threads(options: RunConfig) -> None:
     torch.set_num_threads(chosen)
 
 
-def model_parts(options: RunConfig, base: dict[str, Any]) -> dict[str, Any]:
-    """What a stage that runs the base model depends on, for its cache key."""
+def model_parts(
+    options: RunConfig, base: dict[str, Any], answering: bool = False
+) -> dict[str, Any]:
+    """What a stage that runs the base model, or answers with it, depends on, for its cache key."""
     device = _device(options)
     dtype = options.base.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     adapted = {"task_adapt": base["adapter"]["ref"]["sha256"]} if "adapter" in base else {}
+    quantised: dict[str, Any] = {}
+    if answering and options.base.quantisation != "none":
+        how = options.base.quantisation
+        quantised = {"quantisation": [how, library_versions(("bitsandbytes",))]}
     return {
+        **quantised,
         "libraries": library_versions(LIBRARIES),
         "base": base["ref"]["sha256"],
         "device": device,
@@ -181,7 +197,9 @@ def model_parts(options: RunConfig, base: dict[str, Any]) -> dict[str, Any]:
 
 def prompt_parts(options: RunConfig, instruction: str) -> dict[str, Any]:
     """What decides the text of prompts besides the items, for cache keys."""
-    parts: dict[str, Any] = {"prompt": options.prompt.model_dump()}
+    # The tiny model has no chat template.
+    left_out = {"chat"} if options.base.model == "tiny" else None
+    parts: dict[str, Any] = {"prompt": options.prompt.model_dump(exclude=left_out)}
     if options.prompt.style == "published":
         parts["instruction"] = instruction
     if options.prompt.history_items:

@@ -95,6 +95,7 @@ def export(
         "user": user_id,
         "base": base.name,
         "prompt": sample.prompt,
+        "chat": config.prompt.chat,
     }
     (scratch / "mta.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     scratch.rename(folder)

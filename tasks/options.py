@@ -77,10 +77,14 @@ class SplitOptions(Options):
 
 
 class PromptOptions(Options):
-    """`published`: history section, instruction, text, cue. `compact`: text and cue only."""
+    """`published`: history section, instruction, text, cue. `compact`: text and cue only.
+
+    chat: through the chat template where the base model has one, or `never`.
+    """
 
     style: Literal["compact", "published"] = "compact"
     history_items: int = Field(0, ge=0)
+    chat: Literal["auto", "never"] = "auto"
 
 
 class TinyModelOptions(Options):
@@ -141,10 +145,14 @@ class TaskAdaptOptions(TrainingOptions):
 
 
 class BaseOptions(Options):
-    """The frozen base model: `tiny`, or a Hugging Face id or local folder."""
+    """The frozen base model: `tiny`, or a Hugging Face id or local folder.
+
+    quantisation: `nf4` answers with the model in 4 bits, as published; nothing is trained so.
+    """
 
     model: str = Field("tiny", min_length=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantisation: Literal["none", "nf4"] = "none"
     gradient_checkpointing: bool = False
     max_tokens: int = Field(256, ge=8)
     tiny: TinyModelOptions = TinyModelOptions()

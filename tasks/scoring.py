@@ -60,7 +60,7 @@ def predict(
             # Ids too: they stand in the table.
             "queries": [[item["id"], item["input"], item["gold"]] for item in user["query"]],
             **prompt_parts(options, given.prepared["value"]["instruction"]),
-            **model_parts(options, given.base),
+            **model_parts(options, given.base, answering=True),
         }
         if options.prompt.history_items:
             parts["history"] = content(user["profile"])
@@ -187,7 +187,7 @@ def _answer(
     from tasks.lora.grouped import Part, grouped
 
     started = time.perf_counter()
-    base = load(options, where, given.base)
+    base = load(options, where, given.base, answering=True)
     ids = [user["user_id"] for user in users]
     instruction = given.prepared["value"]["instruction"]
     merged = merged_users(options, where, given, ids, base.device)

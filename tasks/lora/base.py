@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", categ
 _LOADING = threading.Lock()
 # Positions kept free for an answer where the model has only so many.
 ANSWER_ROOM = 64
+# Stands for an answer where it is asked what a chat template writes after one.
+_ANSWER = "the answer of the assistant"
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,18 @@ class Base:
     """A loaded base model and its tokenizer.
 
     `max_tokens` bounds prompt plus answer (tokens). The model is in eval mode and frozen.
+    `end` is the token that an answer ends with; None: the tokenizer's end-of-text token.
     """
 
     model: Any
     tokenizer: Any
     device: torch.device
     max_tokens: int
+    end: int | None = None
+
+    @property
+    def end_of_answer(self) -> int:
+        return self.tokenizer.eos_token_id if self.end is None else self.end
 
 
 def pick_device(name: str) -> torch.device:
@@ -63,14 +73,19 @@ def load_base(
     device: str = "auto",
     dtype: str = "auto",
     gradient_checkpointing: bool = False,
+    chat: str = "auto",
+    quantisation: str = "none",
 ) -> Base:
     """Load the model in `folder` frozen, without dropout, and set to answer greedily.
 
     Only safetensors weights are read, and no code that a checkpoint brings is run. `max_tokens` is
-    lowered to what the model has positions for.
+    lowered to what the model has positions for. With `chat` "never" the tokenizer's chat template
+    is left unused. With `quantisation` "nf4" the linear layers but the output embedding are in 4
+    bits, and compute in bfloat16.
     Raises InputError when the folder holds no whole model that transformers can load this way.
     """
     where = pick_device(device)
+    quantised = {} if quantisation == "none" else nf4(where)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -85,6 +100,7 @@ def load_base(
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                **quantised,
             )
     except torch.OutOfMemoryError:
         raise
@@ -105,7 +121,10 @@ def load_base(
         raise InputError(f"base.model {folder}: its tokenizer has no end-of-text token; set one")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.generation_config = _greedy(model.generation_config, tokenizer)
+    if chat == "never":
+        tokenizer.chat_template = None
+    end = end_of_turn(tokenizer)
+    model.generation_config = _greedy(model.generation_config, tokenizer, end)
     model.to(where).requires_grad_(False)
     model.config.use_cache = True
     if gradient_checkpointing:
@@ -113,7 +132,51 @@ def load_base(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or max_tokens + ANSWER_ROOM
-    return Base(model.eval(), tokenizer, where, max(8, min(max_tokens, positions - ANSWER_ROOM)))
+    room = max(8, min(max_tokens, positions - ANSWER_ROOM))
+    return Base(model.eval(), tokenizer, where, room, end)
+
+
+def nf4(where: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` takes for a base in 4 bits (NF4: Dettmers et al. 2023, section 3).
+
+    As the published code: NF4, computed in bfloat16. Raises InputError without bitsandbytes.
+    """
+    try:
+        version("bitsandbytes")
+    except PackageNotFoundError:
+        raise InputError(
+            "base.quantisation: nf4 needs the extra `nf4` (pip install -e '.[nf4]'), or use none"
+        ) from None
+    config = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    return {"quantization_config": config, "device_map": {"": where}}
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """The token that ends an answer: the first special one after it in the chat template.
+
+    The end-of-text token where there is no template, or it writes no special token there.
+    """
+    end: int = tokenizer.eos_token_id
+    if not tokenizer.chat_template:
+        return end
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # a template may refuse what it does not know, in its own way
+        return end
+    ids = tokenizer(text.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
+    return next((one for one in ids if one in special_tokens(tokenizer).values()), end)
+
+
+@lru_cache(maxsize=8)
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Text and id of each token that stands for no text: named ones, and those marked as such."""
+    added = tokenizer.added_tokens_decoder.items()
+    marked = {token.content: number for number, token in added if token.special}
+    named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    return marked | dict(named)
 
 
 def _without_dropout(config: Any) -> None:
@@ -123,13 +186,13 @@ def _without_dropout(config: Any) -> None:
             setattr(config, name, 0.0)
 
 
-def _greedy(given: GenerationConfig | None, tokenizer: Any) -> GenerationConfig:
+def _greedy(given: GenerationConfig | None, tokenizer: Any, end: int) -> GenerationConfig:
     """Greedy decoding and nothing else of the checkpoint's own settings but where a turn ends.
 
     Sampling, penalties and least lengths would change the answers; LaMP's are greedy.
     """
     own = getattr(given, "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    ends = {end, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     return GenerationConfig(
         do_sample=False,
         eos_token_id=sorted(ends),

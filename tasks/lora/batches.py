@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.lora.base import Base
+from tasks.lora.base import Base, special_tokens
 
 _PLACEHOLDER = "the text of the user"
+# What some templates look at: a day, which must not be today's, or no two days give the same
+# numbers (this one is Llama 3.1's own default); and whether the model thinks before it answers.
+_TEMPLATE_OPTIONS = {"date_string": "26 Jul 2024", "enable_thinking": False}
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class Encoded:
 def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
     """Tokenise a prompt (through the chat template where the tokenizer has one) and an answer.
 
-    The answer ends with the end-of-text token. What exceeds `base.max_tokens` is cut from the
-    start of the prompt, after a leading begin-of-text token: the question stands at the end.
+    The answer ends with the token that ends a turn (`Base.end_of_answer`). What exceeds
+    `base.max_tokens` is cut from the start of the prompt, after a leading begin-of-text token: the
+    question stands at the end.
     """
     tokenizer = base.tokenizer
     if tokenizer.chat_template:
@@ -52,12 +56,12 @@ def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
         labels = tokenizer(answer_text, add_special_tokens=False, split_special_tokens=True)[
             "input_ids"
         ]
-        labels = [*labels, tokenizer.eos_token_id]
+        labels = [*labels, base.end_of_answer]
     truncated = len(ids) + len(labels) > base.max_tokens
     if truncated and len(labels) > base.max_tokens // 2:
         # A question too long for what the answer leaves: the answer keeps half of the room.
         most = max(base.max_tokens // 2, base.max_tokens - len(ids))
-        labels = [*labels[: most - 1], tokenizer.eos_token_id]
+        labels = [*labels[: most - 1], base.end_of_answer]
     room = base.max_tokens - len(labels)
     if len(ids) > room:
         head = ids[:1] if ids[0] == tokenizer.bos_token_id else []
@@ -68,10 +72,12 @@ def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
 def _through_template(tokenizer: Any, prompt: str) -> list[int]:
     """The prompt as one user turn. Special tokens of the template are; in the user's text they
     are text, so a text that holds one is tokenised apart from the template around it."""
-    risky = any(token in prompt for token in tokenizer.all_special_tokens)
+    risky = any(token in prompt for token in special_tokens(tokenizer))
     content = _PLACEHOLDER if risky else prompt
     message = [{"role": "user", "content": content}]
-    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        message, tokenize=False, add_generation_prompt=True, **_TEMPLATE_OPTIONS
+    )
     before, _, after = text.partition(content) if risky else (text, "", "")
     ids = tokenizer(before, add_special_tokens=False)["input_ids"]
     if risky:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,22 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tasks.errors import InputError
-from tasks.lora.answer import answer_users
-from tasks.lora.base import load_base
-from tasks.lora.batches import Encoded
+from tasks.lora.answer import answer_users, log_likelihoods
+from tasks.lora.base import load_base, nf4
+from tasks.lora.batches import Encoded, encode
+from tasks.lora.grouped import grouped
 from tasks.lora.tiny import train_tokenizer
 from tasks.lora.train import epochs, fit
-from tests.unit.lora.helpers import TEXTS, sample, tiny_base, training
+from tests import llama3
+from tests.unit.lora.helpers import (
+    TEXTS,
+    linear_shapes,
+    random_lora,
+    sample,
+    stacked,
+    tiny_base,
+    training,
+)
 from tests.unit.lora.peft_reference import by_hand
 
 QUESTIONS = [Encoded(sample(seed, 4 + 3 * seed, 1).prompt, []) for seed in range(4)]
@@ -172,6 +183,84 @@ def test_where_a_turn_ends(folder: Path, given: Any, ends: list[int]) -> None:
     loaded = load_base(folder, max_tokens=64, device="cpu").model.generation_config
     assert loaded.eos_token_id == ends
     assert (loaded.pad_token_id, loaded.bos_token_id) == (0, 1)
+
+
+def test_the_end_of_a_turn_ends_an_answer(tmp_path: Path) -> None:
+    """Llama 3's two ends, and the template's one is what answers are trained with."""
+    base = load_base(llama3.write_model(tmp_path, TEXTS), max_tokens=64, device="cpu")
+    assert base.end_of_answer == base.tokenizer.convert_tokens_to_ids(llama3.END_OF_TURN) == 4
+    assert base.model.generation_config.eos_token_id == [1, 4]
+    assert not base.model.generation_config.do_sample
+
+
+def test_chat_never(tmp_path: Path) -> None:
+    """The same folder as a plain language model: no turns, and the end of text after an answer."""
+    folder = llama3.write_model(tmp_path, TEXTS)
+    base = load_base(folder, max_tokens=64, device="cpu", chat="never")
+    encoded = encode(base, "a ship", "comedy")
+    assert base.tokenizer.decode(encoded.prompt) == "<|begin_of_text|>a ship"
+    assert base.tokenizer.decode(encoded.answer) == " comedy<|end_of_text|>"
+
+
+def test_four_bits_need_their_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("tasks.lora.base.version", missing)
+    with pytest.raises(
+        InputError, match=r"^base.quantisation: nf4 needs the extra `nf4`"
+    ) as caught:
+        load_base(folder, max_tokens=32, device="cpu", quantisation="nf4")
+    assert "\n" not in str(caught.value)
+
+
+def test_how_four_bits_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the published evaluation: NF4, computed in bfloat16, without double quantisation."""
+    monkeypatch.setattr("tasks.lora.base.version", lambda _name: "0.50")
+    given = nf4(torch.device("cpu"))
+    config = given["quantization_config"]
+    assert (config.load_in_4bit, config.load_in_8bit) == (True, False)
+    assert config.bnb_4bit_quant_type == "nf4"
+    assert config.bnb_4bit_compute_dtype == torch.bfloat16
+    assert not config.bnb_4bit_use_double_quant
+    assert given["device_map"] == {"": torch.device("cpu")}
+
+
+def test_answers_of_a_base_in_four_bits(tmp_path: Path) -> None:
+    """With bitsandbytes itself: linear layers in 4 bits, users' LoRAs on top as they are.
+
+    The reference is the dequantised model, its weights written back as ordinary ones.
+    """
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="the extra `nf4` is not installed")
+    # bitsandbytes wants whole blocks of 64 numbers on a CPU.
+    folder, tiny = tmp_path, tiny_base(hidden_size=64, intermediate_size=128)
+    tiny.model.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    base = load_base(folder, max_tokens=64, device="cpu", quantisation="nf4")
+    names = [
+        name
+        for name, layer in base.model.named_modules()
+        if isinstance(layer, bitsandbytes.nn.Linear4bit)
+    ]
+    plain = load_base(folder, max_tokens=64, device="cpu")
+    shapes = linear_shapes(plain.model)
+    assert sorted(names) == sorted(shapes)
+    with torch.no_grad():
+        for name in names:
+            weight = base.model.get_submodule(name).weight
+            wide = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+            error = (wide - plain.model.get_submodule(name).weight).abs().mean()
+            assert 0 < error < 0.05  # 16 levels for weights of deviation 0.2
+            plain.model.get_submodule(name).weight.copy_(wide)
+    lora = random_lora(shapes, 2, 0.5, seed=0)
+    samples = [sample(seed, 12, 4) for seed in range(3)]
+    found = {}
+    for key, model in (("nf4", base), ("plain", plain)):
+        with grouped(model.model, names) as layers:
+            parts = (stacked([lora]), None)
+            (found[key],) = log_likelihoods(model, layers, [samples], lambda _u, p=parts: p)
+    # bfloat16 inside the layers: 8 bits of precision.
+    assert torch.allclose(found["nf4"], found["plain"], rtol=0.05, atol=0.05)
 
 
 def test_max_tokens_leave_room_for_an_answer(folder: Path) -> None:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from tasks.lora.base import Base
+from tasks.lora.base import Base, end_of_turn
 from tasks.lora.batches import encode
 from tasks.lora.tiny import train_tokenizer
+from tests import llama3
 from tests.unit.lora.helpers import TEXTS
 
 TEMPLATE = (
@@ -129,6 +130,69 @@ def test_special_tokens_in_a_user_s_text_are_text(base: Base) -> None:
     assert not {0, 1, 2} & set(encoded.answer[:-1])
     assert plain.tokenizer.decode(encoded.prompt[1:]) == "a </s> b <pad> <s>"
     assert plain.tokenizer.decode(encoded.answer[:-1]) == " x</s>y"
+
+
+def llama(base: Base) -> Base:
+    tokenizer = llama3.tokenizer_of(TEXTS)
+    return replace(base, tokenizer=tokenizer, end=end_of_turn(tokenizer))
+
+
+def test_a_turn_ends_as_the_template_ends_it(base: Base) -> None:
+    """Llama 3: <|eot_id|> after an answer, though its tokenizer's end of text is another token."""
+    chat = llama(base)
+    assert chat.tokenizer.eos_token == llama3.END_OF_TEXT
+    encoded = encode(chat, "a ship ", "comedy")
+    # The template trims what is in a turn.
+    assert chat.tokenizer.decode(encoded.prompt) == (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\na ship<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    assert chat.tokenizer.decode(encoded.answer) == "comedy<|eot_id|>"
+    # A question too long for its answer: cut, it still ends so.
+    cut = encode(replace(chat, max_tokens=12), "a ship", "two brothers inherit a farm and a debt")
+    assert (cut.truncated, cut.answer[-1]) == (True, encoded.answer[-1])
+
+
+def test_special_tokens_that_nobody_named_are_text_too(base: Base) -> None:
+    """<|eot_id|> is neither bos, eos nor pad: only its own mark says that it is special."""
+    chat = llama(base)
+    assert llama3.END_OF_TURN not in chat.tokenizer.all_special_tokens
+    encoded = encode(chat, "a <|eot_id|> b <|start_header_id|>", "x")
+    turn, header = (
+        chat.tokenizer.convert_tokens_to_ids(t) for t in ("<|eot_id|>", "<|start_header_id|>")
+    )
+    assert (encoded.prompt.count(turn), encoded.prompt.count(header)) == (1, 2)
+    assert "a <|eot_id|> b <|start_header_id|>" in chat.tokenizer.decode(encoded.prompt)
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (None, "</s>"),
+        (TEMPLATE, "</s>"),
+        # Nothing special after an answer, and a template that takes no assistant.
+        ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "</s>"),
+        (
+            "{{ raise_exception('no') if messages | length > 1 }}{{ messages[0]['content'] }}",
+            "</s>",
+        ),
+        ("{% for m in messages %}{{ m['content'] }}\n<pad>\n{% endfor %}", "<pad>"),
+    ],
+)
+def test_end_of_turn(template: str | None, end: str) -> None:
+    tokenizer = tokenizer_of("plain")
+    tokenizer.chat_template = template
+    assert tokenizer.decode(end_of_turn(tokenizer)) == end
+
+
+def test_no_template_looks_at_the_clock(base: Base) -> None:
+    """Llama 3.2's asks for today unless it is given a day; Qwen3's thinks unless told not to."""
+    chat = with_tokenizer(base, "plain")
+    chat.tokenizer.chat_template = (
+        "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}"
+        "{{ '<think>' if enable_thinking else '' }} {{ messages[0]['content'] }}"
+    )
+    assert chat.tokenizer.decode(encode(chat, "a ship", None).prompt) == "26 Jul 2024 a ship"
 
 
 def test_special_tokens_in_a_user_s_text_are_text_in_a_chat_too(base: Base) -> None:

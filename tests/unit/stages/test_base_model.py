@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def given(folder: Path, **changes: Any) -> RunConfig:
     return resolve({"base": {"model": str(folder), "max_tokens": 64, **changes}})
 
 
-def checked(folder: Path) -> Any:
-    return base_model.fn(given(folder).model_dump(mode="json"), "LaMP-2M", {})
+def checked(folder: Path, **changes: Any) -> Any:
+    return base_model.fn(given(folder, **changes).model_dump(mode="json"), "LaMP-2M", {})
 
 
 def test_a_given_model_is_loaded_once_to_check_it(where: Store, folder: Path) -> None:
@@ -96,10 +97,43 @@ def test_cache_keys(where: Store, folder: Path, monkeypatch: pytest.MonkeyPatch)
     def prompt(**changes: Any) -> dict[str, Any]:
         return prompt_parts(resolve({"prompt": changes}), "the instruction")
 
+    # Four bits answer, and train nothing; the library that makes them is part of it.
+    monkeypatch.setattr(stage_module, "library_versions", lambda names: dict.fromkeys(names, 1))
+    four = given(folder, quantisation="nf4")
+    assert model_parts(four, base) == model_parts(given(folder), base)
+    assert model_parts(given(folder), base, answering=True) == model_parts(given(folder), base)
+    assert model_parts(four, base, answering=True)["quantisation"] == ["nf4", {"bitsandbytes": 1}]
+
+    # The tiny model has no chat template to leave unused.
+    assert prompt() == prompt(chat="never")
+    with_model = resolve({"base": {"model": "some/hub-id"}, "prompt": {"chat": "never"}})
+    assert prompt_parts(with_model, "")["prompt"]["chat"] == "never"
     assert "instruction" not in prompt(style="compact")
     assert prompt(style="published")["instruction"] == "the instruction"
     assert "retrieval" not in prompt(history_items=0)
     assert prompt(history_items=2)["retrieval"] == history.VERSION
+
+
+def test_four_bits_are_refused_before_anything_is_trained(
+    where: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("tasks.lora.base.version", missing)
+    state = checked(folder, quantisation="nf4")
+    assert state.is_failed()
+    assert state.message.startswith("base.quantisation: nf4 needs the extra `nf4`")
+
+
+def test_chat_never_reaches_the_model(where: Store, folder: Path) -> None:
+    """Loaded anew: what the last job had is another way to ask."""
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    base = result(checked(folder))
+    asked = load(given(folder), where, base)
+    never = resolve(given(folder).model_dump(mode="json") | {"prompt": {"chat": "never"}})
+    plain = load(never, where, base)
+    assert (bool(asked.tokenizer.chat_template), plain.tokenizer.chat_template) == (True, None)
 
 
 def test_the_models_name_is_never_a_path(folder: Path) -> None:
