@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from itertools import product
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from prefect import State, flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
@@ -75,7 +75,8 @@ def mta(
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] | None = None,
     synthetic: SyntheticOptions | None = None,
     lamp: LampOptions | None = None,
-    split: SplitOptions | None = None,
+    model: str | None = None,
+    split: SplitOptions | Literal["grouped", "published"] | None = None,
     prompt: PromptOptions | None = None,
     base: BaseOptions | None = None,
     anchors: AnchorOptions | None = None,
@@ -102,7 +103,8 @@ def mta(
         seeds: several of them: everything once per seed, compared over all.
         synthetic: the generated world. This and the sections below replace only the fields given.
         lamp: which of the benchmark's files `data=lamp` takes, and from where.
-        split: how users are divided where the data does not say.
+        model: short for base.model.
+        split: how users are divided where the data does not say; a text is its kind.
         prompt: how an item becomes a question.
         base: the frozen base model.
         anchors: how users are embedded, clustered, and anchors chosen.

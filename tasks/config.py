@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from tasks.errors import InputError
 from tasks.options import (
@@ -68,6 +68,14 @@ class RunConfig(Options):
     per_task: dict[LampTaskName, dict[str, Any]] = Field({})
     compute: ComputeOptions = ComputeOptions()
 
+    @model_validator(mode="after")
+    def _curve_of_the_same_users(self) -> RunConfig:
+        if self.items_curve and self.split.kind == "published":
+            raise ValueError(
+                "items_curve needs split.kind grouped: published chooses users by their items"
+            )
+        return self
+
     @property
     def all_seeds(self) -> list[int]:
         return self.seeds or [self.seed]
@@ -84,10 +92,12 @@ class RunConfig(Options):
 def resolve(given: dict[str, Any]) -> RunConfig:
     """The preset's values with `given` laid over them, section by section.
 
-    `given` maps field names to values or, for a section, to a mapping of the fields to change.
-    What is given for all LaMP tasks also wins over what the preset has for one. Raises InputError
-    naming each key that is unknown or out of bounds.
+    `given` maps field names to values or, for a section, to a mapping of the fields to change; and
+    has two short forms, `model` for base.model and a text as `split` for split.kind. What is given
+    for all LaMP tasks also wins over what the preset has for one.
+    Raises InputError naming each key that is unknown or out of bounds.
     """
+    given = _long_forms(given)
     preset = given.get("preset", "embedded")
     named = given.get("lamp_tasks") or []
     if given.get("data", "synthetic") == "synthetic" and set(named) - set(SYNTHETIC_TASKS):
@@ -131,13 +141,26 @@ def _without(tree: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return left
 
 
+def _long_forms(given: dict[str, Any]) -> dict[str, Any]:
+    given = dict(given)
+    if isinstance(given.get("split"), str):
+        given["split"] = {"kind": given["split"]}
+    if (model := given.pop("model", None)) is not None:
+        base = given.get("base", {})
+        if not isinstance(base, dict) or base.get("model", model) != model:
+            raise InputError(f"model {model}: base {base} says another; give one of the two")
+        given["base"] = base | {"model": model}
+    return given
+
+
 def _problem(item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"{name}: there is no such option (tasks/options.py has them all)"
     if item["type"] == "model_type":
         return f"{name}: give a JSON object of the options to change (got {item['input']!r})"
-    return f"{name}: {item['msg']} (got {item['input']!r})"
+    # A rule between sections has no name of its own, and all of the configuration as its input.
+    return f"{name}: {item['msg']} (got {item['input']!r})" if name else item["msg"]
 
 
 def overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -57,12 +57,17 @@ class LampOptions(Options):
 
 
 class SplitOptions(Options):
-    """How users are divided where the data does not say: by groups of users that share content.
+    """How users are divided where the data does not say (docs/method.md, Users).
 
+    kind: `grouped`, users that share content stay on one side; or `published`, as OPPU, Per-Pcs and
+    MTA do: at most `few_shot_users` few-shot users with `few_shot_items` (10 where it is null)
+    items each, and whole authors nowhere.
     allow_shared_groups: where the data says, and has a group on two sides, leave its users out of
     the base or anchor side, and count them, instead of refusing the data.
     """
 
+    kind: Literal["grouped", "published"] = "grouped"
+    few_shot_users: int = Field(100, ge=1)
     base_share: float = Field(1 / 3, ge=0.0, lt=1.0)
     anchor_share: float = Field(1 / 3, gt=0.0, lt=1.0)
     same_author_share: float = Field(0.5, gt=0.0, le=1.0)

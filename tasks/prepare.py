@@ -15,12 +15,18 @@ from tasks.stage import Progress, log, stage, store
 if TYPE_CHECKING:
     import polars as pl
 
+    from tasks.lamp.definitions import LampTask
+    from tasks.lamp.groups import Split
+
 VERSION = 7
 OPTIMUM_FILE = "optimum.parquet"
 POPULATION_FILE = "population.parquet"
 SHOWN_AUTHORS = 40
 MEGABYTE = 10**6
 ROLES = ("base", "anchor", "few_shot")
+# What the other kind of split reads alone.
+UNREAD = {"grouped": "few_shot_users", "published": "allow_shared_groups"}
+SPLITS = {"grouped": "split by author", "published": "split by user, as published"}
 
 
 @stage(name="prepare")
@@ -36,14 +42,19 @@ def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
     options = RunConfig.model_validate(config)
     where = store()
     folder = _source(options, lamp_task, where)
-    files = sorted(folder.glob("*.json")) if folder.is_dir() else [folder]
+    # Per-Pcs and MTA keep their few-shot users in a folder of their own.
+    files = [folder]
+    if folder.is_dir():
+        files = sorted([*folder.glob("*.json"), *folder.glob("test_100/*.json")])
     key = digest(
         {
             "version": VERSION,
             "libraries": library_versions(("polars",)),
             "lamp_task": lamp_task,
-            "files": {file.name: file_sha256(file) for file in files if file.exists()},
-            "split": options.split.model_dump(),
+            "files": {
+                str(file.relative_to(folder)): file_sha256(file) for file in files if file.exists()
+            },
+            "split": options.split.model_dump(exclude={UNREAD[options.split.kind]}),
             "known": options.data == "synthetic",
             "seed": options.seed,
         }
@@ -72,7 +83,7 @@ def describe(value: dict[str, Any], lamp_task: str) -> list[str]:
     counts, authors = value["counts"], value["authors"]
     lines = [
         f"{lamp_task}: {counts['users']} users by {counts['groups']} authors; "
-        f"split by author: {counts['base_users']} base users, "
+        f"{SPLITS[value['split']['kind']]}: {counts['base_users']} base users, "
         f"{counts['anchor_candidates']} anchor candidates, "
         f"{counts['few_shot_users']} few-shot users by {counts['few_shot_groups']} authors "
         f"with {counts['queries']} queries"
@@ -82,7 +93,8 @@ def describe(value: dict[str, Any], lamp_task: str) -> list[str]:
         if names:
             lines.append(f"{lamp_task}: {role} authors: {', '.join(names)}")
     for name in ("queries_in_other_profiles", "pooled_users", "removed_shared_group",
-                 "removed_few_shot_without_query", "unseen_few_shot_items"):  # fmt: skip
+                 "removed_few_shot_without_query", "unseen_few_shot_items",
+                 "shared_author"):  # fmt: skip
         if counts.get(name):
             lines.append(f"{lamp_task}: {name.replace('_', ' ')}: {counts[name]}")
     lines += [f"{lamp_task}: {line}" for line in _findings(value["audit"])]
@@ -199,26 +211,17 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
     from tasks.lamp.audit import audit
     from tasks.lamp.definitions import get_task
     from tasks.lamp.formats import read_users
-    from tasks.lamp.groups import split_users
     from tasks.lamp.prompts import instruction_of
 
     task = get_task(lamp_task)
     loaded = read_users(folder, task)
-    split = split_users(
-        loaded.users,
-        task=task,
-        seed=options.seed,
-        base_share=options.split.base_share,
-        anchor_share=options.split.anchor_share,
-        share=options.split.same_author_share,
-        allow_shared_groups=options.split.allow_shared_groups,
-    )
+    split = _divide(loaded.users, task, options)
     frames = {"base": split.base, "anchor": split.anchor, "few_shot": split.few_shot}
-    unseen = 0
+    counts = {"unseen_few_shot_items": 0} | split.counts
     if (most := options.split.few_shot_items) is not None:
         # Lengths are unsigned: one below `most` would wrap around.
         lengths = split.few_shot["profile"].list.len().cast(pl.Int64)
-        unseen = int((lengths - most).clip(lower_bound=0).sum())
+        counts["unseen_few_shot_items"] += int((lengths - most).clip(lower_bound=0).sum())
         frames["few_shot"] = split.few_shot.with_columns(pl.col("profile").list.head(most))
     for role, frame in frames.items():
         frame.write_parquet(out / f"{role}.parquet")
@@ -234,12 +237,41 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
         for query in queries
     )
     return {
-        "counts": split.counts | {"unseen_few_shot_items": unseen},
+        "counts": counts,
         "dropped": loaded.dropped,
+        "split": options.split.model_dump() | {"seed": options.seed},
         "audit": audit(split.users, loaded.dropped, task),
         "authors": {role: _names(frame["group"].to_list()) for role, frame in frames.items()},
-        "few_shot": split.few_shot["user_id"].to_list(),
-        "longest_candidate": max(map(len, split.anchor["profile"].to_list())),
+        "few_shot": frames["few_shot"]["user_id"].to_list(),
+        "longest_candidate": max(map(len, frames["anchor"]["profile"].to_list())),
         "instruction": instruction_of(inputs, task),
         "sha256": {role: file_sha256(out / f"{role}.parquet") for role in ROLES},
     }
+
+
+def _divide(users: pl.DataFrame, task: LampTask, options: RunConfig) -> Split:
+    """The users on three sides, by `split.kind`."""
+    from tasks.lamp.groups import split_users
+    from tasks.lamp.splits import published_split
+
+    chosen = options.split
+    if chosen.kind == "published":
+        return published_split(
+            users,
+            task,
+            seed=options.seed,
+            base_share=chosen.base_share,
+            anchor_share=chosen.anchor_share,
+            share=chosen.same_author_share,
+            few_shot_users=chosen.few_shot_users,
+            few_shot_items=chosen.few_shot_items,
+        )
+    return split_users(
+        users,
+        task=task,
+        seed=options.seed,
+        base_share=chosen.base_share,
+        anchor_share=chosen.anchor_share,
+        share=chosen.same_author_share,
+        allow_shared_groups=chosen.allow_shared_groups,
+    )

@@ -48,6 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "gradient_checkpointing": True,
             "max_tokens": 8192,
         },
+        "split": {"kind": "published"},
         "prompt": {"style": "published", "history_items": 1},
         "anchors": {"embedding": "text", "clustering": "kmeans", "count": 50},
         "fusion": {"top_m": 2, "merge": "factors"},

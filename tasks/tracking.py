@@ -82,7 +82,7 @@ class Tracker:
         """All of one LaMP task: artifacts of the parent, a child per method, a child per anchor."""
         prepared = summary["prepared"]["value"]
         folder = scope(summary)
-        counts = {key: prepared[key] for key in ("counts", "dropped", "authors", "audit")}
+        counts = {key: prepared[key] for key in ("counts", "dropped", "split", "authors", "audit")}
         self.client.log_dict(self.parent, counts, f"{folder}/data_counts.json")
         self.client.log_dict(self.parent, manifest(summary), f"{folder}/manifest.json")
         logged = set()

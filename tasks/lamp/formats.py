@@ -25,7 +25,13 @@ ROLES = ("base", "anchor", "few_shot")
 ROLE_FILE_NAMES: dict[str, tuple[str, ...]] = {
     "base": ("user_base_LLM.json",),
     "anchor": ("user_anchor_candidate.json",),
-    "few_shot": ("user_few_shot.json", "user_test_100.json", "test_100.json"),
+    "few_shot": (
+        "user_few_shot.json",
+        "user_test_100.json",
+        "test_100.json",
+        "test_100/user_test_100.json",
+        "test_100/test_100.json",
+    ),
 }
 # LaMP withholds the golds of its test split, so it is never read.
 SPLITS = ("dev", "train")

@@ -160,7 +160,19 @@ def notes(summary: dict[str, Any]) -> list[str]:
             lines.append(
                 f"{name}, {method}: {len(chosen['anchors'])} anchors of {chosen['asked']} asked"
             )
+    if any(scored["value"]["rules"] != "lamp" for scored in summary["scores"].values()):
+        lines.append(f"{name}: metrics by the rules of MTA's published scorer, not by LaMP's")
     counts = prepared["counts"]
+    if authors := counts.get("shared_author"):
+        lines.append(
+            f"{name}: {authors} base users or anchor candidates are of one author with a user of "
+            "another side (split.kind published divides users, not authors)"
+        )
+    if papers := counts.get("papers_asked_by_their_author"):
+        lines.append(
+            f"{name}: no paper names a citation; {papers} papers were asked against another "
+            "author's paper instead"
+        )
     if counts["few_shot_groups"] < counts["few_shot_users"]:
         lines.append(
             f"{name}: the {counts['few_shot_users']} few-shot users are "

@@ -22,6 +22,9 @@ def test_preset_paper_is_what_was_published() -> None:
     # bf16: what `auto` is on a GPU (tests/unit/lora/test_tiny.py).
     assert config.base.dtype == "auto"
     assert (config.prompt.style, config.prompt.history_items) == ("published", 1)
+    assert (config.split.kind, config.split.few_shot_users) == ("published", 100)
+    # "bf16 by default", and LaMP's own rules.
+    assert (config.base.quantisation, config.scoring.metrics) == ("none", "lamp")
     anchors = config.anchors
     assert (anchors.clustering, anchors.count, anchors.embedding) == ("kmeans", 50, "text")
     # "only if it has more than 10 items"
@@ -110,6 +113,12 @@ def test_the_resolved_configuration_comes_back_from_json() -> None:
         ({"synthetic": {"items_min": 9, "items_max": 8}}, "items_max 8 must be >= items_min 9"),
         ({"lamp_tasks": []}, "lamp_tasks"),
         ({"lamp_tasks": ["LaMP-6"], "data": "some/folder"}, r"lamp_tasks\.0"),
+        ({"split": "by_hand"}, r"split\.kind: .*'grouped' or 'published' \(got 'by_hand'\)"),
+        ({"split": {"few_shot_users": 0}}, r"split\.few_shot_users"),
+        ({"items_curve": [3], "split": "published"}, "items_curve needs split.kind grouped"),
+        ({"base": {"quantisation": "int8"}}, r"base\.quantisation: .*'none' or 'nf4'"),
+        ({"prompt": {"chat": True}}, r"prompt\.chat: .*'auto' or 'never'"),
+        ({"scoring": {"metrics": "mta"}}, r"scoring\.metrics: .*'lamp' or 'mta_published'"),
         ({"preset": "tiny"}, "preset: .*'embedded' or 'paper'"),
         ({"preset": ["paper"]}, "preset"),
         ({"seed": -1}, "seed"),
@@ -169,6 +178,19 @@ def test_an_option_for_one_lamp_task() -> None:
 def test_an_option_for_one_lamp_task_is_checked(own: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         resolve({"per_task": own})
+
+
+def test_short_forms() -> None:
+    """`-p split=published -p model=folder`: the other fields stay as the preset has them."""
+    short = resolve({"split": "published", "model": "/my/llama", "items_curve": [], "seed": 1})
+    assert short.split == resolve({}).split.model_copy(update={"kind": "published"})
+    assert short.base == resolve({"base": {"model": "/my/llama"}}).base
+    both = {"model": "a", "base": {"model": "a", "max_tokens": 9}}
+    assert resolve(both).base.max_tokens == 9
+    for other in ({"model": "b"}, 3):
+        with pytest.raises(InputError, match=r"^model a: base .* says another"):
+            resolve({"model": "a", "base": other})
+    assert both == {"model": "a", "base": {"model": "a", "max_tokens": 9}}
 
 
 def test_all_faults_are_named_at_once() -> None:

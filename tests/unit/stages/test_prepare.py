@@ -235,6 +235,49 @@ def test_no_candidate_has_a_long_enough_history(where: Store, tmp_path: Path) ->
         assert "\n" not in state.message
 
 
+def test_the_published_split_is_recorded(
+    where: Store, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Two windows over one author among twelve users: users are divided, and that is said."""
+    users = [user(f"u{n:02d}", 4, queries=1) for n in range(10)]
+    window = user("author", 5, queries=1)
+    users += [window | {"user_id": "w1"}, window | {"user_id": "w2", "query": []}]
+    file = tmp_path / "users.json"
+    file.write_text(json.dumps(users))
+    split = {"kind": "published", "few_shot_items": 3, "few_shot_users": 2}
+    prepared = result(run(file, split=split))
+    value = prepared["value"]
+    assert value["split"] == resolve({"split": split, "items_curve": []}).split.model_dump() | {
+        "seed": 0
+    }
+    few_shot = users_of(where, prepared, "few_shot")
+    assert value["few_shot"] == [item["user_id"] for item in few_shot]
+    # The two with fewest items above three, of which they keep the last three.
+    assert [[i["id"] for i in item["profile"]] for item in few_shot] == [
+        [f"{item['user_id']}-{n}" for n in (1, 2, 3)] for item in few_shot
+    ]
+    assert value["counts"]["unseen_few_shot_items"] == 2
+    # The other ten in two halves; base and anchor hold the windows, on one side or on two.
+    sides = {role: {item["user_id"] for item in users_of(where, prepared, role)} for role in ROLES}
+    assert [len(sides[role]) for role in ROLES] == [5, 5, 2]
+    apart = len({"w1", "w2"} & sides["base"]) == 1
+    assert value["counts"]["shared_author"] == int(apart)
+    assert "split by user, as published: 5 base users, 5 anchor candidates" in (
+        capsys.readouterr().out
+    )
+
+
+def test_few_shot_users_in_a_folder_of_their_own(where: Store, tmp_path: Path) -> None:
+    """Where Per-Pcs and MTA have them; another user there is other data."""
+    data = write_users(tmp_path / "data", **{k: ROLES_GIVEN[k] for k in ("base", "anchor")})
+    (data / "test_100").mkdir()
+    file = data / "test_100" / "test_100.json"
+    file.write_text(json.dumps(ROLES_GIVEN["few_shot"]))
+    assert result(run(data))["value"]["few_shot"] == ["few-1", "few-2"]
+    file.write_text(json.dumps(ROLES_GIVEN["few_shot"][:1]))
+    assert result(run(data))["value"]["few_shot"] == ["few-1"]
+
+
 def test_a_generated_world_says_who_is_who(where: Store) -> None:
     """`population.parquet` is the truth of the world, user by user; other data have none."""
     options = {"base_users": 2, "anchor_candidates": 2, "few_shot_users": 1, "items_min": 11,

@@ -84,6 +84,7 @@ def test_notes_by_hand() -> None:
     summary: dict[str, Any] = {
         "lamp_task": "LaMP-2M",
         "prepared": {"value": {"dropped": {}, "counts": counts}},
+        "scores": {"mta": {"value": {"rules": "lamp"}}},
         "banks": {
             "mta": {
                 "kind": {"anchors": {"train_on": "user"}},
@@ -94,13 +95,25 @@ def test_notes_by_hand() -> None:
     assert notes(summary) == []
     summary["prepared"]["value"] = {
         "dropped": {"bad item": 4},
-        "counts": counts | {"few_shot_groups": 2, "queries_in_other_profiles": 5},
+        "counts": counts
+        | {
+            "few_shot_groups": 2,
+            "queries_in_other_profiles": 5,
+            "shared_author": 6,
+            "papers_asked_by_their_author": 8,
+        },
     }
+    summary["scores"]["mta"]["value"]["rules"] = "mta_published"
     own = summary["banks"]["mta"]
     own["anchors"]["value"]["asked"] = 7
     assert notes(summary) == [
         "LaMP-2M: dropped 4 x bad item",
         "LaMP-2M, mta: 2 anchors of 7 asked",
+        "LaMP-2M: metrics by the rules of MTA's published scorer, not by LaMP's",
+        "LaMP-2M: 6 base users or anchor candidates are of one author with a user of another side "
+        "(split.kind published divides users, not authors)",
+        "LaMP-2M: no paper names a citation; 8 papers were asked against another author's paper "
+        "instead",
         "LaMP-2M: the 3 few-shot users are 2 authors",
         "LaMP-2M: the texts of 5 of 9 queries stand in the profile of a base user or anchor "
         "candidate too",
