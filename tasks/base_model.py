@@ -12,8 +12,10 @@ from tasks.artifacts import Piece, Store, digest, library_versions
 from tasks.config import RunConfig, derive_seed, overlay
 from tasks.errors import InputError
 from tasks.lamp import history
+from tasks.lamp.definitions import get_task
+from tasks.lamp.prompts import LAYOUT
 from tasks.prepare import users_of
-from tasks.questions import profile_questions
+from tasks.questions import profile_questions, user_queries
 from tasks.stage import Progress, gpu_slot, stage, store
 
 if TYPE_CHECKING:
@@ -101,8 +103,13 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
 def _lessons(
     options: RunConfig, lamp_task: str, instruction: str, user: dict[str, Any]
 ) -> list[Sample]:
-    """What the tiny model learns from one user: each item once, some with history before it."""
+    """What the tiny model learns from one user: each item once, some with history before it.
+
+    Where items are no questions (LaMP-7), it learns from the queries what a question is.
+    """
     plain = profile_questions(options, lamp_task, instruction, user["profile"])
+    if get_task(lamp_task).items == "completed":
+        return plain + user_queries(options, lamp_task, instruction, user)
     share = options.base.tiny.history_share
     if not share:
         return plain
@@ -201,7 +208,7 @@ def prompt_parts(options: RunConfig, instruction: str) -> dict[str, Any]:
     left_out = {"chat"} if options.base.model == "tiny" else None
     parts: dict[str, Any] = {"prompt": options.prompt.model_dump(exclude=left_out)}
     if options.prompt.style == "published":
-        parts["instruction"] = instruction
+        parts |= {"instruction": instruction, "layout": LAYOUT}
     if options.prompt.history_items:
         parts["retrieval"] = history.VERSION
     return parts

@@ -20,6 +20,7 @@ from tasks.base_model import (
 )
 from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
+from tasks.lamp.definitions import get_task
 from tasks.prepare import ROLES, users_of
 from tasks.questions import content
 from tasks.stage import Progress, gpu_slot, log, stage, store
@@ -77,7 +78,7 @@ def embed(
         elif options.anchors.text_model == OWN_MODEL:
             made = _own_states(options, lamp_task, profiles, where, base)
         else:
-            made = _texts(options, profiles)
+            made = _texts(options, lamp_task, profiles)
         known |= dict(zip((rows[index] for index in todo), made, strict=True))
         table = {
             "role": [role for role, _ in users],
@@ -205,8 +206,10 @@ def _own_states(
     from tasks.lora.batches import Encoded
     from tasks.lora.signature import mean_states
 
+    task = get_task(lamp_task)
+
     def items(base: Base, part: Sequence[Sequence[dict[str, str]]]) -> Tensor:
-        texts = [f"{item['text']} {item['answer']}" for own in part for item in own]
+        texts = [task.whole(item["text"], item["answer"]) for own in part for item in own]
         ids = base.tokenizer(texts, split_special_tokens=True)["input_ids"]
         return mean_states(base, [Encoded(one[: base.max_tokens], []) for one in ids])
 
@@ -245,7 +248,7 @@ def _means_of_items(
     return vectors
 
 
-def _texts(options: RunConfig, profiles: list[Profile]) -> list[np.ndarray]:
+def _texts(options: RunConfig, lamp_task: str, profiles: list[Profile]) -> list[np.ndarray]:
     """Mean over items of the encoder's vector of the item's text and answer (METHOD, stage 1)."""
     from sentence_transformers import SentenceTransformer
 
@@ -260,9 +263,10 @@ def _texts(options: RunConfig, profiles: list[Profile]) -> list[np.ndarray]:
         why = " ".join(str(error).split())[:200]
         raise InputError(
             f"anchors.text_model {options.anchors.text_model}: cannot be loaded ({why}); "
-            "give a sentence-transformers id or folder"
+            "give a sentence-transformers id or folder, or `base` for the base model's own states"
         ) from error
-    texts = [f"{item['text']} {item['answer']}" for profile in profiles for item in profile]
+    task = get_task(lamp_task)
+    texts = [task.whole(item["text"], item["answer"]) for own in profiles for item in own]
     use_threads(options)
     with gpu_slot():
         items = encoder.encode(texts, batch_size=64, show_progress_bar=False, convert_to_numpy=True)

@@ -25,7 +25,7 @@ from tasks.errors import InputError
 from tasks.fusion import read_recipes
 from tasks.methods import METHODS, config_of
 from tasks.options import MethodName
-from tasks.questions import profile_questions
+from tasks.questions import user_queries
 from tasks.report.table import RUNS_FOLDER
 from tasks.stage import store
 
@@ -87,8 +87,8 @@ def export(
     write_peft(scratch, lora, model_name(config))
     # A LoRA is good for the prompts it was trained on: this says how they look.
     instruction = stages["prepared"]["value"]["instruction"]
-    blank = {"id": "", "text": "<text>", "answer": "<answer>"}
-    (sample,) = profile_questions(config, lamp_task, instruction, [blank])
+    asked = {"id": "", "input": f"{instruction}<text>", "gold": ""}
+    (sample,) = user_queries(config, lamp_task, instruction, {"profile": [], "query": [asked]})
     about = {
         "lamp_task": lamp_task,
         "method": method,

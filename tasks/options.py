@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-LampTaskName = Literal["LaMP-1", "LaMP-2M", "LaMP-2N", "LaMP-3", "LaMP-4", "LaMP-5"]
+LampTaskName = Literal[
+    "LaMP-1", "LaMP-2M", "LaMP-2N", "LaMP-3", "LaMP-4", "LaMP-5", "LaMP-6", "LaMP-7"
+]
 SYNTHETIC_TASKS = ("LaMP-1", "LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5")
 PresetName = Literal["embedded", "paper"]
 MethodName = Literal["base", "rag", "oppu", "merge_only", "stack_only", "mta", "mta_published"]

@@ -86,7 +86,8 @@ def query_places(
     Both frames: columns user_id, group, profile, query. Texts are compared with white space
     normalised; answers are not looked at, unless `with_gold`: then the item must carry the
     query's gold too. LaMP-1's texts are compared by the paper's title alone (`LampTask.subject`):
-    which reference stood beside its own, and in which order, is no part of a paper.
+    which reference stood beside its own, and in which order, is no part of a paper. Of LaMP-7's
+    queries it is the gold that is looked for: their text is a paraphrase, the gold is the tweet.
 
     Returns counts of queries, each query counted once per key:
     any: in any profile; own: in the asking user's; sibling: in another user's of the same group;
@@ -124,7 +125,8 @@ def _places(
     counts = dict.fromkeys(("any", "own", "sibling", "other"), 0)
     for user_id, group, queries in asking.select("user_id", "group", "query").iter_rows():
         for query in queries:
-            text = _plain(task.subject(question_text(query["input"], task)))
+            asked = query["gold"] if task.items == "completed" else query["input"]
+            text = _plain(task.subject(question_text(asked, task)))
             found = holders.get((text, query["gold"] if with_gold else ""), set())
             counts["any"] += bool(found)
             counts["own"] += (user_id, group) in found

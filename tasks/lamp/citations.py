@@ -8,6 +8,7 @@ author's papers so agree on it, whatever stands beside it.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ from tasks.lamp.history import Neighbours
 
 ASKS = ", which reference is related? Just answer with [1] or [2] without explanation."
 LABELS = ("[1]", "[2]")
+# The answer of a paper that nothing was asked about yet; its text is its title as a query has it.
+UNASKED = "no citation"
+
+_QUESTION = re.compile(f'^"(.*)"{re.escape(ASKS)} \\[1\\]: "(.*)" \\[2\\]: "(.*)"$', re.DOTALL)
 
 
 def question(title: str, first: str, second: str) -> str:
@@ -22,9 +27,19 @@ def question(title: str, first: str, second: str) -> str:
     return f'"{title}"{ASKS} [1]: "{first}" [2]: "{second}"'
 
 
-def as_item(title: str, own: str, other: str) -> tuple[str, str]:
-    """(question, answer) about one paper: its `own` citation, against `other`."""
-    if hashlib.sha256(f"{title}\x1f{own}".encode()).digest()[0] % 2:
+def parts(text: str) -> tuple[str, str, str] | None:
+    """Title, first and second reference of what `question` gives; None for any other text."""
+    found = _QUESTION.match(text)
+    return None if found is None else (found[1], found[2], found[3])
+
+
+def as_item(title: str, own: str, other: str, about: str | None = None) -> tuple[str, str]:
+    """(question, answer) about one paper: its `own` reference, against `other`.
+
+    about: what decides the order; None: the title and its own reference.
+    """
+    decides = f"{title}\x1f{own}" if about is None else about
+    if hashlib.sha256(decides.encode()).digest()[0] % 2:
         return question(title, own, other), LABELS[0]
     return question(title, other, own), LABELS[1]
 

@@ -1,7 +1,8 @@
-"""The LaMP tasks this project runs: which fields they have and which answers are possible.
+"""The LaMP tasks this project runs, one definition each: all that tells one task from another.
 
 Source: LaMP, arXiv 2304.11406, table 1 and appendix A; the query wordings are those of its data.
-LaMP-2 exists twice: movie tagging (2M, the newer) and news categorisation (2N, the first).
+LaMP-2 exists twice: movie tagging (2M, the newer) and news categorisation (2N, the first). LaMP-6
+is e-mail subjects of a licensed corpus: its shape is here, nobody ships the data.
 """
 
 from __future__ import annotations
@@ -53,14 +54,23 @@ class LampTask:
     """One task of the benchmark.
 
     name: as in `lamp_tasks` of the configuration, for example "LaMP-2M".
-    text_field, answer_field: the keys of a profile item that hold its text and its answer.
+    text_field, answer_field: the keys of a profile item that hold its text and its answer; compact
+        prompts call them so.
+    shown_as: what published prompts call the text and the answer ("Review: ... Score:").
     marker: the piece of a query's `input` after whose first occurrence the item's own text
         stands; what comes before it, and the marker, is the instruction.
+    marker_names_text: the marker only names the text ("... review: "), so a prompt that names it
+        itself leaves it out. Elsewhere it ends a sentence ("... the following article: ").
     instruction: our own wording, used only when no query of the data carries the marker;
         ends with the marker.
     labels: every possible answer, in the order the queries list them; empty for free text.
     kind: decides the metrics (tasks/lamp/metrics.py).
     max_new_tokens: the most tokens an answer may take when it is generated.
+    items: how a profile item becomes a question. `asked`: its text as a query's is, the answer is
+        its own. `built`: the item is no question, so one is built of it (tasks/lamp/citations.py).
+        `completed`: there is nothing to ask: the bare cue, and the item's text is the answer, which
+        is how OPPU and Per-Pcs train on tweets. (The MTA code gives the tweet as the question and
+        the same tweet as its answer, which teaches copying; it has no prompt for it.)
     asks: the piece of an item's text that is instruction, where the text holds one: compact
         prompts leave it out, and what stands before it is what the item is about (`subject`).
     """
@@ -68,16 +78,28 @@ class LampTask:
     name: str
     text_field: str
     answer_field: str
+    shown_as: tuple[str, str]
     marker: str
     instruction: str
     labels: tuple[str, ...]
     kind: Literal["classification", "rating", "text"]
     max_new_tokens: int
+    marker_names_text: bool = False
+    items: Literal["asked", "built", "completed"] = "asked"
     asks: str = ""
+
+    @property
+    def cue(self) -> str:
+        """What compact prompts call the answer."""
+        return self.shown_as[1].lower() if self.items == "completed" else self.answer_field
 
     def subject(self, text: str) -> str:
         """What of an item's text tells it from others: two items are one by that and the answer."""
         return text.partition(self.asks)[0] if self.asks else text
+
+    def whole(self, text: str, answer: str) -> str:
+        """All that an item says, once."""
+        return text if self.items == "completed" else f"{text} {answer}"
 
 
 TASKS: dict[str, LampTask] = {
@@ -88,6 +110,7 @@ TASKS: dict[str, LampTask] = {
             # As read: the question that tasks/lamp/citations.py builds from a paper, and its label.
             text_field="title",
             answer_field="citation",
+            shown_as=("Paper Title", "Citation"),
             marker=" with the title ",
             instruction="Choose the reference that its author cites in the paper with the title ",
             labels=LABELS,
@@ -95,16 +118,19 @@ TASKS: dict[str, LampTask] = {
             max_new_tokens=8,
             # What follows it, the two references, is no part of the paper: one is a negative.
             asks=ASKS,
+            items="built",
         ),
         LampTask(
             name="LaMP-2M",
             text_field="description",
             answer_field="tag",
+            shown_as=("Description", "Tag"),
             marker=" description: ",
             instruction=(
                 "Choose the one tag that fits this movie best. Answer with the tag alone. "
                 f"tags: [{', '.join(MOVIE_TAGS)}] description: "
             ),
+            marker_names_text=True,
             labels=MOVIE_TAGS,
             kind="classification",
             max_new_tokens=8,
@@ -113,11 +139,13 @@ TASKS: dict[str, LampTask] = {
             name="LaMP-2N",
             text_field="text",
             answer_field="category",
+            shown_as=("Article", "Category"),
             marker=" article: ",
             instruction=(
                 "Choose the one category that fits this article best. Answer with the category "
                 f"alone. categories: [{', '.join(NEWS_CATEGORIES)}] article: "
             ),
+            marker_names_text=True,
             labels=NEWS_CATEGORIES,
             kind="classification",
             max_new_tokens=8,
@@ -126,16 +154,19 @@ TASKS: dict[str, LampTask] = {
             name="LaMP-3",
             text_field="text",
             answer_field="score",
+            shown_as=("Review", "Score"),
             marker=" review: ",
             instruction="Rate this review from 1 to 5. Answer with the number alone. review: ",
             labels=("1", "2", "3", "4", "5"),
             kind="rating",
             max_new_tokens=4,
+            marker_names_text=True,
         ),
         LampTask(
             name="LaMP-4",
             text_field="text",
             answer_field="title",
+            shown_as=("Article", "Headline"),
             marker=" article: ",
             instruction="Write the headline of this news article: ",
             labels=(),
@@ -146,11 +177,36 @@ TASKS: dict[str, LampTask] = {
             name="LaMP-5",
             text_field="abstract",
             answer_field="title",
+            shown_as=("Abstract", "Title"),
             marker=" paper: ",
             instruction="Write the title of this scholarly paper: ",
             labels=(),
             kind="text",
             max_new_tokens=48,
+        ),
+        LampTask(
+            name="LaMP-6",
+            text_field="text",
+            answer_field="title",
+            shown_as=("Email", "Subject"),
+            marker=" email: ",
+            instruction="Write the subject of this email: ",
+            labels=(),
+            kind="text",
+            max_new_tokens=32,
+        ),
+        LampTask(
+            name="LaMP-7",
+            # A tweet is its own answer; a query's text is a paraphrase of one that is not here.
+            text_field="text",
+            answer_field="text",
+            shown_as=("Text", "Tweet"),
+            marker=" before or after it: ",
+            instruction="Write this as a tweet, with nothing before or after it: ",
+            labels=(),
+            kind="text",
+            max_new_tokens=64,
+            items="completed",
         ),
     )
 }
@@ -159,8 +215,5 @@ TASKS: dict[str, LampTask] = {
 def get_task(name: str) -> LampTask:
     """The task called `name`; raises InputError listing the names there are."""
     if name not in TASKS:
-        raise InputError(
-            f"LaMP task {name!r} is not known: use one of {', '.join(TASKS)} (LaMP-7 is "
-            "not offered yet, because its profiles hold no question and answer)"
-        )
+        raise InputError(f"LaMP task {name!r} is not known: use one of {', '.join(TASKS)}")
     return TASKS[name]

@@ -228,7 +228,7 @@ class _Reader:
         if not isinstance(record["profile"], list):
             raise InputError(f"{where}: profile is {kind(record['profile'])}; it must be a list")
         items = record["profile"]
-        if self.task.name == "LaMP-1":
+        if self.task.items == "built":
             items = self._questions(items, where)
         profile: dict[tuple[str, str], dict[str, str]] = {}
         for number, item in enumerate(items):

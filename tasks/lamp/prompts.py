@@ -1,13 +1,18 @@
 """Prompts: every profile item and every query becomes one question with one answer.
 
 A profile item is asked about itself, leave-one-out: the other items are its history. A query has
-the whole profile as history. Both read alike, so what is trained is what is asked later.
-Source: METHOD, Prompts (the published layout: history, instruction, cue; wording our own).
+the whole profile as history. Both read alike, so what is trained is what is asked later; where an
+item is no question, its definition says what becomes of it (`LampTask.items`).
+Source: METHOD, Prompts. The published layout is that of the MTA code: history, instruction, the
+text, and the cue that the answer follows. The instruction's wording is the data's own.
 
 compact    description: <text> tag:      (an instruction within the text, as LaMP-1's, is left out)
-published  ### User History: <text and answer of similar items>
-           ### User Instruction: <instruction and text>
-           ### Answer:
+published  ### User History:
+           Description: <text of a similar item> Tag: <its answer>
+
+           ### User Instruction:
+           <instruction>
+           Description: <text> Tag:
 """
 
 from __future__ import annotations
@@ -17,10 +22,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tasks.lamp.citations import ASKS, parts
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.history import Neighbours
 
 Style = Literal["compact", "published"]
+# Raised when the published layout's text changes: results made with the old one are then made anew.
+LAYOUT = 2
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,14 @@ def profile_samples(
 ) -> list[Sample]:
     """One sample per profile item {id, text, answer}, in order.
 
-    history_items: how many of the *other* items, most similar by BM25, stand before the question.
+    history_items: how many of the *other* items, most similar by BM25, stand before the question;
+        none before a bare cue, which has no text they could be similar to but the answer.
     instruction: as from `instruction_of`; only the published style shows it.
     """
-    asked = [(item["id"], item["text"], item["answer"]) for item in profile]
+    asked = [
+        (item["id"], None if task.items == "completed" else item["text"], item["answer"])
+        for item in profile
+    ]
     found = _neighbours(profile).others(history_items) if history_items else None
     return _samples(profile, asked, found, task, style, instruction)
 
@@ -91,7 +103,7 @@ def _neighbours(profile: Sequence[Mapping[str, str]]) -> Neighbours:
 
 def _samples(
     profile: Sequence[Mapping[str, str]],
-    asked: Sequence[tuple[str, str, str]],
+    asked: Sequence[tuple[str, str | None, str]],
     found: Sequence[Sequence[int]] | None,
     task: LampTask,
     style: Style,
@@ -100,26 +112,65 @@ def _samples(
     """asked: (id, text, answer). found: for each the profile items that stand before it."""
     samples = []
     for number, (sample_id, text, answer) in enumerate(asked):
-        history = [_shown(profile[index], task) for index in found[number]] if found else []
+        known = found[number] if found and text is not None else []
+        history = [profile[index] for index in known]
         if style == "compact":
-            prompt = "\n".join([*history, _cue(text, task)])
+            prompt = "\n".join([*(_compact_item(item, task) for item in history), _cue(text, task)])
         else:
-            sections = [f"### User History:\n{chr(10).join(history)}"] if history else []
-            sections.append(f"### User Instruction:\n{instruction.strip()} {_one_line(text)}")
-            sections.append("### Answer:")
-            prompt = "\n\n".join(sections)
+            prompt = _published(text, history, task, instruction)
         samples.append(Sample(sample_id, prompt, _one_line(answer)))
     return samples
 
 
-def _shown(item: Mapping[str, str], task: LampTask) -> str:
-    return f"{_cue(item['text'], task)} {_one_line(item['answer'])}"
+def _compact_item(item: Mapping[str, str], task: LampTask) -> str:
+    text = None if task.items == "completed" else item["text"]
+    return f"{_cue(text, task)} {_one_line(item['answer'])}"
 
 
-def _cue(text: str, task: LampTask) -> str:
+def _cue(text: str | None, task: LampTask) -> str:
+    """What a compact prompt ends with; without a text the bare cue."""
+    if text is None:
+        return f"{task.cue}:"
     if task.asks:
         text = text.replace(task.asks, "", 1)
-    return f"{task.text_field}: {_one_line(text)} {task.answer_field}:"
+    return f"{task.text_field}: {_one_line(text)} {task.cue}:"
+
+
+def _published(
+    text: str | None, history: Sequence[Mapping[str, str]], task: LampTask, instruction: str
+) -> str:
+    if text is None:
+        return f"{task.shown_as[1]}:"
+    sections = []
+    if history:
+        lines = [_published_item(item, task) for item in history]
+        sections.append("### User History:\n" + "\n".join(lines))
+    if task.marker_names_text:
+        instruction = instruction.removesuffix(task.marker)
+    asked = _question(_one_line(text), _one_line(instruction), task)
+    sections.append(f"### User Instruction:\n{asked}")
+    return "\n\n".join(sections)
+
+
+def _question(text: str, instruction: str, task: LampTask) -> str:
+    name, cue = task.shown_as
+    if task.items != "built":
+        return f"{instruction}\n{name}: {text} {cue}:"
+    if paper := parts(text):
+        title, first, second = paper
+        asks = f'{instruction} "{title}"{ASKS}'
+        return f"{asks}\nReference: [1] - {first} [2] - {second}\nAnswer:"
+    return f"{instruction} {text}\nAnswer:"
+
+
+def _published_item(item: Mapping[str, str], task: LampTask) -> str:
+    (name, cue), text, answer = task.shown_as, _one_line(item["text"]), _one_line(item["answer"])
+    if task.items == "completed":
+        return f"{cue}: {answer}"
+    if task.items == "built" and (paper := parts(text)):
+        title, *references = paper
+        text, answer = title, references[task.labels.index(answer)]
+    return f"{name}: {text} {cue}: {answer}"
 
 
 def _one_line(text: str) -> str:

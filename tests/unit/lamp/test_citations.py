@@ -10,7 +10,7 @@ import pytest
 
 from tasks.errors import InputError
 from tasks.lamp.audit import query_places
-from tasks.lamp.citations import as_item, hard_negatives, question
+from tasks.lamp.citations import ASKS, as_item, hard_negatives, question
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import DUPLICATE_ITEM, EMPTY_ITEM, NO_NEGATIVE, read_users
 from tasks.lamp.groups import find_groups, split_users
@@ -127,7 +127,9 @@ def test_prompts(tmp_path: Path) -> None:
     (asked,) = query_samples(row["profile"], row["query"], TASK, "compact", 0, START)
     assert asked.prompt == 'title: "red" [1]: "a" [2]: "b" citation:'
     (published,) = query_samples(row["profile"], row["query"], TASK, "published", 0, START)
-    assert query["input"] in published.prompt
+    assert published.prompt == (
+        f'### User Instruction:\n{START}"red"{ASKS}\nReference: [1] - a [2] - b\nAnswer:'
+    )
 
 
 def test_windows_of_one_author_are_found(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ REAL_QUERIES = {
     "2, 3, 4, or 5 without further explanation. review: THE TEXT",
     "LaMP-4": "Generate a headline for the following article: THE TEXT",
     "LaMP-5": "Generate a title for the following abstract of a paper: THE TEXT",
+    "LaMP-6": "Generate a subject for the following email: THE TEXT",
+    "LaMP-7": "Paraphrase the following tweet without any explanation before or after it: THE TEXT",
 }
 
 
@@ -38,11 +40,11 @@ def test_own_instruction_ends_with_its_only_marker(name: str) -> None:
 
 
 def test_label_sets() -> None:
-    assert [len(TASKS[name].labels) for name in TASKS] == [2, 15, 15, 5, 0, 0]
+    assert [len(TASKS[name].labels) for name in TASKS] == [2, 15, 15, 5, 0, 0, 0, 0]
     assert all(len(set(task.labels)) == len(task.labels) for task in TASKS.values())
 
 
 def test_unknown_task_lists_the_names() -> None:
-    with pytest.raises(InputError, match=r"LaMP-1, .*, LaMP-5 .*LaMP-7 is") as e:
-        get_task("LaMP-7")
+    with pytest.raises(InputError, match=r"use one of LaMP-1, .*, LaMP-7$") as e:
+        get_task("LaMP-8")
     assert "\n" not in str(e.value)

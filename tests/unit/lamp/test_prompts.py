@@ -52,11 +52,22 @@ def test_published() -> None:
     (sample,) = query_samples(PROFILE, QUERIES, TASK, "published", 1, INSTRUCTION)
     assert sample.prompt == (
         "### User History:\n"
-        "description: red fox runs tag: comedy\n\n"
+        "Description: red fox runs Tag: comedy\n\n"
         "### User Instruction:\n"
-        "Which tag? description: red fox description: x\n\n"
-        "### Answer:"
+        "Which tag?\n"
+        "Description: red fox description: x Tag:"
     )
+
+
+def test_what_is_completed_has_no_text_before_it() -> None:
+    """A tweet is its own answer: nothing of it, and no neighbour found by it, stands before it."""
+    tweets = get_task("LaMP-7")
+    profile = [{"id": str(n), "text": text, "answer": text} for n, text in enumerate("ab")]
+    for style, cue in (("compact", "tweet:"), ("published", "Tweet:")):
+        assert profile_samples(profile, tweets, style, 2, "x") == [
+            Sample("0", cue, "a"),
+            Sample("1", cue, "b"),
+        ]
 
 
 @pytest.mark.parametrize("style", ["compact", "published"])

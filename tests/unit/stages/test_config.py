@@ -112,7 +112,7 @@ def test_the_resolved_configuration_comes_back_from_json() -> None:
         ({"split": {"base_share": 0.5, "anchor_share": 0.5}}, "must stay below 1"),
         ({"synthetic": {"items_min": 9, "items_max": 8}}, "items_max 8 must be >= items_min 9"),
         ({"lamp_tasks": []}, "lamp_tasks"),
-        ({"lamp_tasks": ["LaMP-6"], "data": "some/folder"}, r"lamp_tasks\.0"),
+        ({"lamp_tasks": ["LaMP-8"], "data": "some/folder"}, r"lamp_tasks\.0"),
         ({"split": "by_hand"}, r"split\.kind: .*'grouped' or 'published' \(got 'by_hand'\)"),
         ({"split": {"few_shot_users": 0}}, r"split\.few_shot_users"),
         ({"items_curve": [3], "split": "published"}, "items_curve needs split.kind grouped"),

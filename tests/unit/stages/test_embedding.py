@@ -52,7 +52,7 @@ def test_texts_are_the_mean_of_the_encoders_vectors(monkeypatch: pytest.MonkeyPa
         [{"text": "an old letter changes a life", "answer": "romance"}],
     ]
     options = resolve({"anchors": {"embedding": "text", "text_model": str(folder)}})
-    got = embedding._texts(options, profiles)
+    got = embedding._texts(options, "LaMP-2M", profiles)
     encoder = SentenceTransformer(str(folder))
     for vector, profile in zip(got, profiles, strict=True):
         single = [encoder.encode(f"{item['text']} {item['answer']}") for item in profile]
@@ -67,7 +67,7 @@ def test_an_encoder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"anchors\.text_model .*absent: cannot be loaded"
     ) as caught:
-        embedding._texts(options, [[{"text": "a", "answer": "b"}]])
+        embedding._texts(options, "LaMP-2M", [[{"text": "a", "answer": "b"}]])
     assert "\n" not in str(caught.value)
 
 
@@ -83,7 +83,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Stands in for the encoder: a vector is (items, 1); keeps whom it was asked for."""
     asked: list[list[str]] = []
 
-    def texts(_options: RunConfig, profiles: list[list[dict[str, str]]]) -> list[list[float]]:
+    def texts(
+        _options: RunConfig, _lamp_task: str, profiles: list[list[dict[str, str]]]
+    ) -> list[list[float]]:
         asked.append([profile[0]["text"].split()[0] for profile in profiles])
         return [[float(len(profile)), 1.0] for profile in profiles]
 
