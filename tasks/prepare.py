@@ -93,8 +93,8 @@ def describe(value: dict[str, Any], lamp_task: str) -> list[str]:
         if names:
             lines.append(f"{lamp_task}: {role} authors: {', '.join(names)}")
     for name in ("queries_in_other_profiles", "pooled_users", "removed_shared_group",
-                 "removed_few_shot_without_query", "unseen_few_shot_items",
-                 "shared_author"):  # fmt: skip
+                 "removed_few_shot_without_query", "unseen_few_shot_items", "shared_author",
+                 "papers_asked_by_their_author"):  # fmt: skip
         if counts.get(name):
             lines.append(f"{lamp_task}: {name.replace('_', ' ')}: {counts[name]}")
     lines += [f"{lamp_task}: {line}" for line in _findings(value["audit"])]
@@ -223,6 +223,9 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
         lengths = split.few_shot["profile"].list.len().cast(pl.Int64)
         counts["unseen_few_shot_items"] += int((lengths - most).clip(lower_bound=0).sum())
         frames["few_shot"] = split.few_shot.with_columns(pl.col("profile").list.head(most))
+    dropped = dict(loaded.dropped)
+    if task.items == "built":
+        frames = _asked(frames, counts, dropped, lamp_task, options.seed)
     for role, frame in frames.items():
         frame.write_parquet(out / f"{role}.parquet")
     if options.data == "synthetic":
@@ -238,7 +241,7 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
     )
     return {
         "counts": counts,
-        "dropped": loaded.dropped,
+        "dropped": dropped,
         "split": options.split.model_dump() | {"seed": options.seed},
         "audit": audit(split.users, loaded.dropped, task),
         "authors": {role: _names(frame["group"].to_list()) for role, frame in frames.items()},
@@ -275,3 +278,42 @@ def _divide(users: pl.DataFrame, task: LampTask, options: RunConfig) -> Split:
         share=chosen.same_author_share,
         allow_shared_groups=chosen.allow_shared_groups,
     )
+
+
+def _asked(
+    frames: dict[str, pl.DataFrame],
+    counts: dict[str, int],
+    dropped: dict[str, int],
+    lamp_task: str,
+    seed: int,
+) -> dict[str, pl.DataFrame]:
+    """The tables with a question for every paper; nothing changes where the data name citations.
+
+    Counts what was done in `counts` and `dropped`. No few-shot user's paper is shown to others.
+    """
+    import polars as pl
+
+    from tasks.lamp.formats import EMPTY_USER
+    from tasks.lamp.related import NO_RELATED, ask_related, has_unasked
+
+    if not any(has_unasked(frame) for frame in frames.values()):
+        return frames
+    others = pl.concat([frames["base"], frames["anchor"]])
+    found = {}
+    for role, frame in frames.items():
+        asked, lost = ask_related(frame, others, seed)
+        found[role] = asked.filter(pl.col("profile").list.len() > 0)
+        for what, count in ((NO_RELATED, lost), (EMPTY_USER, frame.height - found[role].height)):
+            if count:
+                dropped[what] = dropped.get(what, 0) + count
+    counts["papers_asked_by_their_author"] = sum(
+        int(frame["profile"].list.len().sum()) for frame in found.values()
+    )
+    for role in ("anchor", "few_shot"):
+        if found[role].is_empty():
+            raise InputError(
+                f"{lamp_task}: the papers name no citation, and no {role.replace('_', '-')} user "
+                "has two papers to ask against another author's; give more users, or papers with "
+                "their citation"
+            )
+    return found

@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from tasks.lamp.citations import UNASKED
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.formats import DUPLICATE_ITEM, EMPTY_ITEM, EMPTY_QUERY, EMPTY_USER, ORPHAN_QUERY
 from tasks.lamp.prompts import question_text
@@ -68,7 +69,7 @@ def audit(users: pl.DataFrame, dropped: Mapping[str, int], task: LampTask) -> di
             if reason in dropped
         },
         "labels": {
-            "items": _balance([item["answer"] for item in items], task),
+            "items": _balance([i["answer"] for i in items if i["answer"] != UNASKED], task),
             "golds": _balance(golds, task),
         },
         "profile_lengths": {

@@ -1,8 +1,12 @@
 """LaMP-1's question: which of two references belongs to a paper? Wording as in LaMP's own data.
 
-A profile item of LaMP-1 is a paper, not a question, so one is built: the paper's own citation
-against another one, in an order that depends on title and citation alone. Windows over one
-author's papers so agree on it, whatever stands beside it.
+A profile item of LaMP-1 is a paper, not a question, so one is built. Where the data name what a
+paper cites (the user files of OPPU and Per-Pcs): its own citation against another one. LaMP's
+official files do not, and nothing can be asked about a citation that is not there: what is asked
+of those instead is in tasks/lamp/related.py.
+
+The order of the two references depends on what is asked about alone. Windows over one author's
+papers so agree on it, whatever stands beside it.
 """
 
 from __future__ import annotations

@@ -240,7 +240,7 @@ class _Reader:
             item_id = self._identifier(item["id"], place, "id") if "id" in item else str(number)
             if not body.strip() or not answer.strip():
                 self.dropped[EMPTY_ITEM] += 1
-            elif self.task.labels and answer not in self.task.labels:
+            elif self.task.labels and answer not in (*self.task.labels, citations.UNASKED):
                 self.dropped[UNKNOWN_LABEL] += 1
             elif (body, answer) in profile:
                 self.dropped[DUPLICATE_ITEM] += 1
@@ -268,20 +268,22 @@ class _Reader:
         """LaMP-1's papers as items whose title is a question and whose citation is its label.
 
         A paper may name its own `negative`. Ours do: a citation of the same user, as the nearest
-        paper's is, shows nothing of the user's taste.
+        paper's is, shows nothing of the user's taste. Where no paper of a profile names a citation,
+        as in LaMP's official files, they stay to be asked about (`related.ask_related`).
         """
+        named = any(isinstance(paper, dict) and "citation" in paper for paper in papers)
         read = []
         for number, paper in enumerate(papers):
             place = f"{where}, profile item {number}"
-            if isinstance(paper, dict) and "citation" not in paper:
-                raise InputError(
-                    f"{place} has no 'citation', as in LaMP's own files, so nothing can be asked "
-                    "about it; give LaMP-1 as user files, whose papers name what they cite"
-                )
-            fields = self._fields(paper, place, ("title", "citation"))
+            fields = self._fields(paper, place, ("title", "citation") if named else ("title",))
             for name in ("abstract", "negative"):
                 fields[name] = text(paper.get(name), place, name)
+            if not named:
+                title = fields["title"].strip()
+                fields |= {"title": f'"{title}"' if title else "", "citation": citations.UNASKED}
             read.append({"id": str(number), **paper, **fields})
+        if not named:
+            return read
         questions = citations.questions(read)
         if len(questions) < len(read):
             self.dropped[NO_NEGATIVE] += len(read) - len(questions)

@@ -100,7 +100,6 @@ def test_paper_without_anything_to_ask_against(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ({"id": "1", "title": "x", "abstract": "y"}, "no 'citation', as in LaMP's own files"),
         ({"id": "1", "citation": "x"}, "has no 'title'"),
         ({"id": "1", "title": "x", "citation": ["y"]}, "citation is a list"),
         ({"id": "1", "title": "x", "citation": "y", "negative": {}}, "negative is a JSON object"),

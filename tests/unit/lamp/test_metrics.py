@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import InputError
-from tasks.lamp.definitions import LampTask, get_task
+from tasks.lamp.definitions import TASKS, LampTask, get_task
+from tasks.lamp.formats import read_users
 from tasks.lamp.metrics import example_columns, from_sums, golds_json, score
 from tasks.lamp.statistics import Scored, bootstrap, intervals
+from tests.official import write_official
 
 MOVIES, RATINGS, TITLES = (get_task(name) for name in ("LaMP-2M", "LaMP-3", "LaMP-5"))
 
@@ -230,3 +234,17 @@ def test_golds_json() -> None:
         "golds": [{"id": "b", "output": "x"}, {"id": "a", "output": "y"}],
     }
     assert golds_json(TITLES, {})["task"] == "LaMP_5"
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_submission_is_what_an_outputs_file_is(name: str, tmp_path: Path) -> None:
+    """What is exported, put in the place of a split's outputs, is read back id by id."""
+    write_official(tmp_path, name, users=4, items=3)
+    task, outputs = get_task(name), tmp_path / "dev_outputs.json"
+    assert json.loads(outputs.read_text())["task"] == golds_json(task, {})["task"]
+    answers = (*task.labels, "5") if task.labels else ('ein \u00dc, \n"zwei"', "b", "c")
+    predictions = {str(n): answers[n % 2] for n in (3, 1, 0, 2)}
+    outputs.write_text(json.dumps(golds_json(task, predictions)), encoding="utf-8")
+    users = read_users(tmp_path, task).users
+    found = {query["id"]: query["gold"] for (query,) in users["query"].to_list()}
+    assert found == predictions

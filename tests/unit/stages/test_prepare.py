@@ -11,7 +11,9 @@ import pytest
 
 from tasks.artifacts import Store, file_sha256
 from tasks.config import resolve
+from tasks.lamp.citations import ASKS, LABELS, parts
 from tasks.prepare import POPULATION_FILE, ROLES, prepare, users_of
+from tests.official import write_official
 from tests.unit.lamp.web import Site, official, serving
 from tests.unit.stages.users import result, user, write_users
 
@@ -276,6 +278,42 @@ def test_few_shot_users_in_a_folder_of_their_own(where: Store, tmp_path: Path) -
     assert result(run(data))["value"]["few_shot"] == ["few-1", "few-2"]
     file.write_text(json.dumps(ROLES_GIVEN["few_shot"][:1]))
     assert result(run(data))["value"]["few_shot"] == ["few-1"]
+
+
+def test_official_papers_are_asked_about(
+    where: Store, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """LaMP-1 without citations: every paper of every side has a question, and it is said."""
+    prepared = result(run(write_official(tmp_path / "data", "LaMP-1"), "LaMP-1"))
+    value, items = prepared["value"], 0
+    own = {
+        role: {i["text"].partition(ASKS)[0] for u in users_of(where, prepared, role)
+               for i in u["profile"]}
+        for role in ROLES
+    }  # fmt: skip
+    for role in ROLES:
+        for one in users_of(where, prepared, role):
+            for item in one["profile"]:
+                items += 1
+                _, *references = parts(item["text"])
+                related = references[LABELS.index(item["answer"])]
+                assert f'"{related}"' in own[role]
+                # No few-shot user's paper is shown to others, not even as a wrong answer.
+                other = references[1 - LABELS.index(item["answer"])]
+                assert f'"{other}"' in own["base"] | own["anchor"]
+    assert value["counts"]["papers_asked_by_their_author"] == items > 18 * 10
+    # Before anything is asked there are no labels to count.
+    assert value["audit"]["labels"]["items"] is None
+    assert f"papers asked by their author: {items}" in capsys.readouterr().out
+
+
+def test_nothing_to_ask_of_papers(where: Store, tmp_path: Path) -> None:
+    """Users with one paper each: one line, and no table."""
+    data = write_official(tmp_path / "data", "LaMP-1", items=1)
+    state = run(data, "LaMP-1")
+    assert state.is_failed()
+    assert "LaMP-1: the papers name no citation" in state.message
+    assert "\n" not in state.message
 
 
 def test_a_generated_world_says_who_is_who(where: Store) -> None:

@@ -1,0 +1,83 @@
+"""LaMP-1 where the data name no citations, as LaMP's official files: what is asked of a paper.
+
+With the words of the task, the author's most similar other paper is asked against a paper of
+another author. It is an answer that the data have, and shows what else this author writes. It is
+not what the author cites, which OPPU, Per-Pcs and MTA train on: their files add the citations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import polars as pl
+
+from tasks.lamp.citations import ASKS, UNASKED, as_item
+from tasks.lamp.history import Neighbours
+
+# From this many other authors comes the paper that a paper is asked against.
+OTHER_AUTHORS = 8
+NO_RELATED = "paper without a citation, another one of its author or another author"
+
+
+def has_unasked(users: pl.DataFrame) -> bool:
+    """Whether a paper in the profiles (column profile) stands without a question."""
+    answers = users["profile"].explode().drop_nulls().struct.field("answer")
+    return bool((answers == UNASKED).any())
+
+
+def ask_related(users: pl.DataFrame, others: pl.DataFrame, seed: int) -> tuple[pl.DataFrame, int]:
+    """`users` with a question for each paper that has none, and how many papers stay without.
+
+    Both frames: columns group (the author) and profile. The paper's own reference is the title of
+    the user's most similar other paper, the other one the most similar title of OTHER_AUTHORS
+    authors of `others`, drawn by the seed and the author; both by BM25 over titles. A paper without
+    another one of its author, or without another author, is left out and counted.
+    """
+    titles: dict[str, list[str]] = {}
+    for group, profile in others.select("group", "profile").iter_rows():
+        titles.setdefault(group, []).extend(_titles(profile))
+    names = sorted(titles)
+    profiles, lost = [], 0
+    for group, profile in users.select("group", "profile").iter_rows():
+        asked = _ask(profile, _pool(titles, names, group, seed))
+        lost += len(profile) - len(asked)
+        profiles.append(asked)
+    column = pl.Series("profile", profiles, dtype=users.schema["profile"])
+    return users.with_columns(column), lost
+
+
+def _ask(profile: list[dict[str, str]], pool: list[str]) -> list[dict[str, str]]:
+    """One user's items, those without a question asked; the ones that cannot be are left out."""
+    own = _titles(profile)
+    known = set(own)
+    pool = [title for title in pool if title not in known]
+    mine, theirs = Neighbours(own), Neighbours(pool)
+    items = []
+    for index, (item, title) in enumerate(zip(profile, own, strict=True)):
+        if item["answer"] != UNASKED:
+            items.append(item)
+            continue
+        near = [own[n] for n in mine.find(title, len(own), exclude=index) if own[n] != title]
+        if near and pool:
+            (far,) = theirs.find(title, 1)
+            text, label = as_item(title, near[0], pool[far], about=title)
+            items.append(item | {"text": text, "answer": label})
+    return items
+
+
+def _pool(
+    titles: Mapping[str, Sequence[str]], names: Sequence[str], group: str, seed: int
+) -> list[str]:
+    """The titles of some other authors (of `names`, sorted), the same for every window of one."""
+    about = hashlib.sha256(f"{seed}\x1f{group}".encode()).digest()
+    generator = np.random.default_rng(int.from_bytes(about[:16], "big"))
+    drawn = generator.choice(len(names), min(OTHER_AUTHORS + 1, len(names)), replace=False)
+    others = [names[number] for number in drawn if names[number] != group][:OTHER_AUTHORS]
+    return [title for name in others for title in titles[name]]
+
+
+def _titles(profile: Iterable[dict[str, str]]) -> list[str]:
+    """Each item's title, asked about or not."""
+    return [item["text"].partition(ASKS)[0].removeprefix('"').removesuffix('"') for item in profile]
