@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tasks.errors import InputError
+
+# LaMP's largest outputs are a few megabytes; what is read whole may not be more than this.
+WHOLE = 64 << 20
 
 
 def text(value: Any, where: str, name: str) -> str:
@@ -17,6 +24,8 @@ def text(value: Any, where: str, name: str) -> str:
         value = int(value)  # a rating written 4.0 is the label 4
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InputError(f"{where}: {name} is {kind(value)}; it must be a string or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where}: {name} is a number too large to be read; repair it")
     string = str(value)
     try:
         string.encode("utf-8")
@@ -27,40 +36,109 @@ def text(value: Any, where: str, name: str) -> str:
     return string
 
 
-def read_list(file: Path) -> list[Any]:
-    """The non-empty JSON list that a file holds; else InputError."""
-    content = read_json(file)
-    if not isinstance(content, list):
-        raise InputError(f"{file}: holds {kind(content)}; expected a JSON list of users")
-    if not content:
-        raise InputError(f"{file}: holds an empty list; expected at least one user")
-    return content
+def fields_of(value: Any, where: str, names: tuple[str, ...], task: str) -> dict[str, str]:
+    """The fields of a JSON object that a task needs, as strings; null counts as empty."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is {kind(value)}; it must be a JSON object")
+    for name in names:
+        if name not in value:
+            present = ", ".join(short(str(key)) for key in list(value)[:8]) or "none"
+            raise InputError(f"{where} has no {name!r} (its fields: {present}); {task} needs it")
+    return {name: text(value[name], where, name) for name in names}
+
+
+def identifier(value: Any, where: str, name: str) -> str:
+    """An id as a string; it must not be empty."""
+    string = text(value, where, name)
+    if not string.strip():
+        raise InputError(f"{where}: {name} is empty; give it a string or a whole number")
+    return string
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file holds; InputError says where it stops being JSON."""
+    """What a JSON file of at most WHOLE bytes holds; InputError says where it stops being JSON."""
+    with reading(file):
+        if file.stat().st_size > WHOLE:
+            raise InputError(
+                f"{file}: is larger than {WHOLE >> 20} MiB, so it is not what it should be by its "
+                "name; get it again"
+            )
+        content = file.read_bytes()
     try:
-        content = file.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); check it") from None
+        decoded = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{file}: not UTF-8 at byte {error.start}; is it compressed? give the plain JSON file"
         ) from None
-    if not content.strip():
+    if not decoded.strip():
         raise InputError(f"{file}: is empty; get it again")
     try:
-        return json.loads(content)
+        return decoder().decode(decoded)
     except json.JSONDecodeError as error:
-        hint = "is it truncated? get it again"
-        if content.lstrip().startswith("<"):
-            hint = "it looks like a web page, so the address it came from was wrong"
-        raise InputError(
-            f"{file}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
-            f"{hint}"
-        ) from None
+        start = len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0
+        place = start + len(decoded[: error.pos].encode())
+        if decoded.lstrip().startswith("<"):
+            not_json(str(file), file, place, error.msg, web=True)
+        not_json(str(file), file, place, error.msg)
     except (RecursionError, ValueError) as error:
         raise InputError(f"{file}: cannot be read as JSON ({error}); get it again") from None
+
+
+def decoder() -> json.JSONDecoder:
+    """The standard library's, without the constants that are not JSON."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.JSONDecoder(parse_constant=refuse)
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """A file that cannot be read, at any point, is one line."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); check it") from None
+
+
+def not_a_list(file: Path) -> NoReturn:
+    """Say what a file holds that does not begin with a list."""
+    if file.stat().st_size > WHOLE:
+        raise InputError(f"{file}: does not begin with a JSON list; is it another file?")
+    content = read_json(file)
+    raise InputError(f"{file}: holds {kind(content)}; expected a JSON list of users")
+
+
+def not_json(
+    where: str, file: Path, place: int, what: str, *, cut: bool = True, web: bool = False
+) -> NoReturn:
+    """Say where a file stops being JSON.
+
+    where: the file, and the record if there is one. place: the byte. cut: that may be because its
+    end is missing. web: it is a web page.
+    """
+    hint = "is it truncated? get it again" if cut else "repair it, or get the file again"
+    if web:
+        hint = "it looks like a web page, so the address it came from was wrong"
+    line, column = _line_of(file, place)
+    raise InputError(
+        f"{where}: not valid JSON at line {line}, column {column} (byte {place}: {what}); {hint}"
+    )
+
+
+def _line_of(file: Path, place: int) -> tuple[int, int]:
+    """Line and column (in characters) of a byte; the file is read again up to there."""
+    line = column = 1
+    decode = codecs.getincrementaldecoder("utf-8-sig")("replace").decode
+    with reading(file), file.open("rb") as handle:
+        while place > 0 and (part := handle.read(min(place, 1 << 20))):
+            place -= len(part)
+            characters = decode(part)
+            line += characters.count("\n")
+            _, newline, last = characters.rpartition("\n")
+            column = len(last) + 1 if newline else column + len(characters)
+    return line, column
 
 
 def kind(value: Any) -> str:

@@ -4,37 +4,32 @@ User file (OPPU, Per-Pcs, MTA): a list of {user_id, profile: [item], query: [{id
 LaMP official: `{split}_questions.json`, a list of {id, input, profile: [item]}, and
 `{split}_outputs.json`, {task, golds: [{id, output}]}; each question is a user of its own.
 
-    loaded = read_users(Path("data/lamp2m"), get_task("LaMP-2M"))
+    loaded = read_users(Path("data/lamp2m"), get_task("LaMP-2M"))        users in memory
+    found = copy_users(Path("data/lamp3"), get_task("LaMP-3"), file)     as parquet, however many
+
+Either way files are read record by record (tasks/lamp/records.py).
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from tasks.errors import InputError
 from tasks.lamp import citations
-from tasks.lamp.checks import kind, read_json, read_list, short, text
+from tasks.lamp.checks import fields_of, identifier, kind, read_json, short, text
 from tasks.lamp.definitions import LampTask
-
-ROLES = ("base", "anchor", "few_shot")
-ROLE_FILE_NAMES: dict[str, tuple[str, ...]] = {
-    "base": ("user_base_LLM.json",),
-    "anchor": ("user_anchor_candidate.json",),
-    "few_shot": (
-        "user_few_shot.json",
-        "user_test_100.json",
-        "test_100.json",
-        "test_100/user_test_100.json",
-        "test_100/test_100.json",
-    ),
-}
-# LaMP withholds the golds of its test split, so it is never read.
-SPLITS = ("dev", "train")
+from tasks.lamp.folders import find_files
+from tasks.lamp.records import read_records
+from tasks.lamp.tables import USERS, Records, Rows, parquet
+from tasks.lamp.usual import Block, Usual
 
 PROFILE_TYPE = pl.List(pl.Struct({"id": pl.String, "text": pl.String, "answer": pl.String}))
 QUERY_TYPE = pl.List(pl.Struct({"id": pl.String, "input": pl.String, "gold": pl.String}))
@@ -55,88 +50,86 @@ EMPTY_USER = "user with no profile items left"
 ORPHAN_QUERY = "query of a user with no profile items left"
 
 
+# A user's id, queries as (id, input, gold), and how an error names the user.
+Head = tuple[str, list[tuple[str, str, str]], str]
+
+
 @dataclass(frozen=True)
-class Loaded:
+class Found:
+    """What was read.
+
+    dropped: how many items, queries and users were left out, by reason; no zeros.
+    sources: the files that were read.
+    """
+
+    dropped: dict[str, int]
+    sources: list[str]
+
+
+@dataclass(frozen=True)
+class Loaded(Found):
     """Users as read.
 
     users: columns user_id, role (base, anchor, few_shot, or null where the data does not say),
         profile (list of {id, text, answer}) and query (list of {id, input, gold}), all strings,
         one row per user in the order of the files.
-    dropped: how many items, queries and users were left out, by reason; no zeros.
-    sources: the files that were read.
     """
 
     users: pl.DataFrame
-    dropped: dict[str, int]
-    sources: list[str]
 
 
 def read_users(path: Path | str, task: LampTask) -> Loaded:
     """Read the users of one LaMP task.
 
-    path: a user file; or a folder with role-named user files (ROLE_FILE_NAMES); or a folder with
-    LaMP's official questions and outputs (dev if it is there, else train).
+    path: a user file; or a folder with role-named user files (`folders.ROLE_FILE_NAMES`); or a
+    folder with LaMP's official questions and outputs (dev if it is there, else train).
     Empty and repeated items, and labels that the task does not have, are dropped and counted.
     Raises InputError, in one line, for anything that does not have the format's shape.
     """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: there is no such file or folder; check the path of the data")
-    reader = _Reader(task)
-    if path.is_file():
-        reader.add_user_file(path, None)
-    else:
-        _read_folder(path, reader)
-    return reader.result()
+    tables: list[pa.Table] = []
+    found = _read(Path(path), task, Rows(tables.append))
+    users = pl.DataFrame(schema=USERS_SCHEMA)
+    if tables:
+        users = pl.concat([pl.DataFrame(pl.from_arrow(table)) for table in tables])
+    return Loaded(found.dropped, found.sources, users)
 
 
-def _read_folder(folder: Path, reader: _Reader) -> None:
-    role_files = []
-    for role, names in ROLE_FILE_NAMES.items():
-        found: list[str] = [name for name in names if (folder / name).is_file()]
-        if len(found) > 1:
-            raise InputError(f"{folder}: {' and '.join(found)} both hold {role} users; keep one")
-        role_files += [(role, folder / name) for name in found]
-    questions = [folder / f"{split}_questions.json" for split in SPLITS]
-    official = [file for file in questions if file.is_file()]
-    if role_files and official:
-        raise InputError(
-            f"{folder}: holds both {role_files[0][1].name} and {official[0].name}; keep the user "
-            "files and LaMP's own files in different folders"
-        )
-    if not role_files and not official:
-        wanted = [name for group in ROLE_FILE_NAMES.values() for name in group]
-        hint = ""
-        if (folder / "test_questions.json").is_file():
-            hint = " (LaMP withholds the golds of test_questions.json: use its dev split)"
-        raise InputError(
-            f"{folder}: holds no LaMP data; expected {', '.join(wanted)}, or dev_questions.json "
-            f"and dev_outputs.json{hint}"
-        )
-    for role, file in role_files:
+def copy_users(path: Path | str, task: LampTask, to: Path) -> Found:
+    """As `read_users`, with the users written to a parquet file `to` as they are read.
+
+    Memory holds a few row groups (tasks/lamp/tables.py) and a few blocks, whatever `path` holds;
+    of LaMP's official files, the golds too. The file is not compressed: it is there to be split,
+    and zstd would take as long as reading does. An error leaves an unfinished file.
+    """
+    with parquet(to, USERS, compression="none") as write:
+        return _read(Path(path), task, Rows(write))
+
+
+def _read(path: Path, task: LampTask, rows: Rows) -> Found:
+    reader = _Reader(task, rows)
+    files = find_files(path)
+    for role, file in files.users:
         reader.add_user_file(file, role)
-    if official:
-        outputs = official[0].with_name(official[0].name.replace("_questions", "_outputs"))
-        reader.add_official(official[0], outputs)
+    if files.official:
+        reader.add_official(*files.official)
+    rows.flush()
+    return Found(dict(sorted(reader.dropped.items())), reader.sources)
 
 
 class _Reader:
-    """Collects checked users from one or more files."""
+    """Checks users from one or more files and passes them on."""
 
-    def __init__(self, task: LampTask) -> None:
+    def __init__(self, task: LampTask, rows: Rows) -> None:
         self.task = task
-        self.rows: list[dict[str, Any]] = []
+        self.rows = rows
         self.dropped: Counter[str] = Counter()
         self.sources: list[str] = []
 
-    def result(self) -> Loaded:
-        users = pl.DataFrame(self.rows, schema=USERS_SCHEMA, orient="row")
-        return Loaded(users, dict(sorted(self.dropped.items())), self.sources)
-
     def add_user_file(self, file: Path, role: str | None) -> None:
-        seen_users: dict[str, int] = {}
-        seen_queries: dict[str, int] = {}
-        for index, record in enumerate(read_list(file)):
+        users: dict[str, int] = {}
+        queries: dict[str, int] = {}
+
+        def head(record: Any, index: int) -> Head:
             where = f"{file}: record {index}"
             if not isinstance(record, dict):
                 raise InputError(f"{where} is {kind(record)}; a user must be a JSON object")
@@ -145,43 +138,50 @@ class _Reader:
                 if "input" in record:
                     hint = "these are LaMP's own questions: give the folder that holds them"
                 raise InputError(f"{where} has no user_id; {hint}")
-            user_id = self._identifier(record["user_id"], where, "user_id")
+            user_id = identifier(record["user_id"], where, "user_id")
             where += f" (user_id {short(user_id)})"
-            if user_id in seen_users:
+            if user_id in users:
                 raise InputError(
-                    f"{where} has the user_id of record {seen_users[user_id]}; merge the two or "
+                    f"{where} has the user_id of record {users[user_id]}; merge the two or "
                     "give each its own"
                 )
-            seen_users[user_id] = index
-            queries = record.get("query", [])
-            if not isinstance(queries, list):
-                raise InputError(f"{where}: query is {kind(queries)}; it must be a list")
-            checked = []
-            for number, query in enumerate(queries):
-                place = f"{where}, query {number}"
-                fields = self._fields(query, place, ("id", "input", "gold"))
-                query_id = self._identifier(query["id"], place, "id")
-                # Predictions are matched to golds by query id alone (LaMP's rule).
-                if query_id in seen_queries:
-                    raise InputError(
-                        f"{place} has the id {short(query_id)}, which a query of record "
-                        f"{seen_queries[query_id]} has too; give every query its own id"
-                    )
-                seen_queries[query_id] = index
-                checked.append((query_id, fields["input"], fields["gold"]))
-            self._add(user_id, role, record, checked, where)
+            users[user_id] = index
+            return user_id, self._asked(record.get("query", []), queries, where, index), where
+
+        self._add_file(file, role, ("user_id",), head)
         self.sources.append(str(file))
 
+    def _asked(
+        self, given: Any, seen: dict[str, int], where: str, index: int
+    ) -> list[tuple[str, str, str]]:
+        """A user's queries as (id, input, gold). seen: the record of each query's id so far."""
+        if not isinstance(given, list):
+            raise InputError(f"{where}: query is {kind(given)}; it must be a list")
+        checked = []
+        for number, query in enumerate(given):
+            place = f"{where}, query {number}"
+            fields = fields_of(query, place, ("id", "input", "gold"), self.task.name)
+            query_id = identifier(query["id"], place, "id")
+            # Predictions are matched to golds by query id alone (LaMP's rule).
+            if query_id in seen:
+                raise InputError(
+                    f"{place} has the id {short(query_id)}, which a query of record "
+                    f"{seen[query_id]} has too; give every query its own id"
+                )
+            seen[query_id] = index
+            checked.append((query_id, fields["input"], fields["gold"]))
+        return checked
+
     def add_official(self, questions_file: Path, outputs_file: Path) -> None:
-        questions = read_list(questions_file)
         if not outputs_file.is_file():
             raise InputError(f"{outputs_file}: not there; {questions_file.name} needs its golds")
         golds = self._read_golds(outputs_file)
         seen: dict[str, int] = {}
-        for index, record in enumerate(questions):
+
+        def head(record: Any, index: int) -> Head:
             where = f"{questions_file}: record {index}"
-            fields = self._fields(record, where, ("id", "input"))
-            user_id = self._identifier(record["id"], where, "id")
+            fields = fields_of(record, where, ("id", "input"), self.task.name)
+            user_id = identifier(record["id"], where, "id")
             where += f" (id {short(user_id)})"
             if user_id in seen:
                 raise InputError(f"{where} has the id of record {seen[user_id]}; ids must differ")
@@ -190,7 +190,9 @@ class _Reader:
                 raise InputError(
                     f"{where} has no gold in {outputs_file.name}; get both files of one split"
                 )
-            self._add(user_id, None, record, [(user_id, fields["input"], golds[user_id])], where)
+            return user_id, [(user_id, fields["input"], golds[user_id])], where
+
+        self._add_file(questions_file, None, ("id", "input"), head)
         for gold_id in golds:
             if gold_id not in seen:
                 raise InputError(
@@ -198,6 +200,38 @@ class _Reader:
                     f"{questions_file.name}; get both files of one split"
                 )
         self.sources += [str(questions_file), str(outputs_file)]
+
+    def _add_file(
+        self,
+        file: Path,
+        role: str | None,
+        asked: tuple[str, ...],
+        head: Callable[[Any, int], Head],
+    ) -> None:
+        """All users of a file. head: what of a record, by its index, is not its profile."""
+        # Papers become questions first, and that is not for columns.
+        usual = None if self.task.items == "built" else Usual(self.task, *asked)
+        for first, records in read_records(file, usual):
+            if isinstance(records, Block):
+                users = enumerate(records.users.to_dicts(), first)
+                self._add_block(records, role, [head(user, index) for index, user in users])
+                continue
+            for index, record in enumerate(records, first):
+                user_id, queries, where = head(record, index)
+                self._add(user_id, role, self._profile(record, where), queries)
+                if usual:
+                    usual.learn(record)
+
+    def _add_block(self, block: Block, role: str | None, heads: list[Head]) -> None:
+        columns = (block.ids, block.texts, block.answers)
+        if block.clean:
+            queries = [self._query(asked) for _, asked, _ in heads]
+            user_ids = [user_id for user_id, _, _ in heads]
+            self.rows.add_block(user_ids, role, block.lengths, columns, queries)
+            return
+        items = zip(*(column.to_list() for column in columns), strict=True)
+        for (user_id, asked, _), length in zip(heads, block.lengths.tolist(), strict=True):
+            self._add(user_id, role, self._kept(islice(items, length)), asked)
 
     def _read_golds(self, file: Path) -> dict[str, str]:
         content = read_json(file)
@@ -207,46 +241,60 @@ class _Reader:
         golds: dict[str, str] = {}
         for index, record in enumerate(records):
             where = f"{file}: gold {index}"
-            output = self._fields(record, where, ("id", "output"))["output"]
-            gold_id = self._identifier(record["id"], where, "id")
+            output = fields_of(record, where, ("id", "output"), self.task.name)["output"]
+            gold_id = identifier(record["id"], where, "id")
             if gold_id in golds:
                 raise InputError(f"{where} has the id {short(gold_id)} of an earlier gold")
             golds[gold_id] = output
         return golds
 
     def _add(
-        self,
-        user_id: str,
-        role: str | None,
-        record: dict[str, Any],
-        queries: list[tuple[str, str, str]],
-        where: str,
+        self, user_id: str, role: str | None, profile: Records, asked: list[tuple[str, str, str]]
     ) -> None:
-        """Check the profile, drop and count what cannot be used, and keep the user."""
+        queries = self._query(asked)
+        if profile.ids:
+            self.rows.add(user_id, role, profile, queries)
+            return
+        self.dropped[EMPTY_USER] += 1
+        if queries.ids:
+            self.dropped[ORPHAN_QUERY] += len(queries.ids)
+
+    def _profile(self, record: dict[str, Any], where: str) -> Records:
+        """A user's items, checked one by one."""
         if "profile" not in record:
             raise InputError(f"{where} has no profile; every user needs its list of items")
-        if not isinstance(record["profile"], list):
-            raise InputError(f"{where}: profile is {kind(record['profile'])}; it must be a list")
         items = record["profile"]
+        if not isinstance(items, list):
+            raise InputError(f"{where}: profile is {kind(items)}; it must be a list")
         if self.task.items == "built":
             items = self._questions(items, where)
-        profile: dict[tuple[str, str], dict[str, str]] = {}
+        names = (self.task.text_field, self.task.answer_field)
+        read = []
         for number, item in enumerate(items):
             place = f"{where}, profile item {number}"
-            fields = self._fields(item, place, (self.task.text_field, self.task.answer_field))
-            body = fields[self.task.text_field]
-            answer = self._answer(fields[self.task.answer_field])
+            fields = fields_of(item, place, names, self.task.name)
             # Items are told apart by content; an id is only carried along.
-            item_id = self._identifier(item["id"], place, "id") if "id" in item else str(number)
+            item_id = identifier(item["id"], place, "id") if "id" in item else str(number)
+            read.append((item_id, fields[names[0]], fields[names[1]]))
+        return self._kept(read)
+
+    def _kept(self, items: Iterable[tuple[str, str, str]]) -> Records:
+        """Items (id, text, answer) without those that cannot be used, which are counted."""
+        kept: dict[tuple[str, str], str] = {}
+        for item_id, body, answer in items:
+            answer = self._answer(answer)
             if not body.strip() or not answer.strip():
                 self.dropped[EMPTY_ITEM] += 1
             elif self.task.labels and answer not in (*self.task.labels, citations.UNASKED):
                 self.dropped[UNKNOWN_LABEL] += 1
-            elif (body, answer) in profile:
+            elif (body, answer) in kept:
                 self.dropped[DUPLICATE_ITEM] += 1
             else:
-                profile[body, answer] = {"id": item_id, "text": body, "answer": answer}
-        kept = []
+                kept[body, answer] = item_id
+        return Records(list(kept.values()), [t for t, _ in kept], [answer for _, answer in kept])
+
+    def _query(self, queries: list[tuple[str, str, str]]) -> Records:
+        kept = Records([], [], [])
         for query_id, question, gold in queries:
             gold = self._answer(gold)
             if not question.strip() or not gold.strip():
@@ -254,15 +302,9 @@ class _Reader:
             elif self.task.labels and gold not in self.task.labels:
                 self.dropped[UNKNOWN_GOLD] += 1
             else:
-                kept.append({"id": query_id, "input": question, "gold": gold})
-        if not profile:
-            self.dropped[EMPTY_USER] += 1
-            if kept:
-                self.dropped[ORPHAN_QUERY] += len(kept)
-            return
-        self.rows.append(
-            {"user_id": user_id, "role": role, "profile": list(profile.values()), "query": kept}
-        )
+                for held, value in zip(kept, (query_id, question, gold), strict=True):
+                    held.append(value)
+        return kept
 
     def _questions(self, papers: list[Any], where: str) -> list[dict[str, Any]]:
         """LaMP-1's papers as items whose title is a question and whose citation is its label.
@@ -275,7 +317,8 @@ class _Reader:
         read = []
         for number, paper in enumerate(papers):
             place = f"{where}, profile item {number}"
-            fields = self._fields(paper, place, ("title", "citation") if named else ("title",))
+            asked = ("title", "citation") if named else ("title",)
+            fields = fields_of(paper, place, asked, self.task.name)
             for name in ("abstract", "negative"):
                 fields[name] = text(paper.get(name), place, name)
             if not named:
@@ -292,23 +335,3 @@ class _Reader:
     def _answer(self, answer: str) -> str:
         """Labels are looked up stripped, as LaMP's scoring does; free text stays as it is."""
         return answer.strip() if self.task.labels else answer
-
-    def _fields(self, value: Any, where: str, names: tuple[str, ...]) -> dict[str, str]:
-        """The named fields of a JSON object as strings; null counts as empty."""
-        if not isinstance(value, dict):
-            raise InputError(f"{where} is {kind(value)}; it must be a JSON object")
-        fields = {}
-        for name in names:
-            if name not in value:
-                present = ", ".join(short(str(key)) for key in list(value)[:8]) or "none"
-                raise InputError(
-                    f"{where} has no {name!r} (its fields: {present}); {self.task.name} needs it"
-                )
-            fields[name] = text(value[name], where, name)
-        return fields
-
-    def _identifier(self, value: Any, where: str, name: str) -> str:
-        identifier = text(value, where, name)
-        if not identifier.strip():
-            raise InputError(f"{where}: {name} is empty; give it a string or a whole number")
-        return identifier

@@ -19,9 +19,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 # Part of every cache key that neighbours decide; raise it when they change.
 VERSION = 2
@@ -78,7 +81,8 @@ class Neighbours:
         words = len(whole) - np.bincount(rows, ~known, self.size)
         floor = EPSILON * sums / np.maximum(words, 1)
         idf = np.where(idf < 0, floor[rows], idf)
-        asked = sparse.csr_array((counts.data * idf, counts.indices, counts.indptr), counts.shape)
+        asked = counts.copy()
+        asked.data *= idf
         means = (self._lengths.sum() - self._lengths) / rest
         found: list[list[int]] = []
         step = max(1, SCORES // self.size)
@@ -89,6 +93,8 @@ class Neighbours:
 
     def _count(self, words: Sequence[Sequence[str]]) -> sparse.csr_array:
         """How often each known word stands in each text [texts, words]."""
+        from scipy import sparse  # not above: it takes long, and most who import this ask nothing
+
         indices = [self._words[word] for own in words for word in own]
         ends = np.cumsum([0, *map(len, words)])
         shape = (len(words), len(self._words))

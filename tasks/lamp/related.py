@@ -53,13 +53,13 @@ def _ask(profile: list[dict[str, str]], pool: list[str]) -> list[dict[str, str]]
     own = _titles(profile)
     known = set(own)
     pool = [title for title in pool if title not in known]
-    mine, theirs = Neighbours(own), Neighbours(pool)
+    nearest, theirs = Neighbours(own).others(len(own)), Neighbours(pool)
     items = []
     for index, (item, title) in enumerate(zip(profile, own, strict=True)):
         if item["answer"] != UNASKED:
             items.append(item)
             continue
-        near = [own[n] for n in mine.find(title, len(own), exclude=index) if own[n] != title]
+        near = [own[n] for n in nearest[index] if own[n] != title]
         if near and pool:
             (far,) = theirs.find(title, 1)
             text, label = as_item(title, near[0], pool[far], about=title)
