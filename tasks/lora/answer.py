@@ -38,12 +38,6 @@ def answer_users(
     that does not fit in memory is halved.
     """
     limit = positions or 4 * default_positions(base)
-    lengths = [[len(question.prompt) + max_new_tokens for question in own] for own in questions]
-    pieces = _pieces(lengths, limit)
-    sizes = []
-    for user, span in pieces:
-        own = lengths[user][span]
-        sizes.append((len(own), max(own), sum(own)))
     results = [[""] * len(own) for own in questions]
 
     def ask(batch: list[Piece]) -> None:
@@ -58,7 +52,7 @@ def answer_users(
             count = span.stop - span.start
             results[user][span] = answers[place * rows : place * rows + count]
 
-    _work_off(layers, [[pieces[n] for n in part] for part in micro_batches(sizes, limit)], ask)
+    _work_off(layers, question_batches(questions, max_new_tokens, limit), ask)
     return results
 
 
@@ -71,12 +65,9 @@ def log_likelihoods(
     positions: int | None = None,
 ) -> list[Tensor]:
     """Per user: log p(answer | prompt) of each of the user's samples [N_u] (float32, CPU)."""
-    limit = positions or _forward_positions(base)
+    limit = positions or forward_positions(base)
     present = [own for own in samples if own]
     rows = layout(present) if may_pack(base.model) else ONE_PER_ROW
-    lengths = [[len(item.prompt) + len(item.answer) for item in own] for own in samples]
-    pieces = _pieces(lengths, limit)
-    sizes = [footprint(samples[user][span], rows) for user, span in pieces]
     results = [torch.empty(len(own)) for own in samples]
 
     def measure(batch: list[Piece]) -> None:
@@ -84,7 +75,7 @@ def log_likelihoods(
         for (user, span), scores in zip(batch, found, strict=True):
             results[user][span] = scores
 
-    _work_off(layers, [[pieces[n] for n in part] for part in micro_batches(sizes, limit)], measure)
+    _work_off(layers, sample_batches(samples, rows, limit), measure)
     return results
 
 
@@ -129,7 +120,7 @@ def evidence(
     return table
 
 
-def _forward_positions(base: Base) -> int:
+def forward_positions(base: Base) -> int:
     """Positions per batch where no gradient is needed, so that nothing is kept for one.
 
     On a CPU a batch is a quarter of a training one, for the nearer cache: 3,685 items of the
@@ -137,6 +128,29 @@ def _forward_positions(base: Base) -> int:
     """
     most = default_positions(base)
     return max(512, most // 4) if base.device.type == "cpu" else 4 * most
+
+
+def question_batches(
+    questions: Sequence[Sequence[Encoded]], max_new_tokens: int, limit: int
+) -> list[list[Piece]]:
+    """All users' questions, in batches of at most `limit` positions with their answers."""
+    lengths = [[len(question.prompt) + max_new_tokens for question in own] for own in questions]
+    pieces = _pieces(lengths, limit)
+    sizes = []
+    for user, span in pieces:
+        own = lengths[user][span]
+        sizes.append((len(own), max(own), sum(own)))
+    return [[pieces[n] for n in part] for part in micro_batches(sizes, limit)]
+
+
+def sample_batches(
+    samples: Sequence[Sequence[Encoded]], rows: int, limit: int
+) -> list[list[Piece]]:
+    """All users' samples, in batches of at most `limit` positions; rows as by `layout`."""
+    lengths = [[len(item.prompt) + len(item.answer) for item in own] for own in samples]
+    pieces = _pieces(lengths, limit)
+    sizes = [footprint(samples[user][span], rows) for user, span in pieces]
+    return [[pieces[n] for n in part] for part in micro_batches(sizes, limit)]
 
 
 def _pieces(lengths: Sequence[Sequence[int]], limit: int) -> list[Piece]:

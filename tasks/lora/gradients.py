@@ -59,13 +59,7 @@ class Gradients:
         grad.zero_()
         limit = layout(list(todo.values())) if may_pack(self.base.model) else ONE_PER_ROW
         counts = {u: sum(len(sample.answer) for sample in own) for u, own in todo.items()}
-        pieces = [
-            (user, part)
-            for user, own in todo.items()
-            for part in _pieces(own, limit, self.budget.positions)
-        ]
-        sizes = [footprint(part, limit) for _, part in pieces]
-        queue = [[pieces[i] for i in part] for part in micro_batches(sizes, self.budget.positions)]
+        queue = step_batches(todo, limit, self.budget.positions)
         losses = dict.fromkeys(todo, 0.0)
         while queue:
             batch = queue.pop(0)
@@ -118,6 +112,16 @@ class Gradients:
         gradients = torch.autograd.grad(losses.sum(), factors)
         grad.index_add_(0, rows, torch.cat([one.flatten(1) for one in gradients], 1))
         return losses.tolist()
+
+
+def step_batches(todo: dict[int, list[Encoded]], limit: int, positions: int) -> list[list[Piece]]:
+    """One step's samples by user, in micro-batches of at most `positions` (at least one sample).
+
+    limit: the tokens of a row (`layout`).
+    """
+    pieces = [(user, part) for user, own in todo.items() for part in _pieces(own, limit, positions)]
+    sizes = [footprint(part, limit) for _, part in pieces]
+    return [[pieces[i] for i in part] for part in micro_batches(sizes, positions)]
 
 
 def _pieces(samples: list[Encoded], limit: int, positions: int) -> list[list[Encoded]]:

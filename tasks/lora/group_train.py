@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
+from tasks.lora.cost import cpu_positions, gpu_positions, widths_of
 from tasks.lora.gradients import Budget, FrozenPart, Gradients
 from tasks.lora.grouped import Layers, Shapes, clear, fresh
 from tasks.lora.train import Recipe, epochs
@@ -106,22 +107,17 @@ def train_group(
 
 
 def default_positions(base: Base) -> int:
-    """Positions per micro-batch: on a CPU by the model's size alone, so the same every time.
+    """Positions per micro-batch: by the model's size on a CPU, and by what is free on a GPU.
 
-    What one layer makes should stay near the size of the caches there: larger tensors are fresh
-    pages for every operation, and those cost more than the arithmetic. On a GPU half of the memory
-    that is free or cached by torch, by what the backward pass keeps per position.
+    Free is what torch has cached, too.
     """
-    config = base.model.config.get_text_config()
-    hidden = config.hidden_size
-    wide = max(hidden, getattr(config, "intermediate_size", None) or 4 * hidden)
+    widths = widths_of(base.model)
     if base.device.type == "cpu":
-        return max(512, min(16_384, 2**24 // (4 * wide)))
-    kept = 4 if base.model.is_gradient_checkpointing else config.num_hidden_layers
-    per_position = 2 * kept * (10 * hidden + 4 * wide)
+        return cpu_positions(widths)
     free, _ = torch.cuda.mem_get_info(base.device)
     free += torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
-    return max(512, int(0.5 * free / per_position))
+    model = base.model
+    return gpu_positions(widths, model.dtype.itemsize, model.is_gradient_checkpointing, free)
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:

@@ -1,4 +1,4 @@
-"""What is measured of the machine: seconds, memory at its highest, its matmul peak; and FLOPs."""
+"""What is measured of the machine: seconds, memory at its highest, its matmul peak."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from tasks.lora.grouped import Shapes
 
 PROCESS = Path("/proc/self")
 
@@ -61,31 +59,3 @@ def peak_bytes(device: torch.device) -> int:
     except OSError:
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def training_flops(config: Any, shapes: Shapes, under: int, tokens: int, labels: int) -> int:
-    """FLOPs of training a Llama of `config` on `tokens` positions, `labels` of them labels.
-
-    Per position and layer of i inputs and o outputs, with stacked rank r and merged rank R:
-
-        2 i o                     x W^T
-      + 2 (R + r) (i + o)         the LoRAs
-      + 2 o (R + r)               G B
-      + 2 i o + 2 i (R + r)       gradient of x: G W + (G B) A
-      + 2 r (i + o)               gradients of A and B of the stacked LoRA
-
-    Positions are `tokens`, but for o_proj and the feed-forward of the last layer, and the output
-    embedding (4 i o, no LoRA): `labels`. q, k and v of the first layer need no gradient of x. Not
-    counted: attention's own products, whatever works element by element, padding.
-    """
-    last = f"model.layers.{config.num_hidden_layers - 1}."
-    total = 4 * config.hidden_size * config.vocab_size * labels
-    for name, (i, o) in shapes.sizes.items():
-        wide = under + shapes.rank
-        each = 2 * i * o + 2 * wide * (i + o) + 2 * o * wide + 2 * shapes.rank * (i + o)
-        first = name.startswith("model.layers.0.self_attn.") and not name.endswith("o_proj")
-        if not first:
-            each += 2 * i * o + 2 * i * wide
-        late = name.startswith(last) and (name.endswith("o_proj") or ".mlp." in name)
-        total += each * (labels if late else tokens)
-    return total

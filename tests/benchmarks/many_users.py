@@ -21,7 +21,7 @@ the engine and the median taken. Ratios are users per second of the engine over 
 
 The merged LoRA lies below in all, but for `ratio_vs_peft_without_merged`, where it does in neither.
 `mfu` is the share of the machine's own matmul peak that useful tokens' FLOPs make up
-(`machine.training_flops`); `peak_bytes` is of the engine's training. The last line is one JSON
+(`tasks/lora/cost.py`); `peak_bytes` is of the engine's training. The last line is one JSON
 object; a picture and the figures in full go to `--out`.
 """
 
@@ -42,12 +42,13 @@ from transformers.utils import logging
 
 from tasks.lora.base import load_base
 from tasks.lora.batches import Encoded
+from tasks.lora.cost import Loras, linear_flops, shape_of
 from tasks.lora.group_train import Outcome
 from tasks.lora.grouped import fresh
 from tasks.lora.merge import MergedUsers
 from tasks.lora.train import epochs
 from tests.benchmarks.engine import SCALE, STACKED_RANK, Engine
-from tests.benchmarks.machine import matmul_peak, peak_bytes, reset_peak, timed, training_flops
+from tests.benchmarks.machine import matmul_peak, peak_bytes, reset_peak, timed
 from tests.benchmarks.opponents import Job, train_peft, train_published
 from tests.benchmarks.plain_bmm import train_plain, users_that_fit
 from tests.benchmarks.shapes import SHAPES, build, make_questions, make_users
@@ -189,9 +190,8 @@ def measure(
     outcome = outcomes[0]
     tokens = sum(outcome.tokens)
     labels = shape["epochs"] * sum(len(item.answer) for own in users for item in own)
-    flops = training_flops(
-        engine.base.model.config, engine.shapes, engine.merged_rank, tokens, labels
-    )
+    loras = Loras(engine.shapes, dict.fromkeys(engine.shapes.sizes, engine.merged_rank))
+    flops = linear_flops(shape_of(engine.base.model), loras, tokens, labels)
     each = median["engine"]
     return {
         "users": count,

@@ -1,0 +1,95 @@
+"""Which passes through the model some work takes: the engine's own batches, without a model.
+
+Only the lengths of samples count here, so `blank` ones do: the micro-batches are those that the
+engine makes of samples of these lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+from tasks.lora.answer import question_batches, sample_batches
+from tasks.lora.batches import Encoded
+from tasks.lora.cost import Pass
+from tasks.lora.gradients import step_batches
+from tasks.lora.packing import ONE_PER_ROW, layout, micro_batches, rows_of
+from tasks.lora.train import Recipe, epochs
+
+
+@lru_cache(maxsize=65_536)
+def blank(prompt: int, answer: int) -> Encoded:
+    """A sample of these lengths, of no tokens in particular."""
+    return Encoded([0] * prompt, [0] * answer)
+
+
+def training_passes(
+    samples: Sequence[Sequence[Encoded]],
+    recipe: Recipe,
+    seeds: Sequence[int],
+    positions: int,
+    packs: bool,
+) -> Iterator[list[Pass]]:
+    """Per step of `train_group` its passes: every user's own batches, in the users' company."""
+    plans = [
+        [[i for micro in step for i in micro] for step in epochs(len(own), recipe, seed)]
+        for own, seed in zip(samples, seeds, strict=True)
+    ]
+    for step in range(max(map(len, plans), default=0)):
+        todo = {
+            user: [samples[user][i] for i in plan[step]]
+            for user, plan in enumerate(plans)
+            if step < len(plan)
+        }
+        limit = layout(list(todo.values())) if packs else ONE_PER_ROW
+        yield [
+            _packed([own for _, own in batch], limit)
+            for batch in step_batches(todo, limit, positions)
+        ]
+
+
+def likelihood_passes(
+    samples: Sequence[Sequence[Encoded]], positions: int, packs: bool
+) -> list[Pass]:
+    """The passes of `log_likelihoods`."""
+    present = [own for own in samples if own]
+    limit = layout(present) if packs and present else ONE_PER_ROW
+    return [
+        _packed([samples[user][span] for user, span in batch], limit)
+        for batch in sample_batches(samples, limit, positions)
+    ]
+
+
+def signature_passes(samples: Sequence[Encoded], positions: int) -> list[Pass]:
+    """The passes of `item_signatures`: padded rows, logits at the last positions of each."""
+    lengths = [len(sample.prompt) + len(sample.answer) for sample in samples]
+    passes = []
+    for batch in micro_batches([(1, length, length) for length in lengths], positions):
+        keep = max(len(samples[i].answer) for i in batch) + 1
+        width = max(lengths[i] for i in batch)
+        every = len(batch) * width
+        passes.append(Pass(1, len(batch), width, every, len(batch) * keep))
+    return passes
+
+
+def answer_batches(
+    questions: Sequence[Sequence[Encoded]], max_new_tokens: int, positions: int
+) -> list[tuple[int, int]]:
+    """The batches of `answer_users` as (rows, longest prompt), users filled up to the same rows."""
+    batches = []
+    for batch in question_batches(questions, max_new_tokens, positions):
+        given = [questions[user][span] for user, span in batch]
+        rows = len(given) * max(map(len, given))
+        batches.append((rows, max(len(one.prompt) for own in given for one in own)))
+    return batches
+
+
+def _packed(users: Sequence[Sequence[Encoded]], limit: int) -> Pass:
+    """As `pack` would lay them."""
+    lengths = [[len(one.prompt) + len(one.answer) for one in own] for own in users]
+    plans = [rows_of(own, limit) for own in lengths]
+    width = max(
+        sum(own[i] for i in row) for own, plan in zip(lengths, plans, strict=True) for row in plan
+    )
+    labels = [sum(len(one.answer) for one in own) for own in users]
+    return Pass(len(users), max(map(len, plans)), width, len(users) * max(labels), sum(labels))

@@ -1,0 +1,53 @@
+"""torch's own counters of what was multiplied and what was allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+aten = torch.ops.aten
+
+
+def _added(_to: Any, left: Any, right: Any, *_rest: Any, **_options: Any) -> int:
+    """2 x [..., n, k] by [..., k, m]."""
+    return 2 * torch.Size(left).numel() * right[-1]
+
+
+# What the counter does not know: baddbmm in place, and attention as it is on a CPU. There are as
+# many key-value heads as the model has; the counter's own formulas take that.
+_MORE = {
+    aten.baddbmm_: _added,
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
+        q, k, v
+    ),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
+        sdpa_backward_flop_count(g, q, k, v)
+    ),
+}
+
+
+def flops(call: Callable[[], Any]) -> int:
+    """FLOPs of all products in `call`."""
+    with FlopCounterMode(display=False, custom_mapping=_MORE) as counter:
+        call()
+    return sum(counter.get_flop_counts()["Global"].values())
+
+
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """The most bytes of tensors that were there at once in `call`, beside those before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+        call()
+    held = peak = 0
+    for event in measured.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak

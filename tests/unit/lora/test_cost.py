@@ -1,0 +1,224 @@
+"""What work is said to cost, against torch's own counters of what was multiplied and allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from tasks.lora.answer import answer_users, log_likelihoods
+from tasks.lora.bank import Bank
+from tasks.lora.base import Base
+from tasks.lora.batches import Encoded
+from tasks.lora.cost import (
+    Loras,
+    Pass,
+    decode_flops,
+    forward_flops,
+    gpu_positions,
+    linear_flops,
+    optimiser_bytes,
+    position_bytes,
+    shape_of,
+    training_bytes,
+    training_flops,
+    widths_of,
+)
+from tasks.lora.group_train import Outcome, default_positions, train_group
+from tasks.lora.grouped import Part, grouped, shapes_of
+from tasks.lora.merge import MergedUsers
+from tasks.lora.passes import (
+    answer_batches,
+    blank,
+    likelihood_passes,
+    signature_passes,
+    training_passes,
+)
+from tasks.lora.signature import item_signatures
+from tasks.lora.train import Recipe
+from tests.unit.lora.counters import flops, peak_bytes
+from tests.unit.lora.group_case import bank_of
+from tests.unit.lora.helpers import linear_shapes, random_lora, sample, stacked, tiny_base, training
+
+USERS = 8
+LLAMA = {
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+
+
+class Work:
+    """Eight users' training on a Llama of four layers, to be done and to be counted."""
+
+    def __init__(
+        self,
+        spread: int,
+        targets: list[str] | str = "all-linear",
+        under: str | None = None,
+        checkpointing: bool = False,
+        dtype: torch.dtype = torch.float32,
+        hidden: int = 128,
+    ) -> None:
+        self.base = tiny_base(
+            256,
+            hidden_size=hidden,
+            intermediate_size=3 * hidden,
+            num_hidden_layers=4,
+            max_position_embeddings=512,
+        )
+        self.base.model.to(dtype)
+        if checkpointing:
+            self.base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.samples = [
+            [sample(10 * u + i, 30 + spread * ((7 * u + i) % 9), 3 + i % 3) for i in range(5)]
+            for u in range(USERS)
+        ]
+        self.recipe: Recipe = training(epochs=2, batch_size=3)
+        self.shapes = shapes_of(self.base.model, targets, 4)
+        self.merged = self._merged(under) if under else None
+        below = None
+        if self.merged:
+            below = {name: part.a.shape[1] for name, part in self.merged.parts([0]).items()}
+        self.loras = Loras(self.shapes, below, checkpointing)
+        self.shape = shape_of(self.base.model)
+
+    def _merged(self, how: str) -> MergedUsers:
+        bank = bank_of(self.base.model)
+        layers = {name: (a.float(), b.float()) for name, (a, b) in bank.layers.items()}
+        recipes = [(("a", "b"), (0.75, 0.25))] * USERS
+        return MergedUsers(Bank(bank.ids, layers, bank.scale), recipes, how, self.base.device)
+
+    def train(self) -> Outcome:
+        names = {*self.shapes.sizes, *(self.merged.layers if self.merged else ())}
+        with grouped(self.base.model, sorted(names)) as layers:
+            return train_group(
+                self.base,
+                layers,
+                self.shapes,
+                self.samples,
+                self.recipe,
+                list(range(USERS)),
+                scale=2.0,
+                frozen=self.merged.parts if self.merged else None,
+            )
+
+    def passes(self) -> list[list[Pass]]:
+        blanks = [[blank(len(one.prompt), len(one.answer)) for one in own] for own in self.samples]
+        positions = default_positions(self.base)
+        seeds = list(range(USERS))
+        return list(training_passes(blanks, self.recipe, seeds, positions, self.shape.packs))
+
+
+CASES: list[dict[str, Any]] = [
+    {"spread": 0},
+    {"spread": 9},
+    {"spread": 2, "under": "exact"},
+    {"spread": 2, "under": "factors", "targets": ["up_proj"]},
+    {"spread": 2, "targets": ["q_proj", "v_proj"]},
+    {"spread": 2, "checkpointing": True},
+    {"spread": 2, "dtype": torch.bfloat16, "under": "exact"},
+    {"spread": 2, "dtype": torch.bfloat16, "checkpointing": True, "hidden": 256},
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_training(case: dict[str, Any]) -> None:
+    """FLOPs to the last one; positions; memory within a sixth."""
+    work = Work(**case)
+    outcome = work.train()
+    steps = work.passes()
+    # Five samples in batches of three, twice.
+    assert [len(losses) for losses in outcome.losses] == [len(steps)] * USERS == [4] * USERS
+    passes = [one for step in steps for one in step]
+    assert sum(one.positions for one in passes) == outcome.computed
+    counted = sum(training_flops(work.shape, one, work.loras) for one in passes)
+    assert counted == flops(work.train)
+    each = work.base.model.dtype.itemsize
+    needed = max(training_bytes(work.shape, one, work.loras, each) for one in passes)
+    total = needed + optimiser_bytes(work.shapes.width, USERS)
+    assert total == pytest.approx(peak_bytes(work.train), rel=1 / 6)
+
+
+def test_alone_and_of_one_length_only_attention_is_more() -> None:
+    """What the benchmarks' MFU is of: nothing is padded, and attention is left out."""
+    work = Work(spread=0)
+    work.samples = [[sample(i, 30, 4) for i in range(3)]] * USERS
+    outcome = work.train()
+    assert outcome.padding == 0.0
+    alone = linear_flops(work.shape, work.loras, sum(outcome.tokens), 2 * USERS * 3 * 4)
+    # Four blocks of attention 128 wide; two steps of 24 rows; seven products in all, of 34 by 34.
+    attention = 4 * 128 * (2 * 24) * 7 * (2 * 34 * 34)
+    assert alone + attention == flops(work.train)
+
+
+@pytest.mark.parametrize("spread", [0, 5])
+def test_likelihoods(spread: int) -> None:
+    work = Work(spread)
+    below = stacked([random_lora(linear_shapes(work.base.model), 3, 0.5, u) for u in range(USERS)])
+
+    def parts(users: Sequence[int]) -> tuple[dict[str, Part], None]:
+        rows = list(users)
+        return {name: Part(p.a[rows], p.b[rows], p.scale) for name, p in below.items()}, None
+
+    def measure() -> None:
+        with grouped(work.base.model, list(below)) as layers:
+            log_likelihoods(work.base, layers, work.samples, parts)
+
+    passes = likelihood_passes(work.samples, 4 * default_positions(work.base), work.shape.packs)
+    loras = Loras(below=dict.fromkeys(below, 3))
+    assert sum(forward_flops(work.shape, one, loras) for one in passes) == flops(measure)
+
+
+def test_signatures() -> None:
+    """Beside the model's own products there are those of the signature: V d per label."""
+    work = Work(spread=5)
+    flat = [one for own in work.samples for one in own]
+    passes = signature_passes(flat, 600)
+    assert len(passes) > 1
+    size, width = 300, 128
+    counted = flops(lambda: item_signatures(work.base, flat, size, width, 0, positions=600))
+    own = sum(2 * (one.labels - one.rows) * size * width for one in passes)
+    # The logits of a row's last position are computed, and not used.
+    assert sum(signature_flops(work.base, one) for one in passes) + own == counted
+
+
+def signature_flops(base: Base, done: Pass) -> int:
+    return forward_flops(shape_of(base.model), done, Loras())
+
+
+@pytest.mark.parametrize("questions", [1, 3])
+def test_answers(questions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of full length: no token ends them."""
+    work = Work(spread=5)
+    base = work.base
+    monkeypatch.setattr(base.model.generation_config, "eos_token_id", None)
+    asked = [[Encoded(one.prompt, []) for one in own[:questions]] for own in work.samples]
+    new = 6
+
+    def answer() -> None:
+        with grouped(base.model, []) as layers:
+            answer_users(base, layers, asked, lambda _users: (None, None), new, positions=400)
+
+    batches = answer_batches(asked, new, 400)
+    assert len(batches) > 1
+    counted = sum(decode_flops(work.shape, rows, prompt, new, Loras()) for rows, prompt in batches)
+    assert counted == pytest.approx(flops(answer), rel=0.02)
+
+
+def test_a_gpus_positions_fill_half_of_what_is_free() -> None:
+    """Llama-3-8B in bfloat16: 8 x 4096 + 2 (2 x 4096 + 2 x 4096 + 2 x 1024 + 4 x 14336) bytes per
+    position and block, and 8 x 14336 beside; and never under 512."""
+    model = type("Model", (), {})()
+    model.config = LlamaConfig(**LLAMA)
+    widths = widths_of(model)
+    block = 32_768 + 2 * (8192 + 8192 + 2048 + 57_344)
+    assert position_bytes(widths, 2, False) == 32 * block + 114_688
+    assert position_bytes(widths, 2, True) == block + 32 * 2 * 4096 + 114_688
+    assert gpu_positions(widths, 2, False, 2 * 1000 * (32 * block + 114_688)) == 1000
+    assert gpu_positions(widths, 2, False, 1) == 512
