@@ -54,8 +54,8 @@ def write_model(folder: Path, texts: Sequence[str]) -> Path:
     tokenizer = tokenizer_of(texts)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -170,7 +170,7 @@ def test_likelihoods(spread: int) -> None:
         with grouped(work.base.model, list(below)) as layers:
             log_likelihoods(work.base, layers, work.samples, parts)
 
-    passes = likelihood_passes(work.samples, 4 * default_positions(work.base), work.shape.packs)
+    passes = likelihood_passes(work.samples, forward_positions(work.base), work.shape.packs)
     loras = Loras(below=dict.fromkeys(below, 3))
     assert sum(forward_flops(work.shape, one, loras) for one in passes) == flops(measure)
 
