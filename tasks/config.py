@@ -72,7 +72,8 @@ class RunConfig(Options):
     def _curve_of_the_same_users(self) -> RunConfig:
         if self.items_curve and self.split.kind == "published":
             raise ValueError(
-                "items_curve needs split.kind grouped: published chooses users by their items"
+                "items_curve needs split.kind grouped, published chooses users by their number of "
+                "items: give items_curve=[]"
             )
         return self
 
