@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from tasks.lora.answer import answer_users, log_likelihoods
+from tasks.lora.answer import answer_users, forward_positions, log_likelihoods
 from tasks.lora.bank import Bank
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
