@@ -20,7 +20,7 @@ from tasks.config import RunConfig, derive_seed
 from tasks.embedding import read_embeddings
 from tasks.errors import InputError
 from tasks.options import AnchorOptions
-from tasks.prepare import users_of
+from tasks.prepare import each_user
 from tasks.stage import log, stage, store
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def anchors(
         vectors = read_embeddings(where, embedded["ref"], options)
         ids, points = vectors["anchor"]
         sizes = {
-            user["user_id"]: len(user["profile"]) for user in users_of(where, prepared, "anchor")
+            user["user_id"]: len(user["profile"]) for user in each_user(where, prepared, "anchor")
         }
         items = [sizes[user_id] for user_id in ids]
         labels = (

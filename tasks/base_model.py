@@ -14,7 +14,7 @@ from tasks.errors import InputError
 from tasks.lamp import history
 from tasks.lamp.definitions import get_task
 from tasks.lamp.prompts import LAYOUT
-from tasks.prepare import users_of
+from tasks.prepare import each_user
 from tasks.questions import profile_questions, user_queries
 from tasks.stage import Progress, gpu_slot, stage, store
 
@@ -64,7 +64,7 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
         tiny = options.base.tiny
         questions = [
             (sample.prompt, sample.answer)
-            for user in users_of(where, prepared, "base")
+            for user in each_user(where, prepared, "base")
             for sample in _lessons(options, lamp_task, prepared["value"]["instruction"], user)
         ]
         if not questions:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +22,7 @@ from tasks.base_model import (
 from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
 from tasks.lamp.definitions import get_task
-from tasks.prepare import ROLES, users_of
+from tasks.prepare import ROLES, each_user
 from tasks.questions import content
 from tasks.stage import Progress, gpu_slot, log, stage, store
 from tasks.tokens import tokens_of
@@ -34,9 +35,10 @@ if TYPE_CHECKING:
     from tasks.lora.batches import Encoded
 
 Item = TypeVar("Item")
+User = TypeVar("User")
 Profile = list[dict[str, str]]
 
-VERSION = 3
+VERSION = 4
 # `anchors.text_model` of this name: no encoder but the base model.
 OWN_MODEL = "base"
 # Users embedded at once, between two reports of progress.
@@ -54,7 +56,6 @@ def embed(
     options = RunConfig.model_validate(config)
     where = store()
     instruction = prepared["value"]["instruction"]
-    users = [(role, user) for role in ROLES for user in users_of(where, prepared, role)]
     shared = digest(
         {
             "version": VERSION,
@@ -62,8 +63,17 @@ def embed(
             **_method(options, base, instruction, where),
         }
     )
-    rows = [digest([shared, content(user["profile"])]) for _, user in users]
-    key = digest([[role, user["user_id"]] for role, user in users] + rows)
+    users: list[tuple[str, str]] = []
+    rows: list[str] = []
+    for role in ROLES:
+        for user in each_user(where, prepared, role):
+            users.append((role, user["user_id"]))
+            rows.append(digest([shared, content(user["profile"])]))
+    key = digest([[role, user_id] for role, user_id in users] + rows)
+
+    def parts(chosen: _Users) -> Iterator[list[Profile]]:
+        profiles = (user["profile"] for user in chosen)
+        return _parts(profiles, len(chosen.names), f"{lamp_task}: embeddings of users")
 
     def make(out: Path) -> dict[str, Any]:
         import numpy as np
@@ -72,17 +82,17 @@ def embed(
         known = _known(where, rows)
         todo = [index for index, row in enumerate(rows) if row not in known]
         log(f"{lamp_task}: embedding {len(todo)} users, {len(rows) - len(todo)} known from before")
-        profiles = [users[index][1]["profile"] for index in todo]
+        chosen = _Users(where, prepared, [users[index] for index in todo])
         if options.anchors.embedding == "signature":
-            made = _signatures(options, lamp_task, instruction, profiles, where, base)
+            made = _signatures(options, lamp_task, instruction, chosen, where, base)
         elif options.anchors.text_model == OWN_MODEL:
-            made = _own_states(options, lamp_task, profiles, where, base)
+            made = _own_states(options, lamp_task, parts(chosen), where, base)
         else:
-            made = _texts(options, lamp_task, profiles)
+            made = _texts(options, lamp_task, parts(chosen))
         known |= dict(zip((rows[index] for index in todo), made, strict=True))
         table = {
             "role": [role for role, _ in users],
-            "user_id": [user["user_id"] for _, user in users],
+            "user_id": [user_id for _, user_id in users],
             "vector": pl.Series(
                 np.stack([known[row] for row in rows]).astype(np.float32)
             ).arr.to_list(),
@@ -91,6 +101,33 @@ def embed(
         return {"rows": rows, "users": len(rows), "dimensions": len(known[rows[0]])}
 
     return where.get("embedding", key, make)
+
+
+@dataclass(frozen=True)
+class _Users:
+    """Some users (role, id) in the order of the tables, which are read whenever they are gone
+    through: together they may be gigabytes."""
+
+    where: Store
+    prepared: dict[str, Any]
+    names: list[tuple[str, str]]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        wanted = set(self.names)
+        for role in dict.fromkeys(role for role, _ in self.names):
+            for user in each_user(self.where, self.prepared, role):
+                if (role, user["user_id"]) in wanted:
+                    yield user
+
+
+def _parts(users: Iterable[User], count: int, title: str) -> Iterator[list[User]]:
+    """All `count` users, CHUNK at a time."""
+    progress = Progress("embed", title, count)
+    left, done = iter(users), 0
+    while part := list(islice(left, CHUNK)):
+        yield part
+        done += len(part)
+        progress.update(done)
 
 
 def read_embeddings(
@@ -170,17 +207,17 @@ def _signatures(
     options: RunConfig,
     lamp_task: str,
     instruction: str,
-    profiles: list[Profile],
+    users: _Users,
     where: Store,
     base_result: dict[str, Any],
 ) -> list[np.ndarray]:
     from tasks.lora.signature import item_signatures
 
-    def samples(base: Base) -> Sequence[Sequence[Encoded]]:
-        users = [{"profile": own} for own in profiles]
-        return tokens_of(
+    def samples(base: Base) -> Iterable[Sequence[Sequence[Encoded]]]:
+        tokens = tokens_of(
             options, where, lamp_task, instruction, base_result, base, "profile", users
         )
+        return _parts(tokens, len(tokens), f"{lamp_task}: signatures of users")
 
     def items(base: Base, part: Sequence[Sequence[Encoded]]) -> Tensor:
         return item_signatures(
@@ -191,14 +228,13 @@ def _signatures(
             derive_seed(options.seed, "signature"),
         )
 
-    title = f"{lamp_task}: signatures of users"
-    return _means_of_items(options, title, len(profiles), where, base_result, samples, items)
+    return _means_of_items(options, where, base_result, samples, items)
 
 
 def _own_states(
     options: RunConfig,
     lamp_task: str,
-    profiles: list[Profile],
+    parts: Iterable[Sequence[Profile]],
     where: Store,
     base_result: dict[str, Any],
 ) -> list[np.ndarray]:
@@ -213,43 +249,37 @@ def _own_states(
         ids = base.tokenizer(texts, split_special_tokens=True)["input_ids"]
         return mean_states(base, [Encoded(one[: base.max_tokens], []) for one in ids])
 
-    title = f"{lamp_task}: embeddings of users"
-    return _means_of_items(
-        options, title, len(profiles), where, base_result, lambda _base: profiles, items
-    )
+    return _means_of_items(options, where, base_result, lambda _base: parts, items)
 
 
 def _means_of_items(
     options: RunConfig,
-    title: str,
-    users: int,
     where: Store,
     base_result: dict[str, Any],
-    given: Callable[[Base], Sequence[Sequence[Item]]],
+    given: Callable[[Base], Iterable[Sequence[Sequence[Item]]]],
     items: Callable[[Base, Sequence[Sequence[Item]]], Tensor],
 ) -> list[np.ndarray]:
     """Each user's mean over the vectors [N, D] that `items` makes of some users' items, in order.
 
-    given: every user's items. Many users in one call: single ones are small batches. Each item is
-    its own row.
+    given: the items of every user, some users at a time: single ones are small batches. Each item
+    is its own row.
     """
-    progress = Progress("embed", title, users)
     vectors: list[np.ndarray] = []
     with gpu_slot():
         base = load(options, where, base_result)
-        everyone = given(base)
-        for start in range(0, users, CHUNK):
-            part = everyone[start : start + CHUNK]
+        for part in given(base):
             split = items(base, part).split([len(own) for own in part])
             vectors += [own.mean(0).numpy() for own in split]
-            progress.update(len(vectors))
         # This stage runs in the flow's own thread; the jobs after it run in others.
         unload()
     return vectors
 
 
-def _texts(options: RunConfig, lamp_task: str, profiles: list[Profile]) -> list[np.ndarray]:
+def _texts(
+    options: RunConfig, lamp_task: str, parts: Iterable[Sequence[Profile]]
+) -> list[np.ndarray]:
     """Mean over items of the encoder's vector of the item's text and answer (METHOD, stage 1)."""
+    import numpy as np
     from sentence_transformers import SentenceTransformer
 
     try:
@@ -266,12 +296,14 @@ def _texts(options: RunConfig, lamp_task: str, profiles: list[Profile]) -> list[
             "give a sentence-transformers id or folder, or `base` for the base model's own states"
         ) from error
     task = get_task(lamp_task)
-    texts = [task.whole(item["text"], item["answer"]) for own in profiles for item in own]
     use_threads(options)
+    vectors: list[np.ndarray] = []
     with gpu_slot():
-        items = encoder.encode(texts, batch_size=64, show_progress_bar=False, convert_to_numpy=True)
-    vectors, start = [], 0
-    for profile in profiles:
-        vectors.append(items[start : start + len(profile)].mean(0))
-        start += len(profile)
+        for part in parts:
+            texts = [task.whole(item["text"], item["answer"]) for own in part for item in own]
+            items = encoder.encode(
+                texts, batch_size=64, show_progress_bar=False, convert_to_numpy=True
+            )
+            ends = np.cumsum([len(profile) for profile in part])
+            vectors += [own.mean(0) for own in np.split(items, ends[:-1])]
     return vectors

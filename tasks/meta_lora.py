@@ -54,7 +54,8 @@ def meta_lora(
     options = RunConfig.model_validate(config)
     where = store()
     instruction = prepared["value"]["instruction"]
-    users = {user["user_id"]: user for user in users_of(where, prepared, "anchor")}
+    members = [name for anchor in anchors for name in anchor["members"]]
+    users = {user["user_id"]: user for user in users_of(where, prepared, "anchor", members)}
     profiles = {
         anchor["user_id"]: [item for name in anchor["members"] for item in users[name]["profile"]]
         for anchor in anchors

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +51,7 @@ def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
     key = digest(
         {
             "version": VERSION,
-            "libraries": library_versions(("polars",)),
+            "libraries": library_versions(("polars", "pyarrow")),
             "lamp_task": lamp_task,
             "files": {
                 str(file.relative_to(folder)): file_sha256(file) for file in files if file.exists()
@@ -71,11 +73,35 @@ def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
     return piece
 
 
-def users_of(where: Store, prepared: dict[str, Any], role: str) -> list[dict[str, Any]]:
-    """The users of one role as records, by the `prepare` stage's result."""
-    import polars as pl
+def users_of(
+    where: Store, prepared: dict[str, Any], role: str, ids: Collection[str] | None = None
+) -> list[dict[str, Any]]:
+    """The users of one role as records, in the order of their ids, by the `prepare` stage's result.
 
-    return pl.read_parquet(where.open(prepared["ref"]).folder / f"{role}.parquet").to_dicts()
+    ids: these users alone; of the file their row groups are read.
+    """
+    from tasks.lamp.tables import read_table
+
+    return read_table(where.open(prepared["ref"]).folder / f"{role}.parquet", ids).to_dicts()
+
+
+def each_user(where: Store, prepared: dict[str, Any], role: str) -> Iterable[dict[str, Any]]:
+    """As `users_of`, one after another whenever they are gone through.
+
+    A few row groups are in memory.
+    """
+    return _Users(where.open(prepared["ref"]).folder / f"{role}.parquet")
+
+
+@dataclass(frozen=True)
+class _Users:
+    file: Path
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        from tasks.lamp.tables import row_groups
+
+        for table in row_groups(self.file):
+            yield from table.to_pylist()
 
 
 def describe(value: dict[str, Any], lamp_task: str) -> list[str]:
@@ -209,13 +235,18 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
     import polars as pl
 
     from tasks.lamp.audit import audit
+    from tasks.lamp.content import keyed
     from tasks.lamp.definitions import get_task
-    from tasks.lamp.formats import read_users
+    from tasks.lamp.formats import copy_users
     from tasks.lamp.prompts import instruction_of
+    from tasks.lamp.related import has_unasked
+    from tasks.lamp.sides import write_sides
 
     task = get_task(lamp_task)
-    loaded = read_users(folder, task)
-    split = _divide(loaded.users, task, options)
+    # All texts go through the disk: they may be gigabytes, and who stands where needs their keys.
+    everyone = out / "everyone.parquet"
+    found = copy_users(folder, task, everyone)
+    split = _divide(keyed(everyone, task), task, options)
     frames = {"base": split.base, "anchor": split.anchor, "few_shot": split.few_shot}
     counts = {"unseen_few_shot_items": 0} | split.counts
     if (most := options.split.few_shot_items) is not None:
@@ -223,31 +254,25 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
         lengths = split.few_shot["profile"].list.len().cast(pl.Int64)
         counts["unseen_few_shot_items"] += int((lengths - most).clip(lower_bound=0).sum())
         frames["few_shot"] = split.few_shot.with_columns(pl.col("profile").list.head(most))
-    dropped = dict(loaded.dropped)
-    if task.items == "built":
-        frames = _asked(frames, counts, dropped, lamp_task, options.seed)
-    for role, frame in frames.items():
-        frame.write_parquet(out / f"{role}.parquet")
+    write_sides(everyone, frames, out)
+    everyone.unlink()
+    dropped = dict(found.dropped)
+    if task.items == "built" and any(has_unasked(frame) for frame in frames.values()):
+        frames = _asked(out, counts, dropped, lamp_task, options.seed)
     if options.data == "synthetic":
         from tasks.lamp.synthetic.optimum import optimal_answers, read_truth
 
         optimal_answers(folder, options.split.few_shot_items).write_parquet(out / OPTIMUM_FILE)
         _population(read_truth(folder)["users"]).write_parquet(out / POPULATION_FILE)
-    inputs = (
-        query["input"]
-        for frame in frames.values()
-        for queries in frame["query"].to_list()
-        for query in queries
-    )
     return {
         "counts": counts,
         "dropped": dropped,
         "split": options.split.model_dump() | {"seed": options.seed},
-        "audit": audit(split.users, loaded.dropped, task),
+        "audit": audit(split.users, found.dropped, task),
         "authors": {role: _names(frame["group"].to_list()) for role, frame in frames.items()},
         "few_shot": frames["few_shot"]["user_id"].to_list(),
-        "longest_candidate": max(map(len, frames["anchor"]["profile"].to_list())),
-        "instruction": instruction_of(inputs, task),
+        "longest_candidate": int(frames["anchor"]["profile"].list.len().max()),  # type: ignore[arg-type]
+        "instruction": instruction_of(_inputs(out), task),
         "sha256": {role: file_sha256(out / f"{role}.parquet") for role in ROLES},
     }
 
@@ -281,23 +306,21 @@ def _divide(users: pl.DataFrame, task: LampTask, options: RunConfig) -> Split:
 
 
 def _asked(
-    frames: dict[str, pl.DataFrame],
-    counts: dict[str, int],
-    dropped: dict[str, int],
-    lamp_task: str,
-    seed: int,
+    folder: Path, counts: dict[str, int], dropped: dict[str, int], lamp_task: str, seed: int
 ) -> dict[str, pl.DataFrame]:
-    """The tables with a question for every paper; nothing changes where the data name citations.
+    """The sides' files written again, and given back, with a question for every paper.
 
     Counts what was done in `counts` and `dropped`. No few-shot user's paper is shown to others.
     """
     import polars as pl
 
     from tasks.lamp.formats import EMPTY_USER
-    from tasks.lamp.related import NO_RELATED, ask_related, has_unasked
+    from tasks.lamp.related import NO_RELATED, ask_related
+    from tasks.lamp.sides import write_side
+    from tasks.lamp.tables import read_table
 
-    if not any(has_unasked(frame) for frame in frames.values()):
-        return frames
+    # LaMP-1 is small: its texts may be in memory.
+    frames = {role: read_table(folder / f"{role}.parquet") for role in ROLES}
     others = pl.concat([frames["base"], frames["anchor"]])
     found = {}
     for role, frame in frames.items():
@@ -316,4 +339,16 @@ def _asked(
                 "has two papers to ask against another author's; give more users, or papers with "
                 "their citation"
             )
+    for role, frame in found.items():
+        write_side(frame, folder / f"{role}.parquet")
     return found
+
+
+def _inputs(folder: Path) -> Iterator[str]:
+    """The inputs of all queries, side by side."""
+    from tasks.lamp.tables import row_groups
+
+    for role in ROLES:
+        for table in row_groups(folder / f"{role}.parquet", columns=["query"]):
+            for queries in table["query"].to_pylist():
+                yield from (query["input"] for query in queries)

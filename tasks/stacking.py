@@ -114,7 +114,8 @@ def stacking(
 
 def few_shot_users(where: Store, given: Inputs, user_ids: list[str]) -> list[dict[str, Any]]:
     """The named few-shot users, in the order named."""
-    by_id = {user["user_id"]: user for user in users_of(where, given.prepared, "few_shot")}
+    found = users_of(where, given.prepared, "few_shot", user_ids)
+    by_id = {user["user_id"]: user for user in found}
     return [by_id[user_id] for user_id in user_ids]
 
 

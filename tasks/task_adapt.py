@@ -19,7 +19,7 @@ from tasks.base_model import load, model_name, model_parts, prompt_parts
 from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
 from tasks.meta_lora import train_users
-from tasks.prepare import users_of
+from tasks.prepare import each_user
 from tasks.stage import Progress, gpu_slot, stage, store
 from tasks.tokens import Kind, tokens_of
 
@@ -61,7 +61,7 @@ def task_adapt(
         from tasks.lora.adapters import write_peft
         from tasks.lora.tokens import joined
 
-        users = users_of(where, prepared, "base")
+        users = each_user(where, prepared, "base")
         title = f"{lamp_task}: adapting the base model to the task"
         with gpu_slot():
             loaded = load(options, where, base)

@@ -7,7 +7,7 @@ the options of prompts, the tokenizer. Whether they were found or made changes n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,12 +44,13 @@ def tokens_of(
     base: dict[str, Any],
     loaded: Base,
     kind: Kind,
-    users: Sequence[User],
+    users: Iterable[User],
 ) -> list[Samples]:
     """Each user's samples of a kind, in order: found in the store, or made and put there.
 
     base: the `base_model` result that `loaded` comes from. users: records with `profile` and, for
-    all kinds but `profile`, `query`.
+    all kinds but `profile`, `query`; gone through twice, so that
+    they need not be in memory together.
     """
     from tasks.lora.tokens import read_tokens
 
@@ -72,10 +73,9 @@ def tokens_of(
         if piece.folder not in files:
             files[piece.folder] = read_tokens(piece.folder / FILE)
         found[key] = files[piece.folder][number]
-    todo = {key: user for key, user in zip(keys, users, strict=True) if key not in found}
     encoded = (
         (key, _encode(options, lamp_task, instruction, loaded, kind, user))
-        for key, user in _watched(f"{lamp_task}: tokenising users", todo)
+        for key, user in _unknown(f"{lamp_task}: tokenising users", keys, users, found)
     )
     for part in _portions(encoded):
         found |= _keep(where, part)
@@ -103,12 +103,20 @@ def _encode(
     return encode_all(loaded, asked, answers=kind != "queries")
 
 
-def _watched(title: str, todo: Mapping[str, User]) -> Iterator[tuple[str, User]]:
+def _unknown(
+    title: str, keys: list[str], users: Iterable[User], found: Iterable[str]
+) -> Iterator[tuple[str, User]]:
+    """The users whose key is not found, one per key."""
+    todo = set(keys).difference(found)
+    if not todo:
+        return
     progress = Progress("tokens", title, len(todo)) if len(todo) >= SHOWN_USERS else None
-    for item in todo.items():
-        yield item
-        if progress:
-            progress.advance()
+    for key, user in zip(keys, users, strict=True):
+        if key in todo:
+            yield key, user
+            todo.remove(key)
+            if progress:
+                progress.advance()
 
 
 def _portions(

@@ -6,27 +6,24 @@ Found by content alone, before anything is trained: ids and file names say nothi
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
 from tasks.lamp.citations import UNASKED
+from tasks.lamp.content import told
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.formats import DUPLICATE_ITEM, EMPTY_ITEM, EMPTY_QUERY, EMPTY_USER, ORPHAN_QUERY
-from tasks.lamp.prompts import question_text
-
-# (text, answer or "") -> the users whose profile holds it, as (user_id, group).
-Holders = dict[tuple[str, str], set[tuple[str, str]]]
 
 
 def audit(users: pl.DataFrame, dropped: Mapping[str, int], task: LampTask) -> dict[str, Any]:
     """Everything a reader of the scores must know of the users they come from, ready for JSON.
 
     users: columns user_id, group, role (base, anchor, few_shot), profile, query; all users as they
-    were read, before any is removed or pooled (`groups.Split.users`). dropped: counts by reason
-    (`formats.Loaded.dropped`).
+    were read, before any is removed or pooled (`groups.Split.users`), with texts or their keys
+    (`content.keyed`). dropped: counts by reason (`formats.Found.dropped`).
 
     Returns
     groups: {"all", "few_shot"}: {size: how many groups have it}, sizes as text.
@@ -43,34 +40,28 @@ def audit(users: pl.DataFrame, dropped: Mapping[str, int], task: LampTask) -> di
     profile_lengths: {"base", "anchor", "few_shot"}: {"min", "median", "max"}; None without users.
     """
     few_shot = users.filter(pl.col("role") == "few_shot")
-    items = [item for profile in users["profile"].to_list() for item in profile]
-    golds = [query["gold"] for queries in few_shot["query"].to_list() for query in queries]
-    places = {
-        name: (_holders(users, task, with_gold), with_gold)
-        for name, with_gold in (("text", False), ("text_and_answer", True))
-    }
+    items = _flat(users, "profile", task)
+    golds = _flat(few_shot, "query", task)
     return {
         "groups": {"all": _sizes(users), "few_shot": _sizes(few_shot)},
         "queries": {
             name: {
-                "asked": int(asking["query"].list.len().sum()),
-                **{
-                    what: _places(asking, holders, task, with_gold)
-                    for what, (holders, with_gold) in places.items()
-                },
+                "asked": queries.height,
+                "text": _places(queries, items, ["about"]),
+                "text_and_answer": _places(queries, items, ["about", "answer"]),
             }
-            for name, asking in (("all", users), ("few_shot", few_shot))
+            for name, queries in (("all", _flat(users, "query", task)), ("few_shot", golds))
         },
         "shared_groups": shared_groups(users),
-        "duplicates": {"dropped": dropped.get(DUPLICATE_ITEM, 0), **_repeated(users)},
+        "duplicates": {"dropped": dropped.get(DUPLICATE_ITEM, 0), **_repeated(items)},
         "empty": {
             reason: dropped[reason]
             for reason in (EMPTY_ITEM, EMPTY_QUERY, EMPTY_USER, ORPHAN_QUERY)
             if reason in dropped
         },
         "labels": {
-            "items": _balance([i["answer"] for i in items if i["answer"] != UNASKED], task),
-            "golds": _balance(golds, task),
+            "items": _balance(items["answer"].filter(items["answer"] != UNASKED), task),
+            "golds": _balance(golds["answer"], task),
         },
         "profile_lengths": {
             role: _lengths(users.filter(pl.col("role") == role))
@@ -84,17 +75,16 @@ def query_places(
 ) -> dict[str, int]:
     """In how many queries of `asking` the text stands in a profile of `profiles`.
 
-    Both frames: columns user_id, group, profile, query. Texts are compared with white space
-    normalised; answers are not looked at, unless `with_gold`: then the item must carry the
-    query's gold too. LaMP-1's texts are compared by the paper's title alone (`LampTask.subject`):
-    which reference stood beside its own, and in which order, is no part of a paper. Of LaMP-7's
-    queries it is the gold that is looked for: their text is a paraphrase, the gold is the tweet.
+    Both frames: columns user_id, group, profile, query. A text is where an item is about the same
+    (tasks/lamp/content.py: of LaMP-1's the paper's title alone, of LaMP-7's queries the gold);
+    answers are not looked at, unless `with_gold`: then the item must carry the query's gold too.
 
     Returns counts of queries, each query counted once per key:
     any: in any profile; own: in the asking user's; sibling: in another user's of the same group;
     other: in a profile of another group.
     """
-    return _places(asking, _holders(profiles, task, with_gold), task, with_gold)
+    by = ["about", "answer"] if with_gold else ["about"]
+    return _places(_flat(asking, "query", task), _flat(profiles, "profile", task), by)
 
 
 def shared_groups(users: pl.DataFrame) -> dict[str, int]:
@@ -111,29 +101,39 @@ def shared_groups(users: pl.DataFrame) -> dict[str, int]:
     }
 
 
-def _holders(profiles: pl.DataFrame, task: LampTask, with_gold: bool) -> Holders:
-    holders: Holders = defaultdict(set)
-    for user_id, group, profile in profiles.select("user_id", "group", "profile").iter_rows():
-        for item in profile:
-            answer = item["answer"] if with_gold else ""
-            holders[_plain(task.subject(item["text"])), answer].add((user_id, group))
-    return dict(holders)
+def _flat(users: pl.DataFrame, column: str, task: LampTask) -> pl.DataFrame:
+    """One row per item or query: row (of its user), user, group (hashes), about, answer."""
+    flat = (
+        users.select(
+            pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"),
+            pl.col("user_id").hash().alias("user"),
+            pl.col("group").hash(),
+            column,
+        )
+        .explode(column)
+        .drop_nulls(column)
+    )
+    text, answer = told(flat[column], task)
+    if column == "query" and task.items == "completed":
+        text = answer
+    return flat.drop(column).with_columns(text.alias("about"), answer.alias("answer"))
 
 
-def _places(
-    asking: pl.DataFrame, holders: Holders, task: LampTask, with_gold: bool
-) -> dict[str, int]:
-    counts = dict.fromkeys(("any", "own", "sibling", "other"), 0)
-    for user_id, group, queries in asking.select("user_id", "group", "query").iter_rows():
-        for query in queries:
-            asked = query["gold"] if task.items == "completed" else query["input"]
-            text = _plain(task.subject(question_text(asked, task)))
-            found = holders.get((text, query["gold"] if with_gold else ""), set())
-            counts["any"] += bool(found)
-            counts["own"] += (user_id, group) in found
-            counts["sibling"] += any(g == group and u != user_id for u, g in found)
-            counts["other"] += any(g != group for _, g in found)
-    return counts
+def _places(queries: pl.DataFrame, items: pl.DataFrame, by: list[str]) -> dict[str, int]:
+    """By the number of users who hold what is asked: of all, of the group, the user alone."""
+    asked_for = items.join(queries, on=by, how="semi")
+    holders = asked_for.select(*by, "group", "user").unique()
+    found = queries.select(*by, "group", "user")
+    for name, keys in (("all", by), ("near", [*by, "group"]), ("own", [*by, "group", "user"])):
+        counts = holders.group_by(keys).agg(pl.len().cast(pl.Int64).alias(name))
+        found = found.join(counts, on=keys, how="left").with_columns(pl.col(name).fill_null(0))
+    counted = found.select(
+        any=(pl.col("all") > 0).sum(),
+        own=(pl.col("own") > 0).sum(),
+        sibling=(pl.col("near") > pl.col("own")).sum(),
+        other=(pl.col("all") > pl.col("near")).sum(),
+    )
+    return {name: int(count) for name, count in counted.row(0, named=True).items()}
 
 
 def _sizes(users: pl.DataFrame) -> dict[str, int]:
@@ -142,25 +142,20 @@ def _sizes(users: pl.DataFrame) -> dict[str, int]:
     return {str(size): sizes[size] for size in sorted(sizes)}
 
 
-def _repeated(users: pl.DataFrame) -> dict[str, int]:
-    answers: dict[str, set[str]] = defaultdict(set)
-    holders: Counter[str] = Counter()
-    for profile in users["profile"].to_list():
-        for item in profile:
-            answers[_plain(item["text"])].add(item["answer"])
-        holders.update({_plain(item["text"]) for item in profile})
+def _repeated(items: pl.DataFrame) -> dict[str, int]:
+    texts = items.group_by("about").agg(pl.col("row", "answer").n_unique())
     return {
-        "texts": len(answers),
-        "repeated_texts": sum(count > 1 for count in holders.values()),
-        "texts_with_several_answers": sum(len(given) > 1 for given in answers.values()),
+        "texts": texts.height,
+        "repeated_texts": int((texts["row"] > 1).sum()),
+        "texts_with_several_answers": int((texts["answer"] > 1).sum()),
     }
 
 
-def _balance(answers: Sequence[str], task: LampTask) -> dict[str, Any] | None:
-    if not task.labels or not answers:
+def _balance(answers: pl.Series, task: LampTask) -> dict[str, Any] | None:
+    if not task.labels or not len(answers):
         return None
-    counts = Counter(answers)
-    shares = {label: counts[label] / len(answers) for label in task.labels}
+    counts = dict(answers.value_counts().iter_rows())
+    shares = {label: counts.get(label, 0) / len(answers) for label in task.labels}
     majority = max(task.labels, key=shares.__getitem__)
     return {
         "shares": {label: round(share, 6) for label, share in shares.items()},
@@ -173,9 +168,5 @@ def _balance(answers: Sequence[str], task: LampTask) -> dict[str, Any] | None:
 def _lengths(users: pl.DataFrame) -> dict[str, float] | None:
     if users.is_empty():
         return None
-    lengths = pl.Series([len(profile) for profile in users["profile"].to_list()])
+    lengths = users["profile"].list.len()
     return {"min": lengths.min(), "median": lengths.median(), "max": lengths.max()}  # type: ignore[dict-item]
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())

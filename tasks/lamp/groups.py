@@ -15,6 +15,7 @@ import polars as pl
 
 from tasks.errors import InputError
 from tasks.lamp.audit import query_places, shared_groups
+from tasks.lamp.content import told
 from tasks.lamp.definitions import LampTask
 
 SIDES = ("base", "anchor", "few_shot")
@@ -46,20 +47,18 @@ def find_groups(users: pl.DataFrame, share: float, task: LampTask | None = None)
     """Group ids (string, one per row of `users`): the smallest user_id, as text, of the group.
 
     Two users are one group when they share at least `share` (0..1] of the distinct (text, answer)
-    pairs of the smaller profile, or have the same user_id; and so on through third users.
-    task: its `subject` stands for the text; None: the whole text does.
+    pairs of the smaller profile, or have the same user_id; and so on through third users. Texts are
+    one if they are about the same (`content.told`); task: None takes the whole text.
     """
-    text = pl.col("text")
-    if task and task.asks:
-        text = text.str.splitn(task.asks, 2).struct.field("field_0").alias("text")
     items = (
         users.select(pl.int_range(pl.len()).alias("row"), "profile")
         .explode("profile")
         .drop_nulls("profile")
-        .select("row", pl.col("profile").struct.field("text", "answer"))
-        .with_columns(text)
-        .unique()
     )
+    text, answer = told(items["profile"], task)
+    # Numbers for texts and answers, so that what follows is light; ordered as they are.
+    numbers = (text.rank("dense").alias("text"), answer.rank("dense").alias("answer"))
+    items = items.select("row", *numbers).unique()
     # An exact integer per pair instead of its hash: joins are as fast and nothing can collide.
     pairs = items.group_by("text", "answer").agg(users=pl.len()).sort("text", "answer")
     items = items.join(pairs.with_row_index("pair"), on=["text", "answer"]).select(
@@ -129,7 +128,7 @@ def split_users(
     share: float,
     allow_shared_groups: bool = False,
 ) -> Split:
-    """Divide users (columns as from `formats.read_users`) into base, anchor and few-shot.
+    """Divide users (columns as from `formats.read_users` or `content.keyed`) into three sides.
 
     With roles: they are kept. A base or anchor user whose author also has a few-shot user, or a
     base user whose author also has an anchor candidate, is an error, for then the data say other
@@ -235,31 +234,19 @@ def _rank(seed: int, group: str) -> tuple[bytes, str]:
 
 def _pool(users: pl.DataFrame, task: LampTask) -> pl.DataFrame:
     """One row per group; the first of equal items and queries stays, in the order of user ids."""
-    rows = []
-    for (group,), members in users.sort("user_id", maintain_order=True).group_by(
-        "group", maintain_order=True
-    ):
-        items = [item for profile in members["profile"].to_list() for item in profile]
-        queries = [query for asked in members["query"].to_list() for query in asked]
-        rows.append(
-            {
-                "user_id": group,
-                "group": group,
-                "profile": _distinct(items, "text", "answer", task),
-                "query": _distinct(queries, "input", "gold", task),
-            }
+    members = users.sort("user_id", maintain_order=True)
+    pooled = members.select("group").unique().sort("group")
+    for column in ("profile", "query"):
+        flat = members.select("group", column).explode(column).drop_nulls(column)
+        text, answer = told(flat[column], task)
+        flat = flat.with_columns(text.alias("about"), answer.alias("answer"))
+        distinct = flat.unique(["group", "about", "answer"], keep="first", maintain_order=True)
+        rows = distinct.group_by("group", maintain_order=True).agg(column)
+        none = pl.lit([], dtype=users.schema[column])
+        pooled = pooled.join(rows, on="group", how="left").with_columns(
+            pl.col(column).fill_null(none)
         )
-    schema = {name: users.schema[name] for name in ("user_id", "group", "profile", "query")}
-    return pl.DataFrame(rows, schema=schema, orient="row").sort("user_id")
-
-
-def _distinct(
-    records: list[dict[str, str]], text: str, answer: str, task: LampTask
-) -> list[dict[str, str]]:
-    seen: dict[tuple[str, str], dict[str, str]] = {}
-    for record in records:
-        seen.setdefault((task.subject(record[text]), record[answer]), record)
-    return list(seen.values())
+    return pooled.select(pl.col("group").alias("user_id"), "group", "profile", "query")
 
 
 def _rarity_order() -> pl.Expr:

@@ -6,7 +6,8 @@ of the file. What is in a file depends on the users alone, not on how they came.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
@@ -137,7 +138,9 @@ def parquet(path: Path, schema: pa.Schema, compression: str = "zstd") -> Iterato
             pending.pop().result()
 
 
-def row_groups(path: Path, most: int = 32 << 20) -> Iterator[pa.Table]:
+def row_groups(
+    path: Path, most: int = 32 << 20, columns: list[str] | None = None
+) -> Iterator[pa.Table]:
     """A parquet file in tables of whole row groups, of about `most` bytes each, in order."""
     with pq.ParquetFile(path) as file:
         chosen: list[int] = []
@@ -146,5 +149,25 @@ def row_groups(path: Path, most: int = 32 << 20) -> Iterator[pa.Table]:
             chosen.append(number)
             size += file.metadata.row_group(number).total_byte_size
             if size >= most or number == file.num_row_groups - 1:
-                yield file.read_row_groups(chosen)
+                yield file.read_row_groups(chosen, columns=columns)
                 chosen, size = [], 0
+
+
+def read_table(path: Path, ids: Collection[str] | None = None) -> pl.DataFrame:
+    """A parquet file in the order of its column user_id; of `ids` alone, if they are given.
+
+    Of them it reads those row groups only in which, by their bounds, one of them may be.
+    """
+    if ids is None:
+        return pl.read_parquet(path)
+    wanted = sorted(set(ids))
+    with pq.ParquetFile(path) as file:
+        chosen = []
+        for number in range(file.num_row_groups):
+            bounds = file.metadata.row_group(number).column(0).statistics
+            # Of ids too long to be kept there are none.
+            known = bounds is not None and bounds.has_min_max
+            if not known or bisect_left(wanted, bounds.min) < bisect_right(wanted, bounds.max):
+                chosen.append(number)
+        found = pl.DataFrame(pl.from_arrow(file.read_row_groups(chosen)))
+    return found.filter(pl.col("user_id").is_in(wanted))

@@ -12,7 +12,7 @@ from tasks.artifacts import Piece, Store, digest, library_versions
 from tasks.fusion import read_recipes
 from tasks.methods import METHODS
 from tasks.options import MethodName
-from tasks.prepare import users_of
+from tasks.prepare import each_user
 from tasks.stage import stage, store
 
 VERSION = 2
@@ -114,7 +114,7 @@ def costs(summary: dict[str, Any], method: MethodName, where: Store) -> dict[str
     seconds = _mean(s for part in summary["answered"][method] for s in part["notes"]["per_user"])
     stored = steps = tokens = 0.0
     if kind.history:
-        few_shot = users_of(where, summary["prepared"], "few_shot")
+        few_shot = each_user(where, summary["prepared"], "few_shot")
         stored += _mean(
             sum(len(f"{item['text']}{item['answer']}".encode()) for item in user["profile"])
             for user in few_shot

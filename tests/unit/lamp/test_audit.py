@@ -10,7 +10,7 @@ import pytest
 
 from tasks.lamp.audit import audit
 from tasks.lamp.definitions import get_task
-from tasks.lamp.formats import read_users
+from tasks.lamp.formats import USERS_SCHEMA, read_users
 from tasks.lamp.groups import find_groups, split_users
 from tests.unit.lamp.helpers import (
     REAL_FILE,
@@ -106,7 +106,8 @@ def test_by_hand(six: Path) -> None:
 def test_one_text_with_several_answers() -> None:
     users = frame({"a": ["x", "y"], "b": ["x"]}, roles={"a": "anchor", "b": "anchor"}).to_dicts()
     users[1]["profile"][0]["answer"] = "action"
-    table = pl.DataFrame([row | {"group": row["user_id"]} for row in users])
+    rows = [row | {"group": row["user_id"]} for row in users]
+    table = pl.DataFrame(rows, schema=USERS_SCHEMA | {"group": pl.String()})
     found = audit(table, {}, TASK)
     assert found["duplicates"] == {
         "dropped": 0,

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.artifacts import NOTES, RECORD, Ref, Store, digest
+from tasks import artifacts
+from tasks.artifacts import NOTES, RECORD, Ref, Store, digest, file_sha256
 from tasks.errors import InputError
 
 KEY = digest("some work")
@@ -395,3 +396,34 @@ def test_what_cannot_be_read_just_now_is_not_damaged(
                 call()
     assert warnings == []
     assert pieces.get("bank", KEY, never).ref == first.ref
+
+
+def test_a_large_file_is_hashed_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What decides is its size and times; and a damaged large file is noticed like any other."""
+    asked = []
+
+    def counted(path: Path) -> str:
+        asked.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr(artifacts, "file_sha256", counted)
+    monkeypatch.setattr(artifacts, "LARGE", 10)
+    store = Store(tmp_path)
+
+    def make(out: Path) -> dict[str, Any]:
+        (out / "large").write_bytes(bytes(10))
+        (out / "small").write_bytes(bytes(9))
+        return {}
+
+    ref = store.make("stage", "a" * 64, make).ref
+    asked.clear()
+    for _ in range(3):
+        store.open(ref)
+    assert sorted(asked) == ["large", "small", "small", "small"]
+    place = store.open(ref).folder / "large"
+    place.write_bytes(bytes(9) + b"x")
+    os.utime(place, ns=(1, 1))
+    with pytest.raises(InputError, match="gone or damaged"):
+        store.open(ref)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tasks.config import RunConfig, resolve
 from tasks.embedding import embed, read_embeddings
 from tasks.errors import InputError
 from tasks.prepare import prepare
+from tests.unit.stages.pipeline import Quiet
 from tests.unit.stages.users import result, user, write_users
 
 TEXT = {"anchors": {"embedding": "text", "text_model": "some/encoder", "min_items": 1}}
@@ -52,7 +54,7 @@ def test_texts_are_the_mean_of_the_encoders_vectors(monkeypatch: pytest.MonkeyPa
         [{"text": "an old letter changes a life", "answer": "romance"}],
     ]
     options = resolve({"anchors": {"embedding": "text", "text_model": str(folder)}})
-    got = embedding._texts(options, "LaMP-2M", profiles)
+    got = embedding._texts(options, "LaMP-2M", [profiles[:1], profiles[1:]])
     encoder = SentenceTransformer(str(folder))
     for vector, profile in zip(got, profiles, strict=True):
         single = [encoder.encode(f"{item['text']} {item['answer']}") for item in profile]
@@ -67,7 +69,7 @@ def test_an_encoder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"anchors\.text_model .*absent: cannot be loaded"
     ) as caught:
-        embedding._texts(options, "LaMP-2M", [[{"text": "a", "answer": "b"}]])
+        embedding._texts(options, "LaMP-2M", [[[{"text": "a", "answer": "b"}]]])
     assert "\n" not in str(caught.value)
 
 
@@ -84,12 +86,14 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     asked: list[list[str]] = []
 
     def texts(
-        _options: RunConfig, _lamp_task: str, profiles: list[list[dict[str, str]]]
+        _options: RunConfig, _lamp_task: str, parts: Iterable[list[embedding.Profile]]
     ) -> list[list[float]]:
+        profiles = [profile for part in parts for profile in part]
         asked.append([profile[0]["text"].split()[0] for profile in profiles])
         return [[float(len(profile)), 1.0] for profile in profiles]
 
     monkeypatch.setattr(embedding, "_texts", texts)
+    monkeypatch.setattr(embedding, "Progress", Quiet)
     monkeypatch.setattr(embedding, "library_versions", lambda names: dict.fromkeys(names, "1"))
     return asked
 

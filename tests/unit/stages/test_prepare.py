@@ -12,7 +12,7 @@ import pytest
 from tasks.artifacts import Store, file_sha256
 from tasks.config import resolve
 from tasks.lamp.citations import ASKS, LABELS, parts
-from tasks.prepare import POPULATION_FILE, ROLES, prepare, users_of
+from tasks.prepare import POPULATION_FILE, ROLES, each_user, prepare, users_of
 from tests.official import write_official
 from tests.unit.lamp.web import Site, official, serving
 from tests.unit.stages.users import result, user, write_users
@@ -71,6 +71,9 @@ def test_tables_and_counts(where: Store, tmp_path: Path, capsys: pytest.CaptureF
         for n in range(2)
     ]
     assert first["query"][0]["input"] == "Which tag? description: few-1 film number 2"
+    chosen = users_of(where, prepared, "few_shot", ["few-2", "nobody"])
+    assert [found["user_id"] for found in chosen] == ["few-2"]
+    assert list(each_user(where, prepared, "few_shot")) == users_of(where, prepared, "few_shot")
     out = capsys.readouterr().out
     assert "5 users by 5 authors" in out
     assert "dropped: 1 x profile item with a label outside the task's set" in out
