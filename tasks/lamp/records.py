@@ -23,8 +23,8 @@ from tasks.errors import InputError
 from tasks.lamp.checks import decoder, not_a_list, not_json, reading
 from tasks.lamp.usual import Block, Usual
 
-# Bytes read at once: few enough for the processor's cache, many records of most data.
-BLOCK = 2 << 20
+# Bytes read at once: many records of most data, and few enough to stay near the processor.
+BLOCK = 4 << 20
 # Blocks that are read at a time, the one that is worked on included.
 AHEAD = 4
 # The longest record that is taken. A longer one is a damaged file, and memory stays bounded.

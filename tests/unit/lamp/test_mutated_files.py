@@ -375,7 +375,7 @@ def test_golds_that_are_wrong(tmp_path: Path, golds: Any, expected: str) -> None
 
 
 @pytest.mark.parametrize("form", ["users", "official"])
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+@pytest.mark.parametrize("task", list(TASKS.values()), ids=list(TASKS))
 def test_the_files_are_good_before(tmp_path: Path, task: LampTask, form: str) -> None:
     file = write(tmp_path, form, *good(task, form))
     found = outcome(tmp_path, file if form == "users" else tmp_path, task)
