@@ -280,12 +280,15 @@ class _Reader:
 
     def _kept(self, items: Iterable[tuple[str, str, str]]) -> Records:
         """Items (id, text, answer) without those that cannot be used, which are counted."""
+        labels = self.task.labels
+        if labels and self.task.items == "built":
+            labels = (*labels, citations.UNASKED)
         kept: dict[tuple[str, str], str] = {}
         for item_id, body, answer in items:
             answer = self._answer(answer)
             if not body.strip() or not answer.strip():
                 self.dropped[EMPTY_ITEM] += 1
-            elif self.task.labels and answer not in (*self.task.labels, citations.UNASKED):
+            elif labels and answer not in labels:
                 self.dropped[UNKNOWN_LABEL] += 1
             elif (body, answer) in kept:
                 self.dropped[DUPLICATE_ITEM] += 1
