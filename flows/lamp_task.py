@@ -15,6 +15,7 @@ from tasks.anchors import anchors
 from tasks.base_model import base_model
 from tasks.config import RunConfig
 from tasks.embedding import embed
+from tasks.errors import label
 from tasks.evidence import evidence
 from tasks.fusion import fusion
 from tasks.meta_lora import bank, meta_lora
@@ -157,7 +158,7 @@ def bank_and_recipes(
 def not_finite(method: MethodName, shards: list[Result]) -> list[str]:
     """A line for each user whose training had to stop."""
     return [
-        f"{method}, training of user {user}: the loss stopped being finite at step "
+        f"{method}, training of user {label(user)}: the loss stopped being finite at step "
         f"{work['steps']}; lower {METHODS[method].trained}.learning_rate"
         for shard in shards
         for user, work in zip(shard["value"]["users"], shard["value"]["work"], strict=True)
@@ -184,7 +185,7 @@ def collect(
         progress.advance()
     results: dict[Any, Any] = {}
     for key, future in zip(keys, futures, strict=True):
-        name = " ".join([what, *map(str, key)])
+        name = " ".join([what, *(label(str(part)) for part in key)])
         # Without `wait` the state would be asked of the server, which may not know the end yet.
         future.wait()
         if future.state.is_completed():

@@ -27,7 +27,7 @@ from pydantic import Field
 from flows.lamp_task import run_lamp_task
 from tasks.compare import compare, overall
 from tasks.config import RunConfig, resolve
-from tasks.errors import InputError
+from tasks.errors import InputError, masked
 from tasks.options import (
     AnchorOptions,
     BaseOptions,
@@ -133,7 +133,7 @@ def mta(
             flow_run.get_name() or "mta",
             {
                 "prefect_flow_run": str(flow_run.get_id()),
-                "prefect_server": str(PREFECT_API_URL.value() or PREFECT_HOME.value()),
+                "prefect_server": masked(str(PREFECT_API_URL.value() or PREFECT_HOME.value())),
             },
         )
         # A courtesy to the list of runs: whether it succeeds is nothing to this one.
@@ -260,7 +260,7 @@ def _try(missing: list[str], problem: str, call: Callable[[], None]) -> None:
     try:
         call()
     except Exception as error:
-        why = " ".join(str(error).split())[:200]
+        why = masked(" ".join(str(error).split()))[:200]
         missing.append(f"{problem} ({type(error).__name__}: {why})")
         log(missing[-1], warning=True)
 

@@ -260,12 +260,14 @@ def _device(options: RunConfig) -> str:
 
 def _external(options: RunConfig, where: Store) -> Piece:
     folder = find_model(options.base.model)
-    for needed in ("config.json", "*.safetensors"):
-        if not any(folder.glob(needed)):
-            raise InputError(
-                f"base.model {options.base.model}: {folder} has no {needed}; give a folder with "
-                "config.json, a tokenizer and safetensors weights (pickled weights are not read)"
-            )
+    from tasks.lora.base import whole_model
+
+    if not (folder / "config.json").exists():
+        raise InputError(
+            f"base.model {options.base.model}: {folder} has no config.json; give a folder with "
+            "config.json, a tokenizer and safetensors weights"
+        )
+    whole_model(folder)
     content = where.hash_folder(folder, HUB_FILES)
     given = Path(options.base.model).expanduser()
     # A snapshot's folder is named by its commit.

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from tasks.errors import InputError
+from tasks.errors import InputError, masked
 from tasks.options import (
     SYNTHETIC_TASKS,
     AnchorOptions,
@@ -113,6 +113,7 @@ def resolve(given: dict[str, Any]) -> RunConfig:
         own = {name: _without(tree, given) for name, tree in values["per_task"].items()}
         values = values | {"per_task": own}
     config = _checked(overlay(values, given))
+    _no_passwords(config.model_dump(mode="json"))
     for name, tree in config.per_task.items():
         if wrong := [key for key in tree if key not in PER_TASK]:
             raise InputError(
@@ -129,6 +130,18 @@ def _checked(values: dict[str, Any], where: str = "") -> RunConfig:
     except ValidationError as error:
         problems = "; ".join(where + _problem(item) for item in error.errors())
         raise InputError(f"configuration: {problems}") from None
+
+
+def _no_passwords(values: Any, name: str = "") -> None:
+    """Refuse a URL with a password anywhere: the configuration is saved, logged and shown."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            _no_passwords(value, f"{name}.{key}" if name else key)
+    elif isinstance(values, str) and masked(values) != values:
+        raise InputError(
+            f"configuration: {name}: a URL with a user or password would be saved with the run; "
+            "leave it out, and put it into ~/.netrc or the environment (docs/security.md)"
+        )
 
 
 def _without(tree: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -275,6 +275,27 @@ def _means_of_items(
     return vectors
 
 
+def _encoder(model: str) -> Path:
+    """The encoder's folder, or the snapshot of a hub id, without a pickle that would be read.
+
+    An encoder has modules in folders of their own, which take a pickle where no safetensors is.
+    """
+    from tasks.lora.adapters import pickled_files
+
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        # Both with and without a folder's name before the file's: `*` stands for any of it.
+        return Path(snapshot_download(model, allow_patterns=HUB_FILES))
+    for file in pickled_files(folder):
+        if not any(file.parent.glob("*.safetensors")):
+            raise InputError(
+                f"anchors.text_model {file}: a pickle is not read; save the encoder as safetensors"
+            )
+    return folder
+
+
 def _texts(
     options: RunConfig, lamp_task: str, parts: Iterable[Sequence[Profile]]
 ) -> list[np.ndarray]:
@@ -284,11 +305,13 @@ def _texts(
 
     try:
         encoder = SentenceTransformer(
-            options.anchors.text_model,
+            str(_encoder(options.anchors.text_model)),
             device=None if options.compute.device == "auto" else options.compute.device,
             trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
         )
+    except InputError:
+        raise
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(

@@ -1,4 +1,13 @@
-"""The one exception that speaks to a person: bad input, said in one line."""
+"""The one exception that speaks to a person, and how strange data is shown: in one clean line."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+# user:password@ of any URL, up to the last @ before the path. MLflow's, Prefect's, a proxy's.
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/?#'\"]+@")
+LABEL_LENGTH = 80
 
 
 class InputError(ValueError):
@@ -6,4 +15,39 @@ class InputError(ValueError):
 
     The message is one line that names the file or option, the record, what was wrong and
     what to do. Entry points print it without a traceback and exit with a code other than 0.
+    Whatever it was made of, it shows no password of a URL and no control characters.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(masked(message)))
+
+
+def masked(text: str) -> str:
+    """`text` with the user and password of every URL in it as `***`."""
+    return _CREDENTIALS.sub("***@", text)
+
+
+def printable(text: str) -> str:
+    """`text` as one line: what is no visible character stands as its escape.
+
+    Line ends, NUL, and signs that reorder or hide text (Unicode categories Other and Separator).
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape", "backslashreplace").decode()
+        for one in text
+    )
+
+
+def label(identifier: str) -> str:
+    """An id of the data as a name that people read: a log, a run's name, a tag.
+
+    Ids are data and may be anything. A long one is cut, with a piece of its sha256, so that two ids
+    keep two names.
+    """
+    shown = printable(identifier)
+    if len(shown) <= LABEL_LENGTH:
+        return shown
+    mark = hashlib.sha256(identifier.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{shown[: LABEL_LENGTH - 12]}...-{mark}"

@@ -21,7 +21,7 @@ from typing import Any
 from tasks.artifacts import Store
 from tasks.base_model import base_folder, model_name
 from tasks.config import RunConfig
-from tasks.errors import InputError
+from tasks.errors import InputError, label
 from tasks.fusion import read_recipes
 from tasks.methods import METHODS, config_of
 from tasks.options import MethodName
@@ -59,7 +59,7 @@ def export(
     config = config_of(RunConfig.model_validate(run["config"] | {"seed": int(chosen)}), method)
     few_shot = stages["prepared"]["value"]["few_shot"]
     if user_id not in few_shot:
-        few = ", ".join(sorted(few_shot)[:5])
+        few = ", ".join(map(label, sorted(few_shot)[:5]))
         raise InputError(f"--user {user_id}: no few-shot user of this run; there are {few}, ...")
     loras = []
     if adapter := stages["base"].get("adapter"):
@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mta: {error}", file=sys.stderr)
         return 2
     print(
-        f"{given.to}: the LoRA of {given.user} by {given.method} for {lamp_task}; "
+        f"{given.to}: the LoRA of {label(given.user)} by {given.method} for {lamp_task}; "
         f"its base model is {base}"
     )
     return 0

@@ -15,7 +15,7 @@ from prefect.runtime import task_run
 from tasks.artifacts import NOTES, Piece, Store, digest
 from tasks.base_model import load, model_name, model_parts, prompt_parts
 from tasks.config import RunConfig, derive_seed
-from tasks.errors import InputError
+from tasks.errors import InputError, label
 from tasks.options import TrainingOptions
 from tasks.prepare import users_of
 from tasks.questions import Item, content
@@ -35,7 +35,7 @@ VERSION = 5
 def _job_name() -> str:
     anchors = task_run.get_parameters()["anchors"]
     more = f"-and-{len(anchors) - 1}-more" if len(anchors) > 1 else ""
-    return f"meta-lora-{anchors[0]['user_id']}{more}"
+    return f"meta-lora-{label(anchors[0]['user_id'])}{more}"
 
 
 @stage(name="meta-lora", tags=["gpu"], task_run_name=_job_name)
@@ -138,7 +138,7 @@ def _train(
         losses = outcome.losses[number]
         if number in outcome.failed:
             made[anchor] = InputError(
-                f"anchor {anchor}: the loss was not finite at step {len(losses)}; "
+                f"anchor {label(anchor)}: the loss was not finite at step {len(losses)}; "
                 "lower meta_lora.learning_rate"
             )
             continue

@@ -54,7 +54,9 @@ class LampOptions(Options):
 
     split: Literal["user", "time"] = "user"
     part: Literal["dev", "train"] = "dev"
-    url: str = Field("https://ciir.cs.umass.edu/downloads/LaMP", pattern=r"^https?://\S+$")
+    url: str = Field(
+        "https://ciir.cs.umass.edu/downloads/LaMP", pattern=r"^https?://[^\s/@]+(/\S*)?$"
+    )
     cache: str | None = Field(None, min_length=1)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import Piece, Store, digest, file_sha256, library_versions
 from tasks.config import RunConfig
-from tasks.errors import InputError
+from tasks.errors import InputError, label
 from tasks.stage import Progress, log, stage, store
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def describe(value: dict[str, Any], lamp_task: str) -> list[str]:
     for role in ROLES:
         names = authors[role]
         if names:
-            lines.append(f"{lamp_task}: {role} authors: {', '.join(names)}")
+            lines.append(f"{lamp_task}: {role} authors: {', '.join(map(label, names))}")
     for name in ("queries_in_other_profiles", "pooled_users", "removed_shared_group",
                  "removed_few_shot_without_query", "unseen_few_shot_items", "shared_author",
                  "papers_asked_by_their_author"):  # fmt: skip

@@ -29,7 +29,7 @@ from prefect.states import Completed, Failed
 from tqdm import tqdm
 
 from tasks.artifacts import Piece, Ref, Store
-from tasks.errors import InputError
+from tasks.errors import InputError, masked
 
 GPU_LIMIT = "gpu"
 # The shortest lease Prefect grants: a slot whose holder was killed is free again after it.
@@ -51,7 +51,11 @@ class StageFailed(Exception):
 
 
 def log(line: str, warning: bool = False) -> None:
-    """One line in the run's log; printed where there is no run (unit tests, scripts)."""
+    """One line in the run's log; printed where there is no run (unit tests, scripts).
+
+    Ids and counts, never texts of users; of URLs no password is shown.
+    """
+    line = masked(line)
     try:
         logger = get_run_logger()
     except MissingContextError:
@@ -116,7 +120,7 @@ def result_of(called: Task[..., Any] | Flow[..., Any], *arguments: Any) -> Any:
 def reason(state: State[Any], what: str) -> str:
     """Why a run did not complete, in one line."""
     message = " ".join((state.message or state.name or "no reason given").split())
-    return f"{what}: {message.removeprefix('Task run encountered an exception ')[:500]}"
+    return masked(f"{what}: {message.removeprefix('Task run encountered an exception ')[:500]}")
 
 
 def gpu_slots() -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tasks.artifacts import Store
 from tasks.config import RunConfig
-from tasks.errors import InputError
+from tasks.errors import InputError, label, masked
 from tasks.methods import config_of
 
 EXPERIMENT = "mta"
@@ -73,7 +73,7 @@ class Tracker:
         """Where a browser finds the parent run, if the tracking store is a server."""
         if not tracking_uri().startswith("http"):
             return None
-        root = os.environ.get("MTA_MLFLOW_UI", tracking_uri()).rstrip("/")
+        root = masked(os.environ.get("MTA_MLFLOW_UI", tracking_uri())).rstrip("/")
         return f"{root}/#/experiments/{self.experiment}/runs/{self.parent}"
 
     def log_lamp_task(
@@ -132,7 +132,7 @@ class Tracker:
     def fail(self, line: str) -> None:
         """End the parent run as failed, with the reason as a tag, if MLflow still answers."""
         with contextlib.suppress(Exception):
-            self.client.set_tag(self.parent, "failure", line[:500])
+            self.client.set_tag(self.parent, "failure", masked(line)[:500])
             self.client.set_terminated(self.parent, "FAILED")
 
     def _method_run(self, summary: dict[str, Any], row: dict[str, Any], where: Store) -> None:
@@ -175,11 +175,11 @@ class Tracker:
     ) -> None:
         value, lamp_task = result["value"], summary["lamp_task"]
         run = self._start(
-            f"{scope(summary)} anchor {anchor['user_id']}",
+            f"{scope(summary)} anchor {label(anchor['user_id'])}",
             {
                 "kind": "anchor",
                 "lamp_task": lamp_task,
-                "anchor": anchor["user_id"],
+                "anchor": label(anchor["user_id"]),
                 "cached": str(result["cached"]).lower(),
                 "result": result["ref"]["uri"],
                 "result_sha256": result["ref"]["sha256"],
@@ -187,7 +187,8 @@ class Tracker:
             },
             self.parent,
         )
-        params = {"lamp_task": lamp_task, "anchor": anchor["user_id"], "cluster": anchor["cluster"]}
+        # Not the anchor's id: a tag can be taken back, a parameter cannot.
+        params = {"lamp_task": lamp_task, "cluster": anchor["cluster"]}
         training = flat(self.config.meta_lora.model_dump(mode="json"))
         self._params(run, params | {f"meta_lora.{key}": item for key, item in training.items()})
         series = [("loss", loss, step) for step, loss in enumerate(value["losses"], start=1)]
@@ -231,7 +232,7 @@ class Tracker:
     def _params(self, run: str, params: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
-        items = [Param(key, str(value)[:500]) for key, value in params.items()]
+        items = [Param(key, masked(str(value))[:500]) for key, value in params.items()]
         for start in range(0, len(items), 100):
             self.client.log_batch(run, params=items[start : start + 100])
 

@@ -19,12 +19,13 @@ import sys
 from infra.local import stack
 from infra.local.benchmark import benchmark
 from infra.local.settings import StackError, project_layout
+from tasks.errors import masked
 
 COMMANDS = ("up", "deploy", "benchmark", "status", "down", "clean")
 
 
 def say(text: str) -> None:
-    print(f"mta: {text}", file=sys.stderr, flush=True)
+    print(f"mta: {masked(text)}", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str]) -> int:

@@ -73,7 +73,7 @@ def example_columns(
         for query_id, (_, gold) in zip(ids, pairs, strict=True):
             if gold not in task.labels:
                 raise InputError(
-                    f"{task.name}: the gold {gold!r} of query {query_id!r} is not one of its "
+                    f"{task.name}: the gold of query {query_id!r} is not one of its "
                     f"labels; use {', '.join(task.labels)}"
                 )
     as_lamp = rules == "lamp"

@@ -17,6 +17,8 @@ from torch import Tensor
 from tasks.errors import InputError
 
 _PREFIX = "base_model.model."
+# How files are called that torch, joblib or pickle itself would execute on loading.
+_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 # What makes a LoRA's update something else than alpha / r * B @ A in every layer.
 _NOT_PLAIN = ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern")
 
@@ -36,6 +38,11 @@ class Lora:
         """The update `scale * B @ A` [out, in] of one layer, computed in float64."""
         a, b = self.layers[layer]
         return self.scale * (b.double() @ a.double())
+
+
+def pickled_files(folder: Path) -> list[Path]:
+    """The files in a folder, and below, that are named as pickles are; by name."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICKLED)
 
 
 def write_peft(folder: Path, lora: Lora, base_model: str) -> None:
@@ -65,6 +72,11 @@ def write_peft(folder: Path, lora: Lora, base_model: str) -> None:
 def read_peft(folder: Path) -> Lora:
     """Read a PEFT folder that holds a plain LoRA. Raises InputError for anything else."""
     path = folder / "adapter_model.safetensors"
+    if not path.exists() and (pickles := pickled_files(folder)):
+        raise InputError(
+            f"{folder}: not a readable PEFT folder ({pickles[0].name} is a pickle, which would run "
+            "code, and is never read); save the adapter as adapter_model.safetensors"
+        )
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
         tensors = load_file(path)

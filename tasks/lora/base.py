@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tasks.errors import InputError
+from tasks.lora.adapters import pickled_files
 
 # A progress bar and a warning per load drown the log of hundreds of jobs; the warning is about a
 # property that PEFT 0.21 reads and transformers 5 renames.
@@ -84,6 +85,7 @@ def load_base(
     bits, and compute in bfloat16.
     Raises InputError when the folder holds no whole model that transformers can load this way.
     """
+    whole_model(folder)
     where = pick_device(device)
     quantised = {} if quantisation == "none" else nf4(where)
     try:
@@ -134,6 +136,26 @@ def load_base(
     positions = getattr(text, "max_position_embeddings", None) or max_tokens + ANSWER_ROOM
     room = max(8, min(max_tokens, positions - ANSWER_ROOM))
     return Base(model.eval(), tokenizer, where, room, end)
+
+
+def whole_model(folder: Path) -> None:
+    """Raises InputError where a folder has no safetensors weights, or is an adapter.
+
+    transformers would load the model that an adapter_config.json names, from wherever that is.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise InputError(
+            f"base.model {folder}: is an adapter (adapter_config.json), not a model; give the "
+            "folder of a whole model"
+        )
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = pickled_files(folder)
+    found = f"only pickled ones ({pickles[0].name}), which are never read" if pickles else "none"
+    raise InputError(
+        f"base.model {folder}: it needs *.safetensors weights and has {found}; convert them with "
+        "save_pretrained where you trust their source, or give another model"
+    )
 
 
 def nf4(where: torch.device) -> dict[str, Any]:

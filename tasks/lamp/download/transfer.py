@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import netrc
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -73,12 +75,27 @@ def client() -> httpx.Client:
             headers={"Accept-Encoding": "identity"},
             follow_redirects=True,
             timeout=TIMEOUT_SECONDS,
+            auth=_netrc(),
         )
     except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
         why = " ".join(str(error).split())
         raise InputError(
             f"the environment's proxy or certificates cannot be used ({why}); check HTTP_PROXY, "
             "HTTPS_PROXY, ALL_PROXY, NO_PROXY and SSL_CERT_FILE"
+        ) from None
+
+
+def _netrc() -> httpx.NetRCAuth | None:
+    """A mirror's user and password, by host, from `NETRC` or ~/.netrc: they stand in no option."""
+    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    if not file.is_file():
+        return None
+    try:
+        return httpx.NetRCAuth(str(file))
+    except (netrc.NetrcParseError, UnicodeDecodeError) as error:
+        # The parser's message quotes the file.
+        raise InputError(
+            f"{file}: cannot be read as netrc (line {getattr(error, 'lineno', '?')}); repair it"
         ) from None
 
 

@@ -215,10 +215,10 @@ def test_columns_are_by_sorted_id_and_add_up() -> None:
         ({"a": "x"}, {"a": "comedy", "b": "comedy"}, "1 queries have no prediction.*'b'"),
         ({"a": "x", "c": "x"}, {"a": "comedy"}, "1 predictions have no gold.*'c'"),
         ({"a ": "x"}, {"a": "comedy"}, "1 queries have no prediction.*'a'"),  # ids are not stripped
-        ({"a": "x"}, {"a": "Comedy"}, "gold 'Comedy' of query 'a'"),
-        ({"a": "x"}, {"a": ""}, "gold '' of query 'a'"),
+        ({"a": "x"}, {"a": "Comedy"}, "the gold of query 'a'"),
+        ({"a": "x"}, {"a": ""}, "the gold of query 'a'"),
         ({}, {}, "no golds"),
-        ({"a": "x"}, {"a": "none"}, "gold 'none' of query 'a'"),
+        ({"a": "x"}, {"a": "none"}, "the gold of query 'a'"),
         ({}, by_number(["comedy"] * 9), r"9 queries.*'4' \.\.\."),
     ],
 )

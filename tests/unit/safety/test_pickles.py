@@ -1,0 +1,183 @@
+"""A pickle is never loaded, whatever it is offered as."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flows.mta as flow_module
+from flows.lamp_task import run_lamp_task
+from tasks.base_model import base_model
+from tasks.config import resolve
+from tasks.embedding import _encoder
+from tasks.errors import InputError
+from tasks.lamp.definitions import get_task
+from tasks.lamp.formats import read_users
+from tasks.lora.adapters import read_peft
+from tasks.lora.base import load_base
+from tests.unit.lora.helpers import tiny_base
+
+PROJECT = Path(flow_module.__file__).resolve().parents[1]
+# Modules and functions that run code of what they load, or write what only such could load.
+LOADERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+CALLS = {"torch.load", "torch.save", "np.load", "np.save", "mlflow.pyfunc", "pl.deserialize"}
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+@pytest.fixture
+def bomb(tmp_path: Path) -> bytes:
+    """A pickle; the test fails where anything has loaded it."""
+    return pickle.dumps(Bomb(tmp_path / "exploded"))
+
+
+@pytest.fixture(autouse=True)
+def _not_loaded(tmp_path: Path) -> Any:
+    yield
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    base = tiny_base()
+    folder = tmp_path / "model"
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_bomb_works(bomb: bytes, tmp_path: Path) -> None:
+    pickle.loads(bomb)
+    (tmp_path / "exploded").unlink()
+
+
+def test_a_pickled_model_is_refused(
+    bomb: bytes, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "pytorch_model.bin").write_bytes(bomb)
+    with pytest.raises(InputError, match=r"pickled ones \(pytorch_model\.bin\).*never read"):
+        load_base(model, max_tokens=32)
+    monkeypatch.setenv("MTA_STORE", str(tmp_path / "store"))
+    config = resolve({"model": str(model)}).model_dump(mode="json")
+    state = base_model.fn(config, "LaMP-2M", {})
+    assert state.is_failed()
+    assert "pytorch_model.bin" in state.message
+    assert "\n" not in state.message
+
+
+def test_a_pickle_beside_safetensors_is_left_alone(bomb: bytes, model: Path) -> None:
+    for name in ("pytorch_model.bin", "training_args.bin"):
+        (model / name).write_bytes(bomb)
+    assert load_base(model, max_tokens=32).max_tokens == 32
+
+
+def test_an_adapter_is_no_model(model: Path) -> None:
+    """transformers would follow it to the model it names, and load its weights, pickled or not."""
+    (model / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "some/other"})
+    )
+    with pytest.raises(InputError, match="is an adapter"):
+        load_base(model, max_tokens=32)
+
+
+def test_a_models_own_code_is_not_run(model: Path, tmp_path: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {
+        "AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}  # fmt: skip
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "own.py").write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')\n")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_base(model, max_tokens=32)
+
+
+def test_a_pickled_adapter_is_refused(bomb: bytes, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    (tmp_path / "adapter_model.bin").write_bytes(bomb)
+    with pytest.raises(InputError, match=r"\(adapter_model\.bin is a pickle.*never read"):
+        read_peft(tmp_path)
+
+
+def test_a_pickle_named_as_safetensors_is_refused(bomb: bytes, model: Path, tmp_path: Path) -> None:
+    (model / "model.safetensors").write_bytes(bomb)
+    with pytest.raises(InputError):
+        load_base(model, max_tokens=32)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(bomb)
+    with pytest.raises(InputError, match="not a readable PEFT folder"):
+        read_peft(tmp_path)
+
+
+def test_a_pickle_in_an_encoder_is_refused(bomb: bytes, tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    (encoder / "2_Dense").mkdir(parents=True)
+    (encoder / "model.safetensors").write_bytes(b"")
+    (encoder / "training_args.bin").write_bytes(bomb)
+    assert _encoder(str(encoder)) == encoder
+    (encoder / "2_Dense" / "pytorch_model.bin").write_bytes(bomb)
+    with pytest.raises(InputError, match=r"2_Dense/pytorch_model\.bin: a pickle is not read"):
+        _encoder(str(encoder))
+    shutil.rmtree(encoder)
+
+
+def test_a_pickle_as_data_is_refused(bomb: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "users.pkl"
+    file.write_bytes(bomb)
+    with pytest.raises(InputError):
+        read_users(file, get_task("LaMP-2M"))
+
+
+def test_prefect_keeps_no_results() -> None:
+    """Prefect's default serializer is a pickle; no flow or stage has it write one."""
+    from tasks import anchors, compare, evidence, fusion, meta_lora, prepare, refit, scoring
+    from tasks import embedding, stacking, task_adapt  # fmt: skip
+    from tasks.report import table
+
+    stages = [
+        anchors.anchors, base_model, compare.compare, compare.overall, embedding.embed,
+        evidence.evidence, fusion.fusion, meta_lora.meta_lora, meta_lora.bank, prepare.prepare,
+        refit.refit, scoring.predict, scoring.score, stacking.stacking, table.users_map,
+        task_adapt.task_adapt, flow_module.mta, run_lamp_task,
+    ]  # fmt: skip
+    assert [one.name for one in stages if one.persist_result is not False] == []
+
+
+def test_the_source_loads_and_writes_no_pickle() -> None:
+    found = []
+    files = [
+        file for part in ("flows", "tasks", "infra") for file in (PROJECT / part).rglob("*.py")
+    ]
+    assert len(files) > 80
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            elif isinstance(node, ast.Attribute):
+                names = [ast.unparse(node)]
+            elif isinstance(node, ast.keyword) and node.arg in (
+                "trust_remote_code",
+                "allow_pickle",
+            ):
+                names = [] if ast.unparse(node.value) == "False" else [node.arg]
+            bad = {name for name in names
+                   if name in CALLS or name.split(".")[0] in LOADERS or name.startswith("mlflow.pyfunc")
+                   or name in ("trust_remote_code", "allow_pickle")}  # fmt: skip
+            found += [f"{file.relative_to(PROJECT)}:{name}" for name in sorted(bad)]
+    assert found == []
