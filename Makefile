@@ -14,6 +14,7 @@ empty :=
 comma := ,
 INSTALLED := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 INSTALLED_TEST := $(VENV)/.installed-test
+AUDIT := $(VENV)/audit
 
 # Nothing that is run from here reports to anyone.
 export DO_NOT_TRACK = 1
@@ -22,7 +23,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help benchmark up deploy status stop install test lint format clean
+.PHONY: help benchmark up deploy status stop install test lint format audit clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -57,6 +58,12 @@ lint: $(INSTALLED_TEST) ## ruff and mypy
 format: $(INSTALLED_TEST) ## let ruff rewrite the code
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+# In an environment of its own: what it needs must not decide the versions that are run.
+audit: ## known vulnerabilities of the pinned versions (asks PyPI)
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+	  $(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3'; }
+	@$(AUDIT)/bin/pip-audit --strict --requirement constraints.txt --disable-pip --no-deps
 
 clean: ## remove everything the stack keeps (.mta); refused while it runs
 	@if [ -x $(PY) ]; then $(PY) -m infra.local clean; \
