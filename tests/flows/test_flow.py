@@ -14,6 +14,8 @@ from mlflow.entities import Run
 from prefect import State
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterParentFlowRunId,
@@ -266,7 +268,9 @@ def test_the_report_can_fail_without_losing_the_scores(
     # One method and no bank: nothing was merged, and there is no map.
     assert "What merging chose" not in report.read_text(encoding="utf-8")
     with get_client(sync_client=True) as client:
-        shown = [one for one in client.read_artifacts() if one.key == "report"]
+        shown = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["report"]))
+        )
     assert any(str(report) in str(one.data) for one in shown)
 
     def broken(_data: Any) -> str:

@@ -261,7 +261,7 @@ def test_a_given_model_must_be_safetensors(place: Path, tmp_path: Path) -> None:
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"x")
     for model, words in (
-        (tmp_path / "model", r"has no \*\.safetensors"),
+        (tmp_path / "model", r"needs \*\.safetensors weights and has only pickled"),
         (tmp_path / "absent", "there is no such folder"),
     ):
         config = resolve({"base": {"model": str(model)}}).model_dump(mode="json")
