@@ -120,10 +120,10 @@ def test_load_base_names_what_is_wrong(tmp_path: Path) -> None:
     weights.unlink()
     torch.save(saved.model.state_dict(), weights.with_name("pytorch_model.bin"))
     for name, words in (
-        ("no model", "cannot be loaded"),
-        ("absent", "cannot be loaded"),
+        ("no model", r"needs \*\.safetensors weights and has none"),
+        ("absent", r"cannot be loaded|needs"),
         ("no end", "no end-of-text token"),
-        ("pickled", "cannot be loaded"),
+        ("pickled", r"needs \*\.safetensors weights and has only pickled"),
     ):
         with pytest.raises(InputError, match=words) as caught:
             load_base(tmp_path / name, max_tokens=8, device="cpu")
