@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,9 @@ from tasks.config import RunConfig, derive_seed
 from tasks.embedding import read_embeddings
 from tasks.meta_lora import train_users
 from tasks.prepare import users_of
-from tasks.questions import content, encode_all, profile_questions
+from tasks.questions import content
 from tasks.stage import Progress, gpu_slot, log, stage, store
+from tasks.tokens import tokens_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +56,7 @@ def refit(
     """
     options = RunConfig.model_validate(config)
     where = store()
+    instruction = prepared["value"]["instruction"]
     users = users_of(where, prepared, "anchor")
     points = read_embeddings(where, embedded["ref"], options)["anchor"][1]
     labels = cluster(points, options.anchors, derive_seed(options.seed, "cluster"))
@@ -68,21 +70,16 @@ def refit(
             "epochs": options.anchors.refit_epochs,
             "min_cluster_size": options.anchors.min_cluster_size,
             "seed": options.seed,
-            **prompt_parts(options, prepared["value"]["instruction"]),
+            **prompt_parts(options, instruction),
             **model_parts(options, base),
         }
     )
-    encoded: list[list[Encoded]] = []
 
+    @cache  # once for all rounds, and not at all where every round is known
     def samples() -> list[list[Encoded]]:
-        # Once for all rounds, and not at all where every round is known.
-        if not encoded:
-            loaded = load(options, where, base)
-            instruction = prepared["value"]["instruction"]
-            for user in users:
-                asked = profile_questions(options, lamp_task, instruction, user["profile"])
-                encoded.append(encode_all(loaded, asked, answers=True))
-        return encoded
+        loaded = load(options, where, base)
+        found = tokens_of(options, where, lamp_task, instruction, base, loaded, "profile", users)
+        return [list(own) for own in found]
 
     progress = Progress("refit", f"{lamp_task}: clusters by evidence", options.anchors.refits)
     last: Piece | None = None
