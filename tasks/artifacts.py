@@ -34,6 +34,7 @@ from typing import Any, TypedDict
 import psutil
 
 from tasks.errors import InputError
+from tasks.files import file_sha256, fsync
 
 RECORD = "record.json"
 # The part of what a stage returns that goes to `Piece.notes` instead of its value.
@@ -66,11 +67,6 @@ def digest(value: Any) -> str:
     """sha256 of the canonical JSON of `value`."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # The hash of a large file that this process has read, by all that changes when the file does.
@@ -156,14 +152,14 @@ class Store:
             }
             (work / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
             for path in (*work.rglob("*"), work):
-                _fsync(path)
+                fsync(path)
             try:
                 work.rename(place)
             except OSError:
                 # Another run made the same piece meanwhile; theirs is as good, unless damaged.
                 if self.find(stage, key) is None:
                     work.rename(place)
-            _fsync(place.parent)
+            fsync(place.parent)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return self._read(stage, key, cached=False)
@@ -255,11 +251,3 @@ def _damage(folder: Path) -> str | None:
         if known_sha256(path) != expected:
             return f"{name} does not match its hash"
     return None
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Piece, Store, digest, file_sha256, library_versions
+from tasks.artifacts import Piece, Store, digest, library_versions
 from tasks.config import RunConfig
 from tasks.errors import InputError, label
+from tasks.files import file_sha256
 from tasks.stage import Progress, log, stage, store
 
 if TYPE_CHECKING:

@@ -1,15 +1,15 @@
-"""What downloading does to files: cheap checks of JSON, hashes, writing that survives a crash."""
+"""What downloading does to files: cheap checks of JSON, writing that survives a crash."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import InputError
+from tasks.files import fsync
 from tasks.lamp.checks import short
 
 # What of a file's two ends is looked at.
@@ -50,19 +50,6 @@ def check_json(file: Path, brackets: str, name: str) -> None:
         check_start(opened.read(END_BYTES), brackets, name)
     if not ends(file, brackets):
         raise InputError(f"{name}: does not end with {brackets[1]}, so it is cut off; {OTHER_WAYS}")
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_json(file: Path, value: Any) -> None:

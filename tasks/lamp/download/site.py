@@ -19,7 +19,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tasks.errors import InputError
-from tasks.lamp.download.files import check_json, disk_problem, fsync, sha256, write_json
+from tasks.files import file_sha256, fsync
+from tasks.lamp.download.files import check_json, disk_problem, write_json
 from tasks.lamp.download.transfer import Say, client, fetch, note_of
 from tasks.options import LampOptions
 
@@ -124,7 +125,7 @@ def _check_known(file: Path, brackets: str, say: Say) -> None:
     writable = os.access(manifest.parent, os.W_OK)
     if known is None:
         check_json(file, brackets, str(file))
-        found = sha256(file)
+        found = file_sha256(file)
         say(f"{file}: found, not downloaded by this project; sha256 {found}")
         if writable:
             _record(file, file, {"sha256": found, "url": None, "mark": None})
@@ -132,7 +133,7 @@ def _check_known(file: Path, brackets: str, say: Say) -> None:
     stat = file.stat()
     if (stat.st_size, stat.st_mtime_ns) == (known["bytes"], known["mtime_ns"]):
         return
-    found = sha256(file)
+    found = file_sha256(file)
     if found != known["sha256"]:
         raise InputError(
             f"{file}: changed since it was recorded (sha256 {found[:12]}, was "

@@ -23,6 +23,7 @@ from time import sleep
 import httpx
 
 from tasks.errors import InputError
+from tasks.files import fsync
 from tasks.lamp.download.files import (
     END_BYTES,
     OTHER_WAYS,
@@ -30,7 +31,6 @@ from tasks.lamp.download.files import (
     check_start,
     disk_problem,
     ends,
-    fsync,
     write_json,
 )
 

@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import artifacts
-from tasks.artifacts import NOTES, RECORD, Ref, Store, digest, file_sha256
+from tasks.artifacts import NOTES, RECORD, Ref, Store, digest
 from tasks.errors import InputError
+from tasks.files import file_sha256
 
 KEY = digest("some work")
 JSON = st.recursive(

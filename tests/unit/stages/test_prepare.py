@@ -9,8 +9,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.artifacts import Store, file_sha256
+from tasks.artifacts import Store
 from tasks.config import resolve
+from tasks.files import file_sha256
 from tasks.lamp.citations import ASKS, LABELS, parts
 from tasks.prepare import POPULATION_FILE, ROLES, each_user, prepare, users_of
 from tests.official import write_official

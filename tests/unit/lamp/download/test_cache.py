@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tasks.errors import InputError
+from tasks.files import file_sha256
 from tasks.lamp.download import MANIFEST, official_files
 from tasks.lamp.download import site as cache
-from tasks.lamp.download.files import sha256
 from tasks.lamp.download.site import cache_folder
 from tasks.options import LampOptions
 from tests.unit.lamp.download.case import BIG, GOLDS, OTHER, refused, whole
@@ -96,7 +96,7 @@ def test_a_file_with_another_time_is_looked_at(
 ) -> None:
     """Copied or touched, and the same: its new time is recorded, and it is not read again."""
     read: list[Path] = []
-    monkeypatch.setattr(cache, "sha256", lambda file: read.append(file) or sha256(file))
+    monkeypatch.setattr(cache, "file_sha256", lambda file: read.append(file) or file_sha256(file))
     file = get() / "dev_questions.json"
     get()
     assert read == []
