@@ -19,7 +19,7 @@ from tasks.errors import label
 from tasks.evidence import evidence
 from tasks.fusion import fusion
 from tasks.meta_lora import bank, meta_lora
-from tasks.methods import METHODS, config_of
+from tasks.methods import METHODS, bank_kind, config_of
 from tasks.options import MethodName
 from tasks.prepare import prepare
 from tasks.refit import refit
@@ -58,7 +58,7 @@ def stages(config: Config, lamp_task: str) -> dict[str, Any]:
     for method in methods:
         if METHODS[method].merged:
             # Methods that choose and merge anchors by the same options share what comes of it.
-            kind = _kind(configs[method])
+            kind = bank_kind(configs[method])
             bank_of[method] = next((m for m, own in banks.items() if own["kind"] == kind), method)
             if bank_of[method] == method:
                 made = bank_and_recipes(configs[method], lamp_task, prepared, base, missing)
@@ -194,7 +194,3 @@ def collect(
             missing.append(reason(future.state, name))
             log(f"missing: {missing[-1]}", warning=True)
     return results
-
-
-def _kind(config: Config) -> Config:
-    return {section: config[section] for section in ("anchors", "meta_lora", "fusion")}

@@ -24,6 +24,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
+from flows.dry_run import dry_run as dry_run_of
 from flows.lamp_task import run_lamp_task
 from tasks.compare import compare, overall
 from tasks.config import RunConfig, resolve
@@ -37,6 +38,7 @@ from tasks.options import (
     LampTaskName,
     MethodName,
     Options,
+    PlanOptions,
     PresetName,
     PromptOptions,
     RagOptions,
@@ -88,6 +90,8 @@ def mta(
     scoring: ScoringOptions | None = None,
     per_task: dict[LampTaskName, dict[str, Any]] | None = None,
     compute: ComputeOptions | None = None,
+    dry_run: bool | None = None,
+    plan: PlanOptions | None = None,
 ) -> State[Any]:
     """Personalise one language model to many users, and measure it.
 
@@ -116,6 +120,8 @@ def mta(
         scoring: how questions are answered.
         per_task: sections that differ for a LaMP task: {"LaMP-3": {"stacking": {"rank": 2}}}.
         compute: where it runs.
+        dry_run: do nothing but say what the run would take: steps, FLOPs, memory, hours, disk.
+        plan: the machine that `dry_run` estimates for.
     """
     given = {
         name: value.model_dump(mode="json", exclude_unset=True)
@@ -128,6 +134,8 @@ def mta(
     try:
         config = resolve(given)
         store().sweep()
+        if config.dry_run:
+            return dry_run_of(config)
         tracker = Tracker(
             config,
             flow_run.get_name() or "mta",

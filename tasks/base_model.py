@@ -227,11 +227,11 @@ def base_folder(options: RunConfig, where: Store, base: dict[str, Any]) -> Path:
     return find_model(options.base.model, base["value"]["revision"])
 
 
-def find_model(model: str, revision: str | None = None) -> Path:
+def find_model(model: str, revision: str | None = None, weights: bool = True) -> Path:
     """A model folder: the one named, or the local snapshot of a Hugging Face id (fetched once).
 
-    `revision` pins the snapshot, so that a run keeps the weights it began with.
-    Raises InputError when there is neither.
+    `revision` pins the snapshot, so that a run keeps the weights it began with. Without `weights`
+    all but these is fetched. Raises InputError when there is neither.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -241,7 +241,8 @@ def find_model(model: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
+        wanted = [name for name in HUB_FILES if weights or not name.endswith(".safetensors")]
+        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(

@@ -25,6 +25,7 @@ from tasks.options import (
     LampTaskName,
     MethodName,
     Options,
+    PlanOptions,
     PresetName,
     PromptOptions,
     RagOptions,
@@ -67,6 +68,9 @@ class RunConfig(Options):
     # LaMP task -> sections as above, laid over them for that task.
     per_task: dict[LampTaskName, dict[str, Any]] = Field({})
     compute: ComputeOptions = ComputeOptions()
+    # What it would take, instead of doing it.
+    dry_run: bool = False
+    plan: PlanOptions = PlanOptions()
 
     @model_validator(mode="after")
     def _curve_of_the_same_users(self) -> RunConfig:

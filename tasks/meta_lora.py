@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tasks.lora.batches import Encoded
     from tasks.lora.group_train import Outcome
     from tasks.lora.merge import MergedUsers
+    from tasks.lora.train import Recipe
 
 VERSION = 5
 
@@ -202,18 +203,8 @@ def train_users(
     from tasks.lora.adapters import Lora
     from tasks.lora.group_train import train_group
     from tasks.lora.grouped import grouped, shapes_of
-    from tasks.lora.train import Recipe
 
-    recipe = Recipe(
-        learning_rate=options.learning_rate,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        accumulation=options.accumulation,
-        schedule=options.schedule,
-        warmup_share=options.warmup_share,
-        max_grad_norm=options.max_grad_norm,
-        weight_decay=options.weight_decay,
-    )
+    recipe = recipe_of(options)
     shapes = shapes_of(base.model, options.target_modules, options.rank)
     scale = options.alpha / options.rank
     names = sorted({*shapes.sizes, *(frozen.layers if frozen else ())})
@@ -236,3 +227,19 @@ def train_users(
         for u in range(len(samples))
     ]
     return loras, outcome
+
+
+def recipe_of(options: TrainingOptions) -> Recipe:
+    """The options as the engine takes them."""
+    from tasks.lora.train import Recipe
+
+    return Recipe(
+        learning_rate=options.learning_rate,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        accumulation=options.accumulation,
+        schedule=options.schedule,
+        warmup_share=options.warmup_share,
+        max_grad_norm=options.max_grad_norm,
+        weight_decay=options.weight_decay,
+    )

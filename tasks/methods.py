@@ -50,6 +50,11 @@ METHODS: dict[MethodName, Method] = {
 }
 
 
+def bank_kind(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a method's configuration decides its bank and recipes: methods alike share them."""
+    return {section: config[section] for section in ("anchors", "meta_lora", "fusion")}
+
+
 def config_of(config: RunConfig, name: MethodName) -> RunConfig:
     """The configuration as this method sees it."""
     method = METHODS[name]

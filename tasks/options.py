@@ -241,6 +241,21 @@ class ScoringOptions(Options):
     metrics: Literal["lamp", "mta_published"] = "lamp"
 
 
+class PlanOptions(Options):
+    """The machine that `dry_run` estimates for; by default one H100 SXM (bfloat16, dense).
+
+    `mfu` is an assumption: the share of the peak that training and reading prompts reach (half of
+    it was measured on a CPU; 0.25 is meant to be on the safe side). Answers are written at
+    `bandwidth_tb`: each token reads all weights. `max_items`: so many are tokenised per task.
+    """
+
+    peak_tflops: float = Field(989.0, gt=0.0)
+    mfu: float = Field(0.25, gt=0.0, le=1.0)
+    bandwidth_tb: float = Field(3.35, gt=0.0)
+    memory_gb: float = Field(80.0, gt=0.0)
+    max_items: int = Field(20_000, ge=1)
+
+
 class ComputeOptions(Options):
     """Where it runs."""
 

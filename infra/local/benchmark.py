@@ -25,7 +25,7 @@ PROGRESS_SECONDS = 5.0
 def benchmark(
     layout: Layout, environ: Mapping[str, str], arguments: Sequence[str], say: Callable[[str], None]
 ) -> int:
-    """Run, watch, print the comparison; return the exit code of the run."""
+    """Run, watch, print the comparison, or a dry run's plan; return the exit code of the run."""
     running = up(layout, environ, say)
     began = time.time()
     argv = [sys.executable, "-m", "prefect", "deployment", "run", DEPLOYMENT, "--watch"]
@@ -41,11 +41,12 @@ def benchmark(
             if watch.poll() is None:
                 watch.terminate()
     # A run with pieces missing fails, and has a table all the same.
-    table = layout.comparison
-    if table.exists() and table.stat().st_mtime >= began:
+    tables = (layout.comparison, layout.plan)
+    written = [table for table in tables if table.exists() and table.stat().st_mtime >= began]
+    for table in written:
         print(f"\n{table.read_text(encoding='utf-8').rstrip()}\n", flush=True)
-    elif not code:
-        say(f"the run wrote no comparison to {table}")
+    if not written and not code:
+        say(f"the run wrote no comparison to {layout.comparison}")
     if code:
         reason = _last_words(running.api, began)
         if reason is None:

@@ -89,6 +89,11 @@ class Layout:
         return self.state / "last_comparison.txt"
 
     @property
+    def plan(self) -> Path:
+        """What the flow writes instead, with `dry_run`."""
+        return self.state / "last_plan.md"
+
+    @property
     def prefect_toml(self) -> Path:
         return self.root / "prefect.toml"
 

@@ -11,11 +11,14 @@ from torch import Tensor
 from tasks.errors import InputError
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, collate
+from tasks.lora.cost import forward_limit
 from tasks.lora.forward import label_losses, may_pack, sum_by
 from tasks.lora.group_train import default_positions
 from tasks.lora.grouped import Layers, Part, assign, clear
 from tasks.lora.packing import ONE_PER_ROW, footprint, layout, micro_batches, pack
 
+# Nothing is kept for a backward pass: batches hold so many times the positions of training.
+BATCH_FACTOR = 4
 # Some of one user's samples.
 Piece = tuple[int, slice]
 # Users' numbers -> layer -> (frozen part, trained part) of those users; None: the bare base model.
@@ -37,7 +40,7 @@ def answer_users(
     many questions of like length go together; a user with very many is asked in pieces. A batch
     that does not fit in memory is halved.
     """
-    limit = positions or 4 * default_positions(base)
+    limit = positions or BATCH_FACTOR * default_positions(base)
     results = [[""] * len(own) for own in questions]
 
     def ask(batch: list[Piece]) -> None:
@@ -121,13 +124,8 @@ def evidence(
 
 
 def forward_positions(base: Base) -> int:
-    """Positions per batch where no gradient is needed, so that nothing is kept for one.
-
-    On a CPU a batch is a quarter of a training one, for the nearer cache: 3,685 items of the
-    embedded model took 1.01 s in batches of 49,152, .76 s of 16,384 and .61 s of 4,096.
-    """
-    most = default_positions(base)
-    return max(512, most // 4) if base.device.type == "cpu" else 4 * most
+    """Positions per batch of `log_likelihoods`."""
+    return forward_limit(default_positions(base), base.device.type != "cpu")
 
 
 def question_batches(

@@ -132,10 +132,14 @@ def load_base(
     if gradient_checkpointing:
         # Non-reentrant: gradients must reach the LoRAs although the embeddings are frozen.
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    return Base(model.eval(), tokenizer, where, most_tokens(config, max_tokens), end)
+
+
+def most_tokens(config: Any, max_tokens: int) -> int:
+    """`max_tokens`, or fewer where the model has not the positions for them and an answer."""
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or max_tokens + ANSWER_ROOM
-    room = max(8, min(max_tokens, positions - ANSWER_ROOM))
-    return Base(model.eval(), tokenizer, where, room, end)
+    return max(8, min(max_tokens, positions - ANSWER_ROOM))
 
 
 def whole_model(folder: Path) -> None:

@@ -8,7 +8,8 @@ torch's own counters of what was multiplied and allocated.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from tasks.lora.forward import KNOWN_LAYERS, may_pack
@@ -90,6 +91,15 @@ class Loras:
         own = self.trained.rank if self.trained and layer in self.trained.sizes else 0
         return (self.below or {}).get(layer, 0), own
 
+    def on(self, *names: str) -> bool:
+        """Whether any layer of these last names has a LoRA."""
+        layers = chain(self.trained.sizes if self.trained else (), self.below or ())
+        return any(layer.endswith(names) for layer in layers)
+
+    def below_width(self, shape: ModelShape) -> int:
+        """The numbers of one user's frozen LoRA."""
+        return sum(rank * sum(shape.sizes[name]) for name, rank in (self.below or {}).items())
+
 
 def shape_of(model: Any) -> ModelShape:
     """The shape of a model, which may be without weights (on torch's `meta` device)."""
@@ -119,79 +129,85 @@ def widths_of(model: Any) -> Widths:
     )
 
 
-def forward_flops(shape: ModelShape, done: Pass, loras: Loras) -> int:
-    """One forward pass: 2 i o per position and layer of i inputs and o outputs, 2 (R + r)(i + o)
-    for LoRAs of ranks R and r, 4 T^2 per row and attention width, 2 i o per label in the head."""
-    total = 2 * shape.head[0] * shape.head[1] * done.labels
-    for layer, (i, o) in shape.sizes.items():
-        wide = sum(loras.ranks(layer))
-        total += (2 * i * o + 2 * wide * (i + o)) * _positions(shape, done, layer, loras)
-    return total + _attention(shape, done)
+class Flops:
+    """FLOPs of passes through a model with LoRAs; what they are per position is worked out once.
 
-
-def training_flops(shape: ModelShape, done: Pass, loras: Loras) -> int:
-    """Forward and backward pass for the LoRA that is trained. Per position and layer, backward:
+    Forward, per position and layer of i inputs and o outputs, with LoRAs of ranks R and r: 2 i o
+    and 2 (R + r)(i + o). Backward, for the LoRA that is trained:
 
         2 o (R + r)               G B
       + 2 i o + 2 i (R + r)       gradient of x: G W + (G B) A
       + 2 r (i + o)               gradients of A and B of the trained LoRA
 
-    Layers before the first trained one need no gradient of x; attention's backward pass is five
-    products for the forward pass's two (its scores are computed again). Not counted: what works
-    element by element.
+    Layers before the first trained one need no gradient of x. Attention is two products of every
+    row with itself, the masked half too, as torch counts them, and five in its backward pass (its
+    scores are computed again). Not counted: what works element by element.
     """
-    if loras.trained is None:
-        raise ValueError("training needs a LoRA to train")
-    first = min(shape.place(layer) for layer in loras.trained.sizes)
-    if loras.checkpointing:
-        # There transformers lets gradients reach the embeddings, or nothing would be recomputed.
-        first = (-1, 0)
-    total = forward_flops(shape, done, loras)
-    if loras.checkpointing:
-        again = Pass(done.users, done.rows, done.width, done.positions, 0)
-        total += forward_flops(shape, again, loras)
-    total += 2 * shape.head[0] * shape.head[1] * done.labels
-    for layer, (i, o) in shape.sizes.items():
-        frozen, own = loras.ranks(layer)
-        each = 2 * o * (frozen + own) + 2 * own * (i + o)
-        if shape.place(layer) > first:
-            each += 2 * i * o + 2 * i * (frozen + own)
-        elif not own:
-            each = 0
-        total += each * _positions(shape, done, layer, loras)
-    through = shape.blocks - max(0, first[0]) - (1 if first[1] else 0)
-    return total + _attention(shape, done) * 5 // 2 * through // shape.blocks
 
+    def __init__(self, shape: ModelShape, loras: Loras) -> None:
+        self.shape, self.again = shape, loras.checkpointing and loras.trained is not None
+        # Per position: layers up to the last attention, and those after it.
+        self.forth, self.back = [0, 0], [0, 0]
+        first = (shape.blocks, 0)
+        if loras.trained:
+            first = min(shape.place(layer) for layer in loras.trained.sizes)
+        if self.again:
+            # There transformers lets gradients reach the embeddings.
+            first = (-1, 0)
+        for layer, (i, o) in shape.sizes.items():
+            frozen, own = loras.ranks(layer)
+            late, wide = shape.late(layer), frozen + own
+            self.forth[late] += 2 * i * o + 2 * wide * (i + o)
+            if own or shape.place(layer) > first:
+                self.back[late] += 2 * o * wide + 2 * own * (i + o)
+            if shape.place(layer) > first:
+                self.back[late] += 2 * i * o + 2 * i * wide
+        # Blocks whose attention gradients go through.
+        self.through = shape.blocks - max(0, first[0]) - (1 if first[1] else 0)
 
-def linear_flops(shape: ModelShape, loras: Loras, tokens: int, labels: int) -> int:
-    """Of `training_flops` what does not depend on the company: `tokens` positions, no attention."""
-    done = Pass(1, 1, tokens, labels, labels)
-    return training_flops(replace(shape, attention=0), done, loras)
+    def forward(self, done: Pass) -> int:
+        """One forward pass."""
+        picked = done.positions if self.again else done.picked
+        total = self.forth[0] * done.positions + self.forth[1] * picked
+        return total + self._head(done.labels) + self.shape.blocks * self._attention(done)
 
+    def training(self, done: Pass) -> int:
+        """Forward and backward pass; with checkpointing all but the head is computed again."""
+        picked = done.positions if self.again else done.picked
+        total = self.forward(done) * (2 if self.again else 1)
+        total += self.back[0] * done.positions + self.back[1] * picked
+        # The gradient of the head's input; its own forward pass is not done again.
+        total += 0 if self.again else self._head(done.labels)
+        return total + self.through * self._attention(done) * 5 // 2
 
-def _positions(shape: ModelShape, done: Pass, layer: str, loras: Loras) -> int:
-    whole = loras.checkpointing and loras.trained is not None
-    return done.picked if shape.late(layer) and not whole else done.positions
+    def linear(self, tokens: int, labels: int) -> int:
+        """Of `training` what does not depend on the company: `tokens` positions, no attention."""
+        # Rows of one position: what remains of attention is next to nothing.
+        return self.training(Pass(1, tokens, 1, labels, labels))
 
+    def decode(self, rows: int, prompt: int, new: int) -> int:
+        """Greedy answers of `new` tokens to `rows` prompts of `prompt` positions, keys and values
+        kept. The head sees one position per row and token."""
+        total = self.forward(Pass(1, rows, prompt, rows * prompt, rows))
+        total += (sum(self.forth) + self._head(1)) * rows * (new - 1)
+        seen = (new - 1) * prompt + new * (new - 1) // 2
+        return total + 4 * self.shape.blocks * self.shape.attention * rows * seen
 
-def _attention(shape: ModelShape, done: Pass) -> int:
-    """Both products of every row with itself, the masked half too, as torch counts them."""
-    return 4 * shape.blocks * shape.attention * done.users * done.rows * done.width**2
+    def signature(self, done: Pass, vocabulary: int, hidden: int) -> int:
+        """A forward pass of `item_signatures`, its projections and its outer products."""
+        size_d, size_v = self.shape.head
+        labels = done.labels - done.rows  # the logits of a row's last position are not used
+        total = self.forward(done)
+        total += 2 * labels * size_v * vocabulary if size_v > vocabulary else 0
+        total += 2 * labels * size_d * hidden if size_d > hidden else 0
+        return total + 2 * labels * min(size_v, vocabulary) * min(size_d, hidden)
 
+    def _head(self, labels: int) -> int:
+        return 2 * self.shape.head[0] * self.shape.head[1] * labels
 
-def decode_flops(shape: ModelShape, rows: int, prompt: int, new: int, loras: Loras) -> int:
-    """Greedy answers of `new` tokens to `rows` prompts of `prompt` positions, keys and values kept.
-
-    The head sees one position per row and token.
-    """
-    first = Pass(1, rows, prompt, rows * prompt, rows)
-    total = forward_flops(shape, first, loras)
-    later = rows * (new - 1)
-    for layer, (i, o) in shape.sizes.items():
-        total += (2 * i * o + 2 * sum(loras.ranks(layer)) * (i + o)) * later
-    seen = (new - 1) * prompt + new * (new - 1) // 2
-    total += 4 * shape.blocks * shape.attention * rows * seen
-    return total + 2 * shape.head[0] * shape.head[1] * later
+    def _attention(self, done: Pass) -> int:
+        """Of one block."""
+        return 4 * self.shape.attention * done.users * done.rows * done.width**2
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -221,6 +237,15 @@ def cpu_positions(widths: Widths) -> int:
     return max(512, min(16_384, 2**24 // (4 * widths.wide)))
 
 
+def forward_limit(positions: int, gpu: bool) -> int:
+    """Positions per batch where no gradient is needed, so that nothing is kept for one.
+
+    On a CPU a batch is a quarter of a training one, for the nearer cache: 3,685 items of the
+    embedded model took 1.01 s in batches of 49,152, .76 s of 16,384 and .61 s of 4,096.
+    """
+    return 4 * positions if gpu else max(512, positions // 4)
+
+
 def gpu_positions(widths: Widths, each: int, checkpointing: bool, free: int) -> int:
     """Positions per micro-batch that take half of the `free` bytes of a GPU."""
     return max(512, int(0.5 * free / position_bytes(widths, each, checkpointing)))
@@ -236,10 +261,15 @@ def training_bytes(shape: ModelShape, done: Pass, loras: Loras, each: int) -> in
         # After its attention the last block goes on with the labels' positions only.
         after = 4 * shape.hidden + each * (shape.hidden + 4 * shape.wide)
         kept -= (done.positions - done.picked) * after
+        # A layer without a LoRA does not keep what goes in.
+        unseen = shape.hidden * (not loras.on("q_proj", "k_proj", "v_proj"))
+        unseen += shape.hidden * (not loras.on("gate_proj", "up_proj"))
+        unseen += shape.wide * (not loras.on("down_proj"))
+        kept -= done.positions * (shape.blocks - 1) * each * unseen
     kept += 4 * done.positions * loras.trained.rank * len(loras.trained.sizes)
-    # Logits in the model's dtype and in float32, their log-softmax and its gradient.
-    kept += done.labels * shape.head[1] * (each + 12)
-    below = sum(rank * sum(shape.sizes[name]) for name, rank in (loras.below or {}).items())
+    # Logits in the model's dtype and, where that is another, in float32; log-softmax, its gradient.
+    kept += done.labels * shape.head[1] * (each + (12 if each < 4 else 8))
+    below = loras.below_width(shape)
     # The users' LoRAs by layer and beside the frozen ones, which are copies as well; at the end
     # their gradients by layer and in one row, when nothing else is left.
     factors = 4 * done.users * 2 * (loras.trained.width + below)

@@ -19,6 +19,10 @@ from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, answer_logits, collate
 from tasks.lora.packing import micro_batches
 
+# Tokens of a batch, padding included.
+POSITIONS = 8192
+STATE_POSITIONS = 16_384
+
 
 def projection(size: int, to: int, seed: int) -> Tensor | None:
     """Gaussian [size, to] with variance 1/to, or None (identity) when `size <= to`."""
@@ -35,7 +39,7 @@ def item_signatures(
     vocabulary: int,
     hidden: int,
     seed: int,
-    positions: int = 8192,
+    positions: int = POSITIONS,
 ) -> Tensor:
     """Signature of each sample [N, D] (float32, CPU), D = min(V, vocabulary) * min(d, hidden).
 
@@ -77,7 +81,7 @@ def item_signatures(
 
 
 @torch.no_grad()
-def mean_states(base: Base, samples: Sequence[Encoded], positions: int = 16_384) -> Tensor:
+def mean_states(base: Base, samples: Sequence[Encoded], positions: int = STATE_POSITIONS) -> Tensor:
     """The last hidden states of each text, averaged over its tokens: [N, d] (float32, CPU).
 
     The text is the sample's prompt. `positions` bounds the tokens of a batch, padding included.
@@ -90,6 +94,7 @@ def mean_states(base: Base, samples: Sequence[Encoded], positions: int = 16_384)
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
+            use_cache=False,
         ).last_hidden_state.float()
         mask = batch.attention_mask[..., None]
         means = (states * mask).sum(1) / mask.sum(1)

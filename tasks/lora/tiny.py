@@ -34,6 +34,21 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
     )
 
 
+def tiny_config(
+    hidden: int, layers: int, heads: int, vocabulary: int, max_tokens: int
+) -> LlamaConfig:
+    """The tiny model's shape."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=max(2 * max_tokens, max_tokens + ANSWER_ROOM),
+        tie_word_embeddings=False,
+    )
+
+
 def train_tiny(
     folder: Path,
     questions: Sequence[tuple[str, str]],
@@ -55,18 +70,10 @@ def train_tiny(
     The loss is that of the answers, as everywhere else: `steps` optimiser steps of `batch_size`.
     """
     tokenizer = train_tokenizer([f"{prompt} {answer}" for prompt, answer in questions], vocabulary)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=hidden * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=max(2 * max_tokens, max_tokens + ANSWER_ROOM),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=False,
-    )
+    config = tiny_config(hidden, layers, heads, len(tokenizer), max_tokens)
+    config.pad_token_id = tokenizer.pad_token_id
+    config.bos_token_id = tokenizer.bos_token_id
+    config.eos_token_id = tokenizer.eos_token_id
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = LlamaForCausalLM(config)

@@ -42,7 +42,7 @@ from transformers.utils import logging
 
 from tasks.lora.base import load_base
 from tasks.lora.batches import Encoded
-from tasks.lora.cost import Loras, linear_flops, shape_of
+from tasks.lora.cost import Flops, Loras, shape_of
 from tasks.lora.group_train import Outcome
 from tasks.lora.grouped import fresh
 from tasks.lora.merge import MergedUsers
@@ -191,7 +191,7 @@ def measure(
     tokens = sum(outcome.tokens)
     labels = shape["epochs"] * sum(len(item.answer) for own in users for item in own)
     loras = Loras(engine.shapes, dict.fromkeys(engine.shapes.sizes, engine.merged_rank))
-    flops = linear_flops(shape_of(engine.base.model), loras, tokens, labels)
+    flops = Flops(shape_of(engine.base.model), loras).linear(tokens, labels)
     each = median["engine"]
     return {
         "users": count,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,20 +12,15 @@ from transformers import LlamaConfig
 
 from tasks.lora.answer import answer_users, forward_positions, log_likelihoods
 from tasks.lora.bank import Bank
-from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
 from tasks.lora.cost import (
+    Flops,
     Loras,
-    Pass,
-    decode_flops,
-    forward_flops,
     gpu_positions,
-    linear_flops,
     optimiser_bytes,
     position_bytes,
     shape_of,
     training_bytes,
-    training_flops,
     widths_of,
 )
 from tasks.lora.group_train import Outcome, default_positions, train_group
@@ -108,7 +104,7 @@ class Work:
                 frozen=self.merged.parts if self.merged else None,
             )
 
-    def passes(self) -> list[list[Pass]]:
+    def passes(self) -> list[list[Any]]:
         blanks = [[blank(len(one.prompt), len(one.answer)) for one in own] for own in self.samples]
         positions = default_positions(self.base)
         seeds = list(range(USERS))
@@ -137,7 +133,7 @@ def test_training(case: dict[str, Any]) -> None:
     assert [len(losses) for losses in outcome.losses] == [len(steps)] * USERS == [4] * USERS
     passes = [one for step in steps for one in step]
     assert sum(one.positions for one in passes) == outcome.computed
-    counted = sum(training_flops(work.shape, one, work.loras) for one in passes)
+    counted = sum(map(Flops(work.shape, work.loras).training, passes))
     assert counted == flops(work.train)
     each = work.base.model.dtype.itemsize
     needed = max(training_bytes(work.shape, one, work.loras, each) for one in passes)
@@ -145,15 +141,17 @@ def test_training(case: dict[str, Any]) -> None:
     assert total == pytest.approx(peak_bytes(work.train), rel=1 / 6)
 
 
-def test_alone_and_of_one_length_only_attention_is_more() -> None:
+def test_of_one_length_only_attention_is_more() -> None:
     """What the benchmarks' MFU is of: nothing is padded, and attention is left out."""
     work = Work(spread=0)
     work.samples = [[sample(i, 30, 4) for i in range(3)]] * USERS
     outcome = work.train()
     assert outcome.padding == 0.0
-    alone = linear_flops(work.shape, work.loras, sum(outcome.tokens), 2 * USERS * 3 * 4)
-    # Four blocks of attention 128 wide; two steps of 24 rows; seven products in all, of 34 by 34.
-    attention = 4 * 128 * (2 * 24) * 7 * (2 * 34 * 34)
+    tokens = sum(outcome.tokens)
+    alone = Flops(work.shape, work.loras).linear(tokens, 2 * USERS * 3 * 4)
+    # Four blocks of attention 128 wide, seven products in all: of 48 rows of 34 by 34, less what
+    # each token has to do with itself.
+    attention = 4 * 128 * 7 * 2 * (48 * 34 * 34 - tokens)
     assert alone + attention == flops(work.train)
 
 
@@ -172,24 +170,20 @@ def test_likelihoods(spread: int) -> None:
 
     passes = likelihood_passes(work.samples, forward_positions(work.base), work.shape.packs)
     loras = Loras(below=dict.fromkeys(below, 3))
-    assert sum(forward_flops(work.shape, one, loras) for one in passes) == flops(measure)
+    assert sum(map(Flops(work.shape, loras).forward, passes)) == flops(measure)
 
 
 def test_signatures() -> None:
-    """Beside the model's own products there are those of the signature: V d per label."""
+    """With all of V = 300 and d = 128, and projected."""
     work = Work(spread=5)
     flat = [one for own in work.samples for one in own]
     passes = signature_passes(flat, 600)
     assert len(passes) > 1
-    size, width = 300, 128
-    counted = flops(lambda: item_signatures(work.base, flat, size, width, 0, positions=600))
-    own = sum(2 * (one.labels - one.rows) * size * width for one in passes)
-    # The logits of a row's last position are computed, and not used.
-    assert sum(signature_flops(work.base, one) for one in passes) + own == counted
-
-
-def signature_flops(base: Base, done: Pass) -> int:
-    return forward_flops(shape_of(base.model), done, Loras())
+    costs = Flops(work.shape, Loras())
+    for size, width in ((300, 128), (64, 32), (1000, 32)):
+        counted = sum(costs.signature(one, size, width) for one in passes)
+        sign = partial(item_signatures, work.base, flat, size, width, 0, positions=600)
+        assert counted == flops(sign)
 
 
 @pytest.mark.parametrize("questions", [1, 3])
@@ -207,7 +201,8 @@ def test_answers(questions: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     batches = answer_batches(asked, new, 400)
     assert len(batches) > 1
-    counted = sum(decode_flops(work.shape, rows, prompt, new, Loras()) for rows, prompt in batches)
+    costs = Flops(work.shape, Loras())
+    counted = sum(costs.decode(rows, prompt, new) for rows, prompt in batches)
     assert counted == pytest.approx(flops(answer), rel=0.02)
 
 
