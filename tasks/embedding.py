@@ -49,7 +49,7 @@ CHUNK = 20
 def embed(
     config: dict[str, Any], lamp_task: str, prepared: dict[str, Any], base: dict[str, Any]
 ) -> Piece:
-    """`embeddings.parquet`: role, user_id, vector [D] (float32), one row per user of any role.
+    """`embeddings.parquet`: role, user_id, vector [D] (float32), one row per user (`roles_of`).
 
     A user whose history did not change is taken from an earlier table, whatever became of others.
     """
@@ -65,7 +65,7 @@ def embed(
     )
     users: list[tuple[str, str]] = []
     rows: list[str] = []
-    for role in ROLES:
+    for role in roles_of(options):
         for user in each_user(where, prepared, role):
             users.append((role, user["user_id"]))
             rows.append(digest([shared, content(user["profile"])]))
@@ -101,6 +101,11 @@ def embed(
         return {"rows": rows, "users": len(rows), "dimensions": len(known[rows[0]])}
 
     return where.get("embedding", key, make)
+
+
+def roles_of(options: RunConfig) -> tuple[str, ...]:
+    """Whose users are embedded: base users are there for the centre, which texts have not."""
+    return ROLES if options.anchors.embedding == "signature" else ("anchor", "few_shot")
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def read_embeddings(
     table = pl.read_parquet(where.open(ref).folder / "embeddings.parquet")
     parts = {}
     dimensions = len(table["vector"][0])
-    for role in ROLES:
+    for role in roles_of(options):
         part = table.filter(pl.col("role") == role)
         # Not through Python lists: thousands of users times thousands of numbers.
         flat = part["vector"].explode().to_numpy().astype(np.float64)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tasks.artifacts import Store
 from tasks.config import RunConfig, derive_seed
-from tasks.embedding import CHUNK, OWN_MODEL
+from tasks.embedding import CHUNK, OWN_MODEL, roles_of
 from tasks.lamp.definitions import get_task
 from tasks.lora.cost import Flops, Loras, Pass
 from tasks.lora.grouped import Shapes
@@ -156,7 +156,7 @@ class _Planner:
         return replace(done, users=len(self.users["base"]))
 
     def _embedding(self, own: RunConfig, method: MethodName) -> Work:
-        roles = ("few_shot",) if self.again else ROLES
+        roles = ("few_shot",) if self.again else roles_of(own)
         users = [user for role in roles for user in self.users[role]]
         anchors = own.anchors
         if anchors.embedding == "signature":
