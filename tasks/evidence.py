@@ -143,6 +143,7 @@ def _evidence(
 ) -> np.ndarray:
     """Log-likelihoods [U, K] of the profiles' items, NaN where not asked."""
     import numpy as np
+    import torch
 
     from tasks.lora.answer import evidence as log_evidence
     from tasks.lora.bank import read_bank
@@ -153,14 +154,9 @@ def _evidence(
     found = tokens_of(options, where, lamp_task, instruction, base_result, base, "profile", users)
     samples = [list(own) for own in found]
     bank = read_bank(where.open(banked["ref"]).folder / "bank.safetensors")
-    table = np.full(asked.shape, np.nan)
+    # One at a time: a large bank need not fit on the device.
+    anchors = (bank.parts(k, base.device) for k in range(len(bank.ids)))
     with grouped(base.model, list(bank.layers)) as layers:
-        for k in range(len(bank.ids)):
-            chosen = np.flatnonzero(asked[:, k])
-            if not len(chosen):
-                continue
-            anchor = bank.parts(k, base.device)
-            column = log_evidence(base, layers, [samples[u] for u in chosen], [anchor])
-            # Four decimals: the company of other users moves the last bits of a sum.
-            table[chosen, k] = np.round(column[:, 0].double().numpy(), 4)
-    return table
+        table = log_evidence(base, layers, samples, anchors, asked=torch.from_numpy(asked))
+    # Four decimals: the company of other users moves the last bits of a sum.
+    return np.round(table.double().numpy(), 4)

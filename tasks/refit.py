@@ -8,7 +8,9 @@ round, `anchors.refits` at most:
     M  each cluster's LoRA is trained on the first, third, ... item of its members, going on from
        the round before; clusters with fewer than `min_cluster_size` members are given up;
     E  each candidate goes to the cluster under whose LoRA the candidate's other items, which no
-       LoRA has seen, are likeliest. HDBSCAN's noise is assigned like all others.
+       LoRA has seen, are likeliest. HDBSCAN's noise is assigned like all others. The first round
+       asks all clusters, later ones only those that were the candidate's NEAREST the round before:
+       asking is most of the work, and hardly anybody moves farther.
 
 It ends early when no more than one candidate in a hundred moves. Each round is a piece of the
 store: a run that was killed goes on from the last.
@@ -38,8 +40,9 @@ if TYPE_CHECKING:
 
     from tasks.lora.batches import Encoded
 
-VERSION = 1
+VERSION = 2
 SETTLED = 0.01
+NEAREST = 4
 
 
 @stage(name="refit", tags=["gpu"])
@@ -113,13 +116,15 @@ def _round(
     out: Path,
 ) -> dict[str, Any]:
     """`bank.safetensors`, the clusters' LoRAs, and the clusters of the candidates after it."""
+    import torch
+
     from tasks.lora.answer import evidence
     from tasks.lora.bank import read_bank, stack, write_bank
     from tasks.lora.grouped import grouped
 
     kept = large_clusters(labels, options.anchors.min_cluster_size)
     if not kept:
-        return {"clusters": labels, "moved": 0, "log_likelihood": None}
+        return {"clusters": labels, "nearest": [], "moved": 0, "log_likelihood": None}
     names = [str(k) for k in kept]
     with gpu_slot():
         base = load(options, where, base_result)
@@ -136,15 +141,20 @@ def _round(
         loras, _ = train_users(base, recipe, shown, seeds, initial=initial)
         bank = stack(names, loras)
         held_out = [own[1::2] for own in encoded]
+        asked = torch.ones(len(encoded), len(kept), dtype=torch.bool)
+        if before:
+            asked = torch.tensor(to_ask(before.value["nearest"], kept))
         with grouped(base.model, list(bank.layers)) as layers:
             anchors = [bank.parts(k, base.device) for k in range(len(names))]
-            found = evidence(base, layers, held_out, anchors)
+            found = evidence(base, layers, held_out, anchors, asked=asked)
     write_bank(out / "bank.safetensors", bank)
     # A LoRA that gives no number is nobody's. Four decimals: company moves the last bits of a sum.
     table = found.double().nan_to_num(nan=-math.inf).numpy().round(4)
     new = assign(labels, table, [len(own) for own in held_out], kept)
+    order = (-table).argsort(axis=1, kind="stable")[:, :NEAREST]
     return {
         "clusters": new,
+        "nearest": [[kept[k] for k in own] for own in order.tolist()],
         "moved": sum(one != other for one, other in zip(new, labels, strict=True)),
         "log_likelihood": float(table.max(axis=1).sum() / max(sum(map(len, held_out)), 1)),
     }
@@ -153,6 +163,14 @@ def _round(
 def large_clusters(labels: list[int], size: int) -> list[int]:
     """The numbers, in order, of the clusters with `size` members or more; noise (-1) is none."""
     return [k for k in sorted(set(labels) - {-1}) if labels.count(k) >= size]
+
+
+def to_ask(nearest: list[list[int]], clusters: list[int]) -> list[list[bool]]:
+    """[U, K]: which of `clusters` each candidate is asked: the nearest that are left, or all."""
+    return [
+        [k in own for k in clusters] if set(own) & set(clusters) else [True] * len(clusters)
+        for own in nearest
+    ]
 
 
 def assign(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -106,21 +106,28 @@ def evidence(
     base: Base,
     layers: Layers,
     samples: Sequence[Sequence[Encoded]],
-    anchors: Sequence[dict[str, Part]],
+    anchors: Iterable[dict[str, Part]],
     positions: int | None = None,
+    asked: Tensor | None = None,
 ) -> Tensor:
     """[U, K]: log-likelihood of each user's items under each anchor's LoRA, summed over items.
 
-    One pass over all users' items per anchor: each anchor's parts have U = 1, and all rows are
-    that one "user's".
+    One pass over the users' items per anchor: each anchor's parts have U = 1, and all rows are
+    that one "user's". NaN where `asked` [U, K] (bool; all, if not given) is False.
     """
-    everything = [sample for own in samples for sample in own]
-    owner = torch.tensor([u for u, own in enumerate(samples) for _ in own])
-    table = torch.zeros(len(samples), len(anchors))
+    columns = []
     for k, anchor in enumerate(anchors):
-        (scores,) = log_likelihoods(base, layers, [everything], partial(_alone, anchor), positions)
-        table[:, k] = sum_by(scores, owner, len(samples))
-    return table
+        users = [u for u in range(len(samples)) if asked is None or asked[u, k]]
+        everything = [sample for u in users for sample in samples[u]]
+        owner = torch.tensor([n for n, u in enumerate(users) for _ in samples[u]])
+        column = torch.full((len(samples),), torch.nan)
+        column[users] = 0.0
+        if everything:
+            alone = partial(_alone, anchor)
+            (scores,) = log_likelihoods(base, layers, [everything], alone, positions)
+            column[users] = sum_by(scores, owner, len(users))
+        columns.append(column)
+    return torch.stack(columns, dim=1)
 
 
 def forward_positions(base: Base) -> int:

@@ -194,6 +194,10 @@ def test_evidence_is_every_user_under_every_anchor(
             wanted = sum(likelihood(stock, item) for item in own)
             assert got[user, k].item() == pytest.approx(wanted, rel=1e-5)
     assert len({tuple(row) for row in got.T.tolist()}) == 3
+    asked = torch.arange(len(SAMPLES) * 3).reshape(-1, 3) % 4 < 2
+    asked[:, 1] = False
+    some = evidence(users.base, layers, SAMPLES, iter(parts), positions, asked)
+    torch.testing.assert_close(some, got.masked_fill(~asked, torch.nan), equal_nan=True)
 
 
 def test_a_user_without_samples_has_no_likelihoods(fresh_base: MakeBase) -> None:

@@ -18,7 +18,7 @@ from tasks.base_model import base_model
 from tasks.config import resolve
 from tasks.embedding import embed
 from tasks.prepare import prepare
-from tasks.refit import assign, large_clusters, refit
+from tasks.refit import assign, large_clusters, refit, to_ask
 from tests.unit.stages.pipeline import OPTIONS, Quiet, prepared_place
 from tests.unit.stages.users import result, user, write_users
 
@@ -38,6 +38,17 @@ def test_the_likeliest_cluster_takes_a_candidate() -> None:
     """
     evidence = np.array([[-3.0, -1.0], [-2.0, -2.0], [-np.inf, -9.0], [0.0, 0.0], [0.0, 0.0]])
     assert assign([5, 5, 3, 5, 8], evidence, [2, 1, 1, 0, 0], [3, 5]) == [5, 3, 5, 5, -1]
+
+
+def test_later_rounds_ask_the_nearest_that_are_left() -> None:
+    """The first candidate's cluster 9 was given up; nothing is left of the second's, and the
+    third has none."""
+    assert to_ask([[3, 9], [9, 8], [], [7, 3]], [3, 5, 7]) == [
+        [True, False, False],
+        [True, True, True],
+        [True, True, True],
+        [True, False, True],
+    ]
 
 
 @pytest.fixture
