@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tasks import base_model as base_model_stage
-from tasks import embedding, evidence, meta_lora, scoring, stacking, task_adapt
+from tasks import embedding, evidence, meta_lora, refit, scoring, stacking, task_adapt
 from tasks.anchors import anchors
 from tasks.artifacts import Store
 from tasks.base_model import base_model
@@ -54,10 +54,10 @@ def prepared_place(folder: Path) -> Iterator[Path]:
     base.tokenizer.save_pretrained(folder / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MTA_STORE", str(folder / "mta" / "store"))
-        stages = (base_model_stage, task_adapt, embedding, evidence, meta_lora, stacking, scoring)
-        for module in stages:
+        stages = (base_model_stage, task_adapt, embedding, refit, evidence, meta_lora, stacking)
+        for module in (*stages, scoring):
             patch.setattr(module, "gpu_slot", contextlib.nullcontext)
-        for module in (task_adapt, embedding):
+        for module in (task_adapt, embedding, refit):
             patch.setattr(module, "Progress", Quiet)
         yield folder
 
@@ -85,7 +85,10 @@ def run(
         adapter = take("task_adapt", task_adapt.task_adapt.fn(config, task, prepared, base))
         base = base | {"adapter": adapter}
     embedded = take("embed", embedding.embed.fn(config, task, prepared, base))
-    chosen = take("anchors", anchors.fn(config, task, prepared, embedded))
+    refitted = None
+    if config["anchors"]["refits"]:
+        refitted = take("refit", refit.refit.fn(config, task, prepared, base, embedded))
+    chosen = take("anchors", anchors.fn(config, task, prepared, embedded, refitted))
     trained = [
         take("meta_lora", meta_lora.meta_lora.fn(config, task, prepared, base, [item]))[0]
         for item in chosen["value"]["anchors"]

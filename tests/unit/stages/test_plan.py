@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tasks import embedding, evidence, meta_lora, scoring, stacking, task_adapt
+from tasks import embedding, evidence, meta_lora, refit, scoring, stacking, task_adapt
 from tasks.config import RunConfig
 from tasks.options import MethodName
 from tasks.plan.model import Planned, planned
@@ -34,7 +34,8 @@ ROLES = {
     "few_shot": [user(f"few-{n}", 4 + n, queries=4) for n in range(5)],
 }
 ANCHORS = {"count": 3, "min_items": 4, "min_cluster_size": 2}
-# Two ways through the pipeline: so that together every stage is run in every way.
+# Three ways through the pipeline: so that together every stage is run in every way. One cluster,
+# of all four candidates, is also what a plan assumes.
 WAYS: dict[str, dict[str, Any]] = {
     "cosine": {"anchors": {"train_on": "user", **ANCHORS}},
     "evidence": {
@@ -42,6 +43,10 @@ WAYS: dict[str, dict[str, Any]] = {
         "fusion": {"weights": "evidence", "top_m": 2, "merge": "factors"},
         "scoring": {"answer": "likelihood"},
         "base": {"task_adapt": {"enabled": True, "batch_size": 2, "learning_rate": 1e-3}},
+    },
+    "clusters": {
+        "anchors": ANCHORS
+        | {"train_on": "cluster", "clustering": "kmeans", "count": 1, "refits": 1},
     },
 }
 
@@ -77,6 +82,8 @@ class Case:
             result(task_adapt.task_adapt.fn(config, TASK, prepared, plain))
         elif stage == "embedding":
             result(embedding.embed.fn(config, TASK, prepared, base))
+        elif stage == "refit":
+            result(refit.refit.fn(config, TASK, prepared, base, done["embedded"]))
         elif stage == "meta-LoRAs":
             anchors = done["anchors"]["value"]["anchors"]
             result(meta_lora.meta_lora.fn(config, TASK, prepared, base, anchors))
@@ -95,6 +102,7 @@ class Case:
 FOLDERS = {
     "task adaptation": ["task_adapt"],
     "embedding": ["embedding"],
+    "refit": ["refit"],
     "meta-LoRAs": ["meta_lora", "bank"],
     "evidence": ["evidence"],
     "fusion": ["fusion"],
@@ -132,7 +140,8 @@ def stages(case: Case) -> list[str]:
 def test_users_steps_and_tokens(case: Case) -> None:
     assert case.plan.users == {"base": 2, "anchor": 4, "few_shot": 5}
     anchors = case.done["anchors"]["value"]["anchors"]
-    assert case.plan.anchors == len(anchors) == 3
+    wanted = 1 if case.options.anchors.train_on == "cluster" else 3
+    assert case.plan.anchors == len(anchors) == wanted
     records = [json.loads(path.read_text()) for path in store().root.glob("meta_lora/*/*/*.json")]
     for of in ("items", "steps", "tokens"):
         assert case.sum("meta-LoRAs", of) == sum(record["value"][of] for record in records)

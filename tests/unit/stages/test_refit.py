@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from tasks.config import resolve
 from tasks.embedding import embed
 from tasks.prepare import prepare
 from tasks.refit import assign, large_clusters, refit, to_ask
-from tests.unit.stages.pipeline import OPTIONS, Quiet, prepared_place
+from tests.unit.stages.pipeline import OPTIONS, prepared_place
 from tests.unit.stages.users import result, user, write_users
 
 
@@ -53,9 +52,7 @@ def test_later_rounds_ask_the_nearest_that_are_left() -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    with prepared_place(tmp_path) as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refit_stage, "gpu_slot", contextlib.nullcontext)
-        patch.setattr(refit_stage, "Progress", Quiet)
+    with prepared_place(tmp_path) as folder:
         yield folder
 
 
