@@ -9,7 +9,8 @@ run, not a path, not the time.
 
 A piece is written beside its place and renamed into it, so it is there whole or not at all. It is
 verified each time it is found: a file that is missing or does not match its recorded hash makes
-the piece be made again. Between stages travel references `{uri, sha256, kind}`.
+the piece be made again. Between stages travel references `{uri, sha256, kind}`. Whoever makes a
+piece claims it first (tasks/claims.py), so that two runs share what both want.
 
 Prefect's own result cache is not used for this: it keeps one key per task run, and here one task
 run holds many users, each of whom must be found again on their own (`find_rows`).
@@ -25,7 +26,8 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,10 +35,12 @@ from typing import Any, TypedDict
 
 import psutil
 
+from tasks.claims import Claims, FolderBoard
 from tasks.errors import InputError
 from tasks.files import file_sha256, fsync
 
 RECORD = "record.json"
+CLAIMS_FOLDER = ".claims"
 # The part of what a stage returns that goes to `Piece.notes` instead of its value.
 NOTES = "notes"
 
@@ -108,6 +112,7 @@ class Store:
     def __init__(self, root: Path, warn: Callable[[str], None] = lambda _line: None) -> None:
         self.root = root
         self.warn = warn
+        self.claims = Claims(FolderBoard(root / CLAIMS_FOLDER), warn)
 
     def find(self, stage: str, key: str) -> Piece | None:
         """The piece of `key`, verified, or None; a damaged piece is removed and said so."""
@@ -121,13 +126,28 @@ class Store:
             return None
         return self._read(stage, key, cached=True)
 
-    def get(self, stage: str, key: str, make: Callable[[Path], dict[str, Any]]) -> Piece:
+    def get(
+        self,
+        stage: str,
+        key: str,
+        make: Callable[[Path], dict[str, Any]],
+        rows: Collection[str] = (),
+    ) -> Piece:
         """The piece of `key`: found, or made by `make(folder)`, which returns the JSON value.
 
-        Under the key NOTES `make` may return what differs from one making to the next.
+        Under the key NOTES `make` may return what differs from one making to the next. `rows`: keys
+        of the rows the piece will hold. While another makes the piece, or one with any of the rows,
+        this waits; `make` then finds those rows.
         """
         found = self.find(stage, key)
-        return found or self.make(stage, key, make)
+        if found:
+            return found
+        with self.claimed(stage, [key, *rows]):
+            return self.find(stage, key) or self.make(stage, key, make)
+
+    def claimed(self, stage: str, keys: Collection[str]) -> AbstractContextManager[None]:
+        """Claim `keys` for who makes several pieces at once; look for them again once inside."""
+        return self.claims.held(stage, keys)
 
     def make(self, stage: str, key: str, make: Callable[[Path], dict[str, Any]]) -> Piece:
         """Run `make` in a fresh folder and put the result in its place, whole or not at all."""
@@ -215,11 +235,20 @@ class Store:
         return self.get("folder_hash", key, make).ref["sha256"]
 
     def sweep(self) -> None:
-        """Remove what processes of this machine that were killed left half-made."""
+        """Remove what processes of this machine that were killed left half-made or claimed."""
+        self.working()
         for left in self.root.glob(f"*/*/.making-{socket.gethostname()}-*"):
             pid = left.name.rsplit("-", 2)[1]
             if pid.isdigit() and not psutil.pid_exists(int(pid)):
                 shutil.rmtree(left, ignore_errors=True)
+
+    def working(self) -> list[str]:
+        """What is being made just now, as far as is known here: claims and unfinished pieces."""
+        board = self.root / CLAIMS_FOLDER
+        stages = sorted(path.name for path in board.iterdir()) if board.exists() else []
+        claims = [f"{CLAIMS_FOLDER}/{name}" for name in self.claims.in_force(stages)]
+        made = sorted(self.root.glob("*/*/.making-*"))
+        return [*claims, *(path.relative_to(self.root).as_posix() for path in made)]
 
     def _place(self, stage: str, key: str) -> Path:
         return self.root / stage / key[:2] / key

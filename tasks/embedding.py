@@ -100,7 +100,7 @@ def embed(
         pl.DataFrame(table).write_parquet(out / "embeddings.parquet")
         return {"rows": rows, "users": len(rows), "dimensions": len(known[rows[0]])}
 
-    return where.get("embedding", key, make)
+    return where.get("embedding", key, make, rows)
 
 
 def roles_of(options: RunConfig) -> tuple[str, ...]:

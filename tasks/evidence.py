@@ -92,7 +92,7 @@ def evidence(
         pl.DataFrame(columns, schema_overrides=kinds).write_parquet(out / "evidence.parquet")
         return {"rows": rows, "anchors": anchors, NOTES: {"per_user": [s for _, s in found]}}
 
-    return where.get("evidence", digest([ids, anchors, rows]), make)
+    return where.get("evidence", digest([ids, anchors, rows]), make, rows)
 
 
 def shortlists(cosines: np.ndarray, size: int | None) -> np.ndarray:

@@ -179,10 +179,10 @@ def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     Raises InputError where nothing knows the user, or a run is under way.
     """
     where.sweep()
-    if working := sorted(where.root.glob("*/*/.making-*")):
+    if working := where.working():
         raise InputError(
-            f"store: {working[0]} is being made by a run; let it end, or remove that folder where "
-            "its machine is gone, and call again"
+            f"store: {where.root / working[0]} is being made by a run; let it end, or remove that "
+            "where its machine is gone, and call again"
         )
     state = where.root.parent
     tracked = mlflow_uris(state)

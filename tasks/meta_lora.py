@@ -77,11 +77,11 @@ def meta_lora(
         for anchor, profile in profiles.items()
     }
     pieces: dict[str, Piece | InputError] = {}
-    for anchor, key in keys.items():
-        if found := where.find("meta_lora", key):
-            pieces[anchor] = found
-    todo = [anchor for anchor in keys if anchor not in pieces]
-    if todo:
+    _find(where, keys, pieces)
+    # Another run may be training some of them: they are waited for, and then found.
+    with where.claimed("meta_lora", [keys[anchor] for anchor in keys if anchor not in pieces]):
+        _find(where, keys, pieces)
+        todo = [anchor for anchor in keys if anchor not in pieces]
         # Without history in the prompts a cluster's questions are its users' own, known or not.
         apart = not options.prompt.history_items
         histories: dict[str, list[Sequence[Item]]] = {
@@ -91,7 +91,7 @@ def meta_lora(
             for anchor in anchors
             if anchor["user_id"] in todo
         }
-        made = _train(options, lamp_task, instruction, where, base, histories)
+        made = _train(options, lamp_task, instruction, where, base, histories) if todo else {}
         for anchor, result in made.items():
             if isinstance(result, InputError):
                 pieces[anchor] = result
@@ -99,6 +99,13 @@ def meta_lora(
             write = partial(_write, *result, model_name(options))
             pieces[anchor] = where.make("meta_lora", keys[anchor], write)
     return [pieces[anchor["user_id"]] for anchor in anchors]
+
+
+def _find(where: Store, keys: dict[str, str], pieces: dict[str, Piece | InputError]) -> None:
+    """Add to `pieces` those anchors that are in the store by now."""
+    for anchor, key in keys.items():
+        if anchor not in pieces and (found := where.find("meta_lora", key)):
+            pieces[anchor] = found
 
 
 def _write(lora: Lora, value: dict[str, Any], model: str, out: Path) -> dict[str, Any]:

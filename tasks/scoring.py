@@ -103,7 +103,7 @@ def predict(
             NOTES: {"per_user": [known[row][1] for row in rows]},
         }
 
-    return where.get("predictions", digest(rows), make)
+    return where.get("predictions", digest(rows), make, rows)
 
 
 @stage(name="score", task_run_name="score-{method}")

@@ -109,7 +109,7 @@ def stacking(
             NOTES: {"per_user": list(seconds)},
         }
 
-    return where.get("stacking", digest(rows), make)
+    return where.get("stacking", digest(rows), make, rows)
 
 
 def few_shot_users(where: Store, given: Inputs, user_ids: list[str]) -> list[dict[str, Any]]:

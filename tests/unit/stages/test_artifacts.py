@@ -132,7 +132,9 @@ def test_an_exception_leaves_nothing(pieces: Store, error: BaseException) -> Non
     with pytest.raises(type(error)):
         pieces.get("bank", KEY, fails)
     assert pieces.find("bank", KEY) is None
-    assert [path for path in pieces.root.rglob("*") if path.name not in ("bank", KEY[:2])] == []
+    assert [path for path in pieces.root.rglob("*") if not path.is_dir()] == []
+    assert list((pieces.root / "bank" / KEY[:2]).iterdir()) == []
+    assert pieces.working() == []
 
 
 def test_a_value_that_is_not_json_leaves_nothing(pieces: Store) -> None:
@@ -202,7 +204,7 @@ def test_open_refuses_what_is_gone_or_another(pieces: Store) -> None:
 
 
 def test_two_makers_of_the_same_piece(pieces: Store) -> None:
-    """Both are inside `make` at once; both get the piece, and one folder stands."""
+    """Without a claim, as when one was thought dead: both get the piece, and one folder stands."""
     both_in = threading.Barrier(2, timeout=10)
     results: list[Any] = []
 
@@ -212,7 +214,7 @@ def test_two_makers_of_the_same_piece(pieces: Store) -> None:
         return value
 
     threads = [
-        threading.Thread(target=lambda: results.append(pieces.get("bank", KEY, make)))
+        threading.Thread(target=lambda: results.append(pieces.make("bank", KEY, make)))
         for _ in range(2)
     ]
     for thread in threads:
