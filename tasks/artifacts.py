@@ -26,7 +26,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -37,7 +37,7 @@ import psutil
 
 from tasks.claims import Claims, FolderBoard
 from tasks.errors import InputError
-from tasks.files import file_sha256, fsync
+from tasks.files import file_sha256, fsync, out_of_disk
 
 RECORD = "record.json"
 CLAIMS_FOLDER = ".claims"
@@ -106,6 +106,11 @@ def library_versions(names: tuple[str, ...]) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
+def working_prefix() -> str:
+    """How folders that are being filled are called: `sweep` so knows whose they are."""
+    return f".making-{socket.gethostname()}-{os.getpid()}-"
+
+
 class Store:
     """The pieces under one folder."""
 
@@ -153,9 +158,7 @@ class Store:
         """Run `make` in a fresh folder and put the result in its place, whole or not at all."""
         place = self._place(stage, key)
         place.parent.mkdir(parents=True, exist_ok=True)
-        # Host and process are in the name, so that `sweep` knows whether anybody still works in it.
-        owner = f".making-{socket.gethostname()}-{os.getpid()}-"
-        work = Path(tempfile.mkdtemp(prefix=owner, dir=place.parent))
+        work = Path(tempfile.mkdtemp(prefix=working_prefix(), dir=place.parent))
         try:
             started = time.perf_counter()
             value = make(work)
@@ -180,6 +183,13 @@ class Store:
                 if self.find(stage, key) is None:
                     work.rename(place)
             fsync(place.parent)
+        except Exception as error:
+            if out_of_disk(error):
+                raise InputError(
+                    f"store: {self.root}: no space left; free some and start again, what is "
+                    "finished is found"
+                ) from error
+            raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return self._read(stage, key, cached=False)
@@ -202,18 +212,25 @@ class Store:
         """
         wanted = set(keys)
         found: dict[str, tuple[Piece, int]] = {}
-        for record in sorted((self.root / stage).glob(f"*/*/{RECORD}")):
+        for key, record in self._records(stage):
             try:
-                rows = json.loads(record.read_text())["value"].get("rows", [])
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                rows = record["value"].get("rows", [])
+            except (KeyError, TypeError, AttributeError):
                 continue
-            if wanted.isdisjoint(rows) or (piece := self.find(stage, record.parent.name)) is None:
+            if wanted.isdisjoint(rows) or (piece := self.find(stage, key)) is None:
                 continue
             for number, row in enumerate(rows):
                 if row in wanted:
                     found[row] = (piece, number)
                     wanted.discard(row)
         return found
+
+    def remove(self, stage: str, key: str) -> None:
+        """Remove the piece."""
+        shutil.rmtree(self._place(stage, key))
+
+    def fetch_all(self) -> None:
+        """Have every piece below `root`, where they all are (in a remote store they may not be)."""
 
     def hash_folder(self, folder: Path, patterns: Sequence[str]) -> str:
         """sha256 over the files in a folder outside the store (a model, say).
@@ -244,11 +261,17 @@ class Store:
 
     def working(self) -> list[str]:
         """What is being made just now, as far as is known here: claims and unfinished pieces."""
-        board = self.root / CLAIMS_FOLDER
-        stages = sorted(path.name for path in board.iterdir()) if board.exists() else []
-        claims = [f"{CLAIMS_FOLDER}/{name}" for name in self.claims.in_force(stages)]
+        claims = [f"{CLAIMS_FOLDER}/{name}" for name in self.claims.in_force()]
         made = sorted(self.root.glob("*/*/.making-*"))
         return [*claims, *(path.relative_to(self.root).as_posix() for path in made)]
+
+    def _records(self, stage: str) -> Iterator[tuple[str, Any]]:
+        """Key and record of every piece of a stage; those that cannot be read are left out."""
+        for path in sorted((self.root / stage).glob(f"*/*/{RECORD}")):
+            try:
+                yield path.parent.name, json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue
 
     def _place(self, stage: str, key: str) -> Path:
         return self.root / stage / key[:2] / key

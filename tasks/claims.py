@@ -50,6 +50,7 @@ class Board(Protocol):
     # Seconds between two looks at a claim that is waited for.
     poll: float
 
+    def stages(self) -> list[str]: ...
     def names(self, stage: str) -> list[str]: ...
     def read(self, stage: str, name: str) -> bytes | None: ...
     def write(self, stage: str, name: str, text: bytes) -> None: ...
@@ -63,6 +64,9 @@ class FolderBoard:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    def stages(self) -> list[str]:
+        return self.names("")
 
     def names(self, stage: str) -> list[str]:
         try:
@@ -112,11 +116,11 @@ class Claims:
             beats.join()
             self.board.remove(stage, own)
 
-    def in_force(self, stages: Iterable[str]) -> list[str]:
-        """Claims of these stages as `stage/name`, less those of this machine's dead processes."""
+    def in_force(self) -> list[str]:
+        """All claims as `stage/name`, less those of this machine's dead processes."""
         return [
             f"{stage}/{name}"
-            for stage in stages
+            for stage in self.board.stages()
             for name in self.board.names(stage)
             if not self._gone(stage, name)
         ]

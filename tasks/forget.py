@@ -1,6 +1,6 @@
 """Remove a user, and all that was made of the user's texts, and prove it by a search.
 
-    python -m tasks.forget USER_ID [--data PATH] [--store .mta/store]
+    python -m tasks.forget USER_ID [--data PATH] [--store PLACE]
 
 Removed from the store: every piece that holds the user's id or a text of the user's; every LoRA and
 tiny base model that was trained on the user's items, and what was made with those for the users of
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -37,7 +36,7 @@ from tasks.forget_records import (
 from tasks.forget_sources import in_sources
 from tasks.holding import Marks, holds, strings
 from tasks.report.table import REPORT_FILE, RUNS_FOLDER, TABLE_FILE
-from tasks.stage import store
+from tasks.stage import store, store_at
 
 ROLES = ("base", "anchor", "few_shot")
 # Pieces of many users in which nobody is named.
@@ -184,6 +183,7 @@ def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[s
             f"store: {where.root / working[0]} is being made by a run; let it end, or remove that "
             "where its machine is gone, and call again"
         )
+    where.fetch_all()
     state = where.root.parent
     tracked = mlflow_uris(state)
     runs = _run_files(state)
@@ -211,7 +211,7 @@ def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     done += said
     if certain or mlflow.done:
         done += _forget_beside(state, touched, marks)
-        done += _remove(plan)
+        done += _remove(where, plan)
     done += _told(known)
     searched, found = search(where, marks)
     left += mlflow.left + found
@@ -225,10 +225,10 @@ def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     return done, left
 
 
-def _remove(plan: list[tuple[str, Path, str]]) -> list[str]:
+def _remove(where: Store, plan: list[tuple[str, Path, str]]) -> list[str]:
     counts: Counter[str] = Counter()
     for stage, folder, reason in sorted(plan, key=lambda item: item[0] in LAST):
-        shutil.rmtree(folder)
+        where.remove(stage, folder.name)
         counts[f"store: {stage}: pieces removed ({reason})"] += 1
     return [f"{what}: {count}" for what, count in counts.items()]
 
@@ -282,6 +282,7 @@ def _cross_out(file: Path, marks: Marks) -> int:
 
 def search(where: Store, marks: Marks) -> tuple[int, list[str]]:
     """How many files were searched, and those that hold a mark or cannot be read."""
+    where.fetch_all()
     state = where.root.parent
     beside = [state / REPORT_FILE, state / TABLE_FILE, *(state / RUNS_FOLDER).glob("*.json"),
               *(state / "logs").glob("*.log")]  # fmt: skip
@@ -305,10 +306,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("user", help="the user's id")
     parser.add_argument("--data", type=Path, help="a file or folder that the user came from")
-    parser.add_argument("--store", type=Path, help="default: MTA_STORE, else .mta/store")
+    parser.add_argument("--store", help="a folder or URL; default: MTA_STORE, else .mta/store")
     given = parser.parse_args(arguments)
-    where = Store(given.store.absolute()) if given.store else store()
     try:
+        where = store_at(given.store) if given.store else store()
         done, left = forget(where, given.user, given.data)
     except InputError as error:
         print(f"mta: {error}", file=sys.stderr)

@@ -65,9 +65,23 @@ def log(line: str, warning: bool = False) -> None:
 
 
 def store() -> Store:
-    """The store of this process: `MTA_STORE`, or `.mta/store` below the working folder."""
-    root = Path(os.environ.get("MTA_STORE", ".mta/store")).absolute()
-    return Store(root, warn=functools.partial(log, warning=True))
+    """The store of this process: `MTA_STORE`, a folder or a URL; else `.mta/store` below here."""
+    return store_at(os.environ.get("MTA_STORE", ".mta/store"))
+
+
+def store_at(place: str) -> Store:
+    """The store in a folder, or at an fsspec URL with its cache in `MTA_STORE_CACHE`.
+
+    Raises InputError for a URL that nothing here can read.
+    """
+    warn = functools.partial(log, warning=True)
+    if "://" not in place:
+        return Store(Path(place).absolute(), warn)
+    from tasks.remote import RemoteStore
+    from tasks.storage import Storage
+
+    cache = Path(os.environ.get("MTA_STORE_CACHE", ".mta/cache")).absolute()
+    return RemoteStore(Storage(place), cache, warn)
 
 
 # What a stage function gives: a piece, or one per member of its job; a member that failed is named.

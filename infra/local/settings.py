@@ -84,6 +84,11 @@ class Layout:
         return self.state / "store"
 
     @property
+    def cache(self) -> Path:
+        """Where a store at a URL keeps its pieces on this machine."""
+        return self.state / "cache"
+
+    @property
     def comparison(self) -> Path:
         """The table that the flow writes at its end."""
         return self.state / "last_comparison.txt"
@@ -143,7 +148,10 @@ def client_environment(
     env = base_environment(layout, environ)
     env["PREFECT_API_URL"] = f"http://{HOST}:{prefect_port}/api"
     env["MLFLOW_TRACKING_URI"] = mlflow_uri
-    env["MTA_STORE"] = str(layout.store)
+    # A URL may be the user's choice; a folder elsewhere would part it from its reports.
+    if "://" not in env.get("MTA_STORE", ""):
+        env["MTA_STORE"] = str(layout.store)
+    env["MTA_STORE_CACHE"] = str(layout.cache)
     env["TOKENIZERS_PARALLELISM"] = "false"
     return env
 

@@ -101,6 +101,21 @@ def test_what_a_flow_run_may_rely_on(tmp_path: Path) -> None:
     assert env["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"), [("s3://bucket/prefix", True), ("elsewhere", False), ("/elsewhere", False)]
+)
+def test_a_store_at_a_url_is_the_users(tmp_path: Path, given: str, kept: bool) -> None:
+    """Reports and runs stay below .mta in either case: the cache lies there."""
+    env = client_environment(
+        Layout(tmp_path),
+        {"MTA_STORE": given},
+        prefect_port=4200,
+        mlflow_uri="http://127.0.0.1:5000",
+    )
+    assert env["MTA_STORE"] == (given if kept else str(tmp_path / ".mta" / "store"))
+    assert env["MTA_STORE_CACHE"] == str(tmp_path / ".mta" / "cache")
+
+
 @pytest.mark.parametrize(("text", "value"), [("", 4200), ("  ", 4200), ("4300", 4300)])
 def test_integer(text: str, value: int) -> None:
     assert integer({"PORT": text}, "PORT", 4200, least=1, most=65535) == value

@@ -15,8 +15,10 @@ from mlflow import MlflowClient
 from tasks import forget
 from tasks.artifacts import Store
 from tasks.errors import InputError
+from tasks.remote import RemoteStore
 from tasks.report.table import write_run, write_state
 from tasks.stage import store
+from tasks.storage import Storage
 from tests.unit.stages import pipeline
 from tests.unit.stages.users import user, write_users
 
@@ -102,7 +104,11 @@ def grep(folder: Path, *words: str) -> list[str]:
 
 
 def stages(where: Store) -> dict[str, int]:
-    return {f.name: len(list(f.glob("*/*/record.json"))) for f in where.root.iterdir()}
+    return stages_at(where.root)
+
+
+def stages_at(folder: Path) -> dict[str, int]:
+    return {f.name: len(list(f.glob("*/*/record.json"))) for f in folder.iterdir()}
 
 
 def artifacts(folder: Path) -> list[str]:
@@ -221,10 +227,10 @@ def test_a_call_that_was_cut_off_is_made_again(
         removed.append(folder)
         really(folder, *given, **options)
 
-    monkeypatch.setattr(forget.shutil, "rmtree", fails)
+    monkeypatch.setattr(shutil, "rmtree", fails)
     with pytest.raises(KeyboardInterrupt):
         forget.main(["few-1"])
-    monkeypatch.setattr(forget.shutil, "rmtree", really)
+    monkeypatch.setattr(shutil, "rmtree", really)
     assert forget.main(["few-1"]) == 0
     assert grep(tmp_path, '"few-1"', "few-1 film") == []
 
@@ -246,6 +252,47 @@ def test_a_run_under_way_is_waited_for(copied: Store) -> None:
     place.mkdir(parents=True)
     with pytest.raises(InputError, match="is being made by a run"):
         forget.forget(copied, "few-1")
+
+
+def test_out_of_a_store_at_a_url(
+    copied: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From the storage, also what only another machine made, and from the cache here."""
+    there = tmp_path / "there"
+    monkeypatch.setenv("MTA_STORE", f"file://{there}")
+    monkeypatch.setenv("MTA_STORE_CACHE", str(tmp_path / "mta" / "cache"))
+    other = RemoteStore(Storage(f"file://{there}"), tmp_path / "other" / "cache")
+    for record in sorted(copied.root.glob("*/*/*/record.json")):
+        source = record.parent
+
+        def make(out: Path, source: Path = source) -> dict[str, Any]:
+            shutil.copytree(source, out, dirs_exist_ok=True)
+            (out / "record.json").unlink()
+            told = json.loads((source / "record.json").read_text())
+            return dict(told["value"]) | {"notes": told["notes"]}
+
+        other.make(source.parent.parent.name, source.name, make)
+    here = store()
+    assert isinstance(here, RemoteStore)
+    here.find("prepare", sorted((copied.root / "prepare").glob("*/*"))[0].name)
+    here.find_rows("stacking", ["nobody"])
+    shutil.rmtree(copied.root)
+    before = stages_at(there)
+    assert grep(there, '"few-1"', "few-1 film")
+    assert forget.main(["few-1"]) == 0
+    assert "nothing of the user is left" in capsys.readouterr().out
+    assert grep(there, '"few-1"', "few-1 film") == []
+    assert grep(tmp_path / "mta", '"few-1"', "few-1 film") == []
+    after = stages_at(there)
+    assert after["meta_lora"] == before["meta_lora"]
+    assert (before["stacking"], after["stacking"]) == (2, 1)
+    # The other machine's cache still has the user, until its next run.
+    assert grep(tmp_path / "other", '"few-1"')
+    other.sweep()
+    assert grep(tmp_path / "other", '"few-1"', "few-1 film") == []
 
 
 def test_a_pooled_author_is_found_by_the_texts() -> None:
