@@ -3,7 +3,6 @@ scoring. What runs and in which order; the work itself is in `tasks/`."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from typing import Any
 
@@ -25,7 +24,7 @@ from tasks.prepare import prepare
 from tasks.refit import refit
 from tasks.scoring import predict, score
 from tasks.stacking import Inputs, stacking
-from tasks.stage import Progress, Result, StageFailed, log, reason, result_of
+from tasks.stage import Progress, Result, StageFailed, log, reason, result_of, state_of
 from tasks.task_adapt import task_adapt
 
 Config = dict[str, Any]
@@ -179,18 +178,16 @@ def collect(
 
     One failure leaves the others; whether what is left is enough is for the caller to say.
     """
-    # Prefect's artifact keys: lower-case letters, digits and dashes.
-    progress = Progress(re.sub("[^a-z0-9]+", "-", title.split(": ")[-1].lower()), title, len(keys))
+    progress = Progress("jobs", title, len(keys))
     for _ in as_completed(list(futures)):
         progress.advance()
     results: dict[Any, Any] = {}
     for key, future in zip(keys, futures, strict=True):
         name = " ".join([what, *(label(str(part)) for part in key)])
-        # Without `wait` the state would be asked of the server, which may not know the end yet.
-        future.wait()
-        if future.state.is_completed():
-            results[key] = future.state.result()
+        state = state_of(future)
+        if state.is_completed():
+            results[key] = state.result()
         else:
-            missing.append(reason(future.state, name))
+            missing.append(reason(state, name))
             log(f"missing: {missing[-1]}", warning=True)
     return results

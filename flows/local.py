@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"mta: {error}", file=sys.stderr)
         return 2
+    from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import (
         PREFECT_API_URL,
         PREFECT_HOME,
@@ -49,7 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
     }
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with temporary_settings(updates=alone, restore_defaults={PREFECT_API_URL}):
-        state = mta(**given, return_state=True)
+        server = SubprocessASGIServer()
+        server.start()
+        # Its address by name: worker processes would each start a server of their own.
+        with temporary_settings(updates={PREFECT_API_URL: server.api_url}):
+            state = mta(**given, return_state=True)
     if not state.is_completed():
         print(f"mta: {state.name}: {state.message}", file=sys.stderr)
         return 1

@@ -10,7 +10,10 @@ runs it on the worker; without any server, for debugging:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from itertools import product
@@ -21,7 +24,6 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from prefect.states import Completed, Failed
-from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows.dry_run import dry_run as dry_run_of
@@ -62,7 +64,8 @@ from tasks.report.table import (
     write_run,
     write_state,
 )
-from tasks.stage import StageFailed, flow_run_is_over, gpu_slots, log, result_of, store
+from tasks.runner import runner_of, shared, side_by_side
+from tasks.stage import StageFailed, flow_run_is_over, log, result_of, store
 from tasks.tracking import Tracker
 
 
@@ -100,7 +103,7 @@ def mta(
             laptop) or `paper` (the published hyper-parameters and model).
         data: `synthetic`, `lamp` (the benchmark's own files, downloaded), a LaMP user file, or a
             folder of LaMP files.
-        lamp_tasks: the LaMP tasks to run, one after another.
+        lamp_tasks: the LaMP tasks to run.
         methods: the methods that are compared (tasks/methods.py).
         items_curve: numbers of items per few-shot user to score again with, for the report.
         seed: decides every random choice.
@@ -147,7 +150,8 @@ def mta(
         # A courtesy to the list of runs: whether it succeeds is nothing to this one.
         with contextlib.suppress(Exception):
             tracker.end_abandoned(flow_run_is_over)
-        return _benchmark(config, tracker)
+        with shared(runner_of(config)):
+            return _benchmark(config, tracker)
     except (InputError, StageFailed) as error:
         # What a person can mend is said in one line; anything else keeps its traceback.
         log(str(error), warning=True)
@@ -164,35 +168,17 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
     _show_run(config, tracker)
     where = store()
     settings = config.model_dump(mode="json")
-    # One thread per slot: a run that waits for a slot asks the server again only every few seconds.
-    runner: Any = ThreadPoolTaskRunner(max_workers=gpu_slots())
-    lamp_task_flow = run_lamp_task.with_options(task_runner=runner)
     summaries: list[dict[str, Any]] = []
     table: list[dict[str, Any]] = []
     missing: list[str] = []
-    for seed, lamp_task in product(config.all_seeds, config.lamp_tasks):
-        try:
-            own_settings = config.for_task(lamp_task).model_dump(mode="json") | {"seed": seed}
-            summary = result_of(lamp_task_flow, own_settings, lamp_task)
-            summary |= {"seed": seed, "several_seeds": len(config.all_seeds) > 1}
-            summary["compared"] = result_of(
-                compare, own_settings, lamp_task, summary["prepared"], summary["scores"]
-            )
-            summary["curve"] = {
-                items: _with_items(lamp_task_flow, own_settings, lamp_task, items, missing)
-                for items in config.items_curve
-                if items != config.split.few_shot_items  # that is the run itself
-            }
-            for method, own in summary["banks"].items():
-                own["map"] = _map(f"{lamp_task}, {method}", own["anchors"], missing)
-        except StageFailed as error:
-            missing.append(str(error))
+    for found in _side_by_side(config):
+        missing += found.missing
+        if found.summary is None:
             continue
-        summaries.append(summary)
-        missing += summary["missing"]
-        own_rows = rows([summary], where)
+        summaries.append(found.summary)
+        own_rows = rows([found.summary], where)
         table += own_rows
-        _track(missing, partial(tracker.log_lamp_task, summary, own_rows, where))
+        _track(missing, partial(tracker.log_lamp_task, found.summary, own_rows, where))
     if not summaries:
         raise StageFailed("; ".join(missing))
     mean = result_of(overall, [summary["compared"] for summary in summaries])
@@ -243,13 +229,60 @@ def _map(title: str, chosen: dict[str, Any], missing: list[str]) -> dict[str, An
     return found
 
 
+@dataclass
+class Found:
+    """What came of one LaMP task under one seed: its summary, if there is one; what is missing."""
+
+    summary: dict[str, Any] | None
+    missing: list[str]
+
+
+def _side_by_side(config: RunConfig) -> Iterator[Found]:
+    """LaMP tasks and seeds, some at once, each in a thread of its own; in the order configured.
+
+    One that fails leaves the others.
+    """
+    cells = list(product(config.all_seeds, config.lamp_tasks))
+    pool = ThreadPoolExecutor(side_by_side(config), thread_name_prefix="lamp-task")
+    try:
+        calls = [partial(_cell, config, seed, lamp_task) for seed, lamp_task in cells]
+        # Prefect keeps what flow run this is, and the log, in the context.
+        futures = [pool.submit(partial(copy_context().run, call)) for call in calls]
+        for future in futures:
+            yield future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _cell(config: RunConfig, seed: int, lamp_task: str) -> Found:
+    """One LaMP task under one seed: its stages, the comparison, the curve and the maps."""
+    own_settings = config.for_task(lamp_task).model_dump(mode="json") | {"seed": seed}
+    missing: list[str] = []
+    try:
+        summary = result_of(run_lamp_task, own_settings, lamp_task)
+        summary |= {"seed": seed, "several_seeds": len(config.all_seeds) > 1}
+        summary["compared"] = result_of(
+            compare, own_settings, lamp_task, summary["prepared"], summary["scores"]
+        )
+    except StageFailed as error:
+        return Found(None, [str(error)])
+    summary["curve"] = {
+        items: _with_items(own_settings, lamp_task, items, missing)
+        for items in config.items_curve
+        if items != config.split.few_shot_items  # that is the run itself
+    }
+    for method, own in summary["banks"].items():
+        own["map"] = _map(f"{lamp_task}, {method}", own["anchors"], missing)
+    return Found(summary, missing + summary["missing"])
+
+
 def _with_items(
-    lamp_task_flow: Any, settings: dict[str, Any], lamp_task: str, items: int, missing: list[str]
+    settings: dict[str, Any], lamp_task: str, items: int, missing: list[str]
 ) -> dict[str, Any] | None:
     """The `compare` result when each few-shot user has so many items; the bank stays the same."""
     own = settings | {"split": settings["split"] | {"few_shot_items": items}}
     try:
-        summary = result_of(lamp_task_flow, own, lamp_task)
+        summary = result_of(run_lamp_task, own, lamp_task)
         compared = result_of(compare, own, lamp_task, summary["prepared"], summary["scores"])
     except StageFailed as error:
         missing.append(f"with {items} items: {error}")

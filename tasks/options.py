@@ -263,3 +263,18 @@ class ComputeOptions(Options):
     # Threads of torch on the CPU. None: one for the tiny model, whose steps are too small to share
     # (and two processes with two threads each on two cores are ten times slower), else all cores.
     threads: int | None = Field(None, ge=1)
+
+    # local: on this machine. ray: each job is a task of a Ray cluster, at `ray_address`, or of a
+    # Ray that is started here for the run. Nothing below decides any number of a result.
+    runner: Literal["local", "ray"] = "local"
+    # Of runner=local. None: processes for the tiny model on a CPU, else threads.
+    workers: Literal["threads", "processes"] | None = None
+    # Jobs at once with runner=local. None: as many as the `gpu` limit has slots, but one on a CPU
+    # with any other than the tiny model, which uses all cores.
+    max_workers: int | None = Field(None, ge=1)
+    # LaMP tasks (of any seed) at once. None: as many as there are workers; on Ray all.
+    side_by_side: int | None = Field(None, ge=1)
+    ray_address: str | None = Field(None, min_length=1)
+    # What a job that runs the model asks of Ray (all others ask for no GPU).
+    gpus_per_job: float = Field(1.0, ge=0.0)
+    cpus_per_job: float = Field(1.0, gt=0.0)

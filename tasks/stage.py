@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import multiprocessing
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, CancelledError
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
@@ -24,8 +27,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.sync import concurrency
+from prefect.context import FlowRunContext
 from prefect.exceptions import MissingContextError, ObjectAlreadyExists, ObjectNotFound
-from prefect.states import Completed, Failed
+from prefect.futures import PrefectFuture
+from prefect.states import Completed, Crashed, Failed
 from tqdm import tqdm
 
 from tasks.artifacts import Piece, Ref, Store
@@ -123,12 +128,29 @@ def _result(piece: Piece) -> Result:
 
 
 def result_of(called: Task[..., Any] | Flow[..., Any], *arguments: Any) -> Any:
-    """Run a stage or a sub-flow and return its result. Raises StageFailed, one line, otherwise."""
-    call: Any = called
-    state: State[Any] = call(*arguments, return_state=True)
+    """Run a stage as a job of this flow's runner, or a sub-flow with the same runner.
+
+    Returns the result. Raises StageFailed, one line, when it did not complete.
+    """
+    if isinstance(called, Flow):
+        context = FlowRunContext.get()
+        own: Any = called.with_options(task_runner=context.task_runner) if context else called
+        state: State[Any] = own(*arguments, return_state=True)
+    else:
+        state = state_of(called.submit(*arguments))
     if state.is_completed():
         return state.result()
     raise StageFailed(reason(state, called.name))
+
+
+def state_of(future: PrefectFuture[Any]) -> State[Any]:
+    """How a job ended; a job whose process or machine was lost for good counts as crashed."""
+    try:
+        # Without `wait` the state would be asked of the server, which may not know the end yet.
+        future.wait()
+    except (BrokenExecutor, CancelledError) as error:
+        return Crashed(message=f"its process was ended ({type(error).__name__}); start it again")
+    return future.state
 
 
 def reason(state: State[Any], what: str) -> str:
@@ -137,15 +159,15 @@ def reason(state: State[Any], what: str) -> str:
     return masked(f"{what}: {message.removeprefix('Task run encountered an exception ')[:500]}")
 
 
-def gpu_slots() -> int:
-    """How many slots the `gpu` limit has; created with one where the server has no such limit."""
+def gpu_slots(otherwise: int = 1) -> int:
+    """How many slots the `gpu` limit has; created with `otherwise` where the server has none."""
     with get_client(sync_client=True) as client:
         try:
             return client.read_global_concurrency_limit_by_name(GPU_LIMIT).limit
         except ObjectNotFound:
             with contextlib.suppress(ObjectAlreadyExists):
                 client.create_global_concurrency_limit(
-                    GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=1)
+                    GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=otherwise)
                 )
             return client.read_global_concurrency_limit_by_name(GPU_LIMIT).limit
 
@@ -183,11 +205,16 @@ class Progress:
     def __init__(self, key: str, what: str, total: int) -> None:
         self.what, self.total, self.done = what, max(total, 1), 0
         self._last = time.monotonic()
-        # In a terminal a bar as well; a worker's log gets none.
-        self._bar = tqdm(total=self.total, desc=what, leave=False, disable=not sys.stderr.isatty())
+        # In a terminal a bar as well; a worker's log gets none. Nor do worker processes draw: they
+        # know nothing of each other's bars.
+        drawn = sys.stderr.isatty() and multiprocessing.parent_process() is None
+        self._bar = tqdm(total=self.total, desc=what, leave=False, disable=not drawn)
         # Prefect types its sync calls as "or a coroutine".
         self._artifact: Any = None
         try:
+            # A key of its own for each LaMP task, as several run at once. Prefect's artifact keys:
+            # lower-case letters, digits and dashes.
+            key = re.sub("[^a-z0-9]+", "-", f"{key} {what}".lower()).strip("-")
             self._artifact = create_progress_artifact(0.0, key=key, description=self._text())
         except Exception as error:
             log(f"progress of {what} cannot be shown ({type(error).__name__})", warning=True)

@@ -7,8 +7,8 @@
     python -m infra.local down                 end what was started
     python -m infra.local clean                remove .mta
 
-Variables: PREFECT_PORT (4200), MLFLOW_PORT (5000), GPU_SLOTS (1), MLFLOW_TRACKING_URI (another
-MLflow; then none is started here).
+Variables: PREFECT_PORT (4200), MLFLOW_PORT (5000), GPU_SLOTS (1; without a GPU one per core, at
+most 4), MLFLOW_TRACKING_URI (another MLflow; then none is started here).
 """
 
 from __future__ import annotations

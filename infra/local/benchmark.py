@@ -20,6 +20,7 @@ from infra.local.stack import SERVER, WORKER_PROCESS, up
 
 LOOK_SECONDS = 1.0
 PROGRESS_SECONDS = 5.0
+STAGES_SHOWN = 8
 
 
 def benchmark(
@@ -77,14 +78,19 @@ def _last_words(api: PrefectApi, began: float) -> str | None:
     return " ".join((message or "the server knows no reason").split())
 
 
-def _progress(api: PrefectApi) -> str | None:
-    """What the stage that moved last says of itself, from the run's progress artifacts."""
-    where = {"artifacts": {"type": {"any_": ["progress"]}}, "sort": "UPDATED_DESC", "limit": 1}
+def _progress(api: PrefectApi) -> dict[str, str]:
+    """What stages say of themselves, by their progress artifacts, the one that moved last at the
+    end: LaMP tasks run side by side."""
+    where = {
+        "artifacts": {"type": {"any_": ["progress"]}},
+        "sort": "UPDATED_DESC",
+        "limit": STAGES_SHOWN,
+    }
     try:
-        newest = api.call("POST", "/artifacts/latest/filter", where)
+        newest = api.call("POST", "/artifacts/latest/filter", where) or []
     except StackError:
-        return None  # only a look; whether the server lives is seen elsewhere
-    return newest[0]["description"] if newest else None
+        return {}  # only a look; whether the server lives is seen elsewhere
+    return {row["key"]: row["description"] or "" for row in reversed(newest)}
 
 
 def _watch(
@@ -100,9 +106,10 @@ def _watch(
             pass
         if time.monotonic() - looked > PROGRESS_SECONDS:
             progress, looked = _progress(api), time.monotonic()
-            if progress != shown:
-                say(progress or "")
-                shown = progress
+            for key, line in progress.items():
+                if shown.get(key) != line:
+                    say(line)
+            shown |= progress
         for record in needed:
             if record is not None and record.process() is None:
                 try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from infra.local.api import PrefectApi
 from infra.local.processes import last_line
 from infra.local.settings import DEPLOYMENT, GPU_LIMIT, WORK_POOL, Layout, StackError
+from tasks.machine import cpu_jobs, gpu_driver
 
 
 def ensure_work_pool(api: PrefectApi) -> None:
@@ -25,13 +26,15 @@ def ensure_work_pool(api: PrefectApi) -> None:
 
 
 def ensure_gpu_limit(api: PrefectApi, slots: int | None) -> None:
-    """One slot unless told otherwise; a limit that is there keeps its size unless told otherwise.
+    """One slot, or without a GPU one per core (MOST_CPU_JOBS at most), unless told otherwise.
 
-    It must exist: Prefect lets a task through a limit that does not.
+    A limit that is there keeps its size unless told otherwise. It must exist: Prefect lets a task
+    through a limit that does not.
     """
     limit = api.call("GET", f"/v2/concurrency_limits/{GPU_LIMIT}")
     if limit is None:
-        body = {"name": GPU_LIMIT, "limit": slots or 1}
+        usual = 1 if gpu_driver() else cpu_jobs()
+        body = {"name": GPU_LIMIT, "limit": slots or usual}
         api.call("POST", "/v2/concurrency_limits/", body)
     elif slots is not None and limit["limit"] != slots:
         api.call("PATCH", f"/v2/concurrency_limits/{GPU_LIMIT}", {"limit": slots})

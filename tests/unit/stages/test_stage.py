@@ -95,9 +95,11 @@ class Called:
     def __init__(self, state: State[Any]) -> None:
         self.state = state
 
-    def __call__(self, *arguments: Any, return_state: bool) -> State[Any]:
-        assert (arguments, return_state) == ((1, "a"), True)
-        return self.state
+    def submit(self, *arguments: Any) -> Called:
+        assert arguments == (1, "a")
+        return self
+
+    def wait(self) -> None: ...
 
 
 def test_result_of_a_state() -> None:

@@ -1,0 +1,21 @@
+"""What this machine has for jobs, told without torch: whether there is a GPU; how many cores."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# What the drivers of NVIDIA, of NVIDIA and AMD below Windows, and of AMD put there.
+GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+# More processes than this would wait for the server and the disk rather than compute.
+MOST_CPU_JOBS = 4
+
+
+def gpu_driver() -> bool:
+    """Whether a GPU's driver is loaded; torch may still find nothing that it can use."""
+    return any(Path(name).exists() for name in GPU_FILES)
+
+
+def cpu_jobs() -> int:
+    """How many jobs of one thread each run side by side where there is no GPU."""
+    return min(len(os.sched_getaffinity(0)), MOST_CPU_JOBS)
