@@ -26,35 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"mta: {error}", file=sys.stderr)
         return 2
-    from prefect.server.api.server import SubprocessASGIServer
-    from prefect.settings import (
-        PREFECT_API_URL,
-        PREFECT_HOME,
-        PREFECT_RESULTS_DEFAULT_SERIALIZER,
-        PREFECT_SERVER_ANALYTICS_ENABLED,
-        PREFECT_SERVER_EPHEMERAL_ENABLED,
-        temporary_settings,
-    )
-
+    from flows.local_server import local_server
     from flows.mta import mta
 
-    # A server of its own for the length of the run, with a database of its own: the project's
-    # server may be running, and two servers on one sqlite file get in each other's way.
-    home = Path(".mta/local").absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    alone = {
-        PREFECT_HOME: home,
-        PREFECT_SERVER_EPHEMERAL_ENABLED: True,
-        PREFECT_SERVER_ANALYTICS_ENABLED: False,
-        PREFECT_RESULTS_DEFAULT_SERIALIZER: "json",
-    }
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    with temporary_settings(updates=alone, restore_defaults={PREFECT_API_URL}):
-        server = SubprocessASGIServer()
-        server.start()
-        # Its address by name: worker processes would each start a server of their own.
-        with temporary_settings(updates={PREFECT_API_URL: server.api_url}):
-            state = mta(**given, return_state=True)
+    with local_server(Path(".mta/local").absolute()):
+        state = mta(**given, return_state=True)
     if not state.is_completed():
         print(f"mta: {state.name}: {state.message}", file=sys.stderr)
         return 1
