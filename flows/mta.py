@@ -28,6 +28,7 @@ from pydantic import Field
 
 from flows.dry_run import dry_run as dry_run_of
 from flows.lamp_task import run_lamp_task
+from tasks.checkpoints import sweep
 from tasks.compare import compare, overall
 from tasks.config import RunConfig, resolve
 from tasks.errors import InputError, masked
@@ -137,6 +138,7 @@ def mta(
     try:
         config = resolve(given)
         store().sweep()
+        sweep(store())
         if config.dry_run:
             return dry_run_of(config)
         tracker = Tracker(

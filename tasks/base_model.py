@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import Piece, Store, digest, library_versions
+from tasks.checkpoints import checkpoint_of, remove
 from tasks.config import RunConfig, derive_seed, overlay
 from tasks.errors import InputError
 from tasks.lamp import history
@@ -62,11 +63,12 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
 
         use_threads(options)
         tiny = options.base.tiny
-        questions = [
-            (sample.prompt, sample.answer)
-            for user in each_user(where, prepared, "base")
-            for sample in _lessons(options, lamp_task, prepared["value"]["instruction"], user)
-        ]
+        named = []
+        questions = []
+        for user in each_user(where, prepared, "base"):
+            named.append(user["user_id"])
+            lessons = _lessons(options, lamp_task, prepared["value"]["instruction"], user)
+            questions += [(sample.prompt, sample.answer) for sample in lessons]
         if not questions:
             raise InputError(
                 "base.model: tiny is trained on base users and the data has none; raise "
@@ -88,6 +90,7 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
                 seed=options.seed,
                 device=pick_device(options.compute.device),
                 progress=progress.update,
+                checkpoint=checkpoint_of(options, where, "base_model", key, named),
             )
         return {
             "model": "tiny",
@@ -97,7 +100,9 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
             "truncated": trained.truncated,
         }
 
-    return where.get("base_model", key, make)
+    piece = where.get("base_model", key, make)
+    remove(where, "base_model", key)
+    return piece
 
 
 def _lessons(

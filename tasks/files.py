@@ -5,7 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import socket
+import tempfile
 from pathlib import Path
+
+# In front of the host, the process and the rest of the name of a file that is being written.
+PARTIAL = ".partial-"
 
 
 def file_sha256(path: Path) -> str:
@@ -26,3 +31,22 @@ def out_of_disk(error: BaseException) -> bool:
     """Whether an error says that a disk or a quota is full; libraries in Rust only say it."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or "No space left on device" in str(error)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """`data` as the file `path`, on the disk when this returns: whole, or as it was before.
+
+    The folder must be there. A process that is killed leaves a file `.partial-HOST-PID-...`.
+    """
+    prefix = f"{PARTIAL}{socket.gethostname()}-{os.getpid()}-"
+    handle, name = tempfile.mkstemp(prefix=prefix, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    fsync(path.parent)

@@ -24,8 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tasks import checkpoints
 from tasks.artifacts import RECORD, Store
 from tasks.errors import InputError, label
+from tasks.files import PARTIAL
 from tasks.forget_records import (
     Records,
     forget_in_mlflow,
@@ -64,6 +66,14 @@ class Known:
 
     def marks(self) -> Marks:
         return Marks(frozenset(self.names), frozenset(self.texts))
+
+    def company_in(self, stage: str) -> set[str]:
+        """Whose pieces of a stage were made with what was trained on the user."""
+        if self.base_trained and stage in (*AFTER_BASE, "refit"):
+            return self.company | self.anchors
+        if self.anchors and stage in ("bank", *AFTER_BANK):
+            return self.few_shot | self.anchors
+        return set()
 
 
 def pieces(where: Store) -> Iterator[tuple[str, Path, dict[str, Any] | None]]:
@@ -154,14 +164,27 @@ def reason_to_remove(
         return "trained on the user"
     if piece_holds(folder, known.marks()):
         return "holds the user"
-    company: set[str] = set()
-    if known.base_trained and stage in AFTER_BASE:
-        company = known.company | known.anchors
-    elif known.anchors and stage in ("bank", *AFTER_BANK):
-        company = known.few_shot | known.anchors
+    company = known.company_in(stage)
     if company and piece_holds(folder, Marks(frozenset(company))):
         return "made with what was trained on the user"
     return None
+
+
+def checkpoints_to_remove(where: Store, known: Known) -> dict[Path, str]:
+    """Trainings that were cut off, of the user or over what was trained on the user, and why."""
+    found = {}
+    for file in sorted(checkpoints.folder(where).glob("*/*")):
+        company = Marks(frozenset(known.company_in(file.parent.name)))
+        try:
+            if file.name.startswith(PARTIAL):
+                found[file] = "half written"
+            elif holds(file, known.marks()):
+                found[file] = "trained on the user"
+            elif company.ids and holds(file, company):
+                found[file] = "made with what was trained on the user"
+        except Exception:  # whose it is cannot be read
+            found[file] = "damaged"
+    return found
 
 
 def piece_holds(folder: Path, marks: Marks) -> bool:
@@ -178,6 +201,7 @@ def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     Raises InputError where nothing knows the user, or a run is under way.
     """
     where.sweep()
+    checkpoints.sweep(where)
     if working := where.working():
         raise InputError(
             f"store: {where.root / working[0]} is being made by a run; let it end, or remove that "
@@ -194,10 +218,13 @@ def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[s
         for stage, folder, record in pieces(where)
         if (reason := reason_to_remove(stage, folder, record, known))
     ]
+    cut_off = checkpoints_to_remove(where, known)
     marks = known.marks()
     uris = {f"{stage}/{folder.name}" for stage, folder, _ in plan}
     certain = [
-        reason for _, _, reason in plan if reason in ("holds the user", "trained on the user")
+        reason
+        for reason in (*(reason for _, _, reason in plan), *cut_off.values())
+        if reason in ("holds the user", "trained on the user")
     ]
     touched = {file for file, run in runs if _names(run, uris, marks)} if certain else set()
     mlflow = Records()
@@ -212,6 +239,10 @@ def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     if certain or mlflow.done:
         done += _forget_beside(state, touched, marks)
         done += _remove(where, plan)
+        for file in cut_off:
+            file.unlink()
+        for reason, count in Counter(cut_off.values()).items():
+            done.append(f"checkpoints removed ({reason}): {count}")
     done += _told(known)
     searched, found = search(where, marks)
     left += mlflow.left + found
@@ -284,7 +315,8 @@ def search(where: Store, marks: Marks) -> tuple[int, list[str]]:
     """How many files were searched, and those that hold a mark or cannot be read."""
     where.fetch_all()
     state = where.root.parent
-    beside = [state / REPORT_FILE, state / TABLE_FILE, *(state / RUNS_FOLDER).glob("*.json"),
+    beside = [state / REPORT_FILE, state / TABLE_FILE, *checkpoints.folder(where).rglob("*"),
+              *(state / RUNS_FOLDER).glob("*.json"),
               *(state / "logs").glob("*.log")]  # fmt: skip
     files = sorted(file for file in (*where.root.rglob("*"), *beside) if file.is_file())
     left = []

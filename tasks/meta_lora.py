@@ -14,6 +14,7 @@ from prefect.runtime import task_run
 
 from tasks.artifacts import NOTES, Piece, Store, digest
 from tasks.base_model import load, model_name, model_parts, prompt_parts
+from tasks.checkpoints import checkpoint_of
 from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError, label
 from tasks.options import TrainingOptions
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tasks.lora.adapters import Lora
     from tasks.lora.base import Base
     from tasks.lora.batches import Encoded
+    from tasks.lora.checkpoint import Checkpoint
     from tasks.lora.group_train import Outcome
     from tasks.lora.merge import MergedUsers
     from tasks.lora.train import Recipe
@@ -91,13 +93,22 @@ def meta_lora(
             for anchor in anchors
             if anchor["user_id"] in todo
         }
-        made = _train(options, lamp_task, instruction, where, base, histories) if todo else {}
+        made, checkpoint = {}, None
+        if todo:
+            wanted = [keys[anchor] for anchor in histories]
+            company = [n for anchor in anchors for n in (anchor["user_id"], *anchor["members"])]
+            checkpoint = checkpoint_of(
+                options, where, "meta_lora", digest(wanted), company, pieces=wanted
+            )
+            made = _train(options, lamp_task, instruction, where, base, histories, checkpoint)
         for anchor, result in made.items():
             if isinstance(result, InputError):
                 pieces[anchor] = result
                 continue
             write = partial(_write, *result, model_name(options))
             pieces[anchor] = where.make("meta_lora", keys[anchor], write)
+        if checkpoint:
+            checkpoint.remove()
     return [pieces[anchor["user_id"]] for anchor in anchors]
 
 
@@ -122,6 +133,7 @@ def _train(
     where: Store,
     base: dict[str, Any],
     histories: dict[str, list[Sequence[Item]]],
+    checkpoint: Checkpoint | None,
 ) -> dict[str, tuple[Lora, dict[str, Any]] | InputError]:
     """Per anchor its LoRA and what is recorded of it, or why there is none.
 
@@ -138,7 +150,9 @@ def _train(
         )
         samples = {a: joined(islice(found, len(own))) for a, own in histories.items()}
         seeds = [derive_seed(options.seed, "meta_lora", anchor) for anchor in samples]
-        loras, outcome = train_users(loaded, options.meta_lora, list(samples.values()), seeds)
+        loras, outcome = train_users(
+            loaded, options.meta_lora, list(samples.values()), seeds, checkpoint=checkpoint
+        )
         # Of the work itself: waiting for the slot is not a cost of the method.
         seconds = round((time.perf_counter() - started) / len(samples), 3)
     made: dict[str, tuple[Lora, dict[str, Any]] | InputError] = {}
@@ -202,10 +216,12 @@ def train_users(
     frozen: MergedUsers | None = None,
     initial: Sequence[Lora] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[list[Lora], Outcome]:
     """One LoRA per user, trained at once on the users' samples, over their merged LoRAs if any.
 
     `initial`: one LoRA per user to go on from, instead of fresh ones by `seeds`.
+    `checkpoint`: where the state is kept.
     """
     from tasks.lora.adapters import Lora
     from tasks.lora.group_train import train_group
@@ -227,6 +243,7 @@ def train_users(
             frozen=frozen.parts if frozen else None,
             initial=shapes.join([lora.layers for lora in initial]) if initial else None,
             progress=progress,
+            checkpoint=checkpoint,
         )
     split = shapes.split(outcome.flat.cpu())
     loras = [

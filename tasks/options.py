@@ -278,3 +278,6 @@ class ComputeOptions(Options):
     # What a job that runs the model asks of Ray (all others ask for no GPU).
     gpus_per_job: float = Field(1.0, ge=0.0)
     cpus_per_job: float = Field(1.0, gt=0.0)
+    # Seconds between two checkpoints of a training, from which it goes on after a crash; never more
+    # than 2 % of the time goes into writing them. 0: none.
+    checkpoint_seconds: float = Field(60.0, ge=0.0)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.anchors import cluster
 from tasks.artifacts import Piece, Store, digest
 from tasks.base_model import load, model_parts, prompt_parts
+from tasks.checkpoints import checkpoint_of, remove
 from tasks.config import RunConfig, derive_seed
 from tasks.embedding import read_embeddings
 from tasks.meta_lora import train_users
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tasks.lora.batches import Encoded
+    from tasks.lora.checkpoint import Checkpoint
 
 VERSION = 2
 SETTLED = 0.01
@@ -90,8 +92,13 @@ def refit(
     for number in range(options.anchors.refits):
         # A round depends on the one before it, which is in its key by its content.
         key = digest([shared, number, last.ref["sha256"] if last else None])
-        make = partial(_round, options, where, base, samples, labels, last, number)
+        # All candidates: the LoRAs of the round before had their say in who is in which cluster.
+        checkpoint = checkpoint_of(
+            options, where, "refit", key, [user["user_id"] for user in users]
+        )
+        make = partial(_round, options, where, base, samples, labels, last, number, checkpoint)
         last = where.get("refit", key, make)
+        remove(where, "refit", key)
         labels = last.value["clusters"]
         moved.append(last.value["moved"])
         progress.update(number + 1)
@@ -113,6 +120,7 @@ def _round(
     labels: list[int],
     before: Piece | None,
     number: int,
+    checkpoint: Checkpoint | None,
     out: Path,
 ) -> dict[str, Any]:
     """`bank.safetensors`, the clusters' LoRAs, and the clusters of the candidates after it."""
@@ -138,7 +146,7 @@ def _round(
         seeds = [derive_seed(options.seed, "refit", str(number), name) for name in names]
         earlier = read_bank(before.folder / "bank.safetensors") if before else None
         initial = [earlier.lora(name) for name in names] if earlier else None
-        loras, _ = train_users(base, recipe, shown, seeds, initial=initial)
+        loras, _ = train_users(base, recipe, shown, seeds, initial=initial, checkpoint=checkpoint)
         bank = stack(names, loras)
         held_out = [own[1::2] for own in encoded]
         asked = torch.ones(len(encoded), len(kept), dtype=torch.bool)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import NOTES, Piece, Store, digest
 from tasks.base_model import load, model_parts, prompt_parts
+from tasks.checkpoints import checkpoint_of, remove
 from tasks.config import RunConfig, derive_seed
 from tasks.fusion import read_recipes
 from tasks.meta_lora import train_users
@@ -24,6 +25,7 @@ from tasks.tokens import tokens_of
 
 if TYPE_CHECKING:
     from tasks.lora.adapters import Lora
+    from tasks.lora.checkpoint import Checkpoint
     from tasks.lora.group_train import Outcome
     from tasks.lora.merge import MergedUsers
 
@@ -64,6 +66,7 @@ def stacking(
     users = few_shot_users(where, given, user_ids)
     recipes = recipes_of(where, given)
     rows = [stacked_key(options, lamp_task, method, given, user, recipes) for user in users]
+    key = digest(rows)
 
     def make(out: Path) -> dict[str, Any]:
         from tasks.lora.bank import read_bank, stack, write_bank
@@ -84,10 +87,14 @@ def stacking(
             f"{len(users) - len(todo)} known from before"
         )
         if todo:
+            checkpoint = checkpoint_of(
+                options, where, "stacking", key,
+                [user["user_id"] for user, _ in todo], rows=[row for _, row in todo],
+            )  # fmt: skip
             with gpu_slot():
                 started = time.perf_counter()
                 new, outcome, cut = _train(
-                    options, lamp_task, method, where, given, [user for user, _ in todo]
+                    options, lamp_task, method, where, given, [user for user, _ in todo], checkpoint
                 )
                 each = round((time.perf_counter() - started) / len(todo), 4)
             for number, (_, row) in enumerate(todo):
@@ -109,7 +116,9 @@ def stacking(
             NOTES: {"per_user": list(seconds)},
         }
 
-    return where.get("stacking", digest(rows), make, rows)
+    piece = where.get("stacking", key, make, rows)
+    remove(where, "stacking", key)
+    return piece
 
 
 def few_shot_users(where: Store, given: Inputs, user_ids: list[str]) -> list[dict[str, Any]]:
@@ -198,6 +207,7 @@ def _train(
     where: Store,
     given: Inputs,
     users: list[dict[str, Any]],
+    checkpoint: Checkpoint | None,
 ) -> tuple[list[Lora], Outcome, list[int]]:
     """The users' own LoRAs, how training went, and how many samples were cut, per user."""
     base = load(options, where, given.base)
@@ -210,5 +220,6 @@ def _train(
         samples,
         [derive_seed(options.seed, "stacking", user_id) for user_id in ids],
         merged_users(options, where, given, ids, base.device),
+        checkpoint=checkpoint,
     )
     return loras, outcome, [own.truncated for own in samples]

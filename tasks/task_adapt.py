@@ -16,6 +16,7 @@ from typing import Any
 
 from tasks.artifacts import Piece, digest
 from tasks.base_model import load, model_name, model_parts, prompt_parts
+from tasks.checkpoints import checkpoint_of, remove
 from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
 from tasks.meta_lora import train_users
@@ -62,6 +63,8 @@ def task_adapt(
         from tasks.lora.tokens import joined
 
         users = each_user(where, prepared, "base")
+        named = [user["user_id"] for user in each_user(where, prepared, "base")]
+        checkpoint = checkpoint_of(options, where, "task_adapt", key, named)
         title = f"{lamp_task}: adapting the base model to the task"
         with gpu_slot():
             loaded = load(options, where, base)
@@ -73,7 +76,9 @@ def task_adapt(
             samples = everything.chosen(chosen_items(options, len(everything)))
             progress = Progress("task-adapt", title, 1)
             seed = derive_seed(options.seed, "task_adapt")
-            loras, outcome = train_users(loaded, how, [samples], [seed], progress=progress.update)
+            loras, outcome = train_users(
+                loaded, how, [samples], [seed], progress=progress.update, checkpoint=checkpoint
+            )
         if outcome.failed:
             raise InputError(
                 f"base.task_adapt: the loss was not finite at step {len(outcome.losses[0])}; "
@@ -88,7 +93,9 @@ def task_adapt(
             "truncated": samples.truncated,
         }
 
-    return where.get("task_adapt", key, make)
+    piece = where.get("task_adapt", key, make)
+    remove(where, "task_adapt", key)
+    return piece
 
 
 def chosen_items(options: RunConfig, count: int) -> Sequence[int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
+from tasks.lora.checkpoint import Checkpoint, Saved
 from tasks.lora.cost import cpu_positions, gpu_positions, widths_of
 from tasks.lora.gradients import Budget, FrozenPart, Gradients
 from tasks.lora.grouped import Layers, Shapes, clear, fresh
@@ -59,13 +60,15 @@ def train_group(
     budget: Budget | None = None,
     initial: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Outcome:
     """Train one LoRA of `shapes` and `scale` per user on the user's `samples`.
 
     `layers` are the grouped layers of `base.model` (`grouped`); `seeds` has one per
     user, for initial weights and order of samples. `initial` [U, P] replaces fresh
-    weights. Raises ValueError for a user without samples, InputError when a single sample does
-    not fit into the device's memory.
+    weights. `checkpoint` keeps the state while it goes on; where it has one, training goes on from
+    there, with the numbers it would have had. Raises ValueError for a user without samples,
+    InputError when a single sample does not fit into the device's memory.
     """
     if any(not own for own in samples):
         raise ValueError(f"user {next(u for u, own in enumerate(samples) if not own)}: no samples")
@@ -80,10 +83,11 @@ def train_group(
     outcome = Outcome(state.flat, [[] for _ in samples], [0] * len(samples), [])
     gradients = Gradients(base, layers, shapes, scale, frozen, budget, outcome.tokens)
     total = max(len(plan) for plan in plans)
+    first = _restore(checkpoint, state, outcome, gradients) if checkpoint else 0
     # There is no dropout; but transformers checkpoints gradients in training mode only.
     base.model.train(base.model.is_gradient_checkpointing)
     try:
-        for step in range(total):
+        for step in range(first, total):
             active = [
                 u for u, plan in enumerate(plans) if step < len(plan) and u not in outcome.failed
             ]
@@ -96,6 +100,8 @@ def train_group(
             outcome.failed += state.step(rates, active, losses)
             for user in active:
                 outcome.losses[user].append(losses[user])
+            if checkpoint and checkpoint.due():
+                checkpoint.save(_kept(state, outcome, gradients))
             if progress:
                 progress(step + 1, total)
     finally:
@@ -104,6 +110,45 @@ def train_group(
         base.model.eval()
     outcome.computed, outcome.halved = gradients.computed, budget.halvings
     return outcome
+
+
+def _kept(state: _AdamW, outcome: Outcome, gradients: Gradients) -> Saved:
+    """All that decides what the next steps do, and all that was counted."""
+    losses = [loss for own in outcome.losses for loss in own]
+    return Saved(
+        step=state.steps,
+        tensors=state.tensors()
+        | {
+            # As numbers, not text: a loss may be NaN, which JSON does not know.
+            "losses": torch.tensor(losses, dtype=torch.float64),
+            "steps": torch.tensor([len(own) for own in outcome.losses]),
+            "tokens": torch.tensor(outcome.tokens),
+        },
+        facts={
+            "failed": outcome.failed,
+            "computed": gradients.computed,
+            "positions": gradients.budget.positions,
+            "halvings": gradients.budget.halvings,
+        },
+    )
+
+
+def _restore(checkpoint: Checkpoint, state: _AdamW, outcome: Outcome, gradients: Gradients) -> int:
+    """Put back what `_kept` kept, if anything; the number of optimiser steps done."""
+    saved = checkpoint.load(state.tensors())
+    if saved is None:
+        return 0
+    for name, tensor in state.tensors().items():
+        tensor.copy_(saved.tensors[name])
+    state.steps = saved.step
+    parts = saved.tensors["losses"].split(saved.tensors["steps"].tolist())
+    outcome.losses[:] = [part.tolist() for part in parts]
+    outcome.tokens[:] = saved.tensors["tokens"].tolist()
+    outcome.failed[:] = saved.facts["failed"]
+    gradients.computed = saved.facts["computed"]
+    gradients.budget.positions = saved.facts["positions"]
+    gradients.budget.halvings = saved.facts["halvings"]
+    return saved.step
 
 
 def default_positions(base: Base) -> int:
@@ -147,6 +192,10 @@ class _AdamW:
         self.square = torch.zeros_like(flat)
         self.recipe = recipe
         self.steps = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What changes from step to step: weights and moments, each [U, P]."""
+        return {"flat": self.flat, "mean": self.mean, "square": self.square}
 
     def step(self, rates: list[float], active: list[int], losses: dict[int, float]) -> list[int]:
         """One step of the active rows; returns those that were not finite and were left alone."""

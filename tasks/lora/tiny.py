@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tasks.lora.base import ANSWER_ROOM, Base
 from tasks.lora.batches import encode
+from tasks.lora.checkpoint import Checkpoint
 from tasks.lora.train import Recipe, Trained, fit
 
 WINDOW = 16
@@ -64,6 +65,7 @@ def train_tiny(
     seed: int,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Trained:
     """Train on `questions` (prompt, answer), save model and tokenizer to `folder`.
 
@@ -83,8 +85,9 @@ def train_tiny(
     steps_of = batches([len(sample.prompt) for sample in samples], steps, batch_size, seed)
     recipe = Recipe(learning_rate, 1, batch_size, 1, "cosine", 0.05, 1.0, 0.01)
     trained = fit(
-        base, list(model.parameters()), samples, [[one] for one in steps_of], recipe, progress
-    )
+        base, list(model.parameters()), samples, [[one] for one in steps_of], recipe, progress,
+        checkpoint,
+    )  # fmt: skip
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return trained

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import get_scheduler
 
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
+from tasks.lora.checkpoint import Checkpoint, Saved
 from tasks.lora.forward import label_losses
 from tasks.lora.packing import ONE_PER_ROW, pack
 
@@ -60,11 +63,13 @@ def fit(
     steps: Sequence[Sequence[Sequence[int]]],
     recipe: Recipe,
     progress: Callable[[int, int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Trained:
     """Train `parameters` of the base model on `samples`, in the batches that `steps` names.
 
     steps: per optimiser step its micro-batches, as indices of samples (`epochs`).
-    `progress(done, total)` is called after each optimiser step. Raises ValueError without
+    `progress(done, total)` is called after each optimiser step. `checkpoint` keeps the state while
+    it goes on, and training goes on from the state it has. Raises ValueError without
     samples, FloatingPointError when the loss is not finite.
     """
     if not samples:
@@ -81,9 +86,13 @@ def fit(
         num_warmup_steps=warmup,
         num_training_steps=len(steps),
     )
-    losses, tokens = [], 0
+    losses: list[float] = []
+    tokens = 0
+    if saved := checkpoint.load(_weights(parameters)) if checkpoint else None:
+        _restore(saved, parameters, optimizer, schedule)
+        losses, tokens = saved.tensors["losses"].tolist(), saved.facts["tokens"]
     model.train()
-    for number, micro_batches in enumerate(steps):
+    for number, micro_batches in enumerate(steps[len(losses) :], start=len(losses)):
         labelled = sum(len(samples[i].answer) for batch in micro_batches for i in batch)
         total = 0.0
         for indices in micro_batches:
@@ -100,9 +109,52 @@ def fit(
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(total / labelled)
+        if checkpoint and checkpoint.due():
+            checkpoint.save(_kept(parameters, optimizer, schedule, losses, tokens))
         if progress:
             progress(number + 1, len(steps))
     model.eval()
     if not all(torch.isfinite(parameter).all() for parameter in parameters):
         raise FloatingPointError("the last step made weights that are not finite; lower the rate")
     return Trained(losses, tokens, sum(sample.truncated for sample in samples))
+
+
+def _weights(parameters: Sequence[torch.nn.Parameter]) -> dict[str, Tensor]:
+    return {f"{number}.weight": one.detach() for number, one in enumerate(parameters)}
+
+
+def _kept(
+    parameters: Sequence[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
+    losses: list[float],
+    tokens: int,
+) -> Saved:
+    moments = {
+        f"{number}.{name}": tensor
+        for number, own in optimizer.state_dict()["state"].items()
+        for name, tensor in own.items()
+    }
+    kept = {**_weights(parameters), **moments, "losses": torch.tensor(losses, dtype=torch.float64)}
+    return Saved(len(losses), kept, {"tokens": tokens, "schedule": schedule.state_dict()})
+
+
+def _restore(
+    saved: Saved,
+    parameters: Sequence[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
+) -> None:
+    """Put weights, AdamW's moments and the rate back as `_kept` kept them."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in saved.tensors.items():
+        number, _, part = name.partition(".")
+        if part == "weight":
+            parameters[int(number)].data.copy_(tensor)
+        elif part:
+            state.setdefault(int(number), {})[part] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    schedule.load_state_dict(saved.facts["schedule"])
+    for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        group["lr"] = rate

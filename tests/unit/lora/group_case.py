@@ -16,6 +16,7 @@ from tasks.lora.adapters import Lora
 from tasks.lora.bank import Bank, stack
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
+from tasks.lora.checkpoint import Checkpoint
 from tasks.lora.gradients import Budget
 from tasks.lora.group_train import Outcome, train_group
 from tasks.lora.grouped import fresh, grouped, shapes_of
@@ -111,6 +112,7 @@ class Group:
         budget: int | None = None,
         progress: Callable[[int, int], None] | None = None,
         frozen: Callable[[Sequence[int]], Any] | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[dict[int, Lora], Outcome]:
         """The engine: the named users (all, in order), in one call; LoRAs by user."""
         chosen = list(range(len(self.samples))) if users is None else list(users)
@@ -131,6 +133,7 @@ class Group:
                 frozen=frozen,
                 budget=None if budget is None else Budget(budget),
                 progress=progress,
+                checkpoint=checkpoint,
             )
         split = shapes.split(outcome.flat)
         loras = {

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tasks.artifacts import Store
+from tasks.lora.checkpoint import Checkpoint, Saved
 from tasks.stage import store
 from tests.unit.stages import pipeline
 
@@ -29,3 +30,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def first(place: Path) -> dict[str, Any]:
     return pipeline.run(place, pipeline.ROLES)
+
+
+@pytest.fixture
+def kills(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Each job that trains is killed once, when it has kept its state for the first time."""
+    done: list[Path] = []
+    real = Checkpoint.save
+
+    def save(self: Checkpoint, saved: Saved) -> None:
+        real(self, saved)
+        if self.path not in done:
+            done.append(self.path)
+            raise pipeline.Killed
+
+    monkeypatch.setattr(Checkpoint, "save", save)
+    return done

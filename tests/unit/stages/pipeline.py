@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,18 @@ class Quiet:
     def __init__(self, *_about: Any) -> None: ...
 
     def update(self, done: int, total: int | None = None) -> None: ...
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing on the way may take it for an error that it can handle."""
+
+
+def until_done(call: Callable[[], Any]) -> Any:
+    while True:
+        try:
+            return call()
+        except Killed:
+            continue
 
 
 @contextlib.contextmanager

@@ -78,7 +78,7 @@ def test_a_known_anchor_is_not_trained_again(
     real = meta_lora_stage._train
 
     def train(*given: Any) -> Any:
-        trained.append(list(given[-1]))
+        trained.append(list(given[-2]))
         return real(*given)
 
     monkeypatch.setattr(meta_lora_stage, "_train", train)

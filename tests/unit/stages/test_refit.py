@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tasks import checkpoints
 from tasks import refit as refit_stage
 from tasks.anchors import anchors
 from tasks.artifacts import Store
@@ -18,7 +19,8 @@ from tasks.config import resolve
 from tasks.embedding import embed
 from tasks.prepare import prepare
 from tasks.refit import assign, large_clusters, refit, to_ask
-from tests.unit.stages.pipeline import OPTIONS, prepared_place
+from tasks.stage import store
+from tests.unit.stages.pipeline import OPTIONS, prepared_place, until_done
 from tests.unit.stages.users import result, user, write_users
 
 
@@ -69,7 +71,9 @@ START = [0, 0, 0, 1, -1, 1, 1, 0, 7]
 WANTED = [0] * 5 + [1] * 4
 
 
-def run(place: Path, monkeypatch: pytest.MonkeyPatch, refits: int) -> tuple[Any, dict[str, Any]]:
+def run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, refits: int, seconds: float = 0.0
+) -> tuple[Any, dict[str, Any]]:
     """The stage's state, and what `anchors` makes of it."""
     monkeypatch.setattr(refit_stage, "cluster", lambda *_: list(START))
     data = write_users(
@@ -82,7 +86,7 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch, refits: int) -> tuple[Any,
     given = {
         "data": str(data),
         "base": {"model": str(place / "model"), "max_tokens": 64},
-        "compute": {"threads": 1},
+        "compute": {"threads": 1, "checkpoint_seconds": seconds},
     }
     config = resolve(OPTIONS | given | {"anchors": chosen}).model_dump(mode="json")
     prepared = result(prepare.fn(config, "LaMP-2M"))
@@ -126,6 +130,19 @@ def test_a_killed_run_goes_on_from_its_last_round(
     assert resumed.name != "Cached"
     assert result(resumed)["ref"] == whole["ref"]
     assert Store(place / "mta" / "store").open(whole["ref"])
+
+
+def test_a_round_that_was_killed_goes_on(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: list[Path]
+) -> None:
+    """Each round killed once in its training; the second goes on from the LoRAs of the first."""
+    wanted = result(run(place, monkeypatch, refits=2)[0])
+    assert kills == []
+    monkeypatch.setenv("MTA_STORE", str(tmp_path / "again" / "store"))
+    state = until_done(lambda: run(place, monkeypatch, refits=2, seconds=1e-9)[0])
+    assert [path.parent.name for path in kills] == ["refit", "refit"]
+    assert not list(checkpoints.folder(store()).glob("*/*"))
+    assert result(state)["ref"] == wanted["ref"]
 
 
 def test_nobody_clusters_where_all_is_noise(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
