@@ -16,6 +16,7 @@ from tasks.config import RunConfig
 from tasks.embedding import embed
 from tasks.errors import label
 from tasks.evidence import evidence
+from tasks.faults import DISK_FULL, DiskFull
 from tasks.fusion import fusion
 from tasks.meta_lora import bank, meta_lora
 from tasks.methods import METHODS, bank_kind, config_of
@@ -24,7 +25,16 @@ from tasks.prepare import prepare
 from tasks.refit import refit
 from tasks.scoring import predict, score
 from tasks.stacking import Inputs, stacking
-from tasks.stage import Progress, Result, StageFailed, log, reason, result_of, state_of
+from tasks.stage import (
+    Progress,
+    Result,
+    StageFailed,
+    log,
+    reason,
+    result_of,
+    state_of,
+    stop_if_full,
+)
 from tasks.task_adapt import task_adapt
 
 Config = dict[str, Any]
@@ -37,6 +47,8 @@ def run_lamp_task(config: Config, lamp_task: str) -> State[Any]:
         return Completed(data=stages(config, lamp_task))
     except StageFailed as error:
         return Failed(message=str(error))
+    except DiskFull as error:
+        return Failed(name=DISK_FULL, message=str(error))
 
 
 def stages(config: Config, lamp_task: str) -> dict[str, Any]:
@@ -176,10 +188,12 @@ def collect(
 ) -> dict[Any, Any]:
     """Results of mapped runs by key, in order; those that failed are named in `missing`.
 
-    One failure leaves the others; whether what is left is enough is for the caller to say.
+    One failure leaves the others; whether what is left is enough is for the caller to say. Raises
+    DiskFull as soon as one ended for want of disk: those that wait are not begun.
     """
     progress = Progress("jobs", title, len(keys))
-    for _ in as_completed(list(futures)):
+    for future in as_completed(list(futures)):
+        stop_if_full(state_of(future))
         progress.advance()
     results: dict[Any, Any] = {}
     for key, future in zip(keys, futures, strict=True):

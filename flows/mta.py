@@ -32,6 +32,7 @@ from tasks.checkpoints import sweep
 from tasks.compare import compare, overall
 from tasks.config import RunConfig, resolve
 from tasks.errors import InputError, masked
+from tasks.faults import DISK_FULL, disk_full
 from tasks.options import (
     AnchorOptions,
     BaseOptions,
@@ -161,8 +162,12 @@ def mta(
             tracker.fail(str(error))
         return Failed(message=str(error))
     except BaseException as error:
+        line = disk_full(error)
         if tracker:
-            tracker.fail(f"{type(error).__name__}: {error}")
+            tracker.fail(line or f"{type(error).__name__}: {error}")
+        if line:
+            log(line, warning=True)
+            return Failed(name=DISK_FULL, message=line)
         raise
 
 
@@ -303,6 +308,8 @@ def _try(missing: list[str], problem: str, call: Callable[[], None]) -> None:
     try:
         call()
     except Exception as error:
+        if disk_full(error):
+            raise
         why = masked(" ".join(str(error).split()))[:200]
         missing.append(f"{problem} ({type(error).__name__}: {why})")
         log(missing[-1], warning=True)

@@ -37,7 +37,7 @@ import psutil
 
 from tasks.claims import Claims, FolderBoard
 from tasks.errors import InputError
-from tasks.files import file_sha256, fsync, out_of_disk
+from tasks.files import file_sha256, fsync
 
 RECORD = "record.json"
 CLAIMS_FOLDER = ".claims"
@@ -184,13 +184,6 @@ class Store:
                     work.rename(place)
             fsync(place.parent)
             _note_made(stage, key)
-        except Exception as error:
-            if out_of_disk(error):
-                raise InputError(
-                    f"store: {self.root}: no space left; free some and start again, what is "
-                    "finished is found"
-                ) from error
-            raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return self._read(stage, key, cached=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import socket
@@ -25,12 +24,6 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def out_of_disk(error: BaseException) -> bool:
-    """Whether an error says that a disk or a quota is full; libraries in Rust only say it."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "No space left on device" in str(error)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -2,7 +2,8 @@
 
 A stage function returns a `Piece`. `stage` makes it a Prefect task whose run is named `Cached` when
 the piece was found in the store, and whose bad input ends it as Failed with one line and no
-traceback. `result_of` runs one from the flow.
+traceback. What may pass (a server that does not answer) is tried again after a while. `result_of`
+runs one from the flow.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from tqdm import tqdm
 
 from tasks.artifacts import Piece, Ref, Store
 from tasks.errors import InputError, masked
+from tasks.faults import DELAYS, DISK_FULL, DiskFull, disk_full, transient
 
 GPU_LIMIT = "gpu"
 # The shortest lease Prefect grants: a slot whose holder was killed is free again after it.
@@ -106,6 +108,10 @@ def stage(**options: Any) -> Callable[[Callable[..., Given]], Task[..., Any]]:
                 given = function(*args, **kwargs)
             except InputError as error:
                 return Failed(message=str(error))
+            except Exception as error:
+                if line := disk_full(error):
+                    return Failed(name=DISK_FULL, message=line)
+                raise
             several = given if isinstance(given, list) else [given]
             pieces = [item for item in several if isinstance(item, Piece)]
             if not pieces:
@@ -118,9 +124,19 @@ def stage(**options: Any) -> Callable[[Callable[..., Given]], Task[..., Any]]:
             return Completed(message=f"made in {seconds:.1f} s", data=data)
 
         # The store is the cache (see tasks/artifacts.py); Prefect keeps nothing of the result.
-        return task(cache_policy=NO_CACHE, persist_result=False, **options)(run)
+        made = task(
+            cache_policy=NO_CACHE, persist_result=False, retries=len(DELAYS),
+            retry_delay_seconds=DELAYS, retry_jitter_factor=0.5, retry_condition_fn=_may_pass,
+            **options,
+        )  # fmt: skip
+        return made(run)
 
     return decorate
+
+
+def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
+    """Whether a failed run of a stage is tried again: where its error may be gone by then."""
+    return isinstance(state.data, BaseException) and transient(state.data)
 
 
 def _result(piece: Piece) -> Result:
@@ -130,7 +146,8 @@ def _result(piece: Piece) -> Result:
 def result_of(called: Task[..., Any] | Flow[..., Any], *arguments: Any) -> Any:
     """Run a stage as a job of this flow's runner, or a sub-flow with the same runner.
 
-    Returns the result. Raises StageFailed, one line, when it did not complete.
+    Returns the result. Raises DiskFull where the disk takes no more, and StageFailed, one line,
+    otherwise.
     """
     if isinstance(called, Flow):
         context = FlowRunContext.get()
@@ -140,6 +157,7 @@ def result_of(called: Task[..., Any] | Flow[..., Any], *arguments: Any) -> Any:
         state = state_of(called.submit(*arguments))
     if state.is_completed():
         return state.result()
+    stop_if_full(state)
     raise StageFailed(reason(state, called.name))
 
 
@@ -151,6 +169,12 @@ def state_of(future: PrefectFuture[Any]) -> State[Any]:
     except (BrokenExecutor, CancelledError) as error:
         return Crashed(message=f"its process was ended ({type(error).__name__}); start it again")
     return future.state
+
+
+def stop_if_full(state: State[Any]) -> None:
+    """Raises DiskFull for a state that ended for want of disk: no other stage would fare better."""
+    if state.name == DISK_FULL:
+        raise DiskFull(state.message)
 
 
 def reason(state: State[Any], what: str) -> str:

@@ -17,7 +17,7 @@ import fsspec
 import tenacity
 
 from tasks.errors import InputError
-from tasks.files import out_of_disk
+from tasks.faults import DiskFull, disk_full
 
 PATIENCE = "MTA_STORE_PATIENCE"
 PATIENCE_SECONDS = 300.0
@@ -155,14 +155,14 @@ class Storage:
         except InputError:
             raise
         except Exception as error:
+            if line := disk_full(error):
+                raise DiskFull(f"{self.url}: {doing} failed: {line}") from error
             if not isinstance(error, OSError) and not any(map(_of_storage, _chain(error))):
                 raise  # a fault of this program keeps its traceback
             raise InputError(f"{self.url}: {doing} failed: {self._why(error)}") from error
 
     def _why(self, error: Exception) -> str:
         told = " ".join(str(error).split())[:200] or type(error).__name__
-        if out_of_disk(error):
-            return f"no space left ({told}); free some and start again"
         if isinstance(error, FileNotFoundError):
             return f"there is no such bucket or folder ({told}); make it, or correct MTA_STORE"
         if may_pass(error):

@@ -98,7 +98,7 @@ def run(
         base = base | {"adapter": adapter}
     embedded = take("embed", embedding.embed.fn(config, task, prepared, base))
     refitted = None
-    if config["anchors"]["refits"]:
+    if config["anchors"]["refits"] and config["anchors"]["train_on"] != "user":
         refitted = take("refit", refit.refit.fn(config, task, prepared, base, embedded))
     chosen = take("anchors", anchors.fn(config, task, prepared, embedded, refitted))
     trained = [

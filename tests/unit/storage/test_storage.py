@@ -13,6 +13,7 @@ import pytest
 
 from tasks.artifacts import Store, digest
 from tasks.errors import InputError
+from tasks.faults import DiskFull, disk_full
 from tasks.remote import RemoteStore
 from tasks.stage import store
 from tasks.storage import Storage
@@ -97,9 +98,9 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 CANNOT = {
     "permission": (PermissionError("Access Denied"), "Access Denied; check MTA_STORE, permissions"),
-    "disk": (OSError(errno.ENOSPC, "No space left on device"), "no space left"),
-    "quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space left"),
-    "read only": (OSError(errno.EROFS, "Read-only file system"), "Read-only file system; check"),
+    "disk": (OSError(errno.ENOSPC, "No space left on device"), "disk full: .*No space left"),
+    "quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk full: .*quota exceeded; make"),
+    "read only": (OSError(errno.EROFS, "Read-only file system"), "disk is read-only: "),
     "bucket": (FileNotFoundError("The bucket does not exist"), "no such bucket or folder"),
 }
 
@@ -110,7 +111,8 @@ def test_what_cannot_pass_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch, n
     where = Storage("memory://refused")
     refuses = Flaky(error, 10**6)
     monkeypatch.setattr(where.fs, "pipe_file", refuses)
-    with pytest.raises(InputError, match=words) as raised:
+    full = name in ("disk", "quota", "read only")
+    with pytest.raises(DiskFull if full else InputError, match=words) as raised:
         where.write("x", b"")
     assert refuses.asked == 1
     assert "\n" not in str(raised.value)
@@ -201,7 +203,7 @@ def test_an_unknown_kind_of_storage() -> None:
         Storage("nonsense://x")
 
 
-def test_a_full_disk_below_the_store_is_one_line(tmp_path: Path) -> None:
+def test_a_full_disk_below_the_store_leaves_nothing(tmp_path: Path) -> None:
     def full(_out: Path) -> dict[str, Any]:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -209,8 +211,9 @@ def test_a_full_disk_below_the_store_is_one_line(tmp_path: Path) -> None:
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
     for make in (full, says):
-        with pytest.raises(InputError, match="no space left; free some"):
+        with pytest.raises((OSError, RuntimeError)) as raised:
             Store(tmp_path).get("bank", digest("x"), make)
+        assert disk_full(raised.value)
     assert Store(tmp_path).working() == []
 
 
