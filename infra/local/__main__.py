@@ -8,7 +8,9 @@
     python -m infra.local clean                remove .mta
 
 Variables: PREFECT_PORT (4200), MLFLOW_PORT (5000), GPU_SLOTS (1; without a GPU one per core, at
-most 4), MLFLOW_TRACKING_URI (another MLflow; then none is started here).
+most 4), MLFLOW_TRACKING_URI (another MLflow; then none is started here), MTA_PREFECT_DATABASE,
+MTA_MLFLOW_DATABASE and MTA_MLFLOW_ARTIFACTS (instead of files below .mta; read when a server
+starts).
 """
 
 from __future__ import annotations

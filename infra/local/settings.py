@@ -126,9 +126,20 @@ def integer(environ: Mapping[str, str], name: str, default: int, *, least: int, 
     return value
 
 
+# Databases and artifact storage of the servers, where they are not the files below `.mta`.
+PREFECT_DATABASE = "MTA_PREFECT_DATABASE"
+MLFLOW_DATABASE = "MTA_MLFLOW_DATABASE"
+MLFLOW_ARTIFACTS = "MTA_MLFLOW_ARTIFACTS"
+
+
 def base_environment(layout: Layout, environ: Mapping[str, str]) -> dict[str, str]:
-    """The user's environment, less what would lead Prefect elsewhere, plus what all parts share."""
+    """The user's environment, less what would lead Prefect elsewhere, plus what all parts share.
+
+    Nor do databases' addresses, which hold passwords, belong in runs: only servers get theirs.
+    """
     env = {k: v for k, v in environ.items() if not k.startswith(FOREIGN_PREFECT)}
+    for name in (PREFECT_DATABASE, MLFLOW_DATABASE):
+        env.pop(name, None)
     env.update(TELEMETRY_OFF)
     env["PREFECT_HOME"] = str(layout.prefect_home)
     env["MTA_ROOT"] = str(layout.root)
@@ -138,6 +149,30 @@ def base_environment(layout: Layout, environ: Mapping[str, str]) -> dict[str, st
     # A proxy is for the outside; httpx and requests would send 127.0.0.1 through it too.
     for name in ("NO_PROXY", "no_proxy"):
         env[name] = ",".join(filter(None, [env.get(name, ""), HOST, "localhost"]))
+    return env
+
+
+def prefect_environment(base: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the Prefect server: on its SQLite file, or on MTA_PREFECT_DATABASE."""
+    address = environ.get(PREFECT_DATABASE, "").strip()
+    # Not as an argument: those can be read by everybody on the machine.
+    return {**base, **({"PREFECT_SERVER_DATABASE_CONNECTION_URL": address} if address else {})}
+
+
+def mlflow_environment(
+    layout: Layout, base: Mapping[str, str], environ: Mapping[str, str]
+) -> dict[str, str]:
+    """The environment of the MLflow server: files, or MTA_MLFLOW_DATABASE and _ARTIFACTS."""
+    database = environ.get(MLFLOW_DATABASE, "").strip()
+    artifacts = environ.get(MLFLOW_ARTIFACTS, "").strip()
+    env = {
+        **base,
+        "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{layout.mlflow / 'mlflow.db'}",
+        "MLFLOW_ARTIFACTS_DESTINATION": artifacts or str(layout.mlflow / "artifacts"),
+        # Its job queue is for features that are not used here, and is several processes more.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    env.pop("MLFLOW_TRACKING_URI", None)
     return env
 
 

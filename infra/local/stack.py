@@ -37,6 +37,8 @@ from infra.local.settings import (
     base_environment,
     client_environment,
     integer,
+    mlflow_environment,
+    prefect_environment,
     write_prefect_toml,
 )
 from infra.local.sweep import end_jobs, job_processes, sweep
@@ -80,10 +82,12 @@ def _up(layout: Layout, environ: Mapping[str, str], say: Say, *, deploy: bool) -
     foreign_mlflow = environ.get("MLFLOW_TRACKING_URI", "").strip()
 
     # Both servers start at the same time: each takes seconds.
-    server = _server(layout, SERVER, prefect_port, env, say, taken=())
+    own = prefect_environment(env, environ)
+    server = _server(layout, SERVER, prefect_port, own, say, taken=())
     mlflow = None
     if not foreign_mlflow:
-        mlflow = _server(layout, MLFLOW, mlflow_port, env, say, taken=(server.port,))
+        own = mlflow_environment(layout, env, environ)
+        mlflow = _server(layout, MLFLOW, mlflow_port, own, say, taken=(server.port,))
     for record in filter(None, (server, mlflow)):
         _wait_for_server(layout, record, say)
 
@@ -130,11 +134,6 @@ def _server(
     else:
         argv = [*module, "mlflow", "server", "--host", HOST, "--port", str(chosen)]
         argv += ["--workers", "1", "--serve-artifacts"]
-        argv += ["--backend-store-uri", f"sqlite:///{layout.mlflow / 'mlflow.db'}"]
-        argv += ["--artifacts-destination", str(layout.mlflow / "artifacts")]
-        # Its job queue is for features that are not used here, and is several processes more.
-        env = {**env, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        env.pop("MLFLOW_TRACKING_URI", None)
     say(f"starting {name} on port {chosen}")
     log = layout.logs / f"{name}.log"
     record = start(name, argv, env=env, cwd=layout.root, log=log, port=chosen)

@@ -10,8 +10,11 @@ import pytest
 from infra.local.settings import (
     Layout,
     StackError,
+    base_environment,
     client_environment,
     integer,
+    mlflow_environment,
+    prefect_environment,
     prefect_toml,
     write_prefect_toml,
 )
@@ -126,3 +129,34 @@ def test_integer(text: str, value: int) -> None:
 def test_integer_names_the_variable_and_the_value(text: str) -> None:
     with pytest.raises(StackError, match=rf"^PORT must be .*{text}"):
         integer({"PORT": text}, "PORT", 4200, least=1, most=65535)
+
+
+def test_servers_are_on_files_unless_told_otherwise(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    base = base_environment(layout, {"MLFLOW_TRACKING_URI": "http://elsewhere"})
+    assert "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in prefect_environment(base, {})
+    env = mlflow_environment(layout, base, {})
+    assert env["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/.mta/mlflow/mlflow.db"
+    assert env["MLFLOW_ARTIFACTS_DESTINATION"] == f"{tmp_path}/.mta/mlflow/artifacts"
+    assert "MLFLOW_TRACKING_URI" not in env
+
+
+def test_each_server_gets_its_own_database_and_no_run_gets_either(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    given = {
+        "MTA_PREFECT_DATABASE": "postgresql+asyncpg://mta:one@db/prefect",
+        "MTA_MLFLOW_DATABASE": "postgresql://mta:two@db/mlflow",
+        "MTA_MLFLOW_ARTIFACTS": "s3://mlflow/artifacts",
+        "AWS_ENDPOINT_URL": "http://s3:9000",
+    }
+    base = base_environment(layout, given)
+    server, mlflow = prefect_environment(base, given), mlflow_environment(layout, base, given)
+    run = client_environment(layout, given, prefect_port=1, mlflow_uri="http://127.0.0.1:2")
+    assert server["PREFECT_SERVER_DATABASE_CONNECTION_URL"] == given["MTA_PREFECT_DATABASE"]
+    assert mlflow["MLFLOW_BACKEND_STORE_URI"] == given["MTA_MLFLOW_DATABASE"]
+    assert mlflow["MLFLOW_ARTIFACTS_DESTINATION"] == "s3://mlflow/artifacts"
+    assert ":two@" not in " ".join(server.values())
+    assert ":one@" not in " ".join(mlflow.values())
+    assert not [value for value in run.values() if ":one@" in value or ":two@" in value]
+    # The store may be there, too.
+    assert run["AWS_ENDPOINT_URL"] == "http://s3:9000"

@@ -1,0 +1,1 @@
+"""What runs inside the containers of `infra/compose.yaml` and `infra/kubernetes/`."""
