@@ -66,7 +66,7 @@ from tasks.report.table import (
     write_run,
     write_state,
 )
-from tasks.runner import runner_of, shared, side_by_side
+from tasks.runner import everywhere, runner_of, shared, side_by_side
 from tasks.stage import StageFailed, flow_run_is_over, log, result_of, store
 from tasks.tracking import Tracker
 
@@ -137,7 +137,7 @@ def mta(
     }
     tracker = None
     try:
-        config = resolve(given)
+        config = everywhere(resolve(given))
         store().sweep()
         sweep(store())
         if config.dry_run:

@@ -179,7 +179,10 @@ def use_threads(options: RunConfig) -> None:
     """Set torch's CPU threads for this process, by `compute.threads`."""
     import torch
 
-    chosen = options.compute.threads or (1 if options.base.model == "tiny" else os.cpu_count() or 1)
+    compute = options.compute
+    # On Ray a job has the cores it asked for, beside other jobs.
+    cores = int(max(compute.cpus_per_job, 1)) if compute.runner == "ray" else os.cpu_count() or 1
+    chosen = compute.threads or (1 if options.base.model == "tiny" else cores)
     torch.set_num_threads(chosen)
 
 

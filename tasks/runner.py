@@ -7,17 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from prefect.context import FlowRunContext
 
 from tasks.config import RunConfig
+from tasks.errors import InputError
 from tasks.machine import cpu_jobs, gpu_driver
 from tasks.pool import Shared, SharedProcesses, SharedThreads
 from tasks.stage import gpu_slots
 
 
 def runner_of(config: RunConfig) -> Shared:
-    """The runner, not yet entered."""
+    """The runner, not yet entered. Raises InputError when it is Ray, which is not installed."""
+    if config.compute.runner == "ray":
+        try:
+            from tasks.ray_runner import SharedRay
+        except ImportError as error:
+            raise InputError(
+                f"compute.runner ray: {error.name} is not installed; make EXTRAS=ray, or pip "
+                "install 'mta[ray]'"
+            ) from error
+        return SharedRay(config)
     if _kind(config) == "processes":
         return SharedProcesses(max_workers=workers(config))
     return SharedThreads(max_workers=workers(config))
@@ -51,7 +62,23 @@ def workers(config: RunConfig) -> int:
 
 def side_by_side(config: RunConfig) -> int:
     """How many LaMP tasks run at once."""
+    if config.compute.runner == "ray":
+        return config.compute.side_by_side or len(config.all_seeds) * len(config.lamp_tasks)
     return config.compute.side_by_side or workers(config)
+
+
+def everywhere(config: RunConfig) -> RunConfig:
+    """On Ray, with folders of models by their whole path: jobs run in other working folders."""
+    if config.compute.runner != "ray":
+        return config
+    base = config.base.model_copy(update={"model": _whole(config.base.model)})
+    anchors = config.anchors.model_copy(update={"text_model": _whole(config.anchors.text_model)})
+    return config.model_copy(update={"base": base, "anchors": anchors})
+
+
+def _whole(model: str) -> str:
+    folder = Path(model).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else model
 
 
 def uses_gpu(config: RunConfig) -> bool:
