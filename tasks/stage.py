@@ -220,12 +220,24 @@ def gpu_slot() -> Iterator[None]:
     # The server is just writing down that this task runs, and sqlite turns a second writer away:
     # the client would then wait two seconds before it asks again.
     time.sleep(SETTLE_SECONDS)
-    with concurrency(
+    slot = concurrency(
         GPU_LIMIT, occupy=1, lease_duration=SLOT_LEASE_SECONDS, strict=True,
         # Losing the server for a moment must not throw away an hour of training.
         raise_on_lease_renewal_failure=False,
-    ):  # fmt: skip
+    )  # fmt: skip
+    slot.__enter__()
+    try:
         yield
+    finally:
+        try:
+            slot.__exit__(None, None, None)
+        except Exception as error:
+            # Nor must it when the work is done.
+            log(
+                f"the {GPU_LIMIT} slot could not be given back ({type(error).__name__}): "
+                f"it is free when its lease of {SLOT_LEASE_SECONDS} s ends",
+                warning=True,
+            )
 
 
 class Progress:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from prefect.states import Completed, Crashed, Failed, State
 
 from tasks.artifacts import Piece, Store, digest
 from tasks.errors import InputError
-from tasks.stage import StageFailed, reason, result_of, stage, store
+from tasks.stage import GPU_LIMIT, StageFailed, gpu_slot, reason, result_of, stage, store
 from tests.unit.stages.users import result
 
 
@@ -133,3 +135,23 @@ def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert store().root == tmp_path / ".mta" / "store"
     monkeypatch.setenv("MTA_STORE", "other/place")
     assert store().root == tmp_path / "other" / "place"
+
+
+def test_work_is_not_lost_when_its_slot_cannot_be_given_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stand-in for a server that is killed while a stage trains."""
+
+    @contextmanager
+    def gone(name: str, **_options: Any) -> Iterator[None]:
+        yield
+        raise ConnectionError("All connection attempts failed")
+
+    monkeypatch.setattr("tasks.stage.concurrency", gone)
+    done = []
+    with gpu_slot():
+        done.append("work")
+    assert done == ["work"]
+    assert f"the {GPU_LIMIT} slot could not be given back" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="its own"), gpu_slot():
+        raise ValueError("its own")
