@@ -60,6 +60,16 @@ def local_server(home: Path) -> Iterator[None]:
         finally:
             over.set()
             server.stop()
+            del os.environ[OWNER]
+
+
+def server_name() -> str:
+    """What tells this run's Prefect server from others: its address, or, where a run has one for
+    itself, the home that all of these share."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+
+    address = None if OWNER in os.environ else PREFECT_API_URL.value()
+    return str(address or PREFECT_HOME.value())
 
 
 def end_orphans(home: Path) -> bool:

@@ -22,12 +22,12 @@ from typing import Annotated, Any, Literal
 from prefect import State, flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows.dry_run import dry_run as dry_run_of
 from flows.lamp_task import run_lamp_task
+from flows.local_server import server_name
 from tasks.checkpoints import sweep
 from tasks.compare import compare, overall
 from tasks.config import RunConfig, resolve
@@ -147,7 +147,7 @@ def mta(
             flow_run.get_name() or "mta",
             {
                 "prefect_flow_run": str(flow_run.get_id()),
-                "prefect_server": masked(str(PREFECT_API_URL.value() or PREFECT_HOME.value())),
+                "prefect_server": masked(server_name()),
             },
         )
         # A courtesy to the list of runs: whether it succeeds is nothing to this one.
