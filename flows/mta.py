@@ -169,6 +169,9 @@ def mta(
             log(line, warning=True)
             return Failed(name=DISK_FULL, message=line)
         raise
+    finally:
+        if tracker:
+            tracker.close()
 
 
 def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
@@ -185,7 +188,7 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
         summaries.append(found.summary)
         own_rows = rows([found.summary], where)
         table += own_rows
-        _track(missing, partial(tracker.log_lamp_task, found.summary, own_rows, where))
+        _track(missing, partial(tracker.log_lamp_task, found.summary, own_rows))
     if not summaries:
         raise StageFailed("; ".join(missing))
     mean = result_of(overall, [summary["compared"] for summary in summaries])
@@ -204,7 +207,12 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
     shown = list(missing)
     _try(missing, "the report was not made or not logged", lambda: _show_report(page(), tracker))
     _track(missing, lambda: tracker.finish(table, table_text(table, noted, missing), missing))
-    if missing != shown:
+    missing += tracker.spool.refused
+    behind = tracker.spool.behind()
+    if behind:
+        noted.append(behind)
+        data_notes.append(behind)
+    if missing != shown or behind:
         # What was not logged is missing, too: the report beside the store says so, if it can.
         with contextlib.suppress(Exception):
             write_state(REPORT_FILE, page())
@@ -216,14 +224,12 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
         table=[{key: str(value) for key, value in row.items()} for row in table],
         description="\n\n".join(["Methods on the same users, prompts and seed.", *noted, *missing]),
     )
+    late = f"; {behind}" if behind else ""
     if missing:
-        return Failed(
-            name="Incomplete",
-            message=f"scored, but {len(missing)} pieces are missing: {'; '.join(missing)}"[:1000],
-        )
-    return Completed(
-        message=f"{len(config.methods)} methods scored on {len(config.lamp_tasks)} LaMP tasks"
-    )
+        text = f"scored, but {len(missing)} pieces are missing: {'; '.join(missing)}"[:1000]
+        return Failed(name="Incomplete", message=text + late)
+    text = f"{len(config.methods)} methods scored on {len(config.lamp_tasks)} LaMP tasks"
+    return Completed(message=text + late)
 
 
 def _map(title: str, chosen: dict[str, Any], missing: list[str]) -> dict[str, Any] | None:
@@ -299,8 +305,8 @@ def _with_items(
 
 
 def _track(missing: list[str], call: Callable[[], None]) -> None:
-    """Log to MLflow; when it does not take it, the run goes on and says so."""
-    _try(missing, "MLflow did not take all of the run", call)
+    """Log to MLflow; what cannot be logged, though MLflow would take it, is named as missing."""
+    _try(missing, "MLflow did not get all of the run", call)
 
 
 def _try(missing: list[str], problem: str, call: Callable[[], None]) -> None:

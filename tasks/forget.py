@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks import checkpoints
+from tasks import checkpoints, spool
 from tasks.artifacts import RECORD, Store
 from tasks.errors import InputError, label
 from tasks.files import PARTIAL
@@ -209,6 +209,12 @@ def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[s
         )
     where.fetch_all()
     state = where.root.parent
+    spool.clear(state)
+    if late := spool.waiting(state):
+        raise InputError(
+            f"{state / spool.FOLDER}: {sum(late.values())} entries wait to be logged to MLflow and "
+            "may name the user; `python -m tasks.spool`, or remove that folder, and call again"
+        )
     tracked = mlflow_uris(state)
     runs = _run_files(state)
     sources, texts = in_sources(where, [run for _, run in runs], user_id, data)

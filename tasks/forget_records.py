@@ -14,7 +14,7 @@ from uuid import UUID
 
 from tasks.errors import InputError, label, masked
 from tasks.holding import WRITTEN, Marks, holds
-from tasks.tracking import EXPERIMENT
+from tasks.replay import EXPERIMENT
 
 SEARCHED = (".parquet", ".json", *WRITTEN)
 # Made of the same users as the tables beside them, without a name in them.

@@ -2,27 +2,28 @@
 
 Stages do not log: a cached stage would then log nothing. They return values and references, and
 what is here replays those, so a run that took everything from the store is as complete as the one
-that made it. Explicit run ids throughout: MLflow's active run belongs to a thread.
+that made it. Runs go by keys of their own: all is kept in a spool until MLflow took it, and its ids
+are known only then.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import Store
 from tasks.config import RunConfig
-from tasks.errors import InputError, label, masked
+from tasks.errors import label, masked
 from tasks.methods import config_of
+from tasks.replay import Replay
+from tasks.spool import FOLDER, Spool, catch_up
 
-EXPERIMENT = "mta"
-PARENT_TAG = "mlflow.parentRunId"
-# MLflow takes at most this many metric values in one call.
-METRICS_PER_CALL = 1000
 # What a method may read of the configuration.
 METHOD_SECTIONS = (
     "base", "prompt", "anchors", "meta_lora", "fusion", "stacking", "oppu", "rag", "scoring",
@@ -30,26 +31,26 @@ METHOD_SECTIONS = (
 
 
 class Tracker:
-    """The MLflow side of one flow run."""
+    """The MLflow side of one flow run, whether or not MLflow answers (`tasks.spool`)."""
 
     def __init__(self, config: RunConfig, run_name: str, tags: dict[str, str]) -> None:
-        """Start the parent run. Raises InputError when the tracking server does not answer."""
-        from mlflow import MlflowClient
+        """Start the parent run. Raises InputError for an address that no MLflow can have."""
+        from tasks.stage import store
 
         self.config, self.tags = config, tags
-        self.client = MlflowClient(tracking_uri())
+        where = store()
+        self.replay = Replay(tracking_uri(), where)
+        # Hexadecimal, as `Replay` wants keys.
+        self.parent = uuid.uuid4().hex
+        # A courtesy to earlier runs: whether it succeeds is nothing to this one.
+        with contextlib.suppress(Exception):
+            catch_up(where, self.replay)
+        folder = where.root.parent / FOLDER / self.parent
+        self.spool = Spool(folder, self.replay, {"name": run_name})
         settings = config.model_dump(mode="json")
-        try:
-            self.experiment = self._experiment()
-            self.parent = self._start(run_name, {"kind": "benchmark", **self._tags(), **tags})
-            self._params(self.parent, flat(settings))
-            self.client.log_dict(self.parent, settings, "config.json")
-        except Exception as error:
-            why = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"MLflow at {tracking_uri()}: cannot start a run ({why}); "
-                "start it with `make up`, or set MLFLOW_TRACKING_URI"
-            ) from error
+        self._start(self.parent, run_name, {"kind": "benchmark", **self._tags(), **tags}, None)
+        self._params(self.parent, flat(settings))
+        self._json(settings, "config.json")
 
     def end_abandoned(self, is_over: Callable[[str], bool]) -> None:
         """End runs that still say RUNNING although their flow run was killed.
@@ -57,34 +58,36 @@ class Tracker:
         `is_over` tells of a Prefect flow run id whether that run has ended, however it did. Only
         runs of the same Prefect server are looked at: this one knows nothing of others.
         """
+        if self.spool.behind():
+            return
+        client, own = self.replay.client, self.replay.run_id(self.parent)
         server = self.tags["prefect_server"]
         query = (
             "attributes.status = 'RUNNING' and tags.kind = 'benchmark' "
             f"and tags.prefect_server = '{server}'"
         )
-        for run in self.client.search_runs([self.experiment], query):
+        for run in client.search_runs([self.replay.experiment], query):
             flow_run = run.data.tags.get("prefect_flow_run", "")
-            if run.info.run_id != self.parent and flow_run and is_over(flow_run):
-                self.client.set_tag(run.info.run_id, "failure", "its flow run was killed")
-                self.client.set_terminated(run.info.run_id, "KILLED")
+            if run.info.run_id != own and flow_run and is_over(flow_run):
+                client.set_tag(run.info.run_id, "failure", "its flow run was killed")
+                client.set_terminated(run.info.run_id, "KILLED")
 
     @property
     def url(self) -> str | None:
-        """Where a browser finds the parent run, if the tracking store is a server."""
-        if not tracking_uri().startswith("http"):
+        """Where a browser finds the parent run, if the tracking store is a server that answered."""
+        run = self.replay.known(self.parent)
+        if run is None or not self.replay.uri.startswith("http"):
             return None
-        root = masked(os.environ.get("MTA_MLFLOW_UI", tracking_uri())).rstrip("/")
-        return f"{root}/#/experiments/{self.experiment}/runs/{self.parent}"
+        root = masked(os.environ.get("MTA_MLFLOW_UI", self.replay.uri)).rstrip("/")
+        return f"{root}/#/experiments/{self.replay.experiment}/runs/{run}"
 
-    def log_lamp_task(
-        self, summary: dict[str, Any], rows: list[dict[str, Any]], where: Store
-    ) -> None:
+    def log_lamp_task(self, summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         """All of one LaMP task: artifacts of the parent, a child per method, a child per anchor."""
         prepared = summary["prepared"]["value"]
         folder = scope(summary)
         counts = {key: prepared[key] for key in ("counts", "dropped", "split", "authors", "audit")}
-        self.client.log_dict(self.parent, counts, f"{folder}/data_counts.json")
-        self.client.log_dict(self.parent, manifest(summary), f"{folder}/manifest.json")
+        self._json(counts, f"{folder}/data_counts.json")
+        self._json(manifest(summary), f"{folder}/manifest.json")
         logged = set()
         for method, own in summary["banks"].items():
             for result, file in (
@@ -93,54 +96,65 @@ class Tracker:
                 (own["fusion"], "recipes.parquet"),
             ):
                 if result:
-                    path = where.open(result["ref"]).folder / file
-                    self.client.log_artifact(self.parent, str(path), f"{folder}/{method}")
+                    self.spool.add_piece(self.parent, result["ref"], file, f"{folder}/{method}")
             for anchor in own["anchors"]["value"]["anchors"]:
                 result = own["meta_loras"].get(anchor["user_id"])
                 # An anchor that two banks hold was trained once.
                 if result and result["ref"]["uri"] not in logged:
                     logged.add(result["ref"]["uri"])
-                    self._anchor_run(summary, anchor, result, where)
+                    self._anchor_run(summary, anchor, result)
         for row in rows:
             if row["method"] in summary["scores"]:
-                self._method_run(summary, row, where)
+                self._method_run(summary, row)
 
     def log_report(self, text: str, name: str) -> str | None:
         """Log the report; where a browser finds it, if the tracking store is a server."""
-        self.client.log_text(self.parent, text, name)
-        return f"{self.url}/artifacts/{name}" if self.url else None
+        self.spool.add_text(self.parent, text, name)
+        return f"{self.url}/artifacts/{name}" if self.url and not self.spool.behind() else None
 
     def finish(self, rows: list[dict[str, Any]], text: str, missing: list[str]) -> None:
         """Log the comparison and end the parent run: FAILED when something is missing."""
-        self.client.log_text(self.parent, text, "comparison.txt")
+        self.spool.add_text(self.parent, text, "comparison.txt")
         columns = list(dict.fromkeys(key for row in rows for key in row))
         lines = [",".join(columns)] + [
             ",".join(str(row.get(c, "")) for c in columns) for row in rows
         ]
-        self.client.log_text(self.parent, "\n".join(lines) + "\n", "comparison.csv")
-        self.client.set_tag(self.parent, "missing", str(len(missing)))
+        self.spool.add_text(self.parent, "\n".join(lines) + "\n", "comparison.csv")
+        self._tag("missing", str(len(missing)))
         if missing:
-            self.client.log_text(self.parent, "\n".join(missing) + "\n", "missing.txt")
+            self.spool.add_text(self.parent, "\n".join(missing) + "\n", "missing.txt")
+        metrics: list[tuple[str, float, int]] = []
         for row in rows:
             seed = f".seed{row['seed']}" if "seed" in row else ""
             prefix = f"{row['lamp_task'].replace(' ', '_')}{seed}.{row['method']}"
-            for key, value in row.items():
-                if isinstance(value, float):
-                    self.client.log_metric(self.parent, f"{prefix}.{key}", value)
-        self.client.set_terminated(self.parent, "FAILED" if missing else "FINISHED")
+            metrics += [
+                (f"{prefix}.{key}", value, 0)
+                for key, value in row.items()
+                if isinstance(value, float)
+            ]
+        self.spool.add_metrics(self.parent, metrics)
+        self._end(self.parent, "FAILED" if missing else "FINISHED")
+        self.spool.finish()
+
+    def close(self) -> None:
+        """Nothing more is logged by this process."""
+        self.spool.close()
 
     def fail(self, line: str) -> None:
-        """End the parent run as failed, with the reason as a tag, if MLflow still answers."""
-        with contextlib.suppress(Exception):
-            self.client.set_tag(self.parent, "failure", masked(line)[:500])
-            self.client.set_terminated(self.parent, "FAILED")
+        """End the parent run as failed, with the reason as a tag."""
+        with contextlib.suppress(Exception):  # the disk may be what failed
+            self._tag("failure", masked(line)[:500])
+            self._end(self.parent, "FAILED")
+            self.spool.finish()
 
-    def _method_run(self, summary: dict[str, Any], row: dict[str, Any], where: Store) -> None:
+    def _method_run(self, summary: dict[str, Any], row: dict[str, Any]) -> None:
         name, method = row["lamp_task"], row["method"]
         scored = summary["scores"][method]
         config = config_of(self.config, method)
         own = summary["banks"].get(summary["bank_of"].get(method, ""))
-        run = self._start(
+        run = self._key("method", scope(summary), method)
+        self._start(
+            run,
             f"{scope(summary)} {method}",
             {
                 "kind": "method",
@@ -164,17 +178,18 @@ class Tracker:
         metrics = {
             key: float(value) for key, value in row.items() if key not in skip and value is not None
         }
-        self._metrics(run, [(key, value, 0) for key, value in metrics.items()])
-        folder = where.open(scored["ref"]).folder
+        self.spool.add_metrics(run, [(key, value, 0) for key, value in metrics.items()])
         for file in ("predictions.parquet", "golds.json"):
-            self.client.log_artifact(run, str(folder / file))
-        self.client.set_terminated(run)
+            self.spool.add_piece(run, scored["ref"], file)
+        self._end(run)
 
     def _anchor_run(
-        self, summary: dict[str, Any], anchor: dict[str, Any], result: dict[str, Any], where: Store
+        self, summary: dict[str, Any], anchor: dict[str, Any], result: dict[str, Any]
     ) -> None:
         value, lamp_task = result["value"], summary["lamp_task"]
-        run = self._start(
+        run = self._key("anchor", scope(summary), result["ref"]["uri"])
+        self._start(
+            run,
             f"{scope(summary)} anchor {label(anchor['user_id'])}",
             {
                 "kind": "anchor",
@@ -194,55 +209,36 @@ class Tracker:
         series = [("loss", loss, step) for step, loss in enumerate(value["losses"], start=1)]
         totals = {key: value[key] for key in ("items", "steps", "tokens", "truncated")}
         totals["seconds"] = result["notes"]["seconds"]
-        self._metrics(run, series + [(key, float(item), 0) for key, item in totals.items()])
-        self.client.log_artifacts(run, str(where.open(result["ref"]).folder / "adapter"), "adapter")
-        self.client.set_terminated(run)
+        self.spool.add_metrics(
+            run, series + [(key, float(item), 0) for key, item in totals.items()]
+        )
+        self.spool.add_piece(run, result["ref"], "adapter", "adapter")
+        self._end(run)
 
-    def _experiment(self) -> str:
-        found = self.client.get_experiment_by_name(EXPERIMENT)
-        if found:
-            return found.experiment_id
-        artifacts = None
-        if tracking_uri().startswith("sqlite:"):
-            # Without a server MLflow would put artifacts below the working folder.
-            artifacts = (_state() / "local" / "artifacts").as_uri()
-        try:
-            # The tag opens the experiment on its runs and charts, not on traces of chats.
-            return self.client.create_experiment(
-                EXPERIMENT,
-                artifact_location=artifacts,
-                tags={"mlflow.experimentKind": "custom_model_development"},
-            )
-        except Exception:
-            # Another run created it between the two calls.
-            found = self.client.get_experiment_by_name(EXPERIMENT)
-            if found is None:
-                raise
-            return found.experiment_id
+    def _key(self, *parts: str) -> str:
+        """The key of a child: another in another run."""
+        return hashlib.sha256(json.dumps([self.parent, *parts]).encode()).hexdigest()[:32]
 
-    def _start(self, name: str, tags: dict[str, str], parent: str | None = None) -> str:
-        if parent:
-            tags = tags | {PARENT_TAG: parent}
-        return self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
+    def _start(self, key: str, name: str, tags: dict[str, str], parent: str | None) -> None:
+        now = int(time.time() * 1000)
+        self.spool.add("run", key, name=name, tags=tags, parent=parent, time=now)
+
+    def _end(self, key: str, status: str = "FINISHED") -> None:
+        self.spool.add("end", key, status=status, time=int(time.time() * 1000))
+
+    def _tag(self, name: str, value: str) -> None:
+        self.spool.add("tags", self.parent, tags={name: value})
+
+    def _json(self, value: dict[str, Any], path: str) -> None:
+        self.spool.add_text(self.parent, json.dumps(value, indent=2) + "\n", path)
 
     def _tags(self, *seeds: int) -> dict[str, str]:
         named = seeds or tuple(self.config.all_seeds)
         return {"seed": ",".join(map(str, named)), "preset": self.config.preset}
 
-    def _params(self, run: str, params: dict[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        items = [Param(key, masked(str(value))[:500]) for key, value in params.items()]
-        for start in range(0, len(items), 100):
-            self.client.log_batch(run, params=items[start : start + 100])
-
-    def _metrics(self, run: str, values: list[tuple[str, float, int]]) -> None:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        metrics = [Metric(key, value, now, step) for key, value, step in values]
-        for start in range(0, len(metrics), METRICS_PER_CALL):
-            self.client.log_batch(run, metrics=metrics[start : start + METRICS_PER_CALL])
+    def _params(self, key: str, params: dict[str, Any]) -> None:
+        texts = {name: masked(str(value))[:500] for name, value in params.items()}
+        self.spool.add("params", key, params=texts)
 
 
 def tracking_uri() -> str:

@@ -153,7 +153,8 @@ def test_mlflow_takes_it(
     tracker = Tracker(resolve({}), "strange", {"prefect_server": "x"})
     summary = done | {"several_seeds": False}
     for anchor in done["anchors"]["value"]["anchors"]:
-        tracker._anchor_run(summary, anchor, trained[anchor["user_id"]], where)
+        tracker._anchor_run(summary, anchor, trained[anchor["user_id"]])
+    tracker.close()
     runs = client.search_runs(["1"], "tags.kind = 'anchor'")
     assert len({run.data.tags["anchor"] for run in runs}) == COUNT
     for run in runs:

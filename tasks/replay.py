@@ -1,0 +1,173 @@
+"""What a run logs, given to an MLflow server entry by entry (`tasks.spool` keeps the entries).
+
+An entry may come twice, where a process died between an answer of the server and noting it, so
+each is made to change nothing the second time: a run is found by its key before it is made, a
+metric has its time and step, and tags, parameters and artifacts are written over by the same.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts import Store
+from tasks.errors import InputError, masked
+
+EXPERIMENT = "mta"
+PARENT_TAG = "mlflow.parentRunId"
+KEY_TAG = "mta.key"
+# MLflow takes at most this many metric values, and parameters, in one call.
+METRICS_PER_CALL = 1000
+PARAMS_PER_CALL = 100
+# The spool tries again, and later. MLflow's own way, minutes of waiting within a call and runs made
+# twice where an answer was lost, is not for a training to wait for.
+CALMLY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+
+
+class Replay:
+    """One MLflow. Raises InputError for an address that none can have."""
+
+    def __init__(self, uri: str, where: Store) -> None:
+        for name, value in CALMLY.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        self.uri, self.where = uri, where
+        try:
+            self.client = MlflowClient(uri)
+        except Exception as error:
+            why = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"MLflow at {uri}: cannot be used ({why}); set MLFLOW_TRACKING_URI"
+            ) from error
+        self._experiment: str | None = None
+        # Ids of runs by their keys, and keys whose run this process may have made already.
+        self._runs: dict[str, str] = {}
+        self._tried: set[str] = set()
+
+    def take(self, entry: dict[str, Any], folder: Path, anew: bool) -> None:
+        """Log one entry; files that it names lie in `folder`. anew: nobody has tried it before.
+
+        Raises what MLflow's client does, InputError where a piece of the store is gone.
+        """
+        kind, key = entry["kind"], entry["key"]
+        if kind == "run":
+            self._start(entry, anew)
+            return
+        run = self.run_id(key)
+        if kind == "params":
+            self._params(run, entry["params"])
+        elif kind == "metrics":
+            self._metrics(run, entry["metrics"])
+        elif kind == "tags":
+            for name, value in entry["tags"].items():
+                self.client.set_tag(run, name, value)
+        elif kind == "file":
+            self._file(run, folder / entry["file"], entry["path"])
+        elif kind == "piece":
+            self._piece(run, entry)
+        elif kind == "end":
+            self.client.set_terminated(run, entry["status"], entry["time"])
+        else:
+            raise InputError(f"spool {folder}: no entry is of kind {kind}")
+
+    def run_id(self, key: str) -> str:
+        """The run of a key. Raises InputError where MLflow has none."""
+        found = self.known(key) or self._search(key)
+        if found is None:
+            raise InputError(f"MLflow at {self.uri}: the run that this belongs to is gone")
+        return found
+
+    def known(self, key: str) -> str | None:
+        """The run of a key, as far as this process knows without asking."""
+        return self._runs.get(key)
+
+    @property
+    def experiment(self) -> str:
+        if self._experiment is None:
+            self._experiment = self._find_experiment()
+        return self._experiment
+
+    def _start(self, entry: dict[str, Any], anew: bool) -> None:
+        key = entry["key"]
+        sure = anew and key not in self._tried
+        self._tried.add(key)
+        if not sure and self._search(key):
+            return
+        tags = entry["tags"] | {KEY_TAG: key}
+        if entry["parent"]:
+            tags[PARENT_TAG] = self.run_id(entry["parent"])
+        made = self.client.create_run(
+            self.experiment, start_time=entry["time"], run_name=entry["name"], tags=tags
+        )
+        self._runs[key] = made.info.run_id
+
+    def _search(self, key: str) -> str | None:
+        from mlflow.entities import ViewType
+
+        # Keys are hexadecimal: nothing in them can end the quotes.
+        query = f"tags.`{KEY_TAG}` = '{key}'"
+        for run in self.client.search_runs([self.experiment], query, ViewType.ALL, 1):
+            self._runs[key] = run.info.run_id
+        return self._runs.get(key)
+
+    def _params(self, run: str, params: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
+        items = [Param(name, value) for name, value in params.items()]
+        for start in range(0, len(items), PARAMS_PER_CALL):
+            self.client.log_batch(run, params=items[start : start + PARAMS_PER_CALL])
+
+    def _metrics(self, run: str, values: list[list[Any]]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, float(value), time, step) for name, value, time, step in values]
+        for start in range(0, len(metrics), METRICS_PER_CALL):
+            self.client.log_batch(run, metrics=metrics[start : start + METRICS_PER_CALL])
+
+    def _file(self, run: str, file: Path, path: str) -> None:
+        # As a text, so that it gets its own name: in the spool it has another.
+        self.client.log_text(run, file.read_text(encoding="utf-8"), path)
+
+    def _piece(self, run: str, entry: dict[str, Any]) -> None:
+        path = self.where.open(entry["ref"]).folder / entry["inside"]
+        if path.is_dir():
+            self.client.log_artifacts(run, str(path), entry["to"])
+        else:
+            self.client.log_artifact(run, str(path), entry["to"])
+
+    def _find_experiment(self) -> str:
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found:
+            return str(found.experiment_id)
+        artifacts = None
+        if self.uri.startswith("sqlite:"):
+            # Without a server MLflow would put artifacts below the working folder.
+            artifacts = (self.where.root.parent / "local" / "artifacts").as_uri()
+        try:
+            # The tag opens the experiment on its runs and charts, not on traces of chats.
+            return self.client.create_experiment(
+                EXPERIMENT,
+                artifact_location=artifacts,
+                tags={"mlflow.experimentKind": "custom_model_development"},
+            )
+        except Exception:
+            # Another run created it between the two calls.
+            found = self.client.get_experiment_by_name(EXPERIMENT)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+
+def target(uri: str) -> str:
+    """Which MLflow an address is of, to be written down: no password, and no port, which changes.
+
+    A server of one host, or a database file.
+    """
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https"):
+        return f"{parts.scheme}://{parts.hostname}"
+    return masked(uri)

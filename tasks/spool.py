@@ -1,0 +1,272 @@
+"""What a run logs to MLflow, kept on the disk until MLflow took it: in order, once.
+
+    python -m tasks.spool [--store .mta/store]
+
+logs what waits, one line per run. Exit code 0: nothing waits any more; 1: something does; 2: there
+is no MLflow to ask.
+
+    <store>/../spool/<run>/about.json, 000001.json, 000002.json and files ...
+
+An entry is written first and then given to MLflow, at once where it answers, and removed when it
+was taken. What was not taken, because MLflow was down or the run was killed, is given later: by the
+next entry, at the end of the run, at the start of the next run, or by the command above. Files that
+the store keeps are named, not copied. One process at a time holds a run's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import math
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts import Ref, Store
+from tasks.errors import InputError, masked
+from tasks.faults import disk_full, transient
+from tasks.files import write_atomic
+from tasks.replay import Replay, target
+from tasks.stage import log, store
+
+FOLDER, ABOUT = "spool", "about.json"
+# Seconds between tries while MLflow is down, doubled from the first to the last.
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+# And at the end of a run, when there is nothing else to do.
+LAST_TRIES = (1.0, 2.0, 4.0, 8.0)
+
+
+def _warn(line: str) -> None:
+    log(line, warning=True)
+
+
+class Spool:
+    """The entries of one run. Raises BlockingIOError where another process has it open."""
+
+    def __init__(
+        self,
+        folder: Path,
+        replay: Replay,
+        about: dict[str, Any] | None = None,
+        tell: Callable[[str], None] = _warn,
+    ) -> None:
+        self.folder, self.replay, self.tell = folder, replay, tell
+        self.why: str | None = None  # MLflow did not take the last one it was given
+        self.refused: list[str] = []
+        self._again = 0.0  # when to try next, and how long after that
+        self._pause = FIRST_PAUSE
+        self._own: set[str] = set()
+        self._answered = False
+        self._one = threading.RLock()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / ".lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if about is not None:
+            self._write(ABOUT, about | {"target": target(replay.uri)})
+        self.about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        self._next = 1 + max((int(path.stem) for path in self.waiting()), default=0)
+
+    def waiting(self) -> list[Path]:
+        """The entries that MLflow has not taken, in order."""
+        return sorted(path for path in self.folder.glob("*.json") if path.stem.isdigit())
+
+    def add(self, kind: str, key: str, **fields: Any) -> None:
+        """Keep an entry, and give MLflow what waits. Raises OSError where the disk does not."""
+        with self._one:
+            name = f"{self._next:06d}.json"
+            self._next += 1
+            self._own.add(name)
+            self._write(name, {"kind": kind, "key": key, **fields})
+            if time.monotonic() >= self._again:
+                self.send()
+
+    def add_text(self, key: str, text: str, path: str) -> None:
+        """Keep a text as an artifact `path`."""
+        with self._one:
+            # A file of its own with its own suffix: `tasks.holding` searches it as what it is.
+            name = f"{self._next:06d}-{Path(path).name}"
+            write_atomic(self.folder / name, text.encode("utf-8", "surrogatepass"))
+            self.add("file", key, file=name, path=path)
+
+    def add_piece(self, key: str, ref: Ref, inside: str, to: str | None = None) -> None:
+        """Name a file, or a folder, of a piece of the store as an artifact below `to`."""
+        self.add("piece", key, ref=dict(ref), inside=inside, to=to)
+
+    def add_metrics(self, key: str, values: list[tuple[str, float, int]]) -> None:
+        now = int(time.time() * 1000)
+        # As a text where JSON has no number for it.
+        metrics = [[n, v if math.isfinite(v) else str(v), now, step] for n, v, step in values]
+        self.add("metrics", key, metrics=metrics)
+
+    def send(self) -> bool:
+        """Give MLflow what waits, in order; whether nothing waits any more.
+
+        What MLflow answers with a refusal is removed and told in `refused`: nothing would help it.
+        """
+        with self._one:
+            for path in self.waiting():
+                entry = json.loads(path.read_text(encoding="utf-8"))
+                try:
+                    self.replay.take(entry, self.folder, path.name in self._own)
+                except Exception as error:
+                    if disk_full(error):
+                        raise
+                    if _waits(error):
+                        self._behind(error)
+                        return False
+                    self._refuse(entry, error)
+                self._answered = True
+                self.why, self._again, self._pause = None, 0.0, FIRST_PAUSE
+                path.unlink()
+                if entry["kind"] == "file":
+                    (self.folder / entry["file"]).unlink(missing_ok=True)
+            return True
+
+    def finish(self) -> bool:
+        """Give MLflow what waits, patiently if it has answered before; whether all went."""
+        for pause in LAST_TRIES:
+            if self.send():
+                return True
+            if not self._answered:
+                return False
+            time.sleep(pause)
+        return self.send()
+
+    def close(self) -> None:
+        """Let others have the folder; it is removed where nothing waits."""
+        with self._one:
+            if not self.waiting():
+                shutil.rmtree(self.folder, ignore_errors=True)
+            self._lock.close()
+
+    def behind(self) -> str | None:
+        """What a person has to know and do where MLflow is behind, in one line."""
+        count = len(self.waiting())
+        if not count:
+            return None
+        return masked(
+            f"MLflow at {self.replay.uri} is behind ({self.why}): {count} entries wait in "
+            f"{self.folder} and are logged by the next run, or by `python -m tasks.spool`"
+        )
+
+    def _behind(self, error: Exception) -> None:
+        first = self.why is None
+        why = " ".join(str(error).split())[:200]
+        self.why = f"{type(error).__name__}: {why}"
+        self._again = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        if first:
+            self.tell(f"MLflow does not take what is logged, it is kept ({self.why})")
+
+    def _refuse(self, entry: dict[str, Any], error: Exception) -> None:
+        why = masked(" ".join(str(error).split()))[:200]
+        line = f"MLflow refused an entry of kind {entry['kind']} ({type(error).__name__}: {why})"
+        self.refused.append(line)
+        self.tell(line)
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        text = json.dumps(value, ensure_ascii=False)
+        write_atomic(self.folder / name, text.encode("utf-8", "surrogatepass"))
+
+
+def _waits(error: Exception) -> bool:
+    """Whether the entry is to wait: no answer, or nobody is let in."""
+    status = getattr(error, "get_http_status_code", None)
+    return transient(error) or (status is not None and int(status()) in (401, 403))
+
+
+def others(where: Store, replay: Replay, tell: Callable[[str], None] = _warn) -> Iterator[Spool]:
+    """What earlier runs left for this MLflow; those that a process has open are left to it."""
+    for folder in sorted((where.root.parent / FOLDER).glob("*")):
+        try:
+            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+            if about["target"] == target(replay.uri):
+                yield Spool(folder, replay, tell=tell)
+        except (OSError, ValueError, KeyError):
+            continue  # open elsewhere, or begun and not finished
+
+
+def catch_up(where: Store, replay: Replay) -> None:
+    """Log what earlier runs left, at the start of a run; what does not pass waits on."""
+    for spool in others(where, replay):
+        count = len(spool.waiting())
+        done = spool.send()
+        if count:
+            left = len(spool.waiting())
+            log(f"MLflow: {count - left} entries of run {spool.about['name']} logged, {left} wait")
+        spool.close()
+        if not done:
+            return
+
+
+def waiting(state: Path) -> dict[str, int]:
+    """Name of each run of which something waits -> how many entries."""
+    found = {}
+    for folder in sorted((state / FOLDER).glob("*")):
+        count = sum(path.stem.isdigit() for path in folder.glob("*.json"))
+        if count:
+            found[folder.name] = count
+    return found
+
+
+def clear(state: Path) -> None:
+    """Remove what is left of spools of which nothing waits and that no process has open."""
+    for folder in (state / FOLDER).glob("*"):
+        if folder.name in waiting(state):
+            continue
+        with (folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def replay_all(where: Store, uris: list[str], say: Callable[[str], None]) -> int:
+    """Log what waits to whichever of `uris` it is for; the number of entries that still wait."""
+    for uri in uris:
+        for spool in others(where, Replay(uri, where), tell=lambda _line: None):
+            count = len(spool.waiting())
+            spool.finish()
+            left = len(spool.waiting())
+            why = f" ({spool.why})" if left else ""
+            say(masked(f"run {spool.about['name']}: {count - left} logged, {left} wait{why}"))
+            for line in spool.refused:
+                say(f"run {spool.about['name']}: {line}")
+            spool.close()
+    return sum(waiting(where.root.parent).values())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    from tasks.forget_records import mlflow_uris
+
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.spool",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--store", type=Path, help="default: MTA_STORE, else .mta/store")
+    given = parser.parse_args(arguments)
+    where = Store(given.store.absolute()) if given.store else store()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    if not waiting(where.root.parent):
+        print("mta: nothing waits to be logged")
+        return 0
+    try:
+        left = replay_all(where, mlflow_uris(where.root.parent), lambda line: print(f"mta: {line}"))
+    except InputError as error:
+        print(f"mta: {error}", file=sys.stderr)
+        return 2
+    if left:
+        print(f"mta: {left} entries still wait in {where.root.parent / FOLDER}", file=sys.stderr)
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
