@@ -94,15 +94,16 @@ def cluster() -> Iterator[Any]:
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("prefect_ray") is None:
         pytest.skip("ray or prefect-ray is not installed (pip install '.[ray]')")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # So that nothing listens but on 127.0.0.1, for which Ray else takes the machine's own address.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
     from ray.cluster_utils import Cluster
 
-    # Each at an address of its own; not 127.0.0.1, for which Ray takes the machine's outer one.
-    head = {"num_cpus": 0, "node_ip_address": "127.0.0.2", "include_dashboard": False}
+    head = {"num_cpus": 0, "node_ip_address": "127.0.0.1", "include_dashboard": False}
     nodes = Cluster(initialize_head=True, head_node_args=head)
     try:
-        for address in ("127.0.0.3", "127.0.0.4"):
-            nodes.add_node(num_cpus=1, node_ip_address=address)
+        for _ in range(2):
+            nodes.add_node(num_cpus=1, node_ip_address="127.0.0.1")
         yield nodes
     finally:
         ray.shutdown()
