@@ -54,6 +54,7 @@ from tasks.options import (
 )
 from tasks.report.data import report_data
 from tasks.report.html import report_html
+from tasks.report.since import since, since_lines
 from tasks.report.table import (
     REPORT_FILE,
     TABLE_FILE,
@@ -195,13 +196,14 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
     table += mean_rows(mean)
     # Files first: what was found out must not depend on MLflow answering.
     data_notes = [line for summary in summaries for line in notes(summary)]
-    noted = data_notes + difference_lines(mean)
-    write_run(str(flow_run.get_id()), settings, summaries)
-    write_state(TABLE_FILE, table_text(table, noted, missing))
     about = {"name": flow_run.get_name() or "mta", "date": f"{datetime.now():%Y-%m-%d %H:%M}"}
+    changed = since(where, settings, summaries)
+    noted = data_notes + difference_lines(mean) + since_lines(changed)
+    write_run(str(flow_run.get_id()), settings, summaries, about)
+    write_state(TABLE_FILE, table_text(table, noted, missing))
 
     def page() -> str:
-        said = {"notes": data_notes, "missing": missing}
+        said = {"notes": data_notes, "missing": missing, "since": changed}
         return report_html(report_data(config, about, summaries, mean, table, said, where))
 
     shown = list(missing)

@@ -31,14 +31,15 @@ def report_data(
     summaries: list[dict[str, Any]],
     mean: dict[str, Any],
     table: list[dict[str, Any]],
-    said: dict[str, list[str]],
+    said: dict[str, Any],
     where: Store,
 ) -> dict[str, Any]:
     """Everything the report shows; nothing in it is a text that a user wrote.
 
     about: `name` and `date` of the run. summaries: one per LaMP task and seed, as the flow has
     them. mean: the `overall` result. table: `report.rows` of all summaries (their costs are taken).
-    said: `notes` and `missing`. Raises InputError when a result is gone from the store.
+    said: `notes`, `missing`, and `since` (since.py). Raises InputError when a result is gone from
+    the store.
 
     An estimate is {"point", "lo", "hi"}, each a number or None; a difference has "holds", too.
     `tables`: scores by seed (None: mean over seeds), LaMP task, method, metric; the main metric

@@ -15,6 +15,7 @@ from tasks.compare import OPPONENTS
 from tasks.report.charts import LINES, style
 from tasks.report.page import folded, page, row, section, small, table, tag
 from tasks.report.pictures import AXES, audit, bar_charts, curve_charts, maps, merging
+from tasks.report.since import since_section
 from tasks.report.words import difference_text, facts, number, verdict
 
 MAIN = {**AXES, "mae": "MAE, less is better"}
@@ -37,6 +38,7 @@ def report_html(data: dict[str, Any]) -> str:
             [
                 _head(data),
                 _scores(data),
+                since_section(data["since"]),
                 section("Score per LaMP task", bar_charts(data)),
                 _differences(data),
                 section("Score by number of items", curve_charts(data)),

@@ -227,16 +227,26 @@ def write_state(name: str, text: str) -> Path:
     return path
 
 
-def write_run(name: str, config: dict[str, Any], summaries: list[dict[str, Any]]) -> Path:
-    """Write down which results a run consists of, so that `tasks.export` finds them again."""
+def write_run(
+    name: str,
+    config: dict[str, Any],
+    summaries: list[dict[str, Any]],
+    about: dict[str, str] | None = None,
+) -> Path:
+    """Write down which results a run consists of, so that `tasks.export` finds them again.
+
+    With its scores, and `about` (name and date), so that the next one can say what changed.
+    """
     stages = ("prepared", "base", "banks", "bank_of", "stacking")
     seeds: dict[str, dict[str, Any]] = {}
     for item in summaries:
         own = seeds.setdefault(str(item["seed"]), {})
         own[item["lamp_task"]] = {stage: item[stage] for stage in stages}
-    return write_state(
-        f"{RUNS_FOLDER}/{name}.json", json.dumps({"config": config, "seeds": seeds}) + "\n"
-    )
+        if compared := item.get("compared"):
+            intervals = compared["value"]["intervals"]
+            own[item["lamp_task"]]["compared"] = {"value": {"intervals": intervals}}
+    text = json.dumps({"config": config, "about": about, "seeds": seeds}) + "\n"
+    return write_state(f"{RUNS_FOLDER}/{name}.json", text)
 
 
 @stage(name="map")

@@ -75,6 +75,7 @@ def report_case(**changes: Any) -> dict[str, Any]:
         ],
         "notes": [HOSTILE],
         "missing": [],
+        "since": None,
         "config": {"data": HOSTILE},
     }  # fmt: skip
     return data | changes

@@ -209,11 +209,15 @@ def test_a_run_is_written_down(where: Store) -> None:
     names = ("prepared", "base", "banks", "bank_of", "stacking")
     stages = {name: {"ref": name} for name in names}
     done = {"lamp_task": "LaMP-2M", "seed": 3, "scores": 1, **stages}
-    path = write_run("run-1", {"seed": 0}, [done, done | {"lamp_task": "LaMP-3"}])
+    scored = {"compared": {"value": {"intervals": {"mta": 1}, "differences": 2}}}
+    other = done | {"lamp_task": "LaMP-3", **scored}
+    path = write_run("run-1", {"seed": 0}, [done, other], {"name": "me", "date": "today"})
     assert path == where.root.parent / "runs" / "run-1.json"
+    kept = {"compared": {"value": {"intervals": {"mta": 1}}}}
     assert json.loads(path.read_text()) == {
         "config": {"seed": 0},
-        "seeds": {"3": {"LaMP-2M": stages, "LaMP-3": stages}},
+        "about": {"name": "me", "date": "today"},
+        "seeds": {"3": {"LaMP-2M": stages, "LaMP-3": stages | kept}},
     }
 
 

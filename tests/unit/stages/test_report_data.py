@@ -87,7 +87,7 @@ def data(where: Store) -> dict[str, Any]:
     ]
     table.append({"lamp_task": "LaMP-2M", "seed": 3, "method": "bayes"})
     about = {"name": "run", "date": "today"}
-    said: dict[str, list[str]] = {"notes": ["few"], "missing": []}
+    said: dict[str, Any] = {"notes": ["few"], "missing": [], "since": None}
     return report_data(config, about, summaries, mean, table, said, where)
 
 

@@ -1,0 +1,98 @@
+"""The scheduled run: it picks up users by content, costs only those, and says what changed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.mta import mta
+from tasks.config import resolve
+from tasks.prepare import prepare
+from tests.flows.conftest import SMALL, records
+
+TABLE = Path(".mta/last_comparison.txt")
+
+
+def few_shot(data: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((data / "user_few_shot.json").read_text())
+    return found
+
+
+def write(data: Path, users: list[dict[str, Any]]) -> None:
+    (data / "user_few_shot.json").write_text(json.dumps(users))
+
+
+def another(user: dict[str, Any]) -> dict[str, Any]:
+    """A user with an id right behind this one's, and items and queries that nobody else has."""
+    return {
+        "user_id": f"{user['user_id']}b",
+        "profile": [
+            item | {"id": f"b{item['id']}", "description": f"{item['description']} once more"}
+            for item in user["profile"]
+        ],
+        "query": [
+            item | {"id": f"b{item['id']}", "input": f"{item['input']} once more"}
+            for item in user["query"]
+        ],
+    }
+
+
+@pytest.mark.slow
+def test_one_new_user_costs_one_user(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its id lies between the others', so that batches behind it hold other users than before."""
+    said: list[str] = []
+    for stage in ("stacking", "scoring", "embedding", "evidence"):
+        monkeypatch.setattr(f"tasks.{stage}.log", lambda line, **_more: said.append(line))
+
+    def run(**given: Any) -> str:
+        said.clear()
+        state = mta(**(SMALL | {"fusion": {"top_m": 2}} | given), return_state=True)
+        assert state.is_completed(), state.message
+        return (workplace / TABLE).read_text()
+
+    config = resolve(SMALL).model_dump(mode="json")
+    assert prepare.fn(config, "LaMP-2M").is_completed()
+    (world,) = (workplace / ".mta" / "store" / "synthetic").glob("*/*/users")
+    data = workplace / "data"
+    shutil.copytree(world, data)
+    users = few_shot(data)
+    assert "since the run" not in run(data=str(data))
+    again = run(data=str(data))
+    assert said == []
+    assert ": users and anchors are the same" in again
+    assert ": no score moved" in again
+
+    newcomer = another(users[1])
+    name = newcomer["user_id"]
+    trained = len(records(workplace, "meta_lora"))
+    write(data, [*users, newcomer])
+    table = run(data=str(data))
+    assert f": LaMP-2M, few-shot users: 1 added ({name})" in table
+    assert "anchors:" not in table
+    assert len(records(workplace, "meta_lora")) == trained
+    # Five users in batches of three, then six: the second batch is another one, of known users.
+    made = [tuple(map(int, re.findall(r" (\d+) users.* (\d+) known", line)[0])) for line in said]
+    work = [line.split(": ")[1].split(" ")[0] for line in said]
+    for what in ("embedding", "evidence", "training", "answering"):
+        assert sum(new for (new, _), kind in zip(made, work, strict=True) if kind == what) == {
+            "embedding": 1, "evidence": 1, "training": 1, "answering": 3,
+        }[what]  # fmt: skip
+
+    # Other items of one user, and one user less.
+    changing = users[3]
+    for item in changing["profile"]:
+        item["description"] += " again"
+    write(data, users)
+    table = run(data=str(data))
+    changed = f"1 removed ({name}); 1 changed ({changing['user_id']})"
+    assert f": LaMP-2M, few-shot users: {changed}" in table
+    training = [line for line in said if "training" in line]
+    assert sum(int(re.findall(r"training (\d+)", line)[0]) for line in training) == 1
+    page = (workplace / ".mta" / "report.html").read_text()
+    assert "Since the last run of this configuration" in page
+    assert changed in page
