@@ -7,6 +7,7 @@ which every command of the stack would pay.
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from infra.local.settings import StackError
 # Never through a proxy: the servers are on this machine.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 PAGE = 200  # the most rows the server returns at once
+BUSY_SECONDS = 30.0  # how long a server may say that it is too busy
 
 
 def answers(url: str, *, timeout: float = 2.0) -> bool:
@@ -46,8 +48,7 @@ class PrefectApi:
             headers={"Content-Type": "application/json"},
         )
         try:
-            with _OPENER.open(request, timeout=30) as reply:
-                text = reply.read()
+            text = self._sent(request)
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return None
@@ -56,6 +57,18 @@ class PrefectApi:
         except OSError as error:
             raise StackError(f"Prefect at {self.url} does not answer: {error}") from None
         return json.loads(text) if text else None
+
+    def _sent(self, request: urllib.request.Request) -> bytes:
+        """The reply's body; a server that is too busy (503: sqlite is locked) is asked again."""
+        limit = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                with _OPENER.open(request, timeout=30) as reply:
+                    return bytes(reply.read())
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or time.monotonic() > limit:
+                    raise
+            time.sleep(1)
 
     def everything(self, path: str, where: dict[str, object]) -> list[dict[str, Any]]:
         """All rows of a `/filter` route, page by page."""
