@@ -58,8 +58,9 @@ def local_server(home: Path) -> Iterator[None]:
                     clear_up()
                 yield
         finally:
+            # It ends with the process, after what Prefect still has to send it: an exit without it
+            # would take a minute of waiting.
             over.set()
-            server.stop()
             del os.environ[OWNER]
 
 
