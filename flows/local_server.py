@@ -34,6 +34,7 @@ def local_server(home: Path) -> Iterator[None]:
         PREFECT_RESULTS_DEFAULT_SERIALIZER,
         PREFECT_SERVER_ANALYTICS_ENABLED,
         PREFECT_SERVER_EPHEMERAL_ENABLED,
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
         temporary_settings,
     )
 
@@ -43,6 +44,8 @@ def local_server(home: Path) -> Iterator[None]:
     settings: dict[Any, Any] = {
         PREFECT_HOME: home,
         PREFECT_SERVER_EPHEMERAL_ENABLED: True,
+        # On a machine that is busy it takes longer than Prefect's own 20 seconds.
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180,
         PREFECT_SERVER_ANALYTICS_ENABLED: False,
         PREFECT_RESULTS_DEFAULT_SERIALIZER: "json",
     }
