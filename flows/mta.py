@@ -10,13 +10,9 @@ runs it on the worker; without any server, for debugging:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from itertools import product
 from typing import Annotated, Any, Literal
 
 from prefect import State, flow
@@ -25,11 +21,11 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from pydantic import Field
 
+from flows.cells import cells
 from flows.dry_run import dry_run as dry_run_of
-from flows.lamp_task import run_lamp_task
 from flows.local_server import server_name
 from tasks.checkpoints import sweep
-from tasks.compare import compare, overall
+from tasks.compare import overall
 from tasks.config import RunConfig, resolve
 from tasks.errors import InputError, masked
 from tasks.faults import DISK_FULL, disk_full
@@ -63,11 +59,10 @@ from tasks.report.table import (
     notes,
     rows,
     table_text,
-    users_map,
     write_run,
     write_state,
 )
-from tasks.runner import everywhere, runner_of, shared, side_by_side
+from tasks.runner import everywhere, runner_of, shared
 from tasks.stage import StageFailed, flow_run_is_over, log, result_of, store
 from tasks.tracking import Tracker
 
@@ -182,7 +177,7 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
     summaries: list[dict[str, Any]] = []
     table: list[dict[str, Any]] = []
     missing: list[str] = []
-    for found in _side_by_side(config):
+    for found in cells(config):
         missing += found.missing
         if found.summary is None:
             continue
@@ -232,78 +227,6 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
         return Failed(name="Incomplete", message=text + late)
     text = f"{len(config.methods)} methods scored on {len(config.lamp_tasks)} LaMP tasks"
     return Completed(message=text + late)
-
-
-def _map(title: str, chosen: dict[str, Any], missing: list[str]) -> dict[str, Any] | None:
-    """The users' map; a picture that cannot be drawn costs no scores."""
-    try:
-        found: dict[str, Any] = result_of(users_map, title, chosen)
-    except StageFailed as error:
-        missing.append(f"{title}: {error}")
-        return None
-    return found
-
-
-@dataclass
-class Found:
-    """What came of one LaMP task under one seed: its summary, if there is one; what is missing."""
-
-    summary: dict[str, Any] | None
-    missing: list[str]
-
-
-def _side_by_side(config: RunConfig) -> Iterator[Found]:
-    """LaMP tasks and seeds, some at once, each in a thread of its own; in the order configured.
-
-    One that fails leaves the others.
-    """
-    cells = list(product(config.all_seeds, config.lamp_tasks))
-    pool = ThreadPoolExecutor(side_by_side(config), thread_name_prefix="lamp-task")
-    try:
-        calls = [partial(_cell, config, seed, lamp_task) for seed, lamp_task in cells]
-        # Prefect keeps what flow run this is, and the log, in the context.
-        futures = [pool.submit(partial(copy_context().run, call)) for call in calls]
-        for future in futures:
-            yield future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _cell(config: RunConfig, seed: int, lamp_task: str) -> Found:
-    """One LaMP task under one seed: its stages, the comparison, the curve and the maps."""
-    own_settings = config.for_task(lamp_task).model_dump(mode="json") | {"seed": seed}
-    missing: list[str] = []
-    try:
-        summary = result_of(run_lamp_task, own_settings, lamp_task)
-        summary |= {"seed": seed, "several_seeds": len(config.all_seeds) > 1}
-        summary["compared"] = result_of(
-            compare, own_settings, lamp_task, summary["prepared"], summary["scores"]
-        )
-    except StageFailed as error:
-        return Found(None, [str(error)])
-    summary["curve"] = {
-        items: _with_items(own_settings, lamp_task, items, missing)
-        for items in config.items_curve
-        if items != config.split.few_shot_items  # that is the run itself
-    }
-    for method, own in summary["banks"].items():
-        own["map"] = _map(f"{lamp_task}, {method}", own["anchors"], missing)
-    return Found(summary, missing + summary["missing"])
-
-
-def _with_items(
-    settings: dict[str, Any], lamp_task: str, items: int, missing: list[str]
-) -> dict[str, Any] | None:
-    """The `compare` result when each few-shot user has so many items; the bank stays the same."""
-    own = settings | {"split": settings["split"] | {"few_shot_items": items}}
-    try:
-        summary = result_of(run_lamp_task, own, lamp_task)
-        compared = result_of(compare, own, lamp_task, summary["prepared"], summary["scores"])
-    except StageFailed as error:
-        missing.append(f"with {items} items: {error}")
-        return None
-    missing += [f"with {items} items: {line}" for line in summary["missing"]]
-    return {"ref": compared["ref"], "intervals": compared["value"]["intervals"]}
 
 
 def _track(missing: list[str], call: Callable[[], None]) -> None:
