@@ -17,7 +17,6 @@ from tasks.base_model import (
     model_parts,
     prompt_parts,
     unload,
-    use_threads,
 )
 from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
@@ -25,6 +24,7 @@ from tasks.lamp.definitions import get_task
 from tasks.prepare import ROLES, each_user
 from tasks.questions import content
 from tasks.stage import Progress, gpu_slot, log, stage, store
+from tasks.text_encoder import Profile, text_vectors
 from tasks.tokens import tokens_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 User = TypeVar("User")
-Profile = list[dict[str, str]]
 
 VERSION = 4
 # `anchors.text_model` of this name: no encoder but the base model.
@@ -88,7 +87,7 @@ def embed(
         elif options.anchors.text_model == OWN_MODEL:
             made = _own_states(options, lamp_task, parts(chosen), where, base)
         else:
-            made = _texts(options, lamp_task, parts(chosen))
+            made = text_vectors(options, lamp_task, parts(chosen))
         known |= dict(zip((rows[index] for index in todo), made, strict=True))
         table = {
             "role": [role for role, _ in users],
@@ -243,7 +242,7 @@ def _own_states(
     where: Store,
     base_result: dict[str, Any],
 ) -> list[np.ndarray]:
-    """As `_texts`, with the base model itself as the encoder: mean over tokens, then items."""
+    """As `text_vectors`, by the base model itself: mean over tokens, then over items."""
     from tasks.lora.batches import Encoded
     from tasks.lora.signature import mean_states
 
@@ -277,61 +276,4 @@ def _means_of_items(
             vectors += [own.mean(0).numpy() for own in split]
         # This stage runs in the flow's own thread; the jobs after it run in others.
         unload()
-    return vectors
-
-
-def _encoder(model: str) -> Path:
-    """The encoder's folder, or the snapshot of a hub id, without a pickle that would be read.
-
-    An encoder has modules in folders of their own, which take a pickle where no safetensors is.
-    """
-    from tasks.lora.adapters import pickled_files
-
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        # Both with and without a folder's name before the file's: `*` stands for any of it.
-        return Path(snapshot_download(model, allow_patterns=HUB_FILES))
-    for file in pickled_files(folder):
-        if not any(file.parent.glob("*.safetensors")):
-            raise InputError(
-                f"anchors.text_model {file}: a pickle is not read; save the encoder as safetensors"
-            )
-    return folder
-
-
-def _texts(
-    options: RunConfig, lamp_task: str, parts: Iterable[Sequence[Profile]]
-) -> list[np.ndarray]:
-    """Mean over items of the encoder's vector of the item's text and answer (METHOD, stage 1)."""
-    import numpy as np
-    from sentence_transformers import SentenceTransformer
-
-    try:
-        encoder = SentenceTransformer(
-            str(_encoder(options.anchors.text_model)),
-            device=None if options.compute.device == "auto" else options.compute.device,
-            trust_remote_code=False,
-            model_kwargs={"use_safetensors": True},
-        )
-    except InputError:
-        raise
-    except Exception as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"anchors.text_model {options.anchors.text_model}: cannot be loaded ({why}); "
-            "give a sentence-transformers id or folder, or `base` for the base model's own states"
-        ) from error
-    task = get_task(lamp_task)
-    use_threads(options)
-    vectors: list[np.ndarray] = []
-    with gpu_slot():
-        for part in parts:
-            texts = [task.whole(item["text"], item["answer"]) for own in part for item in own]
-            items = encoder.encode(
-                texts, batch_size=64, show_progress_bar=False, convert_to_numpy=True
-            )
-            ends = np.cumsum([len(profile) for profile in part])
-            vectors += [own.mean(0) for own in np.split(items, ends[:-1])]
     return vectors

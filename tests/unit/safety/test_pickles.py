@@ -15,12 +15,12 @@ import flows.mta as flow_module
 from flows.lamp_task import run_lamp_task
 from tasks.base_model import base_model
 from tasks.config import resolve
-from tasks.embedding import _encoder
 from tasks.errors import InputError
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
 from tasks.lora.adapters import read_peft
 from tasks.lora.base import load_base
+from tasks.text_encoder import encoder_folder
 from tests.unit.lora.helpers import tiny_base
 
 PROJECT = Path(flow_module.__file__).resolve().parents[1]
@@ -128,10 +128,10 @@ def test_a_pickle_in_an_encoder_is_refused(bomb: bytes, tmp_path: Path) -> None:
     (encoder / "2_Dense").mkdir(parents=True)
     (encoder / "model.safetensors").write_bytes(b"")
     (encoder / "training_args.bin").write_bytes(bomb)
-    assert _encoder(str(encoder)) == encoder
+    assert encoder_folder(str(encoder)) == encoder
     (encoder / "2_Dense" / "pytorch_model.bin").write_bytes(bomb)
     with pytest.raises(InputError, match=r"2_Dense/pytorch_model\.bin: a pickle is not read"):
-        _encoder(str(encoder))
+        encoder_folder(str(encoder))
     shutil.rmtree(encoder)
 
 

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 import tasks.embedding as embedding
+import tasks.text_encoder as text_encoder
 from tasks.artifacts import Store, digest, library_versions
 from tasks.config import RunConfig, resolve
 from tasks.embedding import embed, read_embeddings
@@ -42,7 +43,7 @@ def test_texts_are_the_mean_of_the_encoders_vectors(monkeypatch: pytest.MonkeyPa
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(name, "1")
     # Slots are the server's.
-    monkeypatch.setattr(embedding, "gpu_slot", contextlib.nullcontext)
+    monkeypatch.setattr(text_encoder, "gpu_slot", contextlib.nullcontext)
     from sentence_transformers import SentenceTransformer
 
     profiles = [
@@ -54,7 +55,7 @@ def test_texts_are_the_mean_of_the_encoders_vectors(monkeypatch: pytest.MonkeyPa
         [{"text": "an old letter changes a life", "answer": "romance"}],
     ]
     options = resolve({"anchors": {"embedding": "text", "text_model": str(folder)}})
-    got = embedding._texts(options, "LaMP-2M", [profiles[:1], profiles[1:]])
+    got = text_encoder.text_vectors(options, "LaMP-2M", [profiles[:1], profiles[1:]])
     encoder = SentenceTransformer(str(folder))
     for vector, profile in zip(got, profiles, strict=True):
         single = [encoder.encode(f"{item['text']} {item['answer']}") for item in profile]
@@ -69,7 +70,7 @@ def test_an_encoder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"anchors\.text_model .*absent: cannot be loaded"
     ) as caught:
-        embedding._texts(options, "LaMP-2M", [[[{"text": "a", "answer": "b"}]]])
+        text_encoder.text_vectors(options, "LaMP-2M", [[[{"text": "a", "answer": "b"}]]])
     assert "\n" not in str(caught.value)
 
 
@@ -92,7 +93,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         asked.append([profile[0]["text"].split()[0] for profile in profiles])
         return [[float(len(profile)), 1.0] for profile in profiles]
 
-    monkeypatch.setattr(embedding, "_texts", texts)
+    monkeypatch.setattr(embedding, "text_vectors", texts)
     monkeypatch.setattr(embedding, "Progress", Quiet)
     monkeypatch.setattr(embedding, "library_versions", lambda names: dict.fromkeys(names, "1"))
     return asked
