@@ -218,7 +218,7 @@ def waiting(state: Path) -> dict[str, int]:
 def clear(state: Path) -> None:
     """Remove what is left of spools of which nothing waits and that no process has open."""
     for folder in (state / FOLDER).glob("*"):
-        if folder.name in waiting(state):
+        if folder.name in waiting(state) or not folder.is_dir():
             continue
         with (folder / ".lock").open("w") as lock:
             try:

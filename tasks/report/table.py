@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import Piece, Store, digest, library_versions
+from tasks.files import write_atomic
 from tasks.fusion import read_recipes
 from tasks.methods import METHODS
 from tasks.options import MethodName
@@ -221,9 +221,7 @@ def write_state(name: str, text: str) -> Path:
     """Write a small file beside the store (`.mta/<name>`), whole or not at all."""
     path = store().root.parent / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+    write_atomic(path, text.encode("utf-8"))
     return path
 
 
