@@ -108,11 +108,11 @@ def stage(**options: Any) -> Callable[[Callable[..., Given]], Task[..., Any]]:
         def run(*args: Any, **kwargs: Any) -> State[Any]:
             try:
                 given = function(*args, **kwargs)
-            except InputError as error:
-                return Failed(message=str(error))
             except Exception as error:
                 if line := disk_full(error):
                     return Failed(name=DISK_FULL, message=line)
+                if isinstance(error, InputError):
+                    return Failed(message=str(error))
                 raise
             several = given if isinstance(given, list) else [given]
             pieces = [item for item in several if isinstance(item, Piece)]

@@ -89,6 +89,7 @@ FULL = [
     (SafetensorError("I/O error: No space left on device (os error 28)"), "disk full: I/O error"),
     (sqlite3.OperationalError("database or disk is full"), "disk full: database or disk"),
     (raised_from(OSError(errno.ENOSPC, "No space"), RuntimeError("x")), "disk full: [Errno 28] No"),
+    (raised_from(OSError(errno.ENOSPC, "No space"), InputError("x")), "disk full: [Errno 28] No"),
 ]
 
 
