@@ -18,7 +18,7 @@ from prefect_ray.context import remote_options
 from tasks.config import RunConfig
 from tasks.errors import InputError, masked
 from tasks.pool import MODEL_TAG, Shared, SharedThreads
-from tasks.stage import ON_RAY, log, store
+from tasks.stage import ON_RAY, log, store_place
 
 # How often Ray starts a job again whose machine or process was lost.
 MAX_RETRIES = 3
@@ -97,7 +97,7 @@ def runtime_env() -> dict[str, Any]:
     told = {name: os.environ[name] for name in TOLD if os.environ.get(name)}
     told |= {
         ON_RAY: "1",
-        "MTA_STORE": str(store().root),
+        "MTA_STORE": store_place(),
         "PREFECT_API_URL": str(PREFECT_API_URL.value()),
     }
     return {

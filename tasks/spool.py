@@ -33,7 +33,7 @@ from tasks.errors import InputError, masked
 from tasks.faults import disk_full, transient
 from tasks.files import write_atomic
 from tasks.replay import Replay, target
-from tasks.stage import log, store
+from tasks.stage import log, store, store_at
 
 FOLDER, ABOUT = "spool", "about.json"
 # Seconds between tries while MLflow is down, doubled from the first to the last.
@@ -251,9 +251,9 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--store", type=Path, help="default: MTA_STORE, else .mta/store")
+    parser.add_argument("--store", help="default: MTA_STORE, else .mta/store")
     given = parser.parse_args(arguments)
-    where = Store(given.store.absolute()) if given.store else store()
+    where = store_at(given.store) if given.store else store()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     if not waiting(where.root.parent):
         print("mta: nothing waits to be logged")

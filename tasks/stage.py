@@ -75,7 +75,13 @@ def log(line: str, warning: bool = False) -> None:
 
 def store() -> Store:
     """The store of this process: `MTA_STORE`, a folder or a URL; else `.mta/store` below here."""
-    return store_at(os.environ.get("MTA_STORE", ".mta/store"))
+    return store_at(store_place())
+
+
+def store_place() -> str:
+    """Where the store is, for any process of any machine: a URL, or a whole path."""
+    place = os.environ.get("MTA_STORE", ".mta/store")
+    return place if "://" in place else str(Path(place).absolute())
 
 
 def store_at(place: str) -> Store:

@@ -93,5 +93,7 @@ def test_workers_of_ray_are_told_no_password(monkeypatch: pytest.MonkeyPatch) ->
     told = runtime_env()["env_vars"]
     assert "MLFLOW_TRACKING_URI" not in told
     assert told["MTA_STORE"] == str(Path("relative/store").absolute())
+    monkeypatch.setenv("MTA_STORE", "s3://mta/store")
+    assert runtime_env()["env_vars"]["MTA_STORE"] == "s3://mta/store"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
     assert runtime_env()["env_vars"]["MLFLOW_TRACKING_URI"] == "http://host:5000"
