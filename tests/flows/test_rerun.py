@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.states import Scheduled
 
 from flows.mta import mta
 from tasks.config import resolve
@@ -96,3 +100,23 @@ def test_one_new_user_costs_one_user(workplace: Path, monkeypatch: pytest.Monkey
     page = (workplace / ".mta" / "report.html").read_text()
     assert "Since the last run of this configuration" in page
     assert changed in page
+
+
+def test_a_run_that_was_missed_is_offered_when_the_server_is_back(prefect_server: None) -> None:
+    """By Prefect itself; the local stack skips it (tests/unit/infra/test_sweep.py)."""
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="missed", type="process"))
+        deployment = client.create_deployment(
+            client.create_flow(mta), "missed", work_pool_name="missed"
+        )
+        run = client.create_flow_run_from_deployment(
+            deployment, state=Scheduled(scheduled_time=yesterday)
+        )
+        # What a worker asks for, again and again.
+        due = client.get_scheduled_flow_runs_for_work_pool(
+            "missed", scheduled_before=datetime.now(UTC)
+        )
+        assert [one.flow_run.id for one in due] == [run.id]
+        client.delete_flow_run(run.id)
+        client.delete_deployment(deployment)

@@ -16,6 +16,7 @@ from tasks import forget
 from tasks.artifacts import Store
 from tasks.errors import InputError
 from tasks.remote import RemoteStore
+from tasks.report.since import since
 from tasks.report.table import write_run, write_state
 from tasks.stage import store
 from tasks.storage import Storage
@@ -46,6 +47,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dic
         shutil.copytree(place / "model", elsewhere / "model")
         pipeline.run(elsewhere, others)
         done["task_adapt"] = None
+        assert since(store(), done["config"], [done]) is None
         write_run("one", done["config"], [done])
         write_state("report.html", "<p>few-1 and few-12</p>")
         write_state("last_comparison.txt", "mta 0.5\n")
@@ -137,6 +139,7 @@ def test_a_few_shot_user_is_gone_and_others_are_not(
         assert after[stage] == before[stage]
     for stage in ("prepare", "embedding", "anchors", "fusion", "stacking"):
         assert (before[stage], after[stage]) == (2, 1), stage
+    assert (before["fingerprints"], after["fingerprints"]) == (1, 0)
     left = artifacts(tmp_path)
     assert "predictions.parquet" not in left
     assert "golds.json" not in left
