@@ -18,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from infra.local.settings import StackError
 from tests.faults.driver import Driver
 from tests.faults.ways import FaultError
 
@@ -31,18 +32,19 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="an empty folder to use, and to keep")
     arguments = parser.parse_args()
     _into_namespace()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every `finally`
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: through every `finally`
     folder = (arguments.folder or Path(tempfile.mkdtemp(prefix="mta-faults-"))).absolute()
     driver = Driver(folder, arguments.kills, arguments.seed)
     stuck = ""
     try:
         driver.run()
-    except FaultError as error:
+    except (FaultError, StackError) as error:
         stuck = str(error)
-        print(f"stuck: {stuck}", flush=True)
+    except KeyboardInterrupt:
+        stuck = "interrupted"
     good = driver.outcome.good() and not stuck
     if not good:
-        print(f"logs: {driver.layout.logs}", flush=True)
+        print(f"{stuck or 'not as it should be'}; logs: {driver.layout.logs}", flush=True)
     elif arguments.folder is None:
         shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps(driver.outcome.as_json() | ({"stuck": stuck} if stuck else {})))

@@ -25,7 +25,7 @@ from tests.faults.ways import (
     mount_store,
 )
 
-# Two LaMP users' worlds of seconds: every method part there is, with a bank, in many small jobs.
+# A world of seconds: three methods with a bank, in many small jobs.
 SECTIONS: dict[str, Any] = {
     "lamp_tasks": ["LaMP-2M"],
     "methods": ["base", "merge_only", "mta"],
@@ -49,7 +49,7 @@ SECTIONS: dict[str, Any] = {
 }
 # One run in so many has no stack.
 ALONE_EVERY = 4
-FAULTS_A_RUN = (3, 5)
+FAULTS_A_RUN = (2, 4)
 # A run starts again at most so often after its last fault.
 ATTEMPTS = 5
 # The least of an undisturbed run that one takes which finds everything: it imports as much.

@@ -15,7 +15,7 @@ from tests.faults.pieces import Ledger, whole
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 6
-# On the stack a truncated file, the job, the worker, the server, a full disk; alone the helper.
+# On the stack a truncated file, the job, the worker, the server; alone the helper, a full disk.
 SEED = 11
 
 
