@@ -20,9 +20,7 @@ from pathlib import Path
 
 from infra.local.settings import StackError
 from tests.faults.driver import Driver
-from tests.faults.ways import FaultError
-
-INSIDE = "MTA_FAULTS_NAMESPACE"
+from tests.faults.ways import INSIDE, FaultError
 
 
 def main() -> int:
