@@ -17,6 +17,8 @@ import pytest
 from flows.mta import mta
 from tests.flows.conftest import SMALL, records
 
+pytestmark = pytest.mark.slow
+
 # Of these the results are compared: all that is trained, chosen, answered and scored.
 STAGES = (
     "prepare", "base_model", "anchors", "meta_lora", "bank", "fusion", "stacking", "predictions",
