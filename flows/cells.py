@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Found:
     missing: list[str]
 
 
-def cells(config: RunConfig) -> Iterator[Found]:
+def cells(config: RunConfig) -> Generator[Found]:
     """LaMP tasks and seeds, some at once, each in a thread of its own; in the order configured.
 
     One that fails leaves the others.

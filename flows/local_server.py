@@ -33,6 +33,7 @@ def local_server(home: Path) -> Iterator[None]:
         PREFECT_HOME,
         PREFECT_RESULTS_DEFAULT_SERIALIZER,
         PREFECT_SERVER_ANALYTICS_ENABLED,
+        PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE,
         PREFECT_SERVER_EPHEMERAL_ENABLED,
         PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
         temporary_settings,
@@ -44,6 +45,10 @@ def local_server(home: Path) -> Iterator[None]:
     settings: dict[Any, Any] = {
         PREFECT_HOME: home,
         PREFECT_SERVER_EPHEMERAL_ENABLED: True,
+        # On disk: slots of a run that was killed are then freed by the server of another.
+        PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE: (
+            "prefect.server.concurrency.lease_storage.filesystem"
+        ),
         # On a machine that is busy it takes longer than Prefect's own 20 seconds.
         PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180,
         PREFECT_SERVER_ANALYTICS_ENABLED: False,

@@ -177,14 +177,16 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
     summaries: list[dict[str, Any]] = []
     table: list[dict[str, Any]] = []
     missing: list[str] = []
-    for found in cells(config):
-        missing += found.missing
-        if found.summary is None:
-            continue
-        summaries.append(found.summary)
-        own_rows = rows([found.summary], where)
-        table += own_rows
-        _track(missing, partial(tracker.log_lamp_task, found.summary, own_rows))
+    # Closed at once where this fails: those that wait are not begun.
+    with contextlib.closing(cells(config)) as working:
+        for found in working:
+            missing += found.missing
+            if found.summary is None:
+                continue
+            summaries.append(found.summary)
+            own_rows = rows([found.summary], where)
+            table += own_rows
+            _track(missing, partial(tracker.log_lamp_task, found.summary, own_rows))
     if not summaries:
         raise StageFailed("; ".join(missing))
     mean = result_of(overall, [summary["compared"] for summary in summaries])

@@ -172,6 +172,7 @@ class Store:
                 "value": value,
                 "value_sha256": digest(value),
                 "notes": notes,
+                "notes_sha256": digest(notes),
             }
             (work / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
             for path in (*work.rglob("*"), work):
@@ -292,8 +293,10 @@ def _damage(folder: Path) -> str | None:
     """What is wrong with a piece, in a few words, or None."""
     try:
         record = json.loads((folder / RECORD).read_text())
-        files, value, _ = record["files"], record["value"], record["notes"]
-        if digest(value) != record["value_sha256"]:
+        files, value, notes = record["files"], record["value"], record["notes"]
+        # Notes decide no number, so they are in no reference; but they are read.
+        hashes = (record["value_sha256"], record.get("notes_sha256", digest(notes)))
+        if (digest(value), digest(notes)) != hashes:
             return f"{RECORD} does not match its hash"
     except FileNotFoundError:
         return f"{RECORD} is missing"

@@ -30,7 +30,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
-@stage(name="base-model", tags=["gpu"])
+@stage(name="base-model", uses_model=True)
 def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any]) -> Piece:
     """The base model: a folder `model` in the store (`tiny`), or the hash of the model given."""
     options = RunConfig.model_validate(config)

@@ -38,6 +38,8 @@ import psutil
 
 BEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
+# So many times longer for a claim of this machine whose process lives.
+OWN_MACHINE = 10
 # A start of a process as two readers see it; the clock may be set between them.
 SAME_START_SECONDS = 5
 # Of a key: enough to tell any two apart, and claims of ten thousand users stay small.
@@ -114,7 +116,9 @@ class Claims:
         finally:
             done.set()
             beats.join()
-            self.board.remove(stage, own)
+            # The work is done and kept; a claim that stays is stale in a while.
+            with contextlib.suppress(Exception):
+                self.board.remove(stage, own)
 
     def in_force(self) -> list[str]:
         """All claims as `stage/name`, less those of this machine's dead processes."""
@@ -127,7 +131,7 @@ class Claims:
 
     def _take(self, stage: str, names: list[str]) -> str:
         own = f"{_me()}~{uuid.uuid4().hex}"
-        seen: dict[str, tuple[bytes, float]] = {}
+        seen: dict[str, tuple[bytes, float, float]] = {}
         told = False
         pause = self.board.poll
         while True:
@@ -151,11 +155,15 @@ class Claims:
             time.sleep(random.uniform(0.2, 1.0) * pause)
 
     def _holder(
-        self, stage: str, names: list[str], own: str, seen: dict[str, tuple[bytes, float]]
+        self,
+        stage: str,
+        names: list[str],
+        own: str,
+        seen: dict[str, tuple[bytes, float, float]],
     ) -> str | None:
         """Another claim in force that names any of `names`, or None.
 
-        seen: per claim its text and since when it has been that.
+        seen: per claim its text, for how long it has been that, and when it was looked at.
         """
         for name in self.board.names(stage):
             if name == own or self._gone(stage, name):
@@ -163,12 +171,15 @@ class Claims:
             text = self.board.read(stage, name)
             if text is None or not _shares(text, names):
                 continue
-            if name.split("~")[0] == _host():
-                return name  # its process lives, so it is in force
-            before, since = seen.get(name, (b"", 0.0))
-            if text != before:
-                seen[name] = (text, time.monotonic())
-            elif time.monotonic() - since >= STALE_SECONDS:
+            now = time.monotonic()
+            before, still, looked = seen.get(name, (b"", 0.0, now))
+            # A look that storage kept waiting says nothing of the time before it: then the holder's
+            # beats may have been kept as well.
+            still = still + min(now - looked, BEAT_SECONDS) if text == before else 0.0
+            seen[name] = (text, still, now)
+            # On this machine its process lives: only a claim that could not be removed is so old.
+            here = name.split("~")[0] == _host()
+            if still >= STALE_SECONDS * (OWN_MACHINE if here else 1):
                 self.board.remove(stage, name)
                 continue
             return name

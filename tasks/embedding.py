@@ -44,7 +44,7 @@ OWN_MODEL = "base"
 CHUNK = 20
 
 
-@stage(name="embed", tags=["gpu"])
+@stage(name="embed", uses_model=True)
 def embed(
     config: dict[str, Any], lamp_task: str, prepared: dict[str, Any], base: dict[str, Any]
 ) -> Piece:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
-@stage(name="evidence", tags=["gpu"])
+@stage(name="evidence", uses_model=True)
 def evidence(
     config: dict[str, Any],
     lamp_task: str,

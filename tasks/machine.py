@@ -18,4 +18,5 @@ def gpu_driver() -> bool:
 
 def cpu_jobs() -> int:
     """How many jobs of one thread each run side by side where there is no GPU."""
-    return min(len(os.sched_getaffinity(0)), MOST_CPU_JOBS)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, MOST_CPU_JOBS)

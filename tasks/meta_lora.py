@@ -41,7 +41,7 @@ def _job_name() -> str:
     return f"meta-lora-{label(anchors[0]['user_id'])}{more}"
 
 
-@stage(name="meta-lora", tags=["gpu"], task_run_name=_job_name)
+@stage(name="meta-lora", uses_model=True, task_run_name=_job_name)
 def meta_lora(
     config: dict[str, Any],
     lamp_task: str,

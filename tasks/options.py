@@ -265,7 +265,9 @@ class ComputeOptions(Options):
     threads: int | None = Field(None, ge=1)
 
     # local: on this machine. ray: each job is a task of a Ray cluster, at `ray_address`, or of a
-    # Ray that is started here for the run. Nothing below decides any number of a result.
+    # Ray that is started here for the run. Nothing below decides any
+    # number of a result; but torch on a CPU rounds by its threads, which are `cpus_per_job` on Ray,
+    # so give `threads` where both are to agree to the last bit.
     runner: Literal["local", "ray"] = "local"
     # Of runner=local. None: processes for the tiny model on a CPU, else threads.
     workers: Literal["threads", "processes"] | None = None

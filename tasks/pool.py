@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,10 +20,12 @@ from typing import Any, Self
 from prefect import Task
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
-# What stages that run the model are tagged with.
-MODEL_TAG = "gpu"
+from tasks.stage import StageFailed, uses_model
+
 # A job that ends its process this often does it itself (out of memory, say).
-TRIES = 3
+TRIES = 4
+# Before it is tried again where the server did not answer, in seconds: it may be started again.
+PAUSES = (5.0, 20.0, 60.0)
 
 
 class Shared:
@@ -34,6 +37,7 @@ class Shared:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._inside = 0
+        self._ended = False
         self._guard = threading.RLock()
 
     def duplicate(self) -> Self:
@@ -54,7 +58,13 @@ class Shared:
                 super().__exit__(*error)  # type: ignore[misc]
 
     def kill(self) -> None:
-        """End what can be ended: nobody waits for the jobs any more."""
+        """Take no more jobs, and end those that can be: nobody waits for them any more."""
+        self._ended = True
+
+    def refuse(self) -> None:
+        """Raises StageFailed after `kill`: what else runs of the flow must not go on."""
+        if self._ended:
+            raise StageFailed("the run has ended")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A job carries its flow, and so the runner; in the worker nothing is submitted further.
@@ -63,6 +73,10 @@ class Shared:
 
 class SharedThreads(Shared, ThreadPoolTaskRunner[Any]):
     """Jobs as threads of this process."""
+
+    def submit(self, task: Task[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.refuse()
+        return super().submit(task, *args, **kwargs)
 
 
 class SharedProcesses(Shared, ProcessPoolTaskRunner):
@@ -76,7 +90,8 @@ class SharedProcesses(Shared, ProcessPoolTaskRunner):
         self._here = SharedThreads(max_workers=self._max_workers)
 
     def submit(self, task: Task[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if MODEL_TAG not in task.tags:
+        self.refuse()
+        if not uses_model(task):
             return self._here.submit(task, *args, **kwargs)
         with self._guard:
             # Prefect keeps the context of the first who submits: that of another flow run here.
@@ -107,6 +122,7 @@ class SharedProcesses(Shared, ProcessPoolTaskRunner):
         self._here.__exit__(*error)
 
     def kill(self) -> None:
+        super().kill()
         if self._executor is not None:
             self._executor.kill()  # type: ignore[attr-defined]
 
@@ -143,6 +159,12 @@ class Workers:
                     self._all.remove(process)
                 if tried == TRIES or self._killed:
                     raise
+            except SystemExit as error:
+                # How Prefect gives a job up that it could not begin: its server did not answer.
+                # Let through, it would end the thread that the future's waiters wait for.
+                if tried == TRIES or self._killed:
+                    raise BrokenProcessPool("the Prefect server did not answer") from error
+                time.sleep(PAUSES[tried - 1])
         raise AssertionError("unreachable")
 
     def _process(self) -> ProcessPoolExecutor:

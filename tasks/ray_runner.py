@@ -17,8 +17,8 @@ from prefect_ray.context import remote_options
 
 from tasks.config import RunConfig
 from tasks.errors import InputError, masked
-from tasks.pool import MODEL_TAG, Shared, SharedThreads
-from tasks.stage import ON_RAY, log, store_place
+from tasks.pool import Shared, SharedThreads
+from tasks.stage import ON_RAY, log, store_place, uses_model
 
 # How often Ray starts a job again whose machine or process was lost.
 MAX_RETRIES = 3
@@ -53,7 +53,8 @@ class SharedRay(Shared, RayTaskRunner[Any]):
         self._gpus = 0.0
 
     def submit(self, task: Task[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if MODEL_TAG not in task.tags:
+        self.refuse()
+        if not uses_model(task):
             return self._here.submit(task, *args, **kwargs)
         with remote_options(
             num_cpus=self._config.compute.cpus_per_job,
@@ -67,7 +68,7 @@ class SharedRay(Shared, RayTaskRunner[Any]):
         with self._guard:
             try:
                 super().__enter__()
-            except (ConnectionError, TimeoutError, ValueError) as error:
+            except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
                 why = " ".join(str(error).split())[:200]
                 raise InputError(
                     f"compute.ray_address {self.address}: no Ray cluster answers there ({why}); "
@@ -100,6 +101,9 @@ def runtime_env() -> dict[str, Any]:
         "MTA_STORE": store_place(),
         "PREFECT_API_URL": str(PREFECT_API_URL.value()),
     }
+    for name, text in told.items():
+        if name != "MLFLOW_TRACKING_URI" and masked(text) != text:
+            raise InputError(f"{name}: it holds a password, which Ray shows to all its nodes")
     return {
         "py_modules": [str(code / "flows"), str(code / "tasks")],
         "env_vars": {name: text for name, text in told.items() if masked(text) == text},

@@ -47,7 +47,7 @@ SETTLED = 0.01
 NEAREST = 4
 
 
-@stage(name="refit", tags=["gpu"])
+@stage(name="refit", uses_model=True)
 def refit(
     config: dict[str, Any],
     lamp_task: str,

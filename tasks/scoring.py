@@ -29,7 +29,7 @@ from tasks.tokens import tokens_of
 VERSION = 3
 
 
-@stage(name="predict", tags=["gpu"], task_run_name="predict-{method}-{batch}")
+@stage(name="predict", uses_model=True, task_run_name="predict-{method}-{batch}")
 def predict(
     config: dict[str, Any],
     lamp_task: str,

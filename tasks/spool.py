@@ -115,9 +115,10 @@ class Spool:
                 try:
                     self.replay.take(entry, self.folder, path.name in self._own)
                 except Exception as error:
-                    if disk_full(error):
+                    # An OSError is this machine's; a server may say the same of its own disk.
+                    if isinstance(error, OSError) and disk_full(error):
                         raise
-                    if _waits(error):
+                    if _waits(error) or disk_full(error):
                         self._behind(error)
                         return False
                     self._refuse(entry, error)

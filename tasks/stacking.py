@@ -45,7 +45,7 @@ class Inputs:
     fused: dict[str, Any] | None = None
 
 
-@stage(name="stacking", tags=["gpu"], task_run_name="stacking-{method}-{batch}")
+@stage(name="stacking", uses_model=True, task_run_name="stacking-{method}-{batch}")
 def stacking(
     config: dict[str, Any],
     lamp_task: str,

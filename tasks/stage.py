@@ -103,8 +103,13 @@ def store_at(place: str) -> Store:
 Given = Piece | list[Piece | InputError]
 
 
-def stage(**options: Any) -> Callable[[Callable[..., Given]], Task[..., Any]]:
+def stage(
+    uses_model: bool = False, **options: Any
+) -> Callable[[Callable[..., Given]], Task[..., Any]]:
     """Decorator: a stage function as a Prefect task. `options` go to `prefect.task`.
+
+    `uses_model` sends it to where models are run (tasks/runner.py). Not one of Prefect's tags: a
+    task that has any asks the server for slots of them before and after each run.
 
     The task's result is a `Result`, or a list of results and reasons (str) of what failed.
     """
@@ -137,9 +142,20 @@ def stage(**options: Any) -> Callable[[Callable[..., Given]], Task[..., Any]]:
             retry_delay_seconds=DELAYS, retry_jitter_factor=0.5, retry_condition_fn=_may_pass,
             **options,
         )  # fmt: skip
-        return made(run)
+        wrapped = made(run)
+        if uses_model:
+            _USE_MODEL.add(wrapped.name)
+        return wrapped
 
     return decorate
+
+
+# The names of the stages that run the base model.
+_USE_MODEL: set[str] = set()
+
+
+def uses_model(called: Task[..., Any]) -> bool:
+    return called.name in _USE_MODEL
 
 
 def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
@@ -175,7 +191,14 @@ def state_of(future: PrefectFuture[Any]) -> State[Any]:
         # Without `wait` the state would be asked of the server, which may not know the end yet.
         future.wait()
     except (BrokenExecutor, CancelledError) as error:
-        return Crashed(message=f"its process was ended ({type(error).__name__}); start it again")
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        return Crashed(message=f"its process was ended ({why}); start it again")
+    except StageFailed:
+        raise
+    except Exception as error:
+        # The job's own errors are in its state: Prefect could not begin it.
+        why = " ".join(str(error).split())[:200]
+        return Crashed(message=f"it could not be run ({type(error).__name__}: {why}); start again")
     return future.state
 
 

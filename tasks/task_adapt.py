@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[Kind, ...]] = {
 }
 
 
-@stage(name="task-adapt", tags=["gpu"])
+@stage(name="task-adapt", uses_model=True)
 def task_adapt(
     config: dict[str, Any], lamp_task: str, prepared: dict[str, Any], base: dict[str, Any]
 ) -> Piece:

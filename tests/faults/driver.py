@@ -46,6 +46,8 @@ SECTIONS: dict[str, Any] = {
     "meta_lora": {"rank": 2, "alpha": 4.0, "epochs": 1, "batch_size": 8},
     "fusion": {"top_m": 2, "weights": "cosine"},
     "stacking": {"rank": 2, "alpha": 4.0, "epochs": 1, "users_per_job": 2},
+    # Trainings of a second or less: so that some are killed after a checkpoint.
+    "compute": {"checkpoint_seconds": 0.05},
 }
 # One run in so many has no stack.
 ALONE_EVERY = 4

@@ -145,10 +145,11 @@ def _changed(
     return f"{'/'.join(inside)} of {stage}"
 
 
-# kind -> what it does. A Ray node belongs here as well, for runs with `compute.runner=ray`.
+# kind -> what it does.
 ON_STACK: dict[str, Strike] = {
     "worker": worker,
     "job": job,
+    "helper": helper,
     "server": server,
     "mlflow": mlflow,
     "disk_full": disk_full,

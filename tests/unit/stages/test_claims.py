@@ -236,6 +236,29 @@ def test_a_renewed_claim_of_another_machine_is_respected(
     thread.join(10)
 
 
+class Slow(FolderBoard):
+    """Storage that was away: each look takes longer than a claim may go without renewal."""
+
+    def names(self, stage: str) -> list[str]:
+        time.sleep(0.3)
+        return super().names(stage)
+
+
+def test_a_look_that_was_kept_waiting_does_not_end_a_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look counts as one beat of 0.05 s at most: three of 0.3 s are not the 0.2 s."""
+    monkeypatch.setattr(claims, "STALE_SECONDS", 0.2)
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.05)
+    board = Slow(tmp_path)
+    elsewhere(board, KEY)
+    waiting = Claims(board, lambda _line: None)
+    seen: dict[str, tuple[bytes, float, float]] = {}
+    names = [KEY[: claims.NAME_LENGTH]]
+    held = [waiting._holder("bank", names, "own", seen) for _ in range(5)]
+    assert [name is not None for name in held] == [True] * 4 + [False]
+
+
 def test_claims_of_other_work_are_no_hindrance(tmp_path: Path) -> None:
     """Another key, another stage: no wait; and one that cannot be read may be anybody's."""
     board = FolderBoard(tmp_path)

@@ -20,7 +20,9 @@ import psutil
 import pytest
 from prefect.task_runners import ThreadPoolTaskRunner
 
+import tasks.pool as pool
 from tasks.pool import TRIES, SharedProcesses, SharedThreads, Workers, end_with_parent
+from tasks.stage import StageFailed
 
 
 def make() -> ProcessPoolExecutor:
@@ -54,6 +56,34 @@ def test_a_job_that_always_ends_its_process_fails_and_the_next_runs(
         workers.submit(partial(die_until, tmp_path, 99)).result()
     assert len(list(tmp_path.iterdir())) == TRIES
     assert workers.submit(os.getpid).result() != os.getpid()
+
+
+def given_up(marks: Path, times: int) -> str:
+    """End so many times as Prefect does a job that it could not begin."""
+    (marks / str(time.monotonic_ns())).touch()
+    if len(list(marks.iterdir())) <= times:
+        sys.exit(1)
+    return "done"
+
+
+def test_a_job_that_could_not_begin_is_tried_again(
+    workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SystemExit that got through would leave whoever waits for the job waiting for ever."""
+    monkeypatch.setattr(pool, "PAUSES", (0.01,) * 3)
+    assert workers.submit(partial(given_up, tmp_path, 1)).result(60) == "done"
+    with pytest.raises(BrokenProcessPool, match="server did not answer"):
+        workers.submit(partial(given_up, tmp_path, 99)).result(60)
+    assert len(list(tmp_path.iterdir())) == 2 + TRIES
+
+
+def test_after_kill_no_job_is_taken() -> None:
+    """Other LaMP tasks of the run may still hand some in."""
+    for runner in (SharedThreads(max_workers=1), SharedProcesses(max_workers=1)):
+        with runner:
+            runner.kill()
+            with pytest.raises(StageFailed, match="the run has ended"):
+                runner.submit(None, {})  # type: ignore[arg-type]
 
 
 def test_jobs_share_one_process(workers: Workers) -> None:
