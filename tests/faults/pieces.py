@@ -102,7 +102,9 @@ class Shown:
         """The last run's, from what it wrote beside the store."""
         last = max((state / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         text = (state / "last_comparison.txt").read_text(encoding="utf-8")
-        rows = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+        # What changed since the run before is no result of this one.
+        lines = [line for line in text.splitlines() if not line.startswith("note: since the run")]
+        rows = [re.split(r"\s{2,}", line.strip()) for line in lines]
         header = rows[0]
         timed = header.index("seconds_per_user")  # the one column that is not a result
         return cls(
