@@ -48,7 +48,7 @@ install: $(INSTALLED) ## only the environment
 
 test: $(INSTALLED_TEST) ## lint, types, then the tests
 	@$(MAKE) --no-print-directory lint
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED_TEST) ## ruff and mypy
 	$(PY) -m ruff check .
