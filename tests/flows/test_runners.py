@@ -91,7 +91,7 @@ def test_processes_one_of_them_killed(
 
 
 @pytest.fixture
-def cluster() -> Iterator[Any]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A Ray cluster of three nodes on this machine; the head runs no jobs."""
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("prefect_ray") is None:
         pytest.skip("ray or prefect-ray is not installed (pip install '.[ray]')")
@@ -99,7 +99,11 @@ def cluster() -> Iterator[Any]:
     # So that nothing listens but on 127.0.0.1, for which Ray else takes the machine's own address.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
+    from ray._private import ray_constants
     from ray.cluster_utils import Cluster
+
+    # Another test may have imported ray before: it reads the variable only then.
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
 
     head = {"num_cpus": 0, "node_ip_address": "127.0.0.1", "include_dashboard": False}
     nodes = Cluster(initialize_head=True, head_node_args=head)
