@@ -38,7 +38,7 @@ SMALL: dict[str, Any] = {
     "fusion": {"top_m": 2, "weights": "cosine"},
     "stacking": {"rank": 2, "alpha": 4.0, "epochs": 1, "users_per_job": 3},
     # Tests change the code in their own process; what processes do is tested in test_runners.py.
-    "compute": {"workers": "threads"},
+    "compute": {"workers": "threads", "max_workers": 1},
 }
 
 
