@@ -201,7 +201,9 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
 
     def page() -> str:
         said = {"notes": data_notes, "missing": missing, "since": changed}
-        return report_html(report_data(config, about, summaries, mean, table, said, where))
+        text = report_html(report_data(config, about, summaries, mean, table, said, where))
+        where.confirm()
+        return text
 
     shown = list(missing)
     _try(missing, "the report was not made or not logged", lambda: _show_report(page(), tracker))

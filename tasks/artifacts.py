@@ -9,8 +9,10 @@ run, not a path, not the time.
 
 A piece is written beside its place and renamed into it, so it is there whole or not at all. It is
 verified each time it is found: a file that is missing or does not match its recorded hash makes
-the piece be made again. Between stages travel references `{uri, sha256, kind}`. Whoever makes a
-piece claims it first (tasks/claims.py), so that two runs share what both want.
+the piece be made again. It is verified once more after it was read (`confirm`): a piece is put in
+its place only where all that was found for it is still as it was found. Between stages travel
+references `{uri, sha256, kind}`. Whoever makes a piece claims it first (tasks/claims.py), so that
+two runs share what both want.
 
 Prefect's own result cache is not used for this: it keeps one key per task run, and here one task
 run holds many users, each of whom must be found again on their own (`find_rows`).
@@ -118,18 +120,39 @@ class Store:
         self.root = root
         self.warn = warn
         self.claims = Claims(FolderBoard(root / CLAIMS_FOLDER), warn)
+        # What was found here and may have been read: stage and key -> hash and record's stamp.
+        self._found: dict[tuple[str, str], tuple[str, int, int]] = {}
 
     def find(self, stage: str, key: str) -> Piece | None:
         """The piece of `key`, verified, or None; a damaged piece is removed and said so."""
         folder = self._place(stage, key)
         if not folder.exists():
             return None
-        problem = _damage(folder)
-        if problem:
-            self.warn(f"store: {stage}/{key[:12]}: {problem}; this piece is made again")
+        stamp = _stamp(folder)
+        record = _verified(folder)
+        if isinstance(record, str):
+            self.warn(f"store: {stage}/{key[:12]}: {record}; this piece is made again")
             shutil.rmtree(folder, ignore_errors=True)
             return None
-        return self._read(stage, key, cached=True)
+        self._found[stage, key] = (_content(record), *stamp)
+        return self._piece(stage, key, record, cached=True)
+
+    def confirm(self) -> None:
+        """Raises InputError when a piece that was found here has changed since.
+
+        Between the check of a file and its reading lies a moment, a second or two where libraries
+        are imported; and what was made of a damaged file would be found for good.
+        """
+        for (stage, key), found in list(self._found.items()):
+            folder = self._place(stage, key)
+            # The stamp: it may have been damaged, noticed by another and made again meanwhile.
+            stamp = _stamp(folder)
+            record = _verified(folder)
+            if isinstance(record, str) or (_content(record), *stamp) != found:
+                raise InputError(
+                    f"store: {stage}/{key[:12]} was damaged or removed while it was read, so "
+                    "nothing is made of it; start the run again"
+                )
 
     def get(
         self,
@@ -162,6 +185,7 @@ class Store:
         try:
             started = time.perf_counter()
             value = make(work)
+            self.confirm()
             notes = value.pop(NOTES, {})
             notes.setdefault("seconds", round(time.perf_counter() - started, 3))
             files = folder_files(work)
@@ -174,7 +198,8 @@ class Store:
                 "notes": notes,
                 "notes_sha256": digest(notes),
             }
-            (work / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+            (work / RECORD).write_text(text)
             for path in (*work.rglob("*"), work):
                 fsync(path)
             try:
@@ -187,7 +212,8 @@ class Store:
             _note_made(stage, key)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        return self._read(stage, key, cached=False)
+        # As it will be found: in JSON a tuple is a list.
+        return self._piece(stage, key, json.loads(text), cached=False)
 
     def open(self, ref: Ref) -> Piece:
         """The piece a reference points to. Raises InputError when it is gone or another."""
@@ -222,6 +248,7 @@ class Store:
 
     def remove(self, stage: str, key: str) -> None:
         """Remove the piece."""
+        self._found.pop((stage, key), None)
         shutil.rmtree(self._place(stage, key))
 
     def fetch_all(self) -> None:
@@ -271,12 +298,9 @@ class Store:
     def _place(self, stage: str, key: str) -> Path:
         return self.root / stage / key[:2] / key
 
-    def _read(self, stage: str, key: str, cached: bool) -> Piece:
-        folder = self._place(stage, key)
-        record = json.loads((folder / RECORD).read_text())
-        content = digest([record["files"], record["value_sha256"]])
-        ref = Ref(uri=f"{stage}/{key}", sha256=content, kind=stage)
-        return Piece(ref, record["value"], record["notes"], folder, cached)
+    def _piece(self, stage: str, key: str, record: dict[str, Any], cached: bool) -> Piece:
+        ref = Ref(uri=f"{stage}/{key}", sha256=_content(record), kind=stage)
+        return Piece(ref, record["value"], record["notes"], self._place(stage, key), cached)
 
 
 def _note_made(stage: str, key: str) -> None:
@@ -289,10 +313,24 @@ def _note_made(stage: str, key: str) -> None:
             file.write(json.dumps({"piece": f"{stage}/{key}", "pid": os.getpid()}) + "\n")
 
 
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a piece, in a few words, or None."""
+def _content(record: dict[str, Any]) -> str:
+    """The hash of a piece: over its files and value, not its notes."""
+    return digest([record["files"], record["value_sha256"]])
+
+
+def _stamp(folder: Path) -> tuple[int, int]:
+    """What tells one making of a piece from the next: inode and time of its record (0: none)."""
     try:
-        record = json.loads((folder / RECORD).read_text())
+        stat = (folder / RECORD).stat()
+    except FileNotFoundError:
+        return 0, 0
+    return stat.st_ino, stat.st_mtime_ns
+
+
+def _verified(folder: Path) -> dict[str, Any] | str:
+    """The record of a piece that is as it was made; else what is wrong with it, in a few words."""
+    try:
+        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
         files, value, notes = record["files"], record["value"], record["notes"]
         # Notes decide no number, so they are in no reference; but they are read.
         hashes = (record["value_sha256"], record.get("notes_sha256", digest(notes)))
@@ -309,4 +347,4 @@ def _damage(folder: Path) -> str | None:
             return f"{name} is missing"
         if known_sha256(path) != expected:
             return f"{name} does not match its hash"
-    return None
+    return record

@@ -166,6 +166,7 @@ def load(options: RunConfig, where: Store, base: dict[str, Any], answering: bool
         )
         if adapter:
             add_to_model(loaded.model, read_peft(where.open(adapter["ref"]).folder / "adapter"))
+        where.confirm()  # now: the next job does not read it again
         _LOADED.base = kept = (wanted, loaded)
     return kept[1]
 

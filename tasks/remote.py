@@ -20,6 +20,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -83,9 +84,11 @@ class RemoteStore(Store):
         mark = self._mark(stage, key)
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
-        super().make(stage, key, make)
+        made = super().make(stage, key, make)
         self._upload(stage, key)
-        return self._read(stage, key, cached=False)
+        # Another machine's may stand in its place now.
+        found = super().find(stage, key)
+        return replace(found, cached=False) if found else made
 
     def remove(self, stage: str, key: str) -> None:
         """Out of the storage, its record first, and out of the cache."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +19,6 @@ KILLS = 6
 SEED = 11
 
 
-@pytest.mark.skipif(
-    "MTA_FAULTS" not in os.environ,
-    reason="one in four gets stuck (docs/reliability.md); MTA_FAULTS=1 runs it",
-)
 @pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.timeout(900)

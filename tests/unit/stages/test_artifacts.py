@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import artifacts
-from tasks.artifacts import NOTES, RECORD, Ref, Store, digest
+from tasks.artifacts import NOTES, RECORD, Piece, Ref, Store, digest
 from tasks.errors import InputError
 from tasks.files import file_sha256
 
@@ -201,6 +202,50 @@ def test_open_refuses_what_is_gone_or_another(pieces: Store) -> None:
     pieces.make("bank", digest(4), write(text="other"))
     with pytest.raises(InputError, match="gone or damaged"):
         pieces.open(Ref(uri=f"bank/{digest(4)}", sha256=ref["sha256"], kind="bank"))
+
+
+def _damaged(used: Piece) -> None:
+    flip(used.folder / "table.txt")
+
+
+def _removed(used: Piece) -> None:
+    shutil.rmtree(used.folder)
+
+
+def _noticed_by_another_and_made_again(used: Piece) -> None:
+    flip(used.folder / "table.txt")
+    other = Store(used.folder.parents[2])
+    assert other.get("prepare", digest("users"), write()).ref == used.ref
+
+
+@pytest.mark.parametrize("change", [_damaged, _removed, _noticed_by_another_and_made_again])
+def test_nothing_is_made_of_what_changed_while_it_was_read(
+    pieces: Store, change: Callable[[Piece], None]
+) -> None:
+    """Verified when it was opened, and another by the time its files were read."""
+    ref = pieces.get("prepare", digest("users"), write()).ref
+
+    def make(out: Path) -> dict[str, Any]:
+        used = pieces.open(ref)
+        change(used)
+        return write()(out)
+
+    with pytest.raises(
+        InputError, match=r"prepare/\w{12} was damaged or removed while it was read"
+    ):
+        pieces.get("bank", KEY, make)
+    assert pieces.find("bank", KEY) is None
+    assert pieces.working() == []
+    Store(pieces.root).get("prepare", digest("users"), write())
+    # A job of its own: what an earlier one found is nothing to it.
+    assert not Store(pieces.root).get("bank", KEY, write()).cached
+
+
+def test_what_was_removed_on_purpose_is_not_missed(pieces: Store) -> None:
+    pieces.get("prepare", digest("users"), write())
+    assert pieces.find("prepare", digest("users"))
+    pieces.remove("prepare", digest("users"))
+    assert not pieces.get("bank", KEY, write()).cached
 
 
 def test_two_makers_of_the_same_piece(pieces: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -13,10 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks import base_model as stage_module
-from tasks.artifacts import Store
+from tasks.artifacts import Store, digest
 from tasks.base_model import base_model, load, model_name, model_parts, prompt_parts
 from tasks.config import RunConfig, resolve
+from tasks.errors import InputError
 from tasks.lamp import history
+from tasks.lora.base import Base, load_base
 from tests.unit.lora.helpers import tiny_base
 from tests.unit.stages.users import result
 
@@ -63,6 +66,31 @@ def test_a_model_that_lacks_weights_fails_here(where: Store, folder: Path) -> No
     assert state.is_failed()
     assert "cannot be loaded" in state.message
     assert "\n" not in state.message
+
+
+def test_a_model_damaged_while_it_was_loaded_is_not_kept(
+    where: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(out: Path) -> dict[str, Any]:
+        shutil.copytree(folder, out / "model")
+        return {}
+
+    piece = where.get("base_model", digest("tiny"), trained)
+    weights = piece.folder / "model" / "model.safetensors"
+    base = {"ref": piece.ref, "value": piece.value}
+
+    def too_late(*args: Any, **kwargs: Any) -> Base:
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+        return load_base(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tasks.lora.base.load_base", too_late)
+        with pytest.raises(InputError, match="damaged or removed while it was read"):
+            load(resolve({}), where, base)
+    again = Store(where.root).get("base_model", digest("tiny"), trained)
+    right = load(resolve({}), Store(where.root), {"ref": again.ref, "value": again.value})
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(right.model.state_dict()[name], tensor), name
 
 
 def test_the_last_model_is_kept_per_thread(where: Store, folder: Path) -> None:
