@@ -12,19 +12,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.faults.kinds import ALONE, ON_STACK, Draw, Strike, disk_freed
+from tests.faults.kinds import ALONE, ON_RAY, ON_STACK, Draw, Strike, disk_freed
 from tests.faults.pieces import Ledger, Pieces, Shown, whole
 from tests.faults.ways import (
     Alone,
     Ended,
     FaultError,
+    OnRay,
     OnStack,
     Way,
     copy_project,
     environment,
     mount_store,
 )
+from tests.ray_nodes import installed
 
+KINDS = {"stack": ON_STACK, "alone": ALONE, "ray": ON_RAY}
 # A world of seconds: three methods with a bank, in many small jobs.
 SECTIONS: dict[str, Any] = {
     "lamp_tasks": ["LaMP-2M"],
@@ -49,8 +52,8 @@ SECTIONS: dict[str, Any] = {
     # Trainings of a second or less: so that some are killed after a checkpoint.
     "compute": {"checkpoint_seconds": 0.05},
 }
-# One run in so many has no stack.
-ALONE_EVERY = 4
+# In turn. A Ray cluster takes as long to start as the rest takes to run.
+TURNS = ("stack", "alone", "stack", "stack", "stack", "alone", "stack", "ray")
 FAULTS_A_RUN = (2, 4)
 # A run starts again at most so often after its last fault.
 ATTEMPTS = 5
@@ -94,11 +97,12 @@ class Driver:
         mounted = mount_store(self.layout)
         self.outcome = Outcome(seed=seed, disk="tmpfs" if mounted else "RLIMIT_FSIZE")
         env = environment(self.journal)
-        self.stack = OnStack(self.layout, env, SECTIONS)
-        self.alone = Alone(self.layout, env, SECTIONS)
+        self.ways: dict[str, Way] = {
+            way.name: way(self.layout, env, SECTIONS)
+            for way in ((OnStack, Alone, OnRay) if installed() else (OnStack, Alone))
+        }
         self.decks = {
-            way: _deck(list(kinds), random.Random(f"{seed} {way}"))
-            for way, kinds in (("stack", ON_STACK), ("alone", ALONE))
+            name: _deck(list(KINDS[name]), random.Random(f"{seed} {name}")) for name in self.ways
         }
         self.next = {way: next(deck) for way, deck in self.decks.items()}
         self.undisturbed: Pieces = {}
@@ -113,17 +117,18 @@ class Driver:
                 self.outcome.runs += 1
         finally:
             self.outcome.seconds = round(time.monotonic() - self.began, 1)
-            self.alone.stop()
-            self.stack.stop()
+            for way in self.ways.values():
+                way.stop()
         return self.outcome
 
     def _reference(self) -> None:
         """The run that all others are held against; how long it takes decides the moments."""
         self._say("an undisturbed run")
-        self.stack.begin()
-        self._started(self.stack)
+        stack = self.ways["stack"]
+        stack.begin()
+        self._started(stack)
         began = time.monotonic()
-        ended = self._end(self.stack)
+        ended = self._end(stack)
         if not ended.completed:
             raise FaultError(f"the undisturbed run failed: {ended.message}")
         self.run_seconds = time.monotonic() - began
@@ -134,8 +139,9 @@ class Driver:
 
     def _one(self, number: int) -> None:
         """One run: its faults, its end, and what is left of it."""
-        way: Way = self.alone if number % ALONE_EVERY == 1 else self.stack
-        table = ALONE if way is self.alone else ON_STACK
+        turns = [name for name in TURNS if name in self.ways]
+        way = self.ways[turns[number % len(turns)]]
+        table = KINDS[way.name]
         self._empty()
         ledger = Ledger(self.undisturbed, self.journal)
         self._begin(way)
@@ -148,6 +154,8 @@ class Driver:
             self.next[way.name] = next(self.decks[way.name])
         self._finish(way, ledger)
         self._judge(ledger)
+        if isinstance(way, OnRay):
+            way.rest()
 
     def _fault(
         self, number: int, way: Way, kind: str, strike: Strike, draw: Draw, ledger: Ledger
@@ -184,7 +192,7 @@ class Driver:
         if kind == "disk_full":
             self._say(f"       {self._end(way).message[:200]}")
             disk_freed(way)
-        elif kind in ("worker", "server", "mlflow"):
+        elif kind in ("worker", "server", "mlflow", "ray_node"):
             way.mend()
         return True
 

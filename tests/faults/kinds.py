@@ -18,6 +18,7 @@ import psutil
 
 from tests.faults.pieces import Ledger
 from tests.faults.ways import Way
+from tests.ray_nodes import JOB_NODES
 
 BALLAST = "ballast"
 
@@ -79,6 +80,12 @@ def server(way: Way, draw: Draw, _ledger: Ledger) -> str | None:
 def mlflow(way: Way, _draw: Draw, _ledger: Ledger) -> str | None:
     """The MLflow server's first process: those that serve for it are left, and hold its port."""
     return _killed(way.process("mlflow"))
+
+
+def ray_node(way: Way, draw: Draw, _ledger: Ledger) -> str | None:
+    """All processes of a node that runs jobs."""
+    pid = way.node(int(draw.target * JOB_NODES))
+    return pid and f"raylet {pid}"
 
 
 def disk_full(way: Way, _draw: Draw, _ledger: Ledger) -> str | None:
@@ -164,4 +171,9 @@ ALONE: dict[str, Strike] = {
     "bit_flip": bit_flip,
     "truncation": truncation,
     "deletion": deletion,
+}
+ON_RAY: dict[str, Strike] = {
+    "ray_node": ray_node,
+    "job": job,
+    "truncation": truncation,
 }

@@ -1,4 +1,4 @@
-"""The two ways to run the benchmark, as a user would: on the stack, and by itself.
+"""The ways to run the benchmark, as a user would: on the stack, by itself, and on Ray.
 
 Each runs a copy of the project in a folder of its own, on free ports, with the store in
 `<folder>/.mta/store`.
@@ -26,6 +26,7 @@ from infra.local.processes import Record
 from infra.local.settings import DEPLOYMENT, HOST, Layout, StackError
 from infra.local.stack import MLFLOW, SERVER, WORKER_PROCESS
 from infra.local.sweep import job_processes
+from tests.ray_nodes import ENVIRONMENT, RayNodes
 
 ROOT = Path(__file__).resolve().parents[2]
 FINAL_STATES = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -129,6 +130,10 @@ class Way(ABC):
     def stop(self) -> None:
         """End everything."""
 
+    def node(self, _number: int) -> int | None:
+        """Kill a node that runs jobs; its pid."""
+        return None
+
     def wait(self, seconds: float) -> Ended | None:
         """Wait for the end, for so long."""
         limit = time.monotonic() + seconds
@@ -207,7 +212,8 @@ class Alone(Way):
         self.run: subprocess.Popen[bytes] | None = None
 
     def begin(self) -> None:
-        given = [part for k, v in self.sections.items() for part in ("-p", f"{k}={json.dumps(v)}")]
+        sections = self.sections | {"compute": self.compute()}
+        given = [part for k, v in sections.items() for part in ("-p", f"{k}={json.dumps(v)}")]
         self.before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.run = subprocess.Popen(
@@ -215,6 +221,11 @@ class Alone(Way):
                 cwd=self.layout.root, env=self.env | {"MTA_ROOT": str(self.layout.root)},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
+
+    def compute(self) -> dict[str, Any]:
+        """Where jobs run."""
+        own: dict[str, Any] = self.sections["compute"]
+        return own
 
     def mend(self) -> None:
         pass  # it starts all it needs by itself
@@ -250,3 +261,39 @@ class Alone(Way):
                 continue
         if self.run is not None:
             self.run.wait(10)
+
+
+class OnRay(Alone):
+    """`python -m flows.mta`, its jobs on a Ray cluster, whose nodes inherit what is in `env`."""
+
+    name = "ray"
+    nodes: RayNodes | None = None
+
+    def __init__(self, layout: Layout, env: dict[str, str], sections: dict[str, Any]) -> None:
+        super().__init__(layout, env | ENVIRONMENT, sections)
+
+    def begin(self) -> None:
+        if self.nodes is None:
+            self.nodes = RayNodes(self.env)
+        super().begin()
+
+    def compute(self) -> dict[str, Any]:
+        assert self.nodes is not None
+        return super().compute() | {"runner": "ray", "ray_address": self.nodes.address}
+
+    def node(self, number: int) -> int | None:
+        return self.nodes.kill(number) if self.nodes is not None else None
+
+    def mend(self) -> None:
+        if self.nodes is not None:
+            self.nodes.complete()
+
+    def rest(self) -> None:
+        """End the nodes; the next run starts others."""
+        if self.nodes is not None:
+            self.nodes.stop()
+            self.nodes = None
+
+    def stop(self) -> None:
+        super().stop()
+        self.rest()

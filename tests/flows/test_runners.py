@@ -3,7 +3,6 @@ a process or a node that is killed in the middle changes nothing."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import threading
 import time
@@ -16,6 +15,7 @@ import pytest
 
 from flows.mta import mta
 from tests.flows.conftest import SMALL, records
+from tests.ray_nodes import JOB_NODES, RayNodes, installed
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def on_threads(
 class Killer:
     """Calls `kill` with the pid of the process that trains the base model, once."""
 
-    def __init__(self, store: Path, kill: Callable[[int], None]) -> None:
+    def __init__(self, store: Path, kill: Callable[[int], Any]) -> None:
         self.killed: list[int] = []
         self._store, self._kill = store, kill
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -91,46 +91,25 @@ def test_processes_one_of_them_killed(
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A Ray cluster of three nodes on this machine; the head runs no jobs."""
-    if importlib.util.find_spec("ray") is None or importlib.util.find_spec("prefect_ray") is None:
+def cluster() -> Iterator[RayNodes]:
+    if not installed():
         pytest.skip("ray or prefect-ray is not installed (pip install '.[ray]')")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # So that nothing listens but on 127.0.0.1, for which Ray else takes the machine's own address.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
-    from ray._private import ray_constants
-    from ray.cluster_utils import Cluster
 
-    # Another test may have imported ray before: it reads the variable only then.
-    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
-
-    head = {"num_cpus": 0, "node_ip_address": "127.0.0.1", "include_dashboard": False}
-    nodes = Cluster(initialize_head=True, head_node_args=head)
+    nodes = RayNodes()
     try:
-        for _ in range(2):
-            nodes.add_node(num_cpus=1, node_ip_address="127.0.0.1")
         yield nodes
     finally:
         ray.shutdown()
-        nodes.shutdown()
+        nodes.stop()
 
 
 @pytest.mark.timeout(300)
 def test_ray_one_node_killed(
-    workplace: Path, on_threads: dict[str, Any], cluster: Any, monkeypatch: pytest.MonkeyPatch
+    workplace: Path, on_threads: dict[str, Any], cluster: RayNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def kill(pid: int) -> None:
-        above = {parent.pid for parent in psutil.Process(pid).parents()}
-        (node,) = [
-            node
-            for node in cluster.worker_nodes
-            if above & {info.process.pid for info in node.all_processes["raylet"]}
-        ]
-        cluster.remove_node(node, allow_graceful=False)
-
-    killer = Killer(workplace / ".mta" / "store", kill)
+    killer = Killer(workplace / ".mta" / "store", cluster.kill_with)
     compute = {"runner": "ray", "ray_address": cluster.address}
     assert results(monkeypatch, workplace, compute) == on_threads
     assert len(killer.killed) == 1
-    assert len(cluster.worker_nodes) == 1
+    assert len(cluster) == JOB_NODES - 1
