@@ -29,11 +29,24 @@ class DiskFull(Exception):
     """The run stops: nothing it could still do can be kept. The message is one line."""
 
 
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that it was raised from or because of, as a traceback would show them.
+
+    What `raise ... from None` hides is left out: who wrote that says that it explains nothing.
+    """
+    seen: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in seen:
+        seen.append(one)
+        yield one
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+
+
 def disk_full(error: BaseException) -> str | None:
     """One line of what to do where the disk takes no more; None for any other error."""
     if isinstance(error, DiskFull):
         return str(error)
-    for one in _chain(error):
+    for one in chain(error):
         found = _FULL.get(one.errno or 0) if isinstance(one, OSError) else None
         if found is None:
             text = str(one)
@@ -51,7 +64,7 @@ def transient(error: BaseException) -> bool:
     """
     if isinstance(error, InputError) or disk_full(error):
         return False
-    return any(_passes(one) for one in _chain(error))
+    return any(_passes(one) for one in chain(error))
 
 
 def _passes(error: BaseException) -> bool:
@@ -71,13 +84,3 @@ def _passes(error: BaseException) -> bool:
 
 def _status_passes(status: int) -> bool:
     return status >= 500 or status in (408, 429)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that it was raised from or because of."""
-    seen: list[BaseException] = []
-    one: BaseException | None = error
-    while one is not None and one not in seen:
-        seen.append(one)
-        yield one
-        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ import fsspec
 import tenacity
 
 from tasks.errors import InputError
-from tasks.faults import DiskFull, disk_full
+from tasks.faults import DiskFull, chain, disk_full
 
 PATIENCE = "MTA_STORE_PATIENCE"
 PATIENCE_SECONDS = 300.0
@@ -157,7 +157,7 @@ class Storage:
         except Exception as error:
             if line := disk_full(error):
                 raise DiskFull(f"{self.url}: {doing} failed: {line}") from error
-            if not isinstance(error, OSError) and not any(map(_of_storage, _chain(error))):
+            if not isinstance(error, OSError) and not any(map(_of_storage, chain(error))):
                 raise  # a fault of this program keeps its traceback
             raise InputError(f"{self.url}: {doing} failed: {self._why(error)}") from error
 
@@ -182,12 +182,6 @@ def may_pass(error: BaseException) -> bool:
 def _of_storage(error: BaseException) -> bool:
     modules = {cls.__module__.split(".")[0] for cls in type(error).__mro__}
     return not modules.isdisjoint({"botocore", "aiobotocore", "aiohttp", "fsspec", "s3fs"})
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _patience() -> float:

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from tasks import stage as stage_module
 from tasks.artifacts import Piece, Store
 from tasks.errors import InputError
-from tasks.faults import DELAYS, DISK_FULL, DiskFull, disk_full, transient
+from tasks.faults import DELAYS, DISK_FULL, DiskFull, chain, disk_full, transient
 from tasks.files import write_atomic
 from tasks.stage import result_of, stage
 from tests.unit.stages.test_stage import Called
@@ -40,6 +40,17 @@ def replied(status: int) -> requests.HTTPError:
     response = requests.Response()
     response.status_code = status
     return requests.HTTPError("no", response=response)
+
+
+def raised_instead(inner: Exception, outer: Exception) -> Exception:
+    """As `raise outer from None` leaves it: what it was raised because of is hidden."""
+    try:
+        try:
+            raise inner
+        except Exception:
+            raise outer from None
+    except Exception as error:
+        return error
 
 
 def raised_from(inner: Exception, outer: Exception) -> Exception:
@@ -81,6 +92,8 @@ LASTING = [
     replied(403),
     RestException({"error_code": "INVALID_PARAMETER_VALUE", "message": "no such parameter"}),
     RestException({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such run"}),
+    raised_instead(httpx.ConnectError("refused"), RuntimeError("no slot")),
+    raised_instead(OSError(errno.ENOSPC, "No space"), RuntimeError("x")),
 ]
 FULL = [
     (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "disk full: [Errno 28] No space"),
@@ -112,6 +125,19 @@ def test_a_full_disk(error: Exception, line: str) -> None:
     assert said.startswith(line)
     assert said.endswith("make room and run it again, what is finished is kept")
     assert "\n" not in said
+
+
+def test_a_chain_is_what_a_traceback_shows() -> None:
+    """From a cause, else what was being handled; neither behind `from None`, nor in a circle."""
+    first, second, third = ValueError("1"), KeyError("2"), OSError("3")
+    raised_from(first, second)
+    assert list(chain(second)) == [second, first]
+    raised_instead(second, third)
+    assert third.__context__ is second
+    assert list(chain(third)) == [third]
+    second.__cause__, first.__context__ = None, second
+    second.__context__, second.__suppress_context__ = first, False
+    assert list(chain(second)) == [second, first]
 
 
 @pytest.fixture

@@ -125,6 +125,19 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
         where.write("x", b"")
 
 
+def test_what_a_library_wraps_is_the_storages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of fsspec's behind another is one line; one that is hidden says nothing of it."""
+    where = Storage("memory://wrapped")
+    outer = RuntimeError("cannot be read")
+    outer.__context__ = fsspec.exceptions.FSTimeoutError("slow")
+    monkeypatch.setattr(where.fs, "pipe_file", Flaky(outer, 10**6))
+    with pytest.raises(InputError, match=r"^memory://wrapped: writing failed: cannot be read"):
+        where.write("x", b"")
+    outer.__suppress_context__ = True
+    with pytest.raises(RuntimeError, match="cannot be read"):
+        where.write("x", b"")
+
+
 @pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf"])
 def test_patience_is_a_number(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("MTA_STORE_PATIENCE", text)
