@@ -26,29 +26,14 @@ from tests.faults.ways import (
     mount_store,
 )
 from tests.ray_nodes import installed
+from tests.small import SMALL
 
 KINDS = {"stack": ON_STACK, "alone": ALONE, "ray": ON_RAY}
-# A world of seconds: three methods with a bank, in many small jobs.
-SECTIONS: dict[str, Any] = {
-    "lamp_tasks": ["LaMP-2M"],
-    "methods": ["base", "merge_only", "mta"],
-    "items_curve": [],
-    "split": {"few_shot_items": 6},
-    "synthetic": {
-        "base_users": 12,
-        "anchor_candidates": 10,
-        "few_shot_users": 6,
-        "items_min": 11,
-        "items_max": 14,
-        "few_shot_items": 8,
-        "queries": 3,
-        "themes": 4,
-    },
-    "base": {"tiny": {"hidden": 16, "layers": 1, "heads": 2, "steps": 30, "batch_size": 16}},
-    "anchors": {"count": 8, "min_cluster_size": 3, "train_on": "user", "per_job": 1},
-    "meta_lora": {"rank": 2, "alpha": 4.0, "epochs": 1, "batch_size": 8},
-    "fusion": {"top_m": 2, "weights": "cosine"},
-    "stacking": {"rank": 2, "alpha": 4.0, "epochs": 1, "users_per_job": 2},
+# As for the flow tests, but in many small jobs: eight anchors of one each.
+SECTIONS: dict[str, Any] = SMALL | {
+    "synthetic": SMALL["synthetic"] | {"few_shot_users": 6},
+    "anchors": SMALL["anchors"] | {"count": 8},
+    "stacking": SMALL["stacking"] | {"users_per_job": 2},
     # Trainings of a second or less: so that some are killed after a checkpoint.
     "compute": {"checkpoint_seconds": 0.05},
 }

@@ -11,7 +11,8 @@ import pytest
 
 from flows.local import main
 from flows.mta import mta
-from tests.flows.conftest import SMALL, records
+from tests.flows.conftest import records
+from tests.small import SMALL
 
 
 def record(**changes: Any) -> dict[str, Any]:

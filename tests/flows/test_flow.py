@@ -23,7 +23,8 @@ from prefect.client.schemas.filters import (
 
 from flows.mta import mta
 from tasks.config import resolve
-from tests.flows.conftest import SMALL, records
+from tests.flows.conftest import records
+from tests.small import SMALL
 
 TABLE = Path(".mta/last_comparison.txt")
 

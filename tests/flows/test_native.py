@@ -20,8 +20,8 @@ import pytest
 from infra.local.settings import StackError
 from infra.native import postgres, s3
 from tasks.options import SYNTHETIC_TASKS, MethodName
-from tests.flows.conftest import SMALL
 from tests.flows.test_stack import ROOT, environment
+from tests.small import SMALL
 
 # All tasks and all methods, with budgets as small as they go.
 GIVEN: dict[str, Any] = SMALL | {

@@ -14,8 +14,9 @@ from flows.mta import mta
 from tasks.lamp.definitions import TASKS, get_task
 from tasks.lamp.formats import read_users
 from tests import llama3
-from tests.flows.conftest import SMALL, records
+from tests.flows.conftest import records
 from tests.official import FILE_NAMES, write_official
+from tests.small import SMALL
 from tests.unit.stages.test_embedding import minilm
 
 METRICS = {

@@ -20,7 +20,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from flows.mta import mta
 from tasks.presets import PRESETS
 from tasks.report.data import COSTS
-from tests.flows.conftest import SMALL
+from tests.small import SMALL
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

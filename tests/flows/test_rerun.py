@@ -17,7 +17,8 @@ from prefect.states import Scheduled
 from flows.mta import mta
 from tasks.config import resolve
 from tasks.prepare import prepare
-from tests.flows.conftest import SMALL, records
+from tests.flows.conftest import records
+from tests.small import SMALL
 
 TABLE = Path(".mta/last_comparison.txt")
 

@@ -16,7 +16,8 @@ from tasks.artifacts import Piece, Store, digest
 from tasks.errors import InputError
 from tasks.faults import DISK_FULL
 from tasks.stage import stage, store
-from tests.flows.conftest import SMALL, records
+from tests.flows.conftest import records
+from tests.small import SMALL
 
 
 def tries(workplace: Path, errors: list[Exception]) -> tuple[Any, int]:

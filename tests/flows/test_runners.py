@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from flows.mta import mta
-from tests.flows.conftest import SMALL, records
+from tests.flows.conftest import records
 from tests.ray_nodes import JOB_NODES, RayNodes, installed
+from tests.small import SMALL
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,8 @@ from flows.mta import mta
 from tasks import spool as spool_module
 from tasks.replay import Replay
 from tasks.spool import Spool, waiting
-from tests.flows.conftest import SMALL, MlflowServer
+from tests.flows.conftest import MlflowServer
+from tests.small import SMALL
 
 # An entry of this kind and number within a run is at which something happens to MLflow.
 Events = dict[int, Callable[[], None]]

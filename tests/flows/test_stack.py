@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.flows.conftest import SMALL, records
+from tests.flows.conftest import records
+from tests.small import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTIONS: dict[str, Any] = SMALL | {
