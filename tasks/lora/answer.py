@@ -11,14 +11,12 @@ from torch import Tensor
 from tasks.errors import InputError
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, collate
-from tasks.lora.cost import forward_limit
+from tasks.lora.cost import BATCH_FACTOR, forward_limit
 from tasks.lora.forward import label_losses, may_pack, sum_by
 from tasks.lora.group_train import default_positions
 from tasks.lora.grouped import Layers, Part, assign, clear
 from tasks.lora.packing import ONE_PER_ROW, footprint, layout, micro_batches, pack
 
-# Nothing is kept for a backward pass: batches hold so many times the positions of training.
-BATCH_FACTOR = 4
 # Some of one user's samples.
 Piece = tuple[int, slice]
 # Users' numbers -> layer -> (frozen part, trained part) of those users; None: the bare base model.

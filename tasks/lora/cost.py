@@ -19,6 +19,8 @@ from tasks.lora.grouped import Shapes, shapes_of
 # gradient of what went in.
 _ORDER = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1, "gate_proj": 2, "up_proj": 2}
 _LAST = 3
+# Where nothing is kept for a backward pass, batches hold so many times the positions of training.
+BATCH_FACTOR = 4
 
 
 @dataclass(frozen=True)
@@ -238,12 +240,12 @@ def cpu_positions(widths: Widths) -> int:
 
 
 def forward_limit(positions: int, gpu: bool) -> int:
-    """Positions per batch where no gradient is needed, so that nothing is kept for one.
+    """Positions per batch of log-likelihoods, given those of training.
 
     On a CPU a batch is a quarter of a training one, for the nearer cache: 3,685 items of the
     embedded model took 1.01 s in batches of 49,152, .76 s of 16,384 and .61 s of 4,096.
     """
-    return 4 * positions if gpu else max(512, positions // 4)
+    return BATCH_FACTOR * positions if gpu else max(512, positions // 4)
 
 
 def gpu_positions(widths: Widths, each: int, checkpointing: bool, free: int) -> int:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from tasks.lora.answer import BATCH_FACTOR
 from tasks.lora.cost import (
+    BATCH_FACTOR,
     Flops,
     Loras,
     Pass,
