@@ -61,10 +61,14 @@ def killer(step: int) -> Callable[[int, int], None]:
     return progress
 
 
+def killed(these: Group, step: int, checkpoint: Any) -> None:
+    with pytest.raises(Killed):
+        these.together(progress=killer(step), checkpoint=checkpoint)
+
+
 def with_kills(these: Group, path: Path, kills: list[int], seconds: float = 0.0) -> Outcome:
     for step in kills:
-        with pytest.raises(Killed):
-            these.together(progress=killer(step), checkpoint=at(path, seconds=seconds))
+        killed(these, step, at(path, seconds=seconds))
     return these.together(checkpoint=at(path, seconds=seconds))[1]
 
 
@@ -101,8 +105,7 @@ def test_from_step_to_step(fresh_base: MakeBase, tmp_path: Path) -> None:
     said: list[str] = []
     path = tmp_path / "c.safetensors"
     for step in range(1, STEPS + 1):
-        with pytest.raises(Killed):
-            these.together(progress=killer(step), checkpoint=at(path, said=said))
+        killed(these, step, at(path, said=said))
     done: list[int] = []
     _, got = these.together(
         progress=lambda number, _: done.append(number), checkpoint=at(path, said=said)
@@ -119,8 +122,7 @@ def test_what_was_not_kept_is_done_again(fresh_base: MakeBase, tmp_path: Path) -
     these = group(fresh_base())
     wanted = these.together()[1]
     path = tmp_path / "c.safetensors"
-    with pytest.raises(Killed):
-        these.together(progress=killer(2), checkpoint=at(path))
+    killed(these, 2, at(path))
     assert_same(with_kills(these, path, [5], seconds=3600.0), wanted)
 
 
@@ -166,8 +168,7 @@ def test_a_damaged_file(fresh_base: MakeBase, tmp_path: Path, how: str, place: f
     these = group(fresh_base())
     wanted = these.together()[1]
     path = tmp_path / "c.safetensors"
-    with pytest.raises(Killed):
-        these.together(progress=killer(3), checkpoint=at(path))
+    killed(these, 3, at(path))
     data = bytearray(path.read_bytes())
     where = int(len(data) * place)
     data[where] ^= 4
@@ -186,8 +187,7 @@ def test_of_other_work(fresh_base: MakeBase, tmp_path: Path) -> None:
     these = group(fresh_base())
     wanted = these.together()[1]
     path = tmp_path / "c.safetensors"
-    with pytest.raises(Killed):
-        these.together(progress=killer(3), checkpoint=at(path))
+    killed(these, 3, at(path))
     said: list[str] = []
     _, got = these.together(checkpoint=at(path, key="other", said=said))
     assert_same(got, wanted)

@@ -193,11 +193,19 @@ def elsewhere(board: FolderBoard, key: str, name: str = "other-host~1~1~x") -> N
     board.write("bank", name, text.encode())
 
 
+def shortened(
+    monkeypatch: pytest.MonkeyPatch, stale: float, beat: float = claims.BEAT_SECONDS
+) -> None:
+    """A claim is renewed every `beat` seconds, and ends where it was not for `stale`."""
+    monkeypatch.setattr(claims, "STALE_SECONDS", stale)
+    monkeypatch.setattr(claims, "BEAT_SECONDS", beat)
+
+
 def test_another_machines_claim_ends_when_it_is_not_renewed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its clock is not asked: what counts is how long the waiter saw no renewal."""
-    monkeypatch.setattr(claims, "STALE_SECONDS", 0.6)
+    shortened(monkeypatch, stale=0.6)
     board = FolderBoard(tmp_path)
     elsewhere(board, KEY)
     os.utime(tmp_path / "bank" / "other-host~1~1~x", (1, 1))
@@ -212,8 +220,7 @@ def test_a_renewed_claim_of_another_machine_is_respected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A holder beats every 0.1 s for 1.5 s, as another machine would see it."""
-    monkeypatch.setattr(claims, "STALE_SECONDS", 0.5)
-    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.1)
+    shortened(monkeypatch, stale=0.5, beat=0.1)
     board = FolderBoard(tmp_path)
     ended: list[float] = []
 
@@ -248,8 +255,7 @@ def test_a_look_that_was_kept_waiting_does_not_end_a_claim(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each look counts as one beat of 0.05 s at most: three of 0.3 s are not the 0.2 s."""
-    monkeypatch.setattr(claims, "STALE_SECONDS", 0.2)
-    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.05)
+    shortened(monkeypatch, stale=0.2, beat=0.05)
     board = Slow(tmp_path)
     elsewhere(board, KEY)
     waiting = Claims(board, lambda _line: None)
