@@ -25,7 +25,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -35,14 +34,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
-import psutil
-
 from tasks.claims import Claims, FolderBoard
 from tasks.errors import InputError
 from tasks.files import file_sha256, fsync
+from tasks.processes import abandoned, own_prefix
 
 RECORD = "record.json"
 CLAIMS_FOLDER = ".claims"
+# In front of whose it is (tasks/processes.py): a folder that is being filled.
+MAKING = ".making-"
 # The part of what a stage returns that goes to `Piece.notes` instead of its value.
 NOTES = "notes"
 
@@ -106,11 +106,6 @@ def folder_files(folder: Path) -> dict[str, str]:
 @cache
 def library_versions(names: tuple[str, ...]) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
-
-
-def working_prefix() -> str:
-    """How folders that are being filled are called: `sweep` so knows whose they are."""
-    return f".making-{socket.gethostname()}-{os.getpid()}-"
 
 
 class Store:
@@ -181,7 +176,7 @@ class Store:
         """Run `make` in a fresh folder and put the result in its place, whole or not at all."""
         place = self._place(stage, key)
         place.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=working_prefix(), dir=place.parent))
+        work = Path(tempfile.mkdtemp(prefix=own_prefix(MAKING), dir=place.parent))
         try:
             started = time.perf_counter()
             value = make(work)
@@ -276,15 +271,14 @@ class Store:
     def sweep(self) -> None:
         """Remove what processes of this machine that were killed left half-made or claimed."""
         self.working()
-        for left in self.root.glob(f"*/*/.making-{socket.gethostname()}-*"):
-            pid = left.name.rsplit("-", 2)[1]
-            if pid.isdigit() and not psutil.pid_exists(int(pid)):
+        for left in self.root.glob(f"*/*/{MAKING}*"):
+            if abandoned(left.name, MAKING):
                 shutil.rmtree(left, ignore_errors=True)
 
     def working(self) -> list[str]:
         """What is being made just now, as far as is known here: claims and unfinished pieces."""
         claims = [f"{CLAIMS_FOLDER}/{name}" for name in self.claims.in_force()]
-        made = sorted(self.root.glob("*/*/.making-*"))
+        made = sorted(self.root.glob(f"*/*/{MAKING}*"))
         return [*claims, *(path.relative_to(self.root).as_posix() for path in made)]
 
     def _records(self, stage: str) -> Iterator[tuple[str, Any]]:

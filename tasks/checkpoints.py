@@ -8,17 +8,15 @@ was killed finds it when it is run again. What it holds was trained on users, so
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from tasks.artifacts import Store, digest
 from tasks.config import RunConfig
 from tasks.files import PARTIAL
+from tasks.processes import abandoned
 from tasks.stage import log
 
 if TYPE_CHECKING:
@@ -77,9 +75,8 @@ def sweep(where: Store) -> None:
         # One that cannot be read is left to the job that wants it, which says so.
         if _old(path) or (about and all(where.find(path.parent.name, k) for k in about["pieces"])):
             path.unlink(missing_ok=True)
-    for path in folder(where).glob(f"*/{PARTIAL}{socket.gethostname()}-*"):
-        pid = path.name.rsplit("-", 2)[1]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+    for path in folder(where).glob(f"*/{PARTIAL}*"):
+        if abandoned(path.name, PARTIAL):
             path.unlink(missing_ok=True)
 
 

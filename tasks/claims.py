@@ -34,14 +34,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
+from tasks import processes
 
 BEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
 # So many times longer for a claim of this machine whose process lives.
 OWN_MACHINE = 10
-# A start of a process as two readers see it; the clock may be set between them.
-SAME_START_SECONDS = 5
 # Of a key: enough to tell any two apart, and claims of ten thousand users stay small.
 NAME_LENGTH = 16
 
@@ -130,7 +128,7 @@ class Claims:
         ]
 
     def _take(self, stage: str, names: list[str]) -> str:
-        own = f"{_me()}~{uuid.uuid4().hex}"
+        own = f"{_host()}~{processes.me()}~{uuid.uuid4().hex}"
         seen: dict[str, tuple[bytes, float, float]] = {}
         told = False
         pause = self.board.poll
@@ -188,7 +186,7 @@ class Claims:
     def _gone(self, stage: str, name: str) -> bool:
         """Whether a claim was of a process of this machine that is gone; it is then removed."""
         host, pid, start, *_ = [*name.split("~"), "", ""]
-        if host != _host() or not pid.isdigit() or _lives(int(pid), start):
+        if host != _host() or not pid.isdigit() or processes.lives(int(pid), start):
             return False
         self.board.remove(stage, name)
         return True
@@ -223,20 +221,3 @@ def _host() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text()[:8])
         parts.append(os.readlink("/proc/self/ns/pid"))
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts)).strip("-")
-
-
-def _me() -> str:
-    return f"{_host()}~{os.getpid()}~{psutil.Process().create_time():.0f}"
-
-
-def _lives(pid: int, start: str) -> bool:
-    """Whether the process that had this pid and start still runs (killed and not fetched: no)."""
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return abs(process.create_time() - float(start or 0)) <= SAME_START_SECONDS
-    except psutil.NoSuchProcess:
-        return False
-    except (psutil.AccessDenied, ValueError):
-        return True

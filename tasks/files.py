@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 import tempfile
 from pathlib import Path
 
-# In front of the host, the process and the rest of the name of a file that is being written.
+from tasks.processes import own_prefix
+
+# In front of whose it is (tasks/processes.py): a file that is being written.
 PARTIAL = ".partial-"
 
 
@@ -29,10 +30,9 @@ def fsync(path: Path) -> None:
 def write_atomic(path: Path, data: bytes) -> None:
     """`data` as the file `path`, on the disk when this returns: whole, or as it was before.
 
-    The folder must be there. A process that is killed leaves a file `.partial-HOST-PID-...`.
+    The folder must be there. A process that is killed leaves a file `.partial-...`.
     """
-    prefix = f"{PARTIAL}{socket.gethostname()}-{os.getpid()}-"
-    handle, name = tempfile.mkstemp(prefix=prefix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=own_prefix(PARTIAL), dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

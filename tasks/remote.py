@@ -24,9 +24,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tasks.artifacts import CLAIMS_FOLDER, RECORD, Piece, Store, working_prefix
+from tasks.artifacts import CLAIMS_FOLDER, MAKING, RECORD, Piece, Store
 from tasks.claims import Claims
 from tasks.files import file_sha256, fsync
+from tasks.processes import own_prefix
 from tasks.storage import MARKER, Storage
 
 # Beside the stages of the cache: what is to be uploaded, and records of pieces that are not here.
@@ -156,7 +157,7 @@ class RemoteStore(Store):
             return False
         place = self._place(stage, key)
         place.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=working_prefix(), dir=place.parent))
+        work = Path(tempfile.mkdtemp(prefix=own_prefix(MAKING), dir=place.parent))
         try:
             if problem := self._download(path, text, work):
                 self.warn(
@@ -200,7 +201,7 @@ class RemoteStore(Store):
         theirs = self.storage.read(f"{path}/{RECORD}")
         if theirs is not None and theirs != record:
             # Another machine made it, too (see tasks/claims.py): theirs stands, if it is whole.
-            own = Path(tempfile.mkdtemp(prefix=working_prefix(), dir=place.parent)) / key
+            own = Path(tempfile.mkdtemp(prefix=own_prefix(MAKING), dir=place.parent)) / key
             place.rename(own)
             if self._fetch(stage, key):
                 self._mark(stage, key).unlink(missing_ok=True)

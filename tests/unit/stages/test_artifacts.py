@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -374,27 +375,34 @@ def test_hash_of_a_folder_sees_what_is_asked_for(pieces: Store, tmp_path: Path) 
     assert pieces.hash_folder(tmp_path, ["*.json"]) != first
 
 
-def half_made(pieces: Store, host: str, pid: int) -> Path:
-    folder = pieces.root / "bank" / KEY[:2] / f".making-{host}-{pid}-abc_123"
+def half_made(pieces: Store, host: str, process: str) -> Path:
+    """`process`: pid~start."""
+    folder = pieces.root / "bank" / KEY[:2] / f".making-{host}~{process}~abc_123"
     folder.mkdir(parents=True)
     (folder / "half").write_text("x")
     return folder
 
 
 def test_sweep_takes_what_dead_processes_left(pieces: Store) -> None:
-    """A process that has ended, one that lives (this one, however old), one of another machine."""
+    """A process that has ended, one whose pid another has by now (this one's, from before a restart
+    of the machine), one that lives (this one, however old), one of another machine."""
     piece = pieces.get("bank", KEY, write())
     ended = subprocess.Popen(["true"])
     ended.wait()
-    host = socket.gethostname()
-    dead = half_made(pieces, host, ended.pid)
-    living = half_made(pieces, host, os.getpid())
-    elsewhere = half_made(pieces, "other-host", ended.pid)
+    host, now = socket.gethostname(), time.time()
+    start = psutil.Process().create_time()
+    dead = half_made(pieces, host, f"{ended.pid}~{now:.0f}")
+    before = half_made(pieces, host, f"{os.getpid()}~{start - 3600:.0f}")
+    living = half_made(pieces, host, f"{os.getpid()}~{start:.0f}")
+    elsewhere = half_made(pieces, "other-host", f"{ended.pid}~{now:.0f}")
     two_days_ago = time.time() - 2 * 86_400
     for folder in (living, piece.folder):
         os.utime(folder, (two_days_ago, two_days_ago))
     pieces.sweep()
-    assert [folder.exists() for folder in (dead, living, elsewhere)] == [False, True, True]
+    assert not dead.exists()
+    assert not before.exists()
+    assert living.exists()
+    assert elsewhere.exists()
     assert pieces.get("bank", KEY, never).cached
 
 

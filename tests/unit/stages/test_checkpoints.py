@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -147,15 +148,16 @@ def test_sweep_takes_what_nobody_resumes(where: Store) -> None:
     days = checkpoints.DAYS * 24 * 3600
     for path, age in ((old, days + 60), (fresh, days - 60)):
         os.utime(path, times=(time.time() - age,) * 2)
-    host = socket.gethostname()
+    host, pid, start = socket.gethostname(), os.getpid(), psutil.Process().create_time()
     dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
-    for pid in (dead.stdout.strip(), os.getpid()):
-        (fresh.parent / f"{PARTIAL}{host}-{pid}-x").write_bytes(b"x")
+    own = f"{PARTIAL}{host}~{pid}~{start:.0f}~x"
+    # A process that is gone, one that had this one's pid before the machine was restarted.
+    gone = (f"{dead.stdout.strip()}~{time.time():.0f}", f"{pid}~{start - 3600:.0f}")
+    for name in (own, *(f"{PARTIAL}{host}~{process}~x" for process in gone)):
+        (fresh.parent / name).write_bytes(b"x")
     checkpoints.sweep(where)
     assert not done.exists()
-    assert kept(where) == sorted(
-        [half.name, fresh.name, damaged.name, f"{PARTIAL}{host}-{os.getpid()}-x"]
-    )
+    assert kept(where) == sorted([half.name, fresh.name, damaged.name, own])
 
 
 def test_a_user_who_is_forgotten(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +168,7 @@ def test_a_user_who_is_forgotten(place: Path, monkeypatch: pytest.MonkeyPatch) -
     own = a_checkpoint(where, "stacking", "own", ["few-0", "few-1"])
     a_checkpoint(where, "stacking", "other", ["few-0", "few-12"])
     (own.parent / "damaged.safetensors").write_bytes(b"whose?")
-    (own.parent / f"{PARTIAL}elsewhere-1-x").write_bytes(b"whose?")
+    (own.parent / f"{PARTIAL}elsewhere~1~1~x").write_bytes(b"whose?")
     assert about_of(own) == {"stage": "stacking", "pieces": ["own"], "users": ["few-0", "few-1"]}
     done, left = forget.forget(where, "few-1")
     assert left == []

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tasks import claims
+from tasks import claims, processes
 from tasks.artifacts import Store, digest
 from tasks.claims import Claims, FolderBoard
 
@@ -226,7 +226,7 @@ def test_a_renewed_claim_of_another_machine_is_respected(
 
     def work() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(claims, "_me", lambda: "other-host~1~1")
+            patch.setattr(claims, "_host", lambda: "other-host")
             holding = Claims(board, lambda _line: None).held("bank", [KEY])
             holding.__enter__()
         inside.set()
@@ -278,8 +278,8 @@ def test_claims_of_other_work_are_no_hindrance(tmp_path: Path) -> None:
 
 def test_a_pid_that_was_given_again_holds_nothing(tmp_path: Path) -> None:
     board = FolderBoard(tmp_path)
-    host, pid, start = claims._me().split("~")
-    elsewhere(board, KEY, f"{host}~{pid}~{int(start) - 100}~x")
+    pid, start = processes.me().split("~")
+    elsewhere(board, KEY, f"{claims._host()}~{pid}~{int(start) - 100}~x")
     with Claims(board, lambda _line: None).held("bank", [KEY]):
         assert len(board.names("bank")) == 1
     assert abs(psutil.Process().create_time() - int(start)) <= 1

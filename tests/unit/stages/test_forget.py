@@ -251,7 +251,7 @@ def test_what_cannot_be_reached_is_said(
 
 
 def test_a_run_under_way_is_waited_for(copied: Store) -> None:
-    place = copied.root / "stacking" / "ab" / ".making-elsewhere-1-x"
+    place = copied.root / "stacking" / "ab" / ".making-elsewhere~1~1~x"
     place.mkdir(parents=True)
     with pytest.raises(InputError, match="is being made by a run"):
         forget.forget(copied, "few-1")
