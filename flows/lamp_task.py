@@ -22,11 +22,11 @@ from tasks.meta_lora import bank, meta_lora
 from tasks.methods import METHODS, bank_kind, config_of
 from tasks.options import MethodName
 from tasks.prepare import prepare
+from tasks.progress import Progress
 from tasks.refit import refit
 from tasks.scoring import predict, score
 from tasks.stacking import Inputs, stacking
 from tasks.stage import (
-    Progress,
     Result,
     StageFailed,
     log,

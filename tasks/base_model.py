@@ -16,8 +16,9 @@ from tasks.lamp import history
 from tasks.lamp.definitions import get_task
 from tasks.lamp.prompts import LAYOUT
 from tasks.prepare import each_user
+from tasks.progress import Progress
 from tasks.questions import profile_questions, user_queries
-from tasks.stage import Progress, gpu_slot, stage, store
+from tasks.stage import gpu_slot, stage, store
 
 if TYPE_CHECKING:
     from tasks.lamp.prompts import Sample

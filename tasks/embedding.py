@@ -22,8 +22,9 @@ from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
 from tasks.lamp.definitions import get_task
 from tasks.prepare import ROLES, each_user
+from tasks.progress import Progress
 from tasks.questions import content
-from tasks.stage import Progress, gpu_slot, log, stage, store
+from tasks.stage import gpu_slot, log, stage, store
 from tasks.text_encoder import Profile, text_vectors
 from tasks.tokens import tokens_of
 

@@ -13,7 +13,8 @@ from tasks.artifacts import Piece, Store, digest, library_versions
 from tasks.config import RunConfig
 from tasks.errors import InputError, label
 from tasks.files import file_sha256
-from tasks.stage import Progress, log, stage, store
+from tasks.progress import Progress
+from tasks.stage import log, stage, store
 
 if TYPE_CHECKING:
     import polars as pl

@@ -32,8 +32,9 @@ from tasks.config import RunConfig, derive_seed
 from tasks.embedding import read_embeddings
 from tasks.meta_lora import train_users
 from tasks.prepare import users_of
+from tasks.progress import Progress
 from tasks.questions import content
-from tasks.stage import Progress, gpu_slot, log, stage, store
+from tasks.stage import gpu_slot, log, stage, store
 from tasks.tokens import tokens_of
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What every stage's task shares: its state's name, its store, its GPU slot, its progress.
+"""What every stage's task shares: its state's name, its store, its GPU slot.
 
 A stage function returns a `Piece`. `stage` makes it a Prefect task whose run is named `Cached` when
 the piece was found in the store, and whose bad input ends it as Failed with one line and no
@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import multiprocessing
 import os
-import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError
@@ -23,7 +20,6 @@ from typing import Any, TypedDict
 from uuid import UUID
 
 from prefect import Flow, State, Task, get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
@@ -32,7 +28,6 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import MissingContextError, ObjectAlreadyExists, ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Crashed, Failed
-from tqdm import tqdm
 
 from tasks.artifacts import Piece, Ref, Store
 from tasks.errors import InputError, masked
@@ -267,51 +262,3 @@ def gpu_slot() -> Iterator[None]:
                 f"it is free when its lease of {SLOT_LEASE_SECONDS} s ends",
                 warning=True,
             )
-
-
-class Progress:
-    """A progress artifact in the Prefect UI, moved at most once a second; a bar in a terminal.
-
-    Used from the flow and from tasks. Failing to report never fails the work.
-    """
-
-    def __init__(self, key: str, what: str, total: int) -> None:
-        self.what, self.total, self.done = what, max(total, 1), 0
-        self._last = time.monotonic()
-        # In a terminal a bar as well; a worker's log gets none. Nor do worker processes draw: they
-        # know nothing of each other's bars.
-        drawn = sys.stderr.isatty() and multiprocessing.parent_process() is None
-        self._bar = tqdm(total=self.total, desc=what, leave=False, disable=not drawn)
-        # Prefect types its sync calls as "or a coroutine".
-        self._artifact: Any = None
-        try:
-            # A key of its own for each LaMP task, as several run at once. Prefect's artifact keys:
-            # lower-case letters, digits and dashes.
-            key = re.sub("[^a-z0-9]+", "-", f"{key} {what}".lower()).strip("-")
-            self._artifact = create_progress_artifact(0.0, key=key, description=self._text())
-        except Exception as error:
-            log(f"progress of {what} cannot be shown ({type(error).__name__})", warning=True)
-
-    def update(self, done: int, total: int | None = None) -> None:
-        self.done = done
-        self.total = total or self.total
-        self._bar.total = self.total
-        self._bar.update(done - self._bar.n)
-        if done >= self.total:
-            self._bar.close()
-        now = time.monotonic()
-        if self._artifact is None or (now - self._last < 1.0 and done < self.total):
-            return
-        self._last = now
-        try:
-            update_progress_artifact(
-                self._artifact, 100.0 * done / self.total, description=self._text()
-            )
-        except Exception as error:
-            log(f"progress of {self.what} cannot be shown ({type(error).__name__})", warning=True)
-
-    def advance(self) -> None:
-        self.update(self.done + 1)
-
-    def _text(self) -> str:
-        return f"{self.what}: {self.done} of {self.total}"

@@ -21,7 +21,8 @@ from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
 from tasks.meta_lora import train_users
 from tasks.prepare import each_user
-from tasks.stage import Progress, gpu_slot, stage, store
+from tasks.progress import Progress
+from tasks.stage import gpu_slot, stage, store
 from tasks.tokens import Kind, tokens_of
 
 VERSION = 1

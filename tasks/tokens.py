@@ -16,8 +16,8 @@ from tasks.artifacts import Store, digest, library_versions
 from tasks.base_model import prompt_parts
 from tasks.config import RunConfig
 from tasks.lamp.definitions import get_task
+from tasks.progress import Progress
 from tasks.questions import content, encode_all, profile_questions, user_queries
-from tasks.stage import Progress
 
 if TYPE_CHECKING:
     from tasks.lora.base import Base
