@@ -1,4 +1,4 @@
-"""The one exception that speaks to a person, and how strange data is shown: in one clean line."""
+"""The exception that speaks to a person, and how strange data is shown: in one clean line."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(masked(message)))
+
+
+class StorageError(InputError):
+    """The storage of the store cannot be used now: no answer, no permission, no such bucket.
+
+    Whether it has what was asked for is not known.
+    """
 
 
 def masked(text: str) -> str:

@@ -49,7 +49,8 @@ class Replay:
     def take(self, entry: dict[str, Any], folder: Path, anew: bool) -> None:
         """Log one entry; files that it names lie in `folder`. anew: nobody has tried it before.
 
-        Raises what MLflow's client does, InputError where a piece of the store is gone.
+        Raises what MLflow's client does, InputError where a piece of the store is gone, and
+        StorageError where the store does not say whether it is.
         """
         kind, key = entry["kind"], entry["key"]
         if kind == "run":

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import Ref, Store
-from tasks.errors import InputError, masked
+from tasks.errors import InputError, StorageError, masked
 from tasks.faults import disk_full, transient
 from tasks.files import write_atomic
 from tasks.replay import Replay, target
@@ -160,6 +160,8 @@ class Spool:
         first = self.why is None
         why = " ".join(str(error).split())[:200]
         self.why = f"{type(error).__name__}: {why}"
+        if isinstance(error, StorageError):
+            self._answered = False  # storage was asked with patience: `finish` need not be patient
         self._again = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         if first:
@@ -177,7 +179,9 @@ class Spool:
 
 
 def _waits(error: Exception) -> bool:
-    """Whether the entry is to wait: no answer, or nobody is let in."""
+    """Whether the entry is to wait: no answer of MLflow or the store, or nobody is let in."""
+    if isinstance(error, StorageError):
+        return True
     status = getattr(error, "get_http_status_code", None)
     return transient(error) or (status is not None and int(status()) in (401, 403))
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import fsspec
 import tenacity
 
-from tasks.errors import InputError
+from tasks.errors import InputError, StorageError
 from tasks.faults import DiskFull, chain, disk_full
 
 PATIENCE = "MTA_STORE_PATIENCE"
@@ -46,7 +46,7 @@ T = TypeVar("T")
 class Storage:
     """A folder of files at a URL. Paths are relative to it, with slashes.
 
-    Every method raises InputError, in one line, where the storage cannot be used.
+    Every method raises StorageError, in one line, where the storage cannot be used.
     """
 
     def __init__(self, url: str) -> None:
@@ -159,7 +159,7 @@ class Storage:
                 raise DiskFull(f"{self.url}: {doing} failed: {line}") from error
             if not isinstance(error, OSError) and not any(map(_of_storage, chain(error))):
                 raise  # a fault of this program keeps its traceback
-            raise InputError(f"{self.url}: {doing} failed: {self._why(error)}") from error
+            raise StorageError(f"{self.url}: {doing} failed: {self._why(error)}") from error
 
     def _why(self, error: Exception) -> str:
         told = " ".join(str(error).split())[:200] or type(error).__name__

@@ -19,10 +19,12 @@ from mlflow.exceptions import RestException
 
 from tasks import forget
 from tasks import spool as module
-from tasks.artifacts import Store
+from tasks.artifacts import RECORD, Store
 from tasks.errors import InputError
+from tasks.remote import RemoteStore
 from tasks.replay import KEY_TAG, Replay, target
 from tasks.spool import FOLDER, Spool, catch_up, waiting
+from tasks.storage import Storage
 
 KEY, CHILD = "a" * 32, "b" * 32
 
@@ -75,6 +77,14 @@ def piece(where: Store) -> Any:
         return {}
 
     return where.get("meta_lora", "kk", make).ref
+
+
+def copied(folder: Path) -> Callable[[Path], dict[str, Any]]:
+    def make(out: Path) -> dict[str, Any]:
+        shutil.copytree(folder, out, ignore=shutil.ignore_patterns(RECORD), dirs_exist_ok=True)
+        return {}
+
+    return make
 
 
 def fill(spool: Spool, where: Store) -> None:
@@ -232,6 +242,35 @@ def test_a_piece_that_is_gone_is_a_refusal(where: Store, uri: str) -> None:
     spool.add_piece(KEY, {"uri": "meta_lora/none", "sha256": "0", "kind": "meta_lora"}, "adapter")
     assert spool.finish()
     assert "meta_lora/none is gone or damaged" in spool.refused[0]
+
+
+def test_a_store_that_does_not_answer_is_asked_again(
+    where: Store, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have the piece: nothing is dropped, and it is not asked once more at the end."""
+    ref = piece(where)
+    storage = Storage("memory://away")
+    away = RemoteStore(storage, tmp_path / "cache")
+    asked: list[str] = []
+
+    def no_answer(path: str) -> bytes:
+        asked.append(path)
+        raise ConnectionResetError("reset")
+
+    monkeypatch.setattr(storage, "patience", 0.0)
+    spool = opened(where, Replay(uri, away))
+    spool.add("run", KEY, name="parent", tags={}, parent=None, time=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.fs, "cat_file", no_answer)
+        spool.add_piece(KEY, ref, "adapter", "adapter")
+        assert not spool.finish()
+        assert len(asked) == 2
+    assert spool.refused == []
+    assert len(spool.waiting()) == 1
+    assert "memory://away: reading failed: no answer for 0 s (reset)" in (spool.behind() or "")
+    away.make("meta_lora", "kk", copied(where.open(ref).folder))
+    assert spool.finish()
+    assert logged(uri)["parent files"] == ["adapter/weights.json"]
 
 
 def test_one_process_at_a_time(where: Store, uri: str) -> None:
