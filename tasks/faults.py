@@ -14,11 +14,19 @@ from tasks.errors import InputError
 DELAYS = [2.0, 10.0, 30.0, 60.0]
 # The name of the state of a stage or a run that ended for want of disk, and how its line begins.
 DISK_FULL = "DiskFull"
-_FULL = {errno.ENOSPC: "disk full", errno.EDQUOT: "disk full", errno.EROFS: "disk is read-only"}
+# What a file is not let grow beyond: a limit of the process, or of the file system.
+_LIMITED = "disk full or limited (ulimit -f)"
+_FULL = {
+    errno.ENOSPC: "disk full",
+    errno.EDQUOT: "disk full",
+    errno.EFBIG: _LIMITED,
+    errno.EROFS: "disk is read-only",
+}
 # As libraries say it that do not raise OSError: Rust's (safetensors, polars) and sqlite.
 _FULL_TEXTS = {
     "(os error 28)": "disk full",
     "(os error 122)": "disk full",
+    "(os error 27)": _LIMITED,
     "database or disk is full": "disk full",
     "(os error 30)": "disk is read-only",
     "attempt to write a readonly database": "disk is read-only",

@@ -26,7 +26,7 @@ MARKER = ".mta-store"
 # OSErrors that stay however often one asks.
 LASTING = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG,
-    errno.ENOTDIR, errno.EISDIR, errno.ENOSPC, errno.EDQUOT,
+    errno.ENOTDIR, errno.EISDIR, errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
 }  # fmt: skip
 # Errors of the network that are no OSErrors, by name: the libraries may not be installed.
 PASSING = {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import resource
 import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,10 @@ LASTING = [
 FULL = [
     (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "disk full: [Errno 28] No space"),
     (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk full: [Errno 122] Disk quota"),
+    (
+        OSError(errno.EFBIG, "File too large", "/x/y"),
+        "disk full or limited (ulimit -f): [Errno 27] File too large: '/x/y'; make room",
+    ),
     (OSError(errno.EROFS, "Read-only file system"), "disk is read-only: [Errno 30] Read-only"),
     (SafetensorError("I/O error: No space left on device (os error 28)"), "disk full: I/O error"),
     (sqlite3.OperationalError("database or disk is full"), "disk full: database or disk"),
@@ -175,6 +181,28 @@ def test_what_libraries_raise_on_a_disk_that_is_full(small_disk: Path, writer: s
     else:
         line = "written"
     assert line.startswith("disk full: ")
+
+
+@contextmanager
+def limited(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_libraries_raise_where_files_may_not_grow(tmp_path: Path, writer: str) -> None:
+    line = "written"
+    with limited(64 << 10):
+        try:
+            WRITERS[writer](tmp_path / "file")
+        except Exception as error:
+            line = disk_full(error) or repr(error)
+    assert line.startswith("disk full or limited (ulimit -f): ")
 
 
 def test_the_store_on_a_disk_that_is_full(small_disk: Path) -> None:

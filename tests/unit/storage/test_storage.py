@@ -100,6 +100,7 @@ CANNOT = {
     "permission": (PermissionError("Access Denied"), "Access Denied; check MTA_STORE, permissions"),
     "disk": (OSError(errno.ENOSPC, "No space left on device"), "disk full: .*No space left"),
     "quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk full: .*quota exceeded; make"),
+    "limit": (OSError(errno.EFBIG, "File too large"), "disk full or limited .*too large; make"),
     "read only": (OSError(errno.EROFS, "Read-only file system"), "disk is read-only: "),
     "bucket": (FileNotFoundError("The bucket does not exist"), "no such bucket or folder"),
 }
@@ -111,7 +112,7 @@ def test_what_cannot_pass_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch, n
     where = Storage("memory://refused")
     refuses = Flaky(error, 10**6)
     monkeypatch.setattr(where.fs, "pipe_file", refuses)
-    full = name in ("disk", "quota", "read only")
+    full = name in ("disk", "quota", "limit", "read only")
     with pytest.raises(DiskFull if full else InputError, match=words) as raised:
         where.write("x", b"")
     assert refuses.asked == 1
