@@ -1,4 +1,4 @@
-"""What the store and the downloads both do to files: their hash, and getting them onto the disk."""
+"""Files of the store and the downloads: where they are, their hash, getting them onto the disk."""
 
 from __future__ import annotations
 
@@ -7,10 +7,26 @@ import os
 import tempfile
 from pathlib import Path
 
+from tasks.errors import InputError
 from tasks.processes import own_prefix
 
 # In front of whose it is (tasks/processes.py): a file that is being written.
 PARTIAL = ".partial-"
+
+
+def store_folder(place: str) -> Path | None:
+    """The folder that a place of a store names, by a path or as `file:///path`; None for a URL.
+
+    Raises InputError for a `file://` without a whole path.
+    """
+    protocol, divided, path = place.partition("://")
+    if not divided:
+        return Path(place).absolute()
+    if protocol not in ("file", "local"):
+        return None
+    if not path.startswith("/"):
+        raise InputError(f"MTA_STORE {place}: write a whole path: {protocol}:///path/of/a/folder")
+    return Path(path)
 
 
 def file_sha256(path: Path) -> str:

@@ -32,6 +32,7 @@ from prefect.states import Completed, Crashed, Failed
 from tasks.artifacts import Piece, Ref, Store
 from tasks.errors import InputError, masked
 from tasks.faults import DELAYS, DISK_FULL, DiskFull, disk_full, transient
+from tasks.files import store_folder
 
 GPU_LIMIT = "gpu"
 # Set in the environment of Ray's workers (tasks/ray_runner.py).
@@ -74,19 +75,23 @@ def store() -> Store:
 
 
 def store_place() -> str:
-    """Where the store is, for any process of any machine: a URL, or a whole path."""
+    """Where the store is, for any process of any machine: a URL, or a whole path.
+
+    Raises InputError for a `file://` without a whole path.
+    """
     place = os.environ.get("MTA_STORE", ".mta/store")
-    return place if "://" in place else str(Path(place).absolute())
+    return str(store_folder(place) or place)
 
 
 def store_at(place: str) -> Store:
-    """The store in a folder, or at an fsspec URL with its cache in `MTA_STORE_CACHE`.
+    """The store in a folder (`file://` is one), or at an fsspec URL with its cache in
+    `MTA_STORE_CACHE`.
 
     Raises InputError for a URL that nothing here can read.
     """
     warn = functools.partial(log, warning=True)
-    if "://" not in place:
-        return Store(Path(place).absolute(), warn)
+    if folder := store_folder(place):
+        return Store(folder, warn)
     from tasks.remote import RemoteStore
     from tasks.storage import Storage
 

@@ -1,4 +1,4 @@
-"""Files at an fsspec URL (s3://bucket/prefix, file:///mnt/shared, ...), asked with patience.
+"""Files at an fsspec URL (s3://bucket/prefix, memory://x, ...), asked with patience.
 
 What may pass (no answer, a server that is busy) is tried again with growing pauses for
 `MTA_STORE_PATIENCE` seconds, 300 unless told. What cannot pass (no permission, no such bucket, a
@@ -36,7 +36,6 @@ PASSING = {
     "IncompleteRead",  # http.client
 }  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
-    "file": {"auto_mkdir": True},
     # The pauses are ours, else botocore's, s3fs' and these would multiply.
     "s3": {"config_kwargs": {"retries": {"max_attempts": 1}}},
 }

@@ -184,7 +184,13 @@ def client_environment(
     env["PREFECT_API_URL"] = f"http://{HOST}:{prefect_port}/api"
     env["MLFLOW_TRACKING_URI"] = mlflow_uri
     # A URL may be the user's choice; a folder elsewhere would part it from its reports.
-    if "://" not in env.get("MTA_STORE", ""):
+    given = env.get("MTA_STORE", "")
+    if given.startswith(("file://", "local://")):
+        raise StackError(
+            f"MTA_STORE {given} is a folder, and the store of this stack is {layout.store}: unset "
+            "it, or run `python -m flows.mta` with it"
+        )
+    if "://" not in given:
         env["MTA_STORE"] = str(layout.store)
     env["MTA_STORE_CACHE"] = str(layout.cache)
     env["TOKENIZERS_PARALLELISM"] = "false"

@@ -119,6 +119,14 @@ def test_a_store_at_a_url_is_the_users(tmp_path: Path, given: str, kept: bool) -
     assert env["MTA_STORE_CACHE"] == str(tmp_path / ".mta" / "cache")
 
 
+def test_a_store_in_a_folder_elsewhere_is_refused_as_a_url(tmp_path: Path) -> None:
+    """It is the folder, which this stack does not take; it is not passed over in silence."""
+    with pytest.raises(StackError, match=r"^MTA_STORE file:///mnt/x is a folder, .*store: unset"):
+        client_environment(
+            Layout(tmp_path), {"MTA_STORE": "file:///mnt/x"}, prefect_port=1, mlflow_uri="x"
+        )
+
+
 @pytest.mark.parametrize(("text", "value"), [("", 4200), ("  ", 4200), ("4300", 4300)])
 def test_integer(text: str, value: int) -> None:
     assert integer({"PORT": text}, "PORT", 4200, least=1, most=65535) == value

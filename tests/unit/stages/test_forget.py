@@ -113,6 +113,14 @@ def stages_at(folder: Path) -> dict[str, int]:
     return {f.name: len(list(f.glob("*/*/record.json"))) for f in folder.iterdir()}
 
 
+def fetched(storage: Storage, folder: Path) -> Path:
+    """All that a storage has, as files in `folder`."""
+    for path in storage.files():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        assert storage.download(path, folder / path)
+    return folder
+
+
 def artifacts(folder: Path) -> list[str]:
     return sorted(f.name for f in (folder / "artifacts").rglob("*") if f.is_file())
 
@@ -264,10 +272,10 @@ def test_out_of_a_store_at_a_url(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """From the storage, also what only another machine made, and from the cache here."""
-    there = tmp_path / "there"
-    monkeypatch.setenv("MTA_STORE", f"file://{there}")
+    url = f"memory://{tmp_path.name}/there"
+    monkeypatch.setenv("MTA_STORE", url)
     monkeypatch.setenv("MTA_STORE_CACHE", str(tmp_path / "mta" / "cache"))
-    other = RemoteStore(Storage(f"file://{there}"), tmp_path / "other" / "cache")
+    other = RemoteStore(Storage(url), tmp_path / "other" / "cache")
     for record in sorted(copied.root.glob("*/*/*/record.json")):
         source = record.parent
 
@@ -283,10 +291,12 @@ def test_out_of_a_store_at_a_url(
     here.find("prepare", sorted((copied.root / "prepare").glob("*/*"))[0].name)
     here.find_rows("stacking", ["nobody"])
     shutil.rmtree(copied.root)
+    there = fetched(Storage(url), tmp_path / "there before")
     before = stages_at(there)
     assert grep(there, '"few-1"', "few-1 film")
     assert forget.main(["few-1"]) == 0
     assert "nothing of the user is left" in capsys.readouterr().out
+    there = fetched(Storage(url), tmp_path / "there after")
     assert grep(there, '"few-1"', "few-1 film") == []
     assert grep(tmp_path / "mta", '"few-1"', "few-1 film") == []
     after = stages_at(there)

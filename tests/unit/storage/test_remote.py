@@ -1,4 +1,4 @@
-"""The store at a URL: on S3 (moto), on a mounted folder and in memory."""
+"""The store at a URL: on S3 (moto) and in memory."""
 
 from __future__ import annotations
 

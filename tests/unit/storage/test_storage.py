@@ -15,7 +15,7 @@ from tasks.artifacts import Store, digest
 from tasks.errors import InputError
 from tasks.faults import DiskFull, disk_full
 from tasks.remote import RemoteStore
-from tasks.stage import store
+from tasks.stage import store, store_place
 from tasks.storage import Storage
 
 
@@ -241,3 +241,23 @@ def test_mta_store_names_a_folder_or_a_url(tmp_path: Path, monkeypatch: pytest.M
     assert store().root == tmp_path / "fast"
     monkeypatch.setenv("MTA_STORE", "a/folder")
     assert type(store()) is Store
+
+
+@pytest.mark.parametrize("protocol", ["file", "local"])
+def test_a_file_url_is_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    """The plain store, in which a piece is renamed into place; not fsspec, which writes there."""
+    monkeypatch.setenv("MTA_STORE", f"{protocol}://{tmp_path}/a b")
+    assert type(store()) is Store
+    assert store().root == tmp_path / "a b"
+    assert store_place() == str(tmp_path / "a b")
+    piece = store().get("bank", digest("x"), put("weights"))
+    assert Store(tmp_path / "a b").open(piece.ref).cached
+
+
+@pytest.mark.parametrize("place", ["file://a/b", "file://host/b", "local://", "file://~/b"])
+def test_a_file_url_names_a_whole_path(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setenv("MTA_STORE", place)
+    with pytest.raises(InputError, match=f"^MTA_STORE {place}: write a whole path"):
+        store()
