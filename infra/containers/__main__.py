@@ -15,15 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infra.buckets import make_buckets
+from infra.command import one_word, say
 from infra.local.api import PrefectApi, answers
 from infra.local.register import ensure_deployment, ensure_gpu_limit, ensure_work_pool
 from infra.local.settings import WORK_POOL, Layout, StackError, integer
-
-COMMANDS = ("worker", "buckets")
-
-
-def say(text: str) -> None:
-    print(f"mta: {text}", file=sys.stderr, flush=True)
 
 
 def worker(environ: Mapping[str, str]) -> list[str]:
@@ -47,24 +42,22 @@ def worker(environ: Mapping[str, str]) -> list[str]:
     return [*python, "worker", "start", "--pool", WORK_POOL, "--type", "process"]
 
 
-def main(argv: list[str]) -> int:
-    if argv in (["-h"], ["--help"]):
-        print(__doc__)
-        return 0
-    if len(argv) != 1 or argv[0] not in COMMANDS:
-        say(f"usage: python -m infra.containers {'|'.join(COMMANDS)}")
-        return 2
-    try:
-        if argv == ["buckets"]:
-            names = os.environ.get("MTA_BUCKETS", "mta,mlflow").split(",")
-            for name in make_buckets(filter(None, names), os.environ):
-                say(f"made bucket {name}")
-            return 0
-        command = worker(os.environ)
-    except StackError as error:
-        say(str(error))
-        return 1
+def run_worker() -> None:
+    command = worker(os.environ)
     os.execv(command[0], command)  # signals are the worker's own
+
+
+def buckets() -> None:
+    names = os.environ.get("MTA_BUCKETS", "mta,mlflow").split(",")
+    for name in make_buckets(filter(None, names), os.environ):
+        say(f"made bucket {name}")
+
+
+COMMANDS = {"worker": run_worker, "buckets": buckets}
+
+
+def main(argv: list[str]) -> int:
+    return one_word("infra.containers", __doc__, COMMANDS, argv)
 
 
 if __name__ == "__main__":

@@ -18,16 +18,12 @@ from __future__ import annotations
 import os
 import sys
 
+from infra.command import say
 from infra.local import stack
 from infra.local.benchmark import benchmark
 from infra.local.settings import StackError, project_layout
-from tasks.errors import masked
 
 COMMANDS = ("up", "deploy", "benchmark", "status", "down", "clean")
-
-
-def say(text: str) -> None:
-    print(f"mta: {masked(text)}", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str]) -> int:

@@ -22,19 +22,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from infra.buckets import make_buckets
+from infra.command import one_word, say
 from infra.local.api import answers
 from infra.local.processes import Record, end, free_port, one_at_a_time, start, wait_until
 from infra.local.settings import TELEMETRY_OFF, StackError, integer, project_layout
 from infra.native import postgres, s3
 
-COMMANDS = ("up", "env", "down")
 TIMEOUT = 60.0
 
 Say = Callable[[str], None]
-
-
-def say(text: str) -> None:
-    print(f"mta: {text}", file=sys.stderr, flush=True)
 
 
 def up(folder: Path, environ: Mapping[str, str], say: Say) -> dict[str, str]:
@@ -107,26 +103,25 @@ def _start(
     return record
 
 
-def main(argv: list[str]) -> int:
-    if argv in (["-h"], ["--help"]):
-        print(__doc__)
-        return 0
-    if len(argv) != 1 or argv[0] not in COMMANDS:
-        say(f"usage: python -m infra.native {'|'.join(COMMANDS)}")
-        return 2
+def _folder() -> Path:
     given = os.environ.get("MTA_NATIVE", "").strip()
-    folder = Path(given).absolute() if given else project_layout().state / "native"
-    try:
-        if argv == ["down"]:
-            down(folder, say)
-            return 0
-        found = up(folder, os.environ, say) if argv == ["up"] else environment(folder)
-    except StackError as error:
-        say(str(error))
-        return 1
+    return Path(given).absolute() if given else project_layout().state / "native"
+
+
+def _show(found: Mapping[str, str]) -> None:
     for name, value in found.items():
         print(f"export {name}={shlex.quote(value)}")
-    return 0
+
+
+COMMANDS: dict[str, Callable[[], None]] = {
+    "up": lambda: _show(up(_folder(), os.environ, say)),
+    "env": lambda: _show(environment(_folder())),
+    "down": lambda: down(_folder(), say),
+}
+
+
+def main(argv: list[str]) -> int:
+    return one_word("infra.native", __doc__, COMMANDS, argv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from prefect.states import Failed
 from pydantic import ValidationError
 
 from flows.lamp_task import not_finite
-from infra.local.__main__ import say
+from infra.command import say
 from tasks import tracking
 from tasks.config import resolve
 from tasks.errors import InputError, label, masked, printable
