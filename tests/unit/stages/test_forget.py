@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from tasks import forget
+from tasks import forget, forget_pieces
 from tasks.artifacts import Store
 from tasks.errors import InputError
 from tasks.remote import RemoteStore
@@ -310,7 +310,7 @@ def test_out_of_a_store_at_a_url(
 
 def test_a_pooled_author_is_found_by_the_texts() -> None:
     """Base users of one author are one row under the author's name; the source tells the texts."""
-    known = forget.Known({"b"}, {"b one", "b two"})
+    known = forget_pieces.Known({"b"}, {"b one", "b two"})
     rows = {"a": ["a one", "b one", "b two"], "c": ["b one"]}
 
     def read(_folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -318,9 +318,9 @@ def test_a_pooled_author_is_found_by_the_texts() -> None:
             yield "base", {"user_id": name, "profile": [{"text": t} for t in texts], "query": []}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forget, "_rows", read)
-        forget._own_rows(Path(), "b", known)
-        forget._roles(Path(), known)
+        patch.setattr(forget_pieces, "_rows", read)
+        forget_pieces._own_rows(Path(), "b", known)
+        forget_pieces._roles(Path(), known)
     assert known.names == {"a", "b"}
     assert known.roles == {"base"}
     assert copy.copy(known.company) == {"a", "c"}
