@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Iterable
 from functools import reduce
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from tasks.artifacts import Store
 from tasks.base_model import base_folder, model_name
+from tasks.command import in_one_line
 from tasks.config import RunConfig
 from tasks.errors import InputError, label
 from tasks.fusion import read_recipes
@@ -117,6 +117,7 @@ def last_run(where: Store) -> Path:
     return files[-1]
 
 
+@in_one_line
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tasks.export", description=__doc__)
     parser.add_argument("--user", required=True, help="a few-shot user's id")
@@ -127,17 +128,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, default=None, help="a file of .mta/runs")
     given = parser.parse_args(arguments)
     where = store()
+    file = given.run or last_run(where)
     try:
-        file = given.run or last_run(where)
-        try:
-            run = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"--run {file}: cannot be read ({error})") from error
-        lamp_task = given.lamp_task or next(iter(next(iter(run["seeds"].values()))))
-        base = export(where, run, lamp_task, given.method, given.user, given.to, given.seed)
-    except InputError as error:
-        print(f"mta: {error}", file=sys.stderr)
-        return 2
+        run = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"--run {file}: cannot be read ({error})") from error
+    lamp_task = given.lamp_task or next(iter(next(iter(run["seeds"].values()))))
+    base = export(where, run, lamp_task, given.method, given.user, given.to, given.seed)
     print(
         f"{given.to}: the LoRA of {label(given.user)} by {given.method} for {lamp_task}; "
         f"its base model is {base}"

@@ -15,7 +15,6 @@ over everything again. Exit code 0: nothing is left; 1: something is, and is sai
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -24,6 +23,7 @@ from typing import Any
 
 from tasks import checkpoints, spool
 from tasks.artifacts import Store
+from tasks.command import in_one_line, parser, store_of
 from tasks.errors import InputError, label
 from tasks.forget_pieces import (
     Known,
@@ -42,7 +42,6 @@ from tasks.forget_records import (
 from tasks.forget_sources import in_sources
 from tasks.holding import Marks, holds, strings
 from tasks.report.table import REPORT_FILE, RUNS_FOLDER, TABLE_FILE
-from tasks.stage import store, store_at
 
 # They say what to remove, so they go last: a call that was cut off is simply made again.
 LAST = ("prepare", "synthetic")
@@ -189,22 +188,13 @@ def search(where: Store, marks: Marks) -> tuple[int, list[str]]:
     return len(files), left
 
 
+@in_one_line
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks.forget",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("user", help="the user's id")
-    parser.add_argument("--data", type=Path, help="a file or folder that the user came from")
-    parser.add_argument("--store", help="a folder or URL; default: MTA_STORE, else .mta/store")
-    given = parser.parse_args(arguments)
-    try:
-        where = store_at(given.store) if given.store else store()
-        done, left = forget(where, given.user, given.data)
-    except InputError as error:
-        print(f"mta: {error}", file=sys.stderr)
-        return 2
+    options = parser("forget", __doc__)
+    options.add_argument("user", help="the user's id")
+    options.add_argument("--data", type=Path, help="a file or folder that the user came from")
+    given = options.parse_args(arguments)
+    done, left = forget(store_of(given), given.user, given.data)
     for line in done:
         print(f"mta: {line}")
     for line in left:

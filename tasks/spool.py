@@ -15,7 +15,6 @@ the store keeps are named, not copied. One process at a time holds a run's folde
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import math
@@ -29,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import Ref, Store
-from tasks.errors import InputError, StorageError, masked
+from tasks.command import in_one_line, parser, store_of
+from tasks.errors import StorageError, masked
 from tasks.faults import disk_full, transient
 from tasks.files import write_atomic
 from tasks.replay import Replay, target
-from tasks.stage import log, store, store_at
+from tasks.stage import log
 
 FOLDER, ABOUT = "spool", "about.json"
 # Seconds between tries while MLflow is down, doubled from the first to the last.
@@ -248,26 +248,16 @@ def replay_all(where: Store, uris: list[str], say: Callable[[str], None]) -> int
     return sum(waiting(where.root.parent).values())
 
 
+@in_one_line
 def main(arguments: list[str] | None = None) -> int:
     from tasks.forget_records import mlflow_uris
 
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks.spool",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--store", help="default: MTA_STORE, else .mta/store")
-    given = parser.parse_args(arguments)
-    where = store_at(given.store) if given.store else store()
+    where = store_of(parser("spool", __doc__).parse_args(arguments))
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     if not waiting(where.root.parent):
         print("mta: nothing waits to be logged")
         return 0
-    try:
-        left = replay_all(where, mlflow_uris(where.root.parent), lambda line: print(f"mta: {line}"))
-    except InputError as error:
-        print(f"mta: {error}", file=sys.stderr)
-        return 2
+    left = replay_all(where, mlflow_uris(where.root.parent), lambda line: print(f"mta: {line}"))
     if left:
         print(f"mta: {left} entries still wait in {where.root.parent / FOLDER}", file=sys.stderr)
     return 1 if left else 0
