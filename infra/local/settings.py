@@ -23,6 +23,7 @@ DEPLOYMENT = "mta/full-benchmark"
 WORKER_POLL_SECONDS = 2
 WORKER_HEARTBEAT_SECONDS = 10
 SLOT_WAIT_SECONDS = 5
+WRITTEN_AT_ONCE = 200
 
 TELEMETRY_OFF = {
     "DO_NOT_TRACK": "1",
@@ -228,6 +229,16 @@ def prefect_toml(layout: Layout, prefect_port: int | None) -> str:
         "",
         "[server.deployments]",
         f"concurrency_slot_wait_seconds = {SLOT_WAIT_SECONDS}",
+        "",
+        "# States of task runs and events are written down a second's at a time, not one by one or",
+        "# by twenties: SQLite takes one writer, and clients that it turns away wait two seconds.",
+        "[server.services.task_run_recorder]",
+        f"batch_size = {WRITTEN_AT_ONCE}",
+        "flush_interval = 1",
+        "",
+        "[server.services.event_persister]",
+        f"batch_size = {WRITTEN_AT_ONCE}",
+        "flush_interval = 1",
         "",
         "[worker]",
         f"query_seconds = {WORKER_POLL_SECONDS}",

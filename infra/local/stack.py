@@ -129,7 +129,8 @@ def _server(
         say(f"port {port} is taken, {name} gets {chosen}")
     module = [sys.executable, "-m"]
     if name == SERVER:
-        argv = [*module, "prefect", "server", "start", "--host", HOST, "--port", str(chosen)]
+        argv = [*module, "infra.local.prefect_server", "server", "start"]
+        argv += ["--host", HOST, "--port", str(chosen)]
         write_prefect_toml(layout, chosen)  # before the start: the server reads it once
     else:
         argv = [*module, "mlflow", "server", "--host", HOST, "--port", str(chosen)]

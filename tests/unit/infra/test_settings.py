@@ -57,6 +57,9 @@ def test_prefect_reads_every_setting_in_it(tmp_path: Path, monkeypatch: pytest.M
     assert settings.server.concurrency.lease_storage.endswith(".filesystem")
     assert settings.server.concurrency.maximum_concurrency_slot_wait_seconds == 5
     assert settings.server.deployments.concurrency_slot_wait_seconds == 5
+    for service in ("task_run_recorder", "event_persister"):
+        assert getattr(settings.server.services, service).batch_size == 200
+        assert getattr(settings.server.services, service).flush_interval == 1
     assert settings.worker.query_seconds == 2
     assert settings.worker.heartbeat_seconds == 10
 
