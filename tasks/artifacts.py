@@ -69,6 +69,10 @@ class Piece:
     cached: bool
 
 
+class NotFound(Exception):
+    """A piece is to be made, in a store that only finds."""
+
+
 def digest(value: Any) -> str:
     """sha256 of the canonical JSON of `value`."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -109,7 +113,9 @@ def library_versions(names: tuple[str, ...]) -> dict[str, str]:
 
 
 class Store:
-    """The pieces under one folder."""
+    """The pieces under one folder. `only_finds`: what would be made raises NotFound instead."""
+
+    only_finds = False
 
     def __init__(self, root: Path, warn: Callable[[str], None] = lambda _line: None) -> None:
         self.root = root
@@ -170,6 +176,8 @@ class Store:
 
     def claimed(self, stage: str, keys: Collection[str]) -> AbstractContextManager[None]:
         """Claim `keys` for who makes several pieces at once; look for them again once inside."""
+        if self.only_finds and keys:
+            raise NotFound(stage)
         return self.claims.held(stage, keys)
 
     def make(self, stage: str, key: str, make: Callable[[Path], dict[str, Any]]) -> Piece:

@@ -68,9 +68,9 @@ def remove(where: Store, stage: str, key: str) -> None:
 
 def sweep(where: Store) -> None:
     """Remove checkpoints whose pieces are all there, those older than DAYS, and halves of them."""
-    from tasks.lora.checkpoint import about_of
-
     for path in folder(where).glob("*/*.safetensors"):
+        from tasks.lora.checkpoint import about_of  # and torch: only where there is one
+
         about = None if _old(path) else about_of(path)
         # One that cannot be read is left to the job that wants it, which says so.
         if _old(path) or (about and all(where.find(path.parent.name, k) for k in about["pieces"])):

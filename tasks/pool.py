@@ -20,7 +20,7 @@ from typing import Any, Self
 from prefect import Task
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
-from tasks.stage import StageFailed, uses_model
+from tasks.stage import StageFailed, looked_up, uses_model
 
 # A job that ends its process this often does it itself (out of memory, say).
 TRIES = 4
@@ -82,21 +82,27 @@ class SharedThreads(Shared, ThreadPoolTaskRunner[Any]):
 class SharedProcesses(Shared, ProcessPoolTaskRunner):
     """Jobs that run the model in worker processes, which end with this one, however it ends.
 
-    The other stages are short: they stay here, in threads.
+    What is short stays here, in threads: the other stages, and jobs that are found in the store. A
+    process is started, and imports torch, only when there is something to make.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._here = SharedThreads(max_workers=self._max_workers)
 
-    def submit(self, task: Task[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def submit(
+        self, task: Task[..., Any], parameters: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
         self.refuse()
         if not uses_model(task):
-            return self._here.submit(task, *args, **kwargs)
+            return self._here.submit(task, parameters, *args, **kwargs)
+        with looked_up(task, parameters) as found:
+            if found:
+                return self._here.submit(task, parameters, *args, **kwargs)
         with self._guard:
             # Prefect keeps the context of the first who submits: that of another flow run here.
             self._cached_context = None
-            return super().submit(task, *args, **kwargs)
+            return super().submit(task, parameters, *args, **kwargs)
 
     def __enter__(self) -> Self:
         with self._guard:

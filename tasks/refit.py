@@ -87,6 +87,7 @@ def refit(
         found = tokens_of(options, where, lamp_task, instruction, base, loaded, "profile", users)
         return [list(own) for own in found]
 
+    everybody = [user["user_id"] for user in users]
     progress = Progress("refit", f"{lamp_task}: clusters by evidence", options.anchors.refits)
     last: Piece | None = None
     moved: list[int] = []
@@ -94,10 +95,8 @@ def refit(
         # A round depends on the one before it, which is in its key by its content.
         key = digest([shared, number, last.ref["sha256"] if last else None])
         # All candidates: the LoRAs of the round before had their say in who is in which cluster.
-        checkpoint = checkpoint_of(
-            options, where, "refit", key, [user["user_id"] for user in users]
-        )
-        make = partial(_round, options, where, base, samples, labels, last, number, checkpoint)
+        keep = partial(checkpoint_of, options, where, "refit", key, everybody)
+        make = partial(_round, options, where, base, samples, labels, last, number, keep)
         last = where.get("refit", key, make)
         remove(where, "refit", key)
         labels = last.value["clusters"]
@@ -121,7 +120,7 @@ def _round(
     labels: list[int],
     before: Piece | None,
     number: int,
-    checkpoint: Checkpoint | None,
+    keep: Callable[[], Checkpoint | None],
     out: Path,
 ) -> dict[str, Any]:
     """`bank.safetensors`, the clusters' LoRAs, and the clusters of the candidates after it."""
@@ -147,7 +146,7 @@ def _round(
         seeds = [derive_seed(options.seed, "refit", str(number), name) for name in names]
         earlier = read_bank(before.folder / "bank.safetensors") if before else None
         initial = [earlier.lora(name) for name in names] if earlier else None
-        loras, _ = train_users(base, recipe, shown, seeds, initial=initial, checkpoint=checkpoint)
+        loras, _ = train_users(base, recipe, shown, seeds, initial=initial, checkpoint=keep())
         bank = stack(names, loras)
         held_out = [own[1::2] for own in encoded]
         asked = torch.ones(len(encoded), len(kept), dtype=torch.bool)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypedDict
 from uuid import UUID
@@ -27,6 +28,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.context import FlowRunContext
 from prefect.exceptions import MissingContextError, ObjectAlreadyExists, ObjectNotFound
 from prefect.futures import PrefectFuture
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed, Crashed, Failed
 
 from tasks.artifacts import Piece, Ref, Store
@@ -71,7 +73,9 @@ def log(line: str, warning: bool = False) -> None:
 
 def store() -> Store:
     """The store of this process: `MTA_STORE`, a folder or a URL; else `.mta/store` below here."""
-    return store_at(store_place())
+    where = store_at(store_place())
+    where.only_finds = _ONLY_FINDS.get()
+    return where
 
 
 def store_place() -> str:
@@ -101,6 +105,10 @@ def store_at(place: str) -> Store:
 
 # What a stage function gives: a piece, or one per member of its job; a member that failed is named.
 Given = Piece | list[Piece | InputError]
+# Whether stage functions are called only to see what they find.
+_ONLY_FINDS: ContextVar[bool] = ContextVar("only_finds", default=False)
+# What the job that is submitted was seen to find, so that it need not look again.
+_FOUND: ContextVar[Given | None] = ContextVar("found", default=None)
 
 
 def stage(
@@ -118,7 +126,7 @@ def stage(
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> State[Any]:
             try:
-                given = function(*args, **kwargs)
+                given = _FOUND.get() or function(*args, **kwargs)
             except Exception as error:
                 if line := disk_full(error):
                     return Failed(name=DISK_FULL, message=line)
@@ -144,18 +152,39 @@ def stage(
         )  # fmt: skip
         wrapped = made(run)
         if uses_model:
-            _USE_MODEL.add(wrapped.name)
+            _USE_MODEL[wrapped.name] = function
         return wrapped
 
     return decorate
 
 
-# The names of the stages that run the base model.
-_USE_MODEL: set[str] = set()
+# The stages that run the base model: name -> what they do.
+_USE_MODEL: dict[str, Callable[..., Given]] = {}
 
 
 def uses_model(called: Task[..., Any]) -> bool:
     return called.name in _USE_MODEL
+
+
+@contextmanager
+def looked_up(called: Task[..., Any], arguments: dict[str, Any]) -> Iterator[bool]:
+    """Whether all that a job of a stage that runs the model would give is in the store.
+
+    If so, the job gives it when it is submitted inside: it runs no model and needs no process.
+    """
+    token = _ONLY_FINDS.set(True)
+    try:
+        given = _USE_MODEL[called.name](**arguments)
+    except Exception:
+        # Nothing is made here (NotFound). Whatever else is wrong with the job, it says itself.
+        given = None
+    finally:
+        _ONLY_FINDS.reset(token)
+    found = _FOUND.set(given)
+    try:
+        yield given is not None
+    finally:
+        _FOUND.reset(found)
 
 
 def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
@@ -176,7 +205,10 @@ def result_of(called: Task[..., Any] | Flow[..., Any], *arguments: Any) -> Any:
     if isinstance(called, Flow):
         context = FlowRunContext.get()
         own: Any = called.with_options(task_runner=context.task_runner) if context else called
-        state: State[Any] = own(*arguments, return_state=True)
+        # The end of a flow run waits for the thread that tells of its life, up to a second. That
+        # the process lives the outer one tells.
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            state: State[Any] = own(*arguments, return_state=True)
     else:
         state = state_of(called.submit(*arguments))
     if state.is_completed():

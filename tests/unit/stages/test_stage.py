@@ -15,7 +15,16 @@ from prefect.states import Completed, Crashed, Failed, State
 
 from tasks.artifacts import Piece, Store, digest
 from tasks.errors import InputError
-from tasks.stage import GPU_LIMIT, StageFailed, gpu_slot, reason, result_of, stage, store
+from tasks.stage import (
+    GPU_LIMIT,
+    StageFailed,
+    gpu_slot,
+    looked_up,
+    reason,
+    result_of,
+    stage,
+    store,
+)
 from tests.unit.stages.users import result
 
 
@@ -155,3 +164,63 @@ def test_work_is_not_lost_when_its_slot_cannot_be_given_back(
     assert f"the {GPU_LIMIT} slot could not be given back" in capsys.readouterr().out
     with pytest.raises(ValueError, match="its own"), gpu_slot():
         raise ValueError("its own")
+
+
+def test_a_job_is_looked_up_without_making_anything(where: Store) -> None:
+    """And what was seen is what the job gives that is then submitted: it does not look again."""
+    looks: list[int] = []
+    made: list[int] = []
+
+    @stage(name="demo-model", uses_model=True)
+    def demo(number: int) -> Piece:
+        looks.append(number)
+
+        def make(out: Path) -> dict[str, Any]:
+            made.append(number)
+            return {"number": number}
+
+        return store().get("demo", digest(number), make)
+
+    with looked_up(demo, {"number": 5}) as found:
+        assert not found
+        assert made == []
+        # Outside of the look things are made as ever.
+        assert demo.fn(5).name == "Completed"
+    assert made == [5]
+    looks.clear()
+    with looked_up(demo, {"number": 5}) as found:
+        assert found
+        state = demo.fn(5)
+    assert state.name == "Cached"
+    assert result(state)["value"] == {"number": 5}
+    assert looks == [5]
+    # Another job in another context looks for itself.
+    assert result(demo.fn(6))["value"] == {"number": 6}
+
+
+def test_what_is_wrong_with_a_job_is_for_the_job_to_say(where: Store) -> None:
+    @stage(name="demo-wrong", uses_model=True)
+    def demo() -> Piece:
+        raise InputError("file x: no such thing")
+
+    with looked_up(demo, {}) as found:
+        assert not found
+        assert demo.fn().message == "file x: no such thing"
+
+
+def test_a_damaged_piece_is_not_found_by_a_look(where: Store) -> None:
+    @stage(name="demo-damaged", uses_model=True)
+    def demo() -> Piece:
+        def make(out: Path) -> dict[str, Any]:
+            (out / "file").write_text("right")
+            return {}
+
+        return store().get("demo", digest("k"), make)
+
+    folder = where.root / "demo" / digest("k")[:2] / digest("k")
+    assert demo.fn().name == "Completed"
+    (folder / "file").write_text("wrong")
+    with looked_up(demo, {}) as found:
+        assert not found
+        assert demo.fn().name == "Completed"
+    assert (folder / "file").read_text() == "right"
