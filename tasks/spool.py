@@ -7,10 +7,11 @@ is no MLflow to ask.
 
     <store>/../spool/<run>/about.json, 000001.json, 000002.json and files ...
 
-An entry is written first and then given to MLflow, at once where it answers, and removed when it
-was taken. What was not taken, because MLflow was down or the run was killed, is given later: by the
-next entry, at the end of the run, at the start of the next run, or by the command above. Files that
-the store keeps are named, not copied. One process at a time holds a run's folder.
+An entry, or several that belong together, is written first and then given to MLflow, at once where
+it answers, and removed when it was taken. What was not taken, because MLflow was down or the run
+was killed, is given later: by the next entry, at the end of the run, at the start of the next run,
+or by the command above. Files that the store keeps are named, not copied. One process at a time
+holds a run's folder.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,8 @@ class Spool:
         self._again = 0.0  # when to try next, and how long after that
         self._pause = FIRST_PAUSE
         self._own: set[str] = set()
+        self._together: list[dict[str, Any]] | None = None
+        self._taken = 0  # of the entries in the first file that waits
         self._answered = False
         self._one = threading.RLock()
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,12 +83,22 @@ class Spool:
     def add(self, kind: str, key: str, **fields: Any) -> None:
         """Keep an entry, and give MLflow what waits. Raises OSError where the disk does not."""
         with self._one:
-            name = f"{self._next:06d}.json"
-            self._next += 1
-            self._own.add(name)
-            self._write(name, {"kind": kind, "key": key, **fields})
-            if time.monotonic() >= self._again:
-                self.send()
+            entry = {"kind": kind, "key": key, **fields}
+            if self._together is None:
+                self._keep([entry])
+            else:
+                self._together.append(entry)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is added inside is kept as one file: to bring each onto the disk takes its time."""
+        with self._one:
+            self._together = entries = []
+            try:
+                yield
+            finally:
+                self._together = None
+            self._keep(entries)
 
     def add_text(self, key: str, text: str, path: str) -> None:
         """Keep a text as an artifact `path`."""
@@ -111,23 +125,33 @@ class Spool:
         """
         with self._one:
             for path in self.waiting():
-                entry = json.loads(path.read_text(encoding="utf-8"))
-                try:
-                    self.replay.take(entry, self.folder, path.name in self._own)
-                except Exception as error:
-                    # An OSError is this machine's; a server may say the same of its own disk.
-                    if isinstance(error, OSError) and disk_full(error):
-                        raise
-                    if _waits(error) or disk_full(error):
-                        self._behind(error)
+                entries = json.loads(path.read_text(encoding="utf-8"))
+                for entry in entries[self._taken :]:
+                    if not self._give(entry, path.name in self._own):
                         return False
-                    self._refuse(entry, error)
-                self._answered = True
-                self.why, self._again, self._pause = None, 0.0, FIRST_PAUSE
+                    self._taken += 1
                 path.unlink()
-                if entry["kind"] == "file":
-                    (self.folder / entry["file"]).unlink(missing_ok=True)
+                self._taken = 0
+                for entry in entries:
+                    if entry["kind"] == "file":
+                        (self.folder / entry["file"]).unlink(missing_ok=True)
             return True
+
+    def _give(self, entry: dict[str, Any], anew: bool) -> bool:
+        """Whether MLflow has answered, be it with a refusal. anew: as `Replay.take` has it."""
+        try:
+            self.replay.take(entry, self.folder, anew)
+        except Exception as error:
+            # An OSError is this machine's; a server may say the same of its own disk.
+            if isinstance(error, OSError) and disk_full(error):
+                raise
+            if _waits(error) or disk_full(error):
+                self._behind(error)
+                return False
+            self._refuse(entry, error)
+        self._answered = True
+        self.why, self._again, self._pause = None, 0.0, FIRST_PAUSE
+        return True
 
     def finish(self) -> bool:
         """Give MLflow what waits, patiently if it has answered before; whether all went."""
@@ -156,6 +180,14 @@ class Spool:
             f"{self.folder} and are logged by the next run, or by `python -m tasks.spool`"
         )
 
+    def _keep(self, entries: list[dict[str, Any]]) -> None:
+        name = f"{self._next:06d}.json"
+        self._next += 1
+        self._own.add(name)
+        self._write(name, entries)
+        if time.monotonic() >= self._again:
+            self.send()
+
     def _behind(self, error: Exception) -> None:
         first = self.why is None
         why = " ".join(str(error).split())[:200]
@@ -173,7 +205,7 @@ class Spool:
         self.refused.append(line)
         self.tell(line)
 
-    def _write(self, name: str, value: dict[str, Any]) -> None:
+    def _write(self, name: str, value: Any) -> None:
         text = json.dumps(value, ensure_ascii=False)
         write_atomic(self.folder / name, text.encode("utf-8", "surrogatepass"))
 

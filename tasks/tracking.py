@@ -102,10 +102,12 @@ class Tracker:
                 # An anchor that two banks hold was trained once.
                 if result and result["ref"]["uri"] not in logged:
                     logged.add(result["ref"]["uri"])
-                    self._anchor_run(summary, anchor, result)
+                    with self.spool.together():
+                        self._anchor_run(summary, anchor, result)
         for row in rows:
             if row["method"] in summary["scores"]:
-                self._method_run(summary, row)
+                with self.spool.together():
+                    self._method_run(summary, row)
 
     def log_report(self, text: str, name: str) -> str | None:
         """Log the report; where a browser finds it, if the tracking store is a server."""
