@@ -15,11 +15,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Piece, digest, library_versions
 from tasks.config import RunConfig, derive_seed
 from tasks.embedding import read_embeddings
 from tasks.errors import InputError
 from tasks.options import AnchorOptions
+from tasks.pieces import Piece, digest, library_versions
 from tasks.prepare import each_user
 from tasks.stage import log, stage, store
 

@@ -20,8 +20,6 @@ run holds many users, each of whom must be found again on their own (`find_rows`
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -29,87 +27,32 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from tasks.claims import Claims, FolderBoard
 from tasks.errors import InputError
 from tasks.files import file_sha256, fsync
+from tasks.pieces import (
+    NOTES,
+    RECORD,
+    Piece,
+    Ref,
+    content,
+    digest,
+    folder_files,
+    stamp_of,
+    verified,
+)
 from tasks.processes import abandoned, own_prefix
 
-RECORD = "record.json"
 CLAIMS_FOLDER = ".claims"
 # In front of whose it is (tasks/processes.py): a folder that is being filled.
 MAKING = ".making-"
-# The part of what a stage returns that goes to `Piece.notes` instead of its value.
-NOTES = "notes"
-
-
-class Ref(TypedDict):
-    """`uri` relative to the store, `sha256` over the piece's files and value, `kind` = stage."""
-
-    uri: str
-    sha256: str
-    kind: str
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A verified result: its reference, its JSON value, its folder, and whether it was found.
-
-    `notes` is what differs from one making to the next (times); no key or number depends on it.
-    """
-
-    ref: Ref
-    value: dict[str, Any]
-    notes: dict[str, Any]
-    folder: Path
-    cached: bool
 
 
 class NotFound(Exception):
     """A piece is to be made, in a store that only finds."""
-
-
-def digest(value: Any) -> str:
-    """sha256 of the canonical JSON of `value`."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-# The hash of a large file that this process has read, by all that changes when the file does.
-_HASHES: dict[tuple[str, int, int, int, int], str] = {}
-LARGE = 64 << 20
-
-
-def known_sha256(path: Path) -> str:
-    """As `file_sha256`, but a file of LARGE bytes is read once as long as its size and times stay.
-
-    Users of gigabytes are opened by every job that needs one of them.
-    """
-    stat = path.stat()
-    if stat.st_size < LARGE:
-        return file_sha256(path)
-    key = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    if key not in _HASHES:
-        _HASHES[key] = file_sha256(path)
-    return _HASHES[key]
-
-
-def folder_files(folder: Path) -> dict[str, str]:
-    """Relative path -> sha256 of every file in `folder` except the record, in name order."""
-    return {
-        path.relative_to(folder).as_posix(): file_sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / RECORD
-    }
-
-
-@cache
-def library_versions(names: tuple[str, ...]) -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 class Store:
@@ -129,13 +72,13 @@ class Store:
         folder = self._place(stage, key)
         if not folder.exists():
             return None
-        stamp = _stamp(folder)
-        record = _verified(folder)
+        stamp = stamp_of(folder)
+        record = verified(folder)
         if isinstance(record, str):
             self.warn(f"store: {stage}/{key[:12]}: {record}; this piece is made again")
             shutil.rmtree(folder, ignore_errors=True)
             return None
-        self._found[stage, key] = (_content(record), *stamp)
+        self._found[stage, key] = (content(record), *stamp)
         return self._piece(stage, key, record, cached=True)
 
     def confirm(self) -> None:
@@ -147,9 +90,9 @@ class Store:
         for (stage, key), found in list(self._found.items()):
             folder = self._place(stage, key)
             # The stamp: it may have been damaged, noticed by another and made again meanwhile.
-            stamp = _stamp(folder)
-            record = _verified(folder)
-            if isinstance(record, str) or (_content(record), *stamp) != found:
+            stamp = stamp_of(folder)
+            record = verified(folder)
+            if isinstance(record, str) or (content(record), *stamp) != found:
                 raise InputError(
                     f"store: {stage}/{key[:12]} was damaged or removed while it was read, so "
                     "nothing is made of it; start the run again"
@@ -301,7 +244,7 @@ class Store:
         return self.root / stage / key[:2] / key
 
     def _piece(self, stage: str, key: str, record: dict[str, Any], cached: bool) -> Piece:
-        ref = Ref(uri=f"{stage}/{key}", sha256=_content(record), kind=stage)
+        ref = Ref(uri=f"{stage}/{key}", sha256=content(record), kind=stage)
         return Piece(ref, record["value"], record["notes"], self._place(stage, key), cached)
 
 
@@ -313,40 +256,3 @@ def _note_made(stage: str, key: str) -> None:
     if journal := os.environ.get("MTA_JOURNAL"):
         with open(journal, "a", encoding="utf-8") as file:
             file.write(json.dumps({"piece": f"{stage}/{key}", "pid": os.getpid()}) + "\n")
-
-
-def _content(record: dict[str, Any]) -> str:
-    """The hash of a piece: over its files and value, not its notes."""
-    return digest([record["files"], record["value_sha256"]])
-
-
-def _stamp(folder: Path) -> tuple[int, int]:
-    """What tells one making of a piece from the next: inode and time of its record (0: none)."""
-    try:
-        stat = (folder / RECORD).stat()
-    except FileNotFoundError:
-        return 0, 0
-    return stat.st_ino, stat.st_mtime_ns
-
-
-def _verified(folder: Path) -> dict[str, Any] | str:
-    """The record of a piece that is as it was made; else what is wrong with it, in a few words."""
-    try:
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
-        files, value, notes = record["files"], record["value"], record["notes"]
-        # Notes decide no number, so they are in no reference; but they are read.
-        hashes = (record["value_sha256"], record.get("notes_sha256", digest(notes)))
-        if (digest(value), digest(notes)) != hashes:
-            return f"{RECORD} does not match its hash"
-    except FileNotFoundError:
-        return f"{RECORD} is missing"
-    # Not OSError: what cannot be read just now (too many open files, say) is not damaged.
-    except (ValueError, KeyError, TypeError):
-        return f"{RECORD} cannot be understood"
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if known_sha256(path) != expected:
-            return f"{name} does not match its hash"
-    return record

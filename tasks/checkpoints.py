@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.artifacts import Store, digest
+from tasks.artifacts import Store
 from tasks.config import RunConfig
 from tasks.files import PARTIAL
+from tasks.pieces import digest
 from tasks.processes import abandoned
 from tasks.stage import log
 

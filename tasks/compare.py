@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Piece, Store, digest, library_versions
+from tasks.artifacts import Store
 from tasks.config import RunConfig
+from tasks.pieces import Piece, digest, library_versions
 from tasks.prepare import OPTIMUM_FILE
 from tasks.stage import stage, store
 

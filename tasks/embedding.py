@@ -9,7 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tasks.artifacts import Piece, Ref, Store, digest, library_versions
+from tasks.artifacts import Store
 from tasks.base_model import (
     HUB_FILES,
     LIBRARIES,
@@ -21,6 +21,7 @@ from tasks.base_model import (
 from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
 from tasks.lamp.definitions import get_task
+from tasks.pieces import Piece, Ref, digest, library_versions
 from tasks.prepare import ROLES, each_user
 from tasks.progress import Progress
 from tasks.questions import content

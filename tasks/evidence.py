@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import NOTES, Piece, Store, digest
+from tasks.artifacts import Store
 from tasks.base_model import load, model_parts, prompt_parts
 from tasks.config import RunConfig
+from tasks.pieces import NOTES, Piece, digest
 from tasks.prepare import users_of
 from tasks.questions import content
 from tasks.similarity import unit_vectors

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks import checkpoints
-from tasks.artifacts import RECORD, Store
+from tasks.artifacts import Store
 from tasks.files import PARTIAL
 from tasks.holding import Marks, holds
+from tasks.pieces import RECORD
 
 ROLES = ("base", "anchor", "few_shot")
 # Pieces of many users in which nobody is named.

@@ -8,10 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Piece, Store, digest, library_versions
+from tasks.artifacts import Store
 from tasks.config import RunConfig
 from tasks.evidence import read_evidence
 from tasks.options import FusionOptions
+from tasks.pieces import Piece, digest, library_versions
 from tasks.similarity import unit_vectors
 from tasks.stage import log, stage, store
 

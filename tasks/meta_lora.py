@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.runtime import task_run
 
-from tasks.artifacts import NOTES, Piece, Store, digest
+from tasks.artifacts import Store
 from tasks.base_model import load, model_name, model_parts, prompt_parts
 from tasks.checkpoints import checkpoint_of
 from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError, label
 from tasks.options import TrainingOptions
+from tasks.pieces import NOTES, Piece, digest
 from tasks.prepare import users_of
 from tasks.questions import Item, content
 from tasks.stage import gpu_slot, stage, store

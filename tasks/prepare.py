@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Piece, Store, digest, library_versions
+from tasks.artifacts import Store
 from tasks.config import RunConfig
 from tasks.errors import InputError
 from tasks.files import file_sha256
+from tasks.pieces import Piece, digest, library_versions
 from tasks.prepare_lines import describe
 from tasks.progress import Progress
 from tasks.stage import log, stage, store

@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.anchors import cluster
-from tasks.artifacts import Piece, Store, digest
+from tasks.artifacts import Store
 from tasks.base_model import load, model_parts, prompt_parts
 from tasks.checkpoints import checkpoint_of, remove
 from tasks.config import RunConfig, derive_seed
 from tasks.embedding import read_embeddings
 from tasks.meta_lora import train_users
+from tasks.pieces import Piece, digest
 from tasks.prepare import users_of
 from tasks.progress import Progress
 from tasks.questions import content

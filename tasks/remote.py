@@ -24,9 +24,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tasks.artifacts import CLAIMS_FOLDER, MAKING, RECORD, Piece, Store
+from tasks.artifacts import CLAIMS_FOLDER, MAKING, Store
 from tasks.claims import Claims
 from tasks.files import file_sha256, fsync
+from tasks.pieces import RECORD, Piece
 from tasks.processes import own_prefix
 from tasks.storage import MARKER, Storage
 

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import NOTES, Piece, Store, digest, library_versions
+from tasks.artifacts import Store
 from tasks.base_model import load, model_parts, prompt_parts
 from tasks.config import RunConfig
 from tasks.lamp.metrics import Rules
 from tasks.methods import METHODS
 from tasks.options import MethodName
+from tasks.pieces import NOTES, Piece, digest, library_versions
 from tasks.questions import content
 from tasks.stacking import (
     Inputs,

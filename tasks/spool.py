@@ -29,11 +29,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import Ref, Store
+from tasks.artifacts import Store
 from tasks.command import in_one_line, parser, store_of
 from tasks.errors import StorageError, masked
 from tasks.faults import disk_full, transient
 from tasks.files import write_atomic
+from tasks.pieces import Ref
 from tasks.replay import Replay, target
 from tasks.stage import log
 
@@ -93,7 +94,8 @@ class Spool:
     def together(self) -> Iterator[None]:
         """What is added inside is kept as one file: to bring each onto the disk takes its time."""
         with self._one:
-            self._together = entries = []
+            entries: list[dict[str, Any]] = []
+            self._together = entries
             try:
                 yield
             finally:

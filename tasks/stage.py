@@ -31,10 +31,11 @@ from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed, Crashed, Failed
 
-from tasks.artifacts import Piece, Ref, Store
+from tasks.artifacts import Store
 from tasks.errors import InputError, masked
 from tasks.faults import DELAYS, DISK_FULL, DiskFull, disk_full, transient
 from tasks.files import store_folder
+from tasks.pieces import Piece, Ref
 
 GPU_LIMIT = "gpu"
 # Set in the environment of Ray's workers (tasks/ray_runner.py).

@@ -12,9 +12,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import Store, digest
+from tasks.artifacts import Store
 from tasks.errors import InputError, label
 from tasks.methods import METHODS
+from tasks.pieces import digest
 from tasks.prepare import each_user
 from tasks.questions import content
 from tasks.report.page import row, section, small, table, tag

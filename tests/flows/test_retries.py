@@ -12,9 +12,10 @@ from prefect import flow
 
 from flows.mta import mta
 from tasks import artifacts
-from tasks.artifacts import Piece, Store, digest
+from tasks.artifacts import Store
 from tasks.errors import InputError
 from tasks.faults import DISK_FULL
+from tasks.pieces import Piece, digest
 from tasks.stage import stage, store
 from tests.flows.conftest import records
 from tests.small import SMALL

@@ -12,10 +12,10 @@ from prefect.states import Completed, Failed
 
 import flows.lamp_task as lamp_task_flow
 from tasks import meta_lora as meta_lora_stage
-from tasks.artifacts import Piece
 from tasks.config import resolve
 from tasks.lora.adapters import Lora, read_peft
 from tasks.meta_lora import bank, meta_lora
+from tasks.pieces import Piece
 from tasks.stage import StageFailed, stage, store
 from tests.unit.lora.peft_reference import largest_difference
 from tests.unit.stages.pipeline import LORA, ROLES, run

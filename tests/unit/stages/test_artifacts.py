@@ -20,10 +20,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import artifacts
-from tasks.artifacts import NOTES, RECORD, Piece, Ref, Store, digest
+from tasks import pieces as pieces_module
+from tasks.artifacts import Store
 from tasks.errors import InputError
 from tasks.files import file_sha256
+from tasks.pieces import NOTES, RECORD, Piece, Ref, digest
 
 KEY = digest("some work")
 JSON = st.recursive(
@@ -464,8 +465,8 @@ def test_a_large_file_is_hashed_once_until_it_changes(
         asked.append(path.name)
         return file_sha256(path)
 
-    monkeypatch.setattr(artifacts, "file_sha256", counted)
-    monkeypatch.setattr(artifacts, "LARGE", 10)
+    monkeypatch.setattr(pieces_module, "file_sha256", counted)
+    monkeypatch.setattr(pieces_module, "LARGE", 10)
     store = Store(tmp_path)
 
     def make(out: Path) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks import base_model as stage_module
-from tasks.artifacts import Store, digest
+from tasks.artifacts import Store
 from tasks.base_model import base_model, load, model_name, model_parts, prompt_parts
 from tasks.config import RunConfig, resolve
 from tasks.errors import InputError
 from tasks.lamp import history
 from tasks.lora.base import Base, load_base
+from tasks.pieces import digest
 from tests.unit.lora.helpers import tiny_base
 from tests.unit.stages.users import result
 

@@ -8,7 +8,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.artifacts import Store, digest
+from tasks.artifacts import Store
+from tasks.pieces import digest
 from tasks.prepare import POPULATION_FILE
 from tasks.report.chosen import chosen_by_merging, weights_by_sort
 

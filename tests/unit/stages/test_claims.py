@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 from tasks import claims, processes
-from tasks.artifacts import Store, digest
+from tasks.artifacts import Store
 from tasks.claims import Claims, FolderBoard
+from tasks.pieces import digest
 
 KEY = digest("some work")
 # A maker that says when it works, and works until it is let go.
@@ -41,7 +42,8 @@ print(piece.ref["sha256"], piece.cached)
 BATCH = """
 import sys, time
 from pathlib import Path
-from tasks.artifacts import Store, digest
+from tasks.artifacts import Store
+from tasks.pieces import digest
 root, mark, *rows = sys.argv[1:]
 where = Store(Path(root))
 def make(out):

@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tasks.artifacts import Store, digest
+from tasks.artifacts import Store
 from tasks.compare import compare, overall, read_draws
 from tasks.config import resolve
 from tasks.lamp.statistics import RESAMPLES
+from tasks.pieces import digest
 from tasks.prepare import OPTIMUM_FILE
 from tests.unit.stages.users import result
 

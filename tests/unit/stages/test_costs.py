@@ -8,7 +8,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.artifacts import Store, digest
+from tasks.artifacts import Store
+from tasks.pieces import digest
 from tasks.report.table import costs
 
 # Histories of two users: "ab" + "x" and "é" + "yz" are 3 and 4 bytes, "abcd" + "x" is 5.

@@ -25,10 +25,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from tasks import stage as stage_module
-from tasks.artifacts import Piece, Store
+from tasks.artifacts import Store
 from tasks.errors import InputError
 from tasks.faults import DELAYS, DISK_FULL, DiskFull, chain, disk_full, transient
 from tasks.files import write_atomic
+from tasks.pieces import Piece
 from tasks.stage import result_of, stage
 from tests.unit.stages.test_stage import Called
 

@@ -9,7 +9,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.artifacts import Store, digest
+from tasks.artifacts import Store
+from tasks.pieces import digest
 from tasks.report.table import (
     costs,
     difference_lines,

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tasks.artifacts import Store, digest
+from tasks.artifacts import Store
 from tasks.compare import DRAWS_FILE
 from tasks.config import resolve
+from tasks.pieces import digest
 from tasks.report.data import COSTS, report_data
 
 METHODS = ["mta", "base"]

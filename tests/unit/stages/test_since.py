@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.artifacts import Store, digest
+from tasks.artifacts import Store
+from tasks.pieces import digest
 from tasks.report.html import report_html
 from tasks.report.since import last_run, since, since_lines
 from tasks.report.table import write_run

@@ -19,8 +19,9 @@ from mlflow.exceptions import RestException
 
 from tasks import forget
 from tasks import spool as module
-from tasks.artifacts import RECORD, Store
+from tasks.artifacts import Store
 from tasks.errors import InputError
+from tasks.pieces import RECORD
 from tasks.remote import RemoteStore
 from tasks.replay import KEY_TAG, Replay, target
 from tasks.spool import FOLDER, Spool, catch_up, waiting

@@ -13,8 +13,9 @@ from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Crashed, Failed, State
 
-from tasks.artifacts import Piece, Store, digest
+from tasks.artifacts import Store
 from tasks.errors import InputError
+from tasks.pieces import Piece, digest
 from tasks.stage import (
     GPU_LIMIT,
     StageFailed,

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from tasks.artifacts import RECORD, Ref, Store, digest
+from tasks.artifacts import Store
 from tasks.errors import InputError
+from tasks.pieces import RECORD, Ref, digest
 from tasks.remote import RemoteStore, _inside
 from tasks.storage import Storage
 from tests.unit.storage.conftest import Machine
@@ -252,7 +253,7 @@ def test_a_name_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
 MAKER = """
 import sys, time
 from pathlib import Path
-from tasks.artifacts import digest
+from tasks.pieces import digest
 from tasks.remote import RemoteStore
 from tasks.storage import Storage
 url, cache, mark, seconds = sys.argv[1:]

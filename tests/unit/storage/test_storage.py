@@ -11,9 +11,10 @@ from typing import Any
 import fsspec
 import pytest
 
-from tasks.artifacts import Store, digest
+from tasks.artifacts import Store
 from tasks.errors import InputError
 from tasks.faults import DiskFull, disk_full
+from tasks.pieces import digest
 from tasks.remote import RemoteStore
 from tasks.stage import store, store_place
 from tasks.storage import Storage
