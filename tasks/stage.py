@@ -127,7 +127,7 @@ def stage(
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> State[Any]:
             try:
-                given = _FOUND.get() or function(*args, **kwargs)
+                given = _seen() or function(*args, **kwargs)
             except Exception as error:
                 if line := disk_full(error):
                     return Failed(name=DISK_FULL, message=line)
@@ -165,6 +165,15 @@ _USE_MODEL: dict[str, Callable[..., Given]] = {}
 
 def uses_model(called: Task[..., Any]) -> bool:
     return called.name in _USE_MODEL
+
+
+def _seen() -> Given | None:
+    """What this job was seen to find when it was submitted.
+
+    A function, because a stage is sent to other processes with the globals it names, and a
+    ContextVar cannot be.
+    """
+    return _FOUND.get()
 
 
 @contextmanager
