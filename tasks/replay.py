@@ -17,8 +17,8 @@ from tasks.errors import InputError, masked
 EXPERIMENT = "mta"
 PARENT_TAG = "mlflow.parentRunId"
 KEY_TAG = "mta.key"
-# MLflow takes at most this many metric values, and parameters, in one call.
-METRICS_PER_CALL = 1000
+# MLflow takes at most this many parameters and metric values in one call, and of parameters.
+VALUES_PER_CALL = 1000
 PARAMS_PER_CALL = 100
 # The spool tries again, and later. MLflow's own way, minutes of waiting within a call and runs made
 # twice where an answer was lost, is not for a training to wait for.
@@ -45,6 +45,8 @@ class Replay:
         # Ids of runs by their keys, and keys whose run this process may have made already.
         self._runs: dict[str, str] = {}
         self._tried: set[str] = set()
+        # Where the artifacts of a run lie, by its id: MLflow's client asks that anew for each run.
+        self._places: dict[str, str] = {}
 
     def take(self, entry: dict[str, Any], folder: Path, anew: bool) -> None:
         """Log one entry; files that it names lie in `folder`. anew: nobody has tried it before.
@@ -57,10 +59,8 @@ class Replay:
             self._start(entry, anew)
             return
         run = self.run_id(key)
-        if kind == "params":
-            self._params(run, entry["params"])
-        elif kind == "metrics":
-            self._metrics(run, entry["metrics"])
+        if kind == "values":
+            self._values(run, entry["params"], entry["metrics"])
         elif kind == "tags":
             for name, value in entry["tags"].items():
                 self.client.set_tag(run, name, value)
@@ -103,6 +103,7 @@ class Replay:
             self.experiment, start_time=entry["time"], run_name=entry["name"], tags=tags
         )
         self._runs[key] = made.info.run_id
+        self._places[made.info.run_id] = made.info.artifact_uri
 
     def _search(self, key: str) -> str | None:
         from mlflow.entities import ViewType
@@ -113,30 +114,32 @@ class Replay:
             self._runs[key] = run.info.run_id
         return self._runs.get(key)
 
-    def _params(self, run: str, params: dict[str, str]) -> None:
-        from mlflow.entities import Param
+    def _values(self, run: str, params: dict[str, str], metrics: list[list[Any]]) -> None:
+        from mlflow.entities import Metric, Param
 
-        items = [Param(name, value) for name, value in params.items()]
-        for start in range(0, len(items), PARAMS_PER_CALL):
-            self.client.log_batch(run, params=items[start : start + PARAMS_PER_CALL])
-
-    def _metrics(self, run: str, values: list[list[Any]]) -> None:
-        from mlflow.entities import Metric
-
-        metrics = [Metric(name, float(value), time, step) for name, value, time, step in values]
-        for start in range(0, len(metrics), METRICS_PER_CALL):
-            self.client.log_batch(run, metrics=metrics[start : start + METRICS_PER_CALL])
+        names = [Param(name, value) for name, value in params.items()]
+        points = [Metric(name, float(value), time, step) for name, value, time, step in metrics]
+        while names or points:
+            some, names = names[:PARAMS_PER_CALL], names[PARAMS_PER_CALL:]
+            room = VALUES_PER_CALL - len(some)
+            self.client.log_batch(run, metrics=points[:room], params=some)
+            points = points[room:]
 
     def _file(self, run: str, file: Path, path: str) -> None:
         # As a text, so that it gets its own name: in the spool it has another.
         self.client.log_text(run, file.read_text(encoding="utf-8"), path)
 
     def _piece(self, run: str, entry: dict[str, Any]) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
         path = self.where.open(entry["ref"]).folder / entry["inside"]
+        if run not in self._places:
+            self._places[run] = self.client.get_run(run).info.artifact_uri
+        files = get_artifact_repository(self._places[run], tracking_uri=self.uri)
         if path.is_dir():
-            self.client.log_artifacts(run, str(path), entry["to"])
+            files.log_artifacts(str(path), entry["to"])
         else:
-            self.client.log_artifact(run, str(path), entry["to"])
+            files.log_artifact(str(path), entry["to"])
 
     def _find_experiment(self) -> str:
         found = self.client.get_experiment_by_name(EXPERIMENT)

@@ -24,7 +24,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,11 +114,17 @@ class Spool:
         """Name a file, or a folder, of a piece of the store as an artifact below `to`."""
         self.add("piece", key, ref=dict(ref), inside=inside, to=to)
 
-    def add_metrics(self, key: str, values: list[tuple[str, float, int]]) -> None:
+    def add_values(
+        self,
+        key: str,
+        params: dict[str, str] | None = None,
+        metrics: Sequence[tuple[str, float, int]] = (),
+    ) -> None:
+        """Keep parameters, and metrics (name, value, step), which MLflow gets in one call."""
         now = int(time.time() * 1000)
         # As a text where JSON has no number for it.
-        metrics = [[n, v if math.isfinite(v) else str(v), now, step] for n, v, step in values]
-        self.add("metrics", key, metrics=metrics)
+        points = [[n, v if math.isfinite(v) else str(v), now, step] for n, v, step in metrics]
+        self.add("values", key, params=params or {}, metrics=points)
 
     def send(self) -> bool:
         """Give MLflow what waits, in order; whether nothing waits any more.

@@ -49,7 +49,7 @@ class Tracker:
         self.spool = Spool(folder, self.replay, {"name": run_name})
         settings = config.model_dump(mode="json")
         self._start(self.parent, run_name, {"kind": "benchmark", **self._tags(), **tags}, None)
-        self._params(self.parent, flat(settings))
+        self.spool.add_values(self.parent, _texts(flat(settings)))
         self._json(settings, "config.json")
 
     def end_abandoned(self, is_over: Callable[[str], bool]) -> None:
@@ -134,7 +134,7 @@ class Tracker:
                 for key, value in row.items()
                 if isinstance(value, float)
             ]
-        self.spool.add_metrics(self.parent, metrics)
+        self.spool.add_values(self.parent, metrics=metrics)
         self._end(self.parent, "FAILED" if missing else "FINISHED")
         self.spool.finish()
 
@@ -175,12 +175,12 @@ class Tracker:
         for section in METHOD_SECTIONS:
             values = getattr(config, section).model_dump(mode="json")
             params |= {f"{section}.{key}": value for key, value in flat(values).items()}
-        self._params(run, params)
         skip = ("lamp_task", "seed", "method")
         metrics = {
             key: float(value) for key, value in row.items() if key not in skip and value is not None
         }
-        self.spool.add_metrics(run, [(key, value, 0) for key, value in metrics.items()])
+        points = [(key, value, 0) for key, value in metrics.items()]
+        self.spool.add_values(run, _texts(params), points)
         for file in ("predictions.parquet", "golds.json"):
             self.spool.add_piece(run, scored["ref"], file)
         self._end(run)
@@ -207,13 +207,12 @@ class Tracker:
         # Not the anchor's id: a tag can be taken back, a parameter cannot.
         params = {"lamp_task": lamp_task, "cluster": anchor["cluster"]}
         training = flat(self.config.meta_lora.model_dump(mode="json"))
-        self._params(run, params | {f"meta_lora.{key}": item for key, item in training.items()})
+        params |= {f"meta_lora.{key}": item for key, item in training.items()}
         series = [("loss", loss, step) for step, loss in enumerate(value["losses"], start=1)]
         totals = {key: value[key] for key in ("items", "steps", "tokens", "truncated")}
         totals["seconds"] = result["notes"]["seconds"]
-        self.spool.add_metrics(
-            run, series + [(key, float(item), 0) for key, item in totals.items()]
-        )
+        series += [(key, float(item), 0) for key, item in totals.items()]
+        self.spool.add_values(run, _texts(params), series)
         self.spool.add_piece(run, result["ref"], "adapter", "adapter")
         self._end(run)
 
@@ -238,9 +237,10 @@ class Tracker:
         named = seeds or tuple(self.config.all_seeds)
         return {"seed": ",".join(map(str, named)), "preset": self.config.preset}
 
-    def _params(self, key: str, params: dict[str, Any]) -> None:
-        texts = {name: masked(str(value))[:500] for name, value in params.items()}
-        self.spool.add("params", key, params=texts)
+
+def _texts(params: dict[str, Any]) -> dict[str, str]:
+    """As MLflow takes parameters: texts that are not too long."""
+    return {name: masked(str(value))[:500] for name, value in params.items()}
 
 
 def tracking_uri() -> str:

@@ -91,17 +91,18 @@ def copied(folder: Path) -> Callable[[Path], dict[str, Any]]:
 def fill(spool: Spool, where: Store) -> None:
     """A parent with everything, a child, and another that is kept as one file."""
     spool.add("run", KEY, name="parent", tags={"kind": "benchmark"}, parent=None, time=1000)
-    spool.add("params", KEY, params={f"p{n}": str(n) for n in range(120)})
+    spool.add_values(KEY, {f"p{n}": str(n) for n in range(120)})
     spool.add("run", CHILD, name="child", tags={"kind": "method"}, parent=KEY, time=2000)
-    spool.add_metrics(CHILD, [("loss", 1.0 / step, step) for step in range(1, 1101)])
-    spool.add_metrics(CHILD, [("odd", math.nan, 0), ("huge", math.inf, 0)])
+    spool.add_values(CHILD, metrics=[("loss", 1.0 / step, step) for step in range(1, 1101)])
+    spool.add_values(CHILD, metrics=[("odd", math.nan, 0), ("huge", math.inf, 0)])
     spool.add_text(KEY, "line\n", "folder/comparison.txt")
     spool.add_piece(CHILD, piece(where), "adapter", "adapter")
     spool.add_piece(CHILD, piece(where), "table.json")
     with spool.together():
         spool.add("run", OTHER, name="other", tags={"kind": "anchor"}, parent=KEY, time=2500)
-        spool.add("params", OTHER, params={"rank": "4"})
-        spool.add_metrics(OTHER, [("loss", 0.5, 1)])
+        # More than one call takes, of both.
+        params = {f"p{n}": str(n) for n in range(101)}
+        spool.add_values(OTHER, params, [("loss", 0.5, step) for step in range(1000)])
         spool.add_text(OTHER, "line\n", "notes.txt")
         spool.add("end", OTHER, status="FINISHED", time=2600)
     spool.add("tags", KEY, tags={"missing": "0"})
@@ -109,8 +110,8 @@ def fill(spool: Spool, where: Store) -> None:
     spool.add("end", KEY, status="FAILED", time=4000)
 
 
-ENTRIES = 16
-# Of the other child's five entries there is one file.
+ENTRIES = 15
+# Of the other child's four entries there is one file.
 FILES = 12
 
 
@@ -160,9 +161,10 @@ def wanted(tmp_path_factory: pytest.TempPathFactory, empty: Path) -> dict[str, A
     assert child[4] == KEY
     assert found["child files"] == ["adapter/weights.json", "table.json"]
     assert found["other"] == (
-        "FINISHED", 2500, 2600, {"kind": "anchor", KEY_TAG: OTHER}, KEY, {"rank": "4"}
+        "FINISHED", 2500, 2600, {"kind": "anchor", KEY_TAG: OTHER}, KEY,
+        {f"p{n}": str(n) for n in range(101)},
     )  # fmt: skip
-    assert found["other metrics"] == {"loss": [(1, "0.5")]}
+    assert found["other metrics"] == {"loss": [(step, "0.5") for step in range(1000)]}
     assert found["other files"] == ["notes.txt"]
     assert len(found["child metrics"]["loss"]) == 1100
     assert found["parent"][0] == "FAILED"
@@ -210,7 +212,7 @@ def test_a_run_that_was_killed_is_logged_by_the_next(
     killed = opened(where, Failing(uri, where, how))
     fill(killed, where)
     # Of those kept together all wait until the last was taken.
-    done = min(taken, 8) if taken < 13 else taken - 4
+    done = min(taken, 8) if taken < 12 else taken - 3
     assert len(killed.waiting()) == FILES - done
     killed._lock.close()  # as the end of a process does
     catch_up(where, Replay(uri, where))
@@ -245,7 +247,7 @@ def test_a_refusal_is_told_and_does_not_stop_the_rest(where: Store, uri: str) ->
     fill(spool, where)
     assert spool.finish()
     assert spool.refused == [
-        "MLflow refused an entry of kind params (RestException: INVALID_PARAMETER_VALUE: no such)"
+        "MLflow refused an entry of kind values (RestException: INVALID_PARAMETER_VALUE: no such)"
     ]
     (parent,) = [r for r in MlflowClient(uri).search_runs(["1"]) if r.info.run_name == "parent"]
     assert parent.info.status == "FAILED"
