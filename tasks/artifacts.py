@@ -41,6 +41,7 @@ from tasks.pieces import (
     content,
     digest,
     folder_files,
+    row_keys,
     stamp_of,
     verified,
 )
@@ -179,14 +180,12 @@ class Store:
         """
         wanted = set(keys)
         found: dict[str, tuple[Piece, int]] = {}
-        for key, record in self._records(stage):
-            try:
-                rows = record["value"].get("rows", [])
-            except (KeyError, TypeError, AttributeError):
-                continue
+        for key, rows in self._rows(stage):
+            if not wanted:
+                break
             if wanted.isdisjoint(rows) or (piece := self.find(stage, key)) is None:
                 continue
-            for number, row in enumerate(rows):
+            for number, row in enumerate(piece.value["rows"]):
                 if row in wanted:
                     found[row] = (piece, number)
                     wanted.discard(row)
@@ -232,12 +231,12 @@ class Store:
         made = sorted(self.root.glob(f"*/*/{MAKING}*"))
         return [*claims, *(path.relative_to(self.root).as_posix() for path in made)]
 
-    def _records(self, stage: str) -> Iterator[tuple[str, Any]]:
-        """Key and record of every piece of a stage; those that cannot be read are left out."""
+    def _rows(self, stage: str) -> Iterator[tuple[str, list[str]]]:
+        """Key and row keys of every piece of a stage; those that cannot be read are left out."""
         for path in sorted((self.root / stage).glob(f"*/*/{RECORD}")):
             try:
-                yield path.parent.name, json.loads(path.read_text())
-            except (OSError, ValueError):
+                yield path.parent.name, row_keys(path)
+            except OSError:
                 continue
 
     def _place(self, stage: str, key: str) -> Path:

@@ -27,7 +27,7 @@ from typing import Any
 from tasks.artifacts import CLAIMS_FOLDER, MAKING, Store
 from tasks.claims import Claims
 from tasks.files import file_sha256, fsync
-from tasks.pieces import RECORD, Piece
+from tasks.pieces import RECORD, Piece, row_keys
 from tasks.processes import own_prefix
 from tasks.storage import MARKER, Storage
 
@@ -134,7 +134,7 @@ class RemoteStore(Store):
         for stage, key in sorted(there - set(self._here())):
             self._fetch(stage, key)
 
-    def _records(self, stage: str) -> Iterator[tuple[str, Any]]:
+    def _rows(self, stage: str) -> Iterator[tuple[str, list[str]]]:
         """Those in the cache, and those of the storage, which are fetched once and kept."""
         here = {path.parent.name for path in (self.root / stage).glob(f"*/*/{RECORD}")}
         wanted = sorted({key for _, key in self._there(stage)} - here)
@@ -143,11 +143,11 @@ class RemoteStore(Store):
             [f"{self._path(stage, key)}/{RECORD}" for key in missing]
         ).items():
             _write(self._kept(stage, path.split("/")[2]), text)
-        yield from super()._records(stage)
+        yield from super()._rows(stage)
         for key in wanted:
             try:
-                yield key, json.loads(self._kept(stage, key).read_text())
-            except (OSError, ValueError):
+                yield key, row_keys(self._kept(stage, key))
+            except OSError:
                 continue
 
     def _fetch(self, stage: str, key: str) -> bool:

@@ -312,6 +312,27 @@ def test_find_rows_passes_over_any_broken_record(pieces: Store, text: str) -> No
     assert pieces.find_rows("stacking", ["r1"]) == {}
 
 
+def test_find_rows_reads_a_record_once(pieces: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each job asks all records of its stage."""
+    for name in "ab":
+        pieces.get("stacking", digest(name), write(rows=[f"r-{name}"]))
+    assert pieces.find_rows("stacking", ["unknown"]) == {}
+    read: list[str] = []
+    real = json.loads
+
+    def loads(text: str) -> Any:
+        read.append(text)
+        return real(text)
+
+    monkeypatch.setattr(pieces_module.json, "loads", loads)
+    assert pieces.find_rows("stacking", ["unknown"]) == {}
+    assert read == []
+    pieces.get("stacking", digest("c"), write(rows=["r-c"]))
+    read.clear()
+    assert pieces.find_rows("stacking", ["unknown"]) == {}
+    assert len(read) == 1
+
+
 def test_a_row_in_two_pieces_is_found_once(pieces: Store) -> None:
     for name in "ab":
         pieces.get("stacking", digest(name), write(rows=["r1", f"r-{name}"]))
