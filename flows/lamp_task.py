@@ -152,7 +152,9 @@ def bank_and_recipes(
     if not trained:
         raise StageFailed(f"{lamp_task}: no anchor could be trained; {missing[0]}")
     users = {anchor["user_id"]: anchor["members"] for anchor in listed}
-    banked = result_of(bank, list(trained.values()), {anchor: users[anchor] for anchor in trained})
+    lacking = [anchor for anchor in users if anchor not in trained]
+    own_users = {anchor: users[anchor] for anchor in trained}
+    banked = result_of(bank, list(trained.values()), own_users, lacking)
     weighed = None
     if config["fusion"]["weights"] == "evidence":
         weighed = result_of(evidence, config, lamp_task, prepared, base, embedded, banked)

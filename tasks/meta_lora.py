@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from tasks.lora.train import Recipe
 
 VERSION = 5
+# In the notes of an anchor's piece: the keys of those it was trained with, in order, and its own.
+COMPANY = "company"
 
 
 def _job_name() -> str:
@@ -53,7 +55,9 @@ def meta_lora(
     """Train the LoRAs of one job's anchors on the frozen base; each a PEFT folder `adapter`.
 
     `anchors`: entries of the `anchors` stage. All that are not known yet are trained at once, each
-    as if alone. An anchor depends on its own history, not on which other anchors there are.
+    as if alone. An anchor depends on its own history, not on which other anchors there are; only
+    the rounding of its last bits does. So one that was made before and lost is made again in the
+    company it had, which the others' notes name.
     """
     options = RunConfig.model_validate(config)
     where = store()
@@ -85,6 +89,7 @@ def meta_lora(
     with where.claimed("meta_lora", [keys[anchor] for anchor in keys if anchor not in pieces]):
         _find(where, keys, pieces)
         todo = [anchor for anchor in keys if anchor not in pieces]
+        together = _together(keys, pieces, todo)
         # Without history in the prompts a cluster's questions are its users' own, known or not.
         apart = not options.prompt.history_items
         histories: dict[str, list[Sequence[Item]]] = {
@@ -92,25 +97,41 @@ def meta_lora(
             if apart
             else [profiles[anchor["user_id"]]]
             for anchor in anchors
-            if anchor["user_id"] in todo
+            if anchor["user_id"] in together
         }
         made, checkpoint = {}, None
+        wanted = [keys[anchor] for anchor in histories]
         if todo:
-            wanted = [keys[anchor] for anchor in histories]
             company = [n for anchor in anchors for n in (anchor["user_id"], *anchor["members"])]
             checkpoint = checkpoint_of(
                 options, where, "meta_lora", digest(wanted), company, pieces=wanted
             )
             made = _train(options, lamp_task, instruction, where, base, histories, checkpoint)
-        for anchor, result in made.items():
+        for anchor in todo:
+            result = made[anchor]
             if isinstance(result, InputError):
                 pieces[anchor] = result
                 continue
-            write = partial(_write, *result, model_name(options))
+            lora, value = result
+            value[NOTES][COMPANY] = wanted
+            write = partial(_write, lora, value, model_name(options))
             pieces[anchor] = where.make("meta_lora", keys[anchor], write)
         if checkpoint:
             checkpoint.remove()
     return [pieces[anchor["user_id"]] for anchor in anchors]
+
+
+def _together(
+    keys: dict[str, str], pieces: dict[str, Piece | InputError], todo: list[str]
+) -> set[str]:
+    """The anchors to train: `todo`, and those that some of them were trained with before."""
+    companies = [p.notes.get(COMPANY, []) for p in pieces.values() if isinstance(p, Piece)]
+    lost = {keys[anchor] for anchor in todo}
+    before = {key for company in companies if lost.intersection(company) for key in company}
+    # Of another job, or with another history by now: it cannot be as it was.
+    if not before <= set(keys.values()):
+        before = set()
+    return {anchor for anchor, key in keys.items() if key in lost | before}
 
 
 def _find(where: Store, keys: dict[str, str], pieces: dict[str, Piece | InputError]) -> None:
@@ -179,15 +200,21 @@ def _train(
 
 
 @stage(name="bank")
-def bank(trained: list[dict[str, Any]], users: dict[str, list[str]]) -> Piece:
+def bank(
+    trained: list[dict[str, Any]], users: dict[str, list[str]], lacking: list[str] | None = None
+) -> Piece:
     """`bank.safetensors` of the anchors that were trained (results of `meta_lora`), in order.
 
-    `users`: per anchor the candidates whose items it was trained on.
+    `users`: per anchor the candidates whose items it was trained on. `lacking`: anchors that could
+    not be trained. What is made of such a bank is kept apart from what is made of a whole one:
+    users whose recipe needs none of these would else be trained in another company than without
+    the failure, and differ in their last bits.
     """
     where = store()
     ids = [item["value"]["anchor"] for item in trained]
     members = [[item["ref"]["sha256"], users[item["value"]["anchor"]]] for item in trained]
-    key = digest({"version": VERSION, "members": members})
+    apart = {"lacking": lacking} if lacking else {}
+    key = digest({"version": VERSION, "members": members, **apart})
 
     def make(out: Path) -> dict[str, Any]:
         from tasks.lora.adapters import read_peft
@@ -204,6 +231,7 @@ def bank(trained: list[dict[str, Any]], users: dict[str, list[str]]) -> Piece:
             "users": {anchor: users[anchor] for anchor in ids},
             "rank": loras[0].rank,
             "scale": loras[0].scale,
+            **apart,
         }
 
     return where.get("bank", key, make)

@@ -141,7 +141,9 @@ def merged_parts(
     if recipe is None or given.banked is None:
         return None
     members = given.banked["value"]["members"]
+    lacking = given.banked["value"].get("lacking")
     return [
+        *([lacking] if lacking else []),  # kept apart: tasks.meta_lora.bank
         options.fusion.merge,
         [
             [anchor, members[anchor], weight]

@@ -29,10 +29,10 @@ from tests.ray_nodes import installed
 from tests.small import SMALL
 
 KINDS = {"stack": ON_STACK, "alone": ALONE, "ray": ON_RAY}
-# As for the flow tests, but in many small jobs: eight anchors of one each.
+# As for the flow tests, but in more jobs: eight anchors, two or three of which share one.
 SECTIONS: dict[str, Any] = SMALL | {
     "synthetic": SMALL["synthetic"] | {"few_shot_users": 6},
-    "anchors": SMALL["anchors"] | {"count": 8},
+    "anchors": SMALL["anchors"] | {"count": 8, "per_job": 3},
     "stacking": SMALL["stacking"] | {"users_per_job": 2},
     # Trainings of a second or less: so that some are killed after a checkpoint.
     "compute": {"checkpoint_seconds": 0.05},

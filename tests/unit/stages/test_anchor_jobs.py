@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from tasks.config import resolve
 from tasks.lora.adapters import Lora, read_peft
 from tasks.meta_lora import bank, meta_lora
 from tasks.pieces import Piece
+from tasks.stacking import Inputs, merged_parts
 from tasks.stage import StageFailed, stage, store
 from tests.unit.lora.peft_reference import largest_difference
 from tests.unit.stages.pipeline import LORA, ROLES, run
@@ -95,6 +97,58 @@ def test_a_known_anchor_is_not_trained_again(
     assert len(trained) == 1
 
 
+def test_a_lost_one_is_made_again_in_the_company_it_had(
+    done: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone its last bits would be others, and so would be all that is keyed by them."""
+    first = result(job(done, *NAMES, seed=5))
+    trained: list[list[str]] = []
+    real = meta_lora_stage._train
+
+    def train(*given: Any) -> Any:
+        trained.append(list(given[-2]))
+        return real(*given)
+
+    monkeypatch.setattr(meta_lora_stage, "_train", train)
+    weights = store().open(first[1]["ref"]).folder / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    state = job(done, *NAMES, seed=5)
+    assert state.name == "Completed"
+    again = result(state)
+    assert [one["cached"] for one in again] == [True, False, True]
+    assert [one["ref"] for one in again] == [one["ref"] for one in first]
+    assert trained == [list(NAMES)]
+    # It had company of its own choice: the others were there before it.
+    beside = {"meta_lora": done["config"]["meta_lora"] | {"epochs": 1}}
+    result(job(done, *NAMES[:2], seed=5, **beside))
+    late = result(job(done, *NAMES, seed=5, **beside))[2]
+    shutil.rmtree(store().open(late["ref"]).folder)
+    assert result(job(done, *NAMES, seed=5, **beside))[2]["ref"] == late["ref"]
+    assert trained[1:] == [list(NAMES[:2]), [NAMES[2]], [NAMES[2]]]
+    # Of another job by now: then it is made without them.
+    shutil.rmtree(store().open(first[0]["ref"]).folder)
+    result(job(done, *NAMES[:2], seed=5))
+    assert trained[4:] == [[NAMES[0]]]
+
+
+def test_what_is_made_of_a_bank_that_lacks_anchors_is_kept_apart(done: dict[str, Any]) -> None:
+    """Also of users whose recipe needs none of those: in another company they differ."""
+    trained = result(job(done, *NAMES[:2]))
+    users = {name: [name] for name in NAMES[:2]}
+    whole, lacking = (result(bank.fn(trained, users, without)) for without in ([], ["anchor-3"]))
+    assert lacking["value"] == whole["value"] | {"lacking": ["anchor-3"]}
+    assert lacking["ref"]["uri"] != whole["ref"]["uri"]
+    assert result(bank.fn(trained, users))["ref"] == whole["ref"]
+    recipe = {"anchors": ["anchor-1"], "weights": [1.0]}
+    options = resolve(done["config"])
+    parts = [
+        merged_parts(options, Inputs(done["prepared"], done["base"], banked, {}), recipe)
+        for banked in (whole, lacking)
+    ]
+    assert parts[0] == ["exact", [["anchor-1", trained[0]["ref"]["sha256"], 1.0]]]
+    assert parts[1] == [["anchor-3"], *parts[0]]
+
+
 def test_a_cluster_is_trained_on_all_its_members_items(done: dict[str, Any]) -> None:
     """4 and 5 items, in one LoRA that is not the anchor's own; the bank says whose they are."""
     config = resolve(done["config"]).model_dump(mode="json")
@@ -139,7 +193,7 @@ def test_one_that_fails_is_named_and_the_others_are_kept(
         assert found["value"]["anchor"] == name
         tensors = [t for pair in adapter(found).layers.values() for t in pair]
         assert all(torch.isfinite(t).all() for t in tensors)
-    # Nothing of the failed one was kept: it is trained the next time, alone.
+    # Nothing of the failed one was kept: it is trained the next time.
     again = result(job(done, *NAMES, seed=3))
     assert [found["cached"] for found in again] == [True, False, True]
 
@@ -244,7 +298,11 @@ def test_the_flow_takes_lists_apart(monkeypatch: pytest.MonkeyPatch) -> None:
         ["e"],
     ]
     assert made["meta_loras"] == {"a": trained("a"), "e": trained("e")}
-    assert called == [[trained("a"), trained("e")], {"a": ["a", "a2"], "e": ["e", "e2"]}]
+    assert called == [
+        [trained("a"), trained("e")],
+        {"a": ["a", "a2"], "e": ["e", "e2"]},
+        ["b", "c", "d"],
+    ]
     assert missing == ["anchor c d: out of memory", "anchor b: not finite"]
     assert made["evidence"] is None
 
