@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
@@ -28,6 +29,13 @@ from tasks.questions import content
 from tasks.stage import gpu_slot, log, stage, store
 from tasks.text_encoder import Profile, text_vectors
 from tasks.tokens import tokens_of
+from tasks.whitening import (
+    WHITENED,
+    WHITENING_FILE,
+    read_whitening,
+    whitening,
+    write_whitening,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +52,8 @@ VERSION = 4
 OWN_MODEL = "base"
 # Users embedded at once, between two reports of progress.
 CHUNK = 20
+# Embeddings by gradients of the base model.
+SIGNATURES = ("signature", "input_signature")
 
 
 @stage(name="embed", uses_model=True)
@@ -71,6 +81,12 @@ def embed(
             users.append((role, user["user_id"]))
             rows.append(digest([shared, content(user["profile"])]))
     key = digest([[role, user_id] for role, user_id in users] + rows)
+    # The base users stand first, or the candidates where there are none.
+    teachers = [user for user in users if user[0] == users[0][0]][:WHITENED]
+    # Kept as one row more: it changes with them alone.
+    taught = [digest([shared, "whitening", rows[: len(teachers)]])]
+    if options.anchors.embedding != "input_signature":
+        taught = []
 
     def parts(chosen: _Users) -> Iterator[list[Profile]]:
         profiles = (user["profile"] for user in chosen)
@@ -84,10 +100,12 @@ def embed(
         todo = [index for index, row in enumerate(rows) if row not in known]
         log(f"{lamp_task}: embedding {len(todo)} users, {len(rows) - len(todo)} known from before")
         chosen = _Users(where, prepared, [users[index] for index in todo])
-        if options.anchors.embedding == "signature":
-            made = _signatures(options, lamp_task, instruction, chosen, where, base)
+        if options.anchors.embedding in SIGNATURES:
+            found = _signatures(options, lamp_task, instruction, chosen, where, base)
+            made = [items.mean(0).numpy() for items in found]
         elif options.anchors.text_model == OWN_MODEL:
-            made = _own_states(options, lamp_task, parts(chosen), where, base)
+            found = _own_states(options, lamp_task, parts(chosen), where, base)
+            made = [items.mean(0).numpy() for items in found]
         else:
             made = text_vectors(options, lamp_task, parts(chosen))
         known |= dict(zip((rows[index] for index in todo), made, strict=True))
@@ -99,14 +117,23 @@ def embed(
             ).arr.to_list(),
         }
         pl.DataFrame(table).write_parquet(out / "embeddings.parquet")
-        return {"rows": rows, "users": len(rows), "dimensions": len(known[rows[0]])}
+        if taught:
+            earlier = where.find_rows("embedding", taught)
+            if earlier:
+                shutil.copyfile(earlier[taught[0]][0].folder / WHITENING_FILE, out / WHITENING_FILE)
+            else:
+                named = _Users(where, prepared, teachers)
+                items = _signatures(options, lamp_task, instruction, named, where, base)
+                matrix = whitening(own.numpy() for own in items)
+                write_whitening(out / WHITENING_FILE, matrix)
+        return {"rows": rows + taught, "users": len(rows), "dimensions": len(known[rows[0]])}
 
-    return where.get("embedding", key, make, rows)
+    return where.get("embedding", key, make, rows + taught)
 
 
 def roles_of(options: RunConfig) -> tuple[str, ...]:
     """Whose users are embedded: base users are there for the centre, which texts have not."""
-    return ROLES if options.anchors.embedding == "signature" else ("anchor", "few_shot")
+    return ROLES if options.anchors.embedding in SIGNATURES else ("anchor", "few_shot")
 
 
 @dataclass(frozen=True)
@@ -143,12 +170,14 @@ def read_embeddings(
 
     Signatures are centred first: raw ones all point along the population's mean, and their
     cosines differ in the third decimal. The centre is that of the base users (the anchor
-    candidates where there are none), so that one user's new item moves that user only.
+    candidates where there are none), so that one user's new item moves that user only. Those at the
+    input are then whitened (tasks/whitening.py).
     """
     import numpy as np
     import polars as pl
 
-    table = pl.read_parquet(where.open(ref).folder / "embeddings.parquet")
+    folder = where.open(ref).folder
+    table = pl.read_parquet(folder / "embeddings.parquet")
     parts = {}
     dimensions = len(table["vector"][0])
     for role in roles_of(options):
@@ -156,10 +185,13 @@ def read_embeddings(
         # Not through Python lists: thousands of users times thousands of numbers.
         flat = part["vector"].explode().to_numpy().astype(np.float64)
         parts[role] = (part["user_id"].to_list(), flat.reshape(len(part), dimensions))
-    if options.anchors.embedding == "signature":
+    if options.anchors.embedding in SIGNATURES:
         population = parts["base"][1] if len(parts["base"][0]) else parts["anchor"][1]
         centre = population.mean(0)
         parts = {role: (ids, v - centre if len(ids) else v) for role, (ids, v) in parts.items()}
+    if options.anchors.embedding == "input_signature":
+        matrix = read_whitening(folder / WHITENING_FILE)
+        parts = {role: (ids, v @ matrix if len(ids) else v) for role, (ids, v) in parts.items()}
     for ids, vectors in parts.values():
         if ids:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -170,10 +202,10 @@ def _method(
     options: RunConfig, base: dict[str, Any], instruction: str, where: Store
 ) -> dict[str, Any]:
     """What decides a vector besides the history."""
-    if options.anchors.embedding == "signature":
+    if options.anchors.embedding in SIGNATURES:
         sizes = [options.anchors.signature_vocabulary, options.anchors.signature_hidden]
         return {
-            "signature": sizes,
+            options.anchors.embedding: sizes,
             "seed": options.seed,
             **prompt_parts(options, instruction),
             **model_parts(options, base),
@@ -216,8 +248,11 @@ def _signatures(
     users: _Users,
     where: Store,
     base_result: dict[str, Any],
-) -> list[np.ndarray]:
-    from tasks.lora.signature import item_signatures
+) -> Iterator[Tensor]:
+    from tasks.lora.signature import input_signatures, item_signatures
+
+    at_input = options.anchors.embedding == "input_signature"
+    sign = input_signatures if at_input else item_signatures
 
     def samples(base: Base) -> Iterable[Sequence[Sequence[Encoded]]]:
         tokens = tokens_of(
@@ -226,7 +261,7 @@ def _signatures(
         return _parts(tokens, len(tokens), f"{lamp_task}: signatures of users")
 
     def items(base: Base, part: Sequence[Sequence[Encoded]]) -> Tensor:
-        return item_signatures(
+        return sign(
             base,
             list(chain(*part)),
             options.anchors.signature_vocabulary,
@@ -234,7 +269,7 @@ def _signatures(
             derive_seed(options.seed, "signature"),
         )
 
-    return _means_of_items(options, where, base_result, samples, items)
+    return _vectors_of_items(options, where, base_result, samples, items)
 
 
 def _own_states(
@@ -243,8 +278,8 @@ def _own_states(
     parts: Iterable[Sequence[Profile]],
     where: Store,
     base_result: dict[str, Any],
-) -> list[np.ndarray]:
-    """As `text_vectors`, by the base model itself: mean over tokens, then over items."""
+) -> Iterator[Tensor]:
+    """The vectors of each user's texts by the base model itself: mean over tokens."""
     from tasks.lora.batches import Encoded
     from tasks.lora.signature import mean_states
 
@@ -255,27 +290,24 @@ def _own_states(
         ids = base.tokenizer(texts, split_special_tokens=True)["input_ids"]
         return mean_states(base, [Encoded(one[: base.max_tokens], []) for one in ids])
 
-    return _means_of_items(options, where, base_result, lambda _base: parts, items)
+    return _vectors_of_items(options, where, base_result, lambda _base: parts, items)
 
 
-def _means_of_items(
+def _vectors_of_items(
     options: RunConfig,
     where: Store,
     base_result: dict[str, Any],
     given: Callable[[Base], Iterable[Sequence[Sequence[Item]]]],
     items: Callable[[Base, Sequence[Sequence[Item]]], Tensor],
-) -> list[np.ndarray]:
-    """Each user's mean over the vectors [N, D] that `items` makes of some users' items, in order.
+) -> Iterator[Tensor]:
+    """The vectors [N, D] that `items` makes of each user's items, user by user, in order.
 
     given: the items of every user, some users at a time: single ones are small batches. Each item
     is its own row.
     """
-    vectors: list[np.ndarray] = []
     with gpu_slot():
         base = load(options, where, base_result)
         for part in given(base):
-            split = items(base, part).split([len(own) for own in part])
-            vectors += [own.mean(0).numpy() for own in split]
+            yield from items(base, part).split([len(own) for own in part])
         # This stage runs in the flow's own thread; the jobs after it run in others.
         unload()
-    return vectors

@@ -171,6 +171,8 @@ class BaseOptions(Options):
 class AnchorOptions(Options):
     """How users are embedded, clustered, and anchors chosen (docs/method.md, Anchors).
 
+    `embedding`: the gradient of the user's answers at the model's output (`signature`) or at its
+    input, whitened (`input_signature`); or what the user reads (`text`).
     `train_on`: an anchor is one user, as published; a whole cluster with all its items; or both.
     `selection`: HDBSCAN's excess of mass, or the leaves of its tree: many small clusters.
     `refits`: at most so many rounds fit the clusters again by evidence, `refit_epochs` of training
@@ -178,7 +180,7 @@ class AnchorOptions(Options):
     `per_job`: this many anchors share one training job.
     """
 
-    embedding: Literal["signature", "text"] = "signature"
+    embedding: Literal["signature", "input_signature", "text"] = "signature"
     text_model: str = Field("BAAI/bge-small-en-v1.5", min_length=1)
     signature_vocabulary: int = Field(64, ge=1, le=256)
     signature_hidden: int = Field(64, ge=1, le=256)

@@ -204,6 +204,15 @@ class Flops:
         total += 2 * labels * size_d * hidden if size_d > hidden else 0
         return total + 2 * labels * min(size_v, vocabulary) * min(size_d, hidden)
 
+    def input_signature(self, done: Pass, vocabulary: int, hidden: int) -> int:
+        """Both passes of `input_signatures`, its projection and its outer products.
+
+        The gradient goes through all layers to the embeddings, to no weight."""
+        size_d, size_v = self.shape.head
+        total = 2 * self.forward(done) + 3 * self.shape.blocks * self._attention(done) // 2
+        total += 2 * done.positions * size_d * hidden if size_d > hidden else 0
+        return total + 2 * done.positions * min(size_v, vocabulary) * min(size_d, hidden)
+
     def _head(self, labels: int) -> int:
         return 2 * self.shape.head[0] * self.shape.head[1] * labels
 

@@ -5,6 +5,10 @@ gradient of log p(y) with respect to the LM head's weight is (onehot(y) - p) h^T
 over answer tokens, then over the user's items, it says in which direction the user pulls the
 model. Both sides are projected by seeded Gaussian matrices where they are larger than asked, which
 keeps inner products in expectation (Johnson-Lindenstrauss), so the vector stays small.
+
+Where answers are few words (LaMP-1's are two) that gradient hardly says what they were given to.
+The gradient of the same log-likelihood with respect to the input embeddings' weight [V, d] does:
+it has a row for each token of the item. It takes a backward pass.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from torch import Tensor
 
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, answer_logits, collate
+from tasks.lora.group_train import default_positions
 from tasks.lora.packing import micro_batches
 
 # Tokens of a batch, padding included.
@@ -77,6 +82,51 @@ def item_signatures(
                 rows[index] = row
     finally:
         hook.remove()
+    return torch.stack(rows)
+
+
+def input_signatures(
+    base: Base,
+    samples: Sequence[Encoded],
+    vocabulary: int,
+    hidden: int,
+    seed: int,
+    positions: int | None = None,
+) -> Tensor:
+    """As `item_signatures`, by the gradient with respect to the input embeddings' weight [V, d].
+
+    `positions` bounds the tokens of a batch as in training, for as much is kept for its backward
+    pass.
+    """
+    table = base.model.get_input_embeddings()
+    size_v, size_d = table.weight.shape
+    left = projection(size_v, vocabulary, seed)
+    right = projection(size_d, hidden, seed + 1)
+    left = torch.eye(size_v) if left is None else left
+    left = left.to(base.device)
+    right = None if right is None else right.to(base.device)
+    lengths = [len(sample.prompt) + len(sample.answer) for sample in samples]
+    sizes = [(1, length, length) for length in lengths]
+    rows: list[Any] = [None] * len(samples)
+    for chosen in micro_batches(sizes, positions or default_positions(base)):
+        batch = collate(base, [samples[i] for i in chosen])
+        # The model is frozen: what it looks up becomes the leaf that the gradient is of.
+        looked_up = table(batch.input_ids).detach().requires_grad_()
+        hook = table.register_forward_hook(lambda _module, _ids, _out, leaf=looked_up: leaf)
+        try:
+            logits = answer_logits(base.model, batch).float()
+        finally:
+            hook.remove()
+        labelled = batch.labels >= 0
+        labels = batch.labels.clamp(min=0)
+        found = logits.log_softmax(-1).gather(2, labels[..., None])[..., 0]
+        weight = labelled.float() / labelled.sum(1, keepdim=True).float()
+        (found * weight).sum().backward(inputs=[looked_up])
+        gradient = looked_up.grad.float() * batch.attention_mask[..., None]
+        gradient = gradient if right is None else gradient @ right
+        outer = torch.einsum("btv,btd->bvd", left[batch.input_ids], gradient)
+        for index, row in zip(chosen, outer.flatten(1).cpu(), strict=True):
+            rows[index] = row
     return torch.stack(rows)
 
 

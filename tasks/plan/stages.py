@@ -9,7 +9,7 @@ from typing import Any
 
 from tasks.artifacts import Store
 from tasks.config import RunConfig, derive_seed
-from tasks.embedding import CHUNK, OWN_MODEL, roles_of
+from tasks.embedding import CHUNK, OWN_MODEL, SIGNATURES, roles_of
 from tasks.lamp.definitions import get_task
 from tasks.lora.cost import Flops, Loras, Pass
 from tasks.lora.grouped import Shapes
@@ -35,6 +35,7 @@ from tasks.plan.work import (
 from tasks.prepare import ROLES, users_of
 from tasks.stacking import training_of
 from tasks.task_adapt import KINDS, chosen_items
+from tasks.whitening import WHITENED
 
 # Bytes of a piece's record.json and of its tables' own headers, about.
 RECORD, ROW = 1500, 100
@@ -159,13 +160,20 @@ class _Planner:
         roles = ("few_shot",) if self.again else roles_of(own)
         users = [user for role in roles for user in self.users[role]]
         anchors = own.anchors
-        if anchors.embedding == "signature":
+        if anchors.embedding in SIGNATURES:
             sizes = (anchors.signature_vocabulary, anchors.signature_hidden)
             history = own.prompt.history_items
             lengths = [one for r in roles for one in self.measure.profiles(self.users[r], history)]
-            done = sign(self.planned, lengths, CHUNK, *sizes)
+            at_input = anchors.embedding == "input_signature"
+            done = sign(self.planned, lengths, CHUNK, *sizes, at_input)
             width = min(sizes[0], self.planned.shape.head[1])
             width *= min(sizes[1], self.planned.shape.head[0])
+            if at_input and not self.again:
+                # Whitening asks the first users again; it has the eigenvectors of their scatter.
+                teachers = sign(self.planned, lengths[:WHITENED], CHUNK, *sizes, at_input)
+                done = replace(added(done, teachers), users=done.users)
+                done.memory = max(done.memory, self.planned.weights + 3 * 8 * width**2)
+                done.disk += 4 * width**2
         else:
             is_own = anchors.text_model == OWN_MODEL
             most = self.planned.max_tokens if is_own else ENCODER_TOKENS
@@ -181,7 +189,7 @@ class _Planner:
             else:
                 done.flops = 2 * encoder_size(own, self.notes) * done.tokens
             done.seconds = compute_seconds(self.planned, done.flops)
-        done.disk = RECORD + done.users * (4 * width + ROW)
+        done.disk += RECORD + done.users * (4 * width + ROW)
         return replace(done, method=method)
 
     def _states(self, lengths: list[int]) -> list[Pass]:

@@ -15,6 +15,7 @@ from tasks.lora.cost import (
     forward_limit,
     gpu_positions,
     optimiser_bytes,
+    position_bytes,
     training_bytes,
 )
 from tasks.lora.merge import KEPT_BYTES
@@ -182,15 +183,25 @@ def answer(
 
 
 def sign(
-    planned: Planned, users: Sequence[Lengths], chunk: int, vocabulary: int, hidden: int
+    planned: Planned,
+    users: Sequence[Lengths],
+    chunk: int,
+    vocabulary: int,
+    hidden: int,
+    at_input: bool = False,
 ) -> Work:
-    """Signatures of users' items, `chunk` users at a time."""
+    """Signatures of users' items, `chunk` users at a time; `at_input`: with a backward pass."""
     done, costs = Work("embedding", users=len(users)), Flops(planned.shape, Loras())
+    most = positions(planned, planned.weights, False) if at_input else POSITIONS
+    count = costs.input_signature if at_input else costs.signature
     for start in range(0, len(users), chunk):
         flat = [one for own in users[start : start + chunk] for one in own]
-        for one in signature_passes(flat, POSITIONS):
-            done.flops += costs.signature(one, vocabulary, hidden)
-            done.memory = max(done.memory, planned.weights + forward_bytes(planned, one))
+        for one in signature_passes(flat, most):
+            done.flops += count(one, vocabulary, hidden)
+            needed = forward_bytes(planned, one)
+            if at_input:
+                needed += one.positions * position_bytes(planned.shape, planned.each, False)
+            done.memory = max(done.memory, planned.weights + needed)
         done.items += len(flat)
         done.tokens += tokens(flat)
     done.seconds = compute_seconds(planned, done.flops)

@@ -33,7 +33,7 @@ from tasks.lora.passes import (
     signature_passes,
     training_passes,
 )
-from tasks.lora.signature import item_signatures
+from tasks.lora.signature import input_signatures, item_signatures
 from tasks.lora.train import Recipe
 from tests.unit.lora.counters import flops, peak_bytes
 from tests.unit.lora.group_case import bank_of
@@ -183,6 +183,9 @@ def test_signatures() -> None:
     for size, width in ((300, 128), (64, 32), (1000, 32)):
         counted = sum(costs.signature(one, size, width) for one in passes)
         sign = partial(item_signatures, work.base, flat, size, width, 0, positions=600)
+        assert counted == flops(sign)
+        counted = sum(costs.input_signature(one, size, width) for one in passes)
+        sign = partial(input_signatures, work.base, flat, size, width, 0, positions=600)
         assert counted == flops(sign)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
-from tasks.lora.signature import item_signatures, projection
+from tasks.lora.signature import input_signatures, item_signatures, projection
 from tests.unit.lora.helpers import HIDDEN, sample
 
 MakeBase = Callable[[], Base]
@@ -19,9 +19,14 @@ ITEMS = [
 ]
 
 
-def gradient(base: Base, item: Encoded) -> Tensor:
-    """d/dW of the mean over answer tokens of log p(token), W the LM head's weight [V, d]."""
-    weight = base.model.get_output_embeddings().weight.requires_grad_()
+def gradient(base: Base, item: Encoded, at_input: bool = False) -> Tensor:
+    """d/dW of the mean over answer tokens of log p(token), W the LM head's weight [V, d].
+
+    `at_input`: W the input embeddings' weight.
+    """
+    model = base.model
+    layer = model.get_input_embeddings() if at_input else model.get_output_embeddings()
+    weight = layer.weight.requires_grad_()
     ids = item.prompt + item.answer
     log_p = base.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     places = range(len(item.prompt) - 1, len(ids) - 1)
@@ -59,6 +64,31 @@ def test_projected_on_both_sides(fresh_base: MakeBase, to_v: int, to_h: int) -> 
         assert_same(row.view(p_v.shape[1], p_h.shape[1]), p_v.T @ gradient(base, item) @ p_h)
 
 
+@pytest.mark.parametrize("positions", [1, 40, 8192, None])
+def test_at_the_input_it_is_the_gradient_of_the_embeddings(
+    fresh_base: MakeBase, positions: int | None
+) -> None:
+    """Rows of tokens that stand several times in an item are sums; others are 0."""
+    base = fresh_base()
+    vocabulary = base.model.config.vocab_size
+    got = input_signatures(base, ITEMS, vocabulary, HIDDEN, seed=0, positions=positions)
+    assert got.shape == (len(ITEMS), vocabulary * HIDDEN)
+    for row, item in zip(got, ITEMS, strict=True):
+        assert_same(row.view(vocabulary, HIDDEN), gradient(base, item, at_input=True))
+
+
+def test_at_the_input_projected_on_both_sides(fresh_base: MakeBase) -> None:
+    """P_v^T G P_h, with the matrices that the head's signature has."""
+    base = fresh_base()
+    p_v = projection(base.model.config.vocab_size, 10, 5)
+    p_h = projection(HIDDEN, 6, 6)
+    assert p_v is not None
+    assert p_h is not None
+    got = input_signatures(base, ITEMS, 10, 6, seed=5, positions=40)
+    for row, item in zip(got, ITEMS, strict=True):
+        assert_same(row.view(10, 6), p_v.T @ gradient(base, item, at_input=True) @ p_h)
+
+
 def test_projection_keeps_inner_products() -> None:
     """Entries of variance 1/to: E[P P^T] = I (Johnson-Lindenstrauss). 200 rows, 4000 columns.
 
@@ -80,5 +110,23 @@ def test_leaves_the_model_as_it_was(fresh_base: MakeBase) -> None:
     item_signatures(base, ITEMS, 4, 4, seed=0)
     with pytest.raises(IndexError):
         item_signatures(base, [Encoded([10**6], [2])], 4, 4, seed=0)
+    input_signatures(base, ITEMS, 4, 4, seed=0)
+    with pytest.raises(IndexError):
+        input_signatures(base, [Encoded([10**6], [2])], 4, 4, seed=0)
     assert not base.model.lm_head._forward_pre_hooks
+    assert not base.model.get_input_embeddings()._forward_hooks
     assert all(parameter.grad is None for parameter in base.model.parameters())
+
+
+def test_at_the_input_no_hook_stays_when_the_model_fails(
+    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = fresh_base()
+
+    def fails(*_about: object, **_more: object) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(base.model.lm_head, "forward", fails)
+    with pytest.raises(RuntimeError, match="out of order"):
+        input_signatures(base, ITEMS, 4, 4, seed=0)
+    assert not base.model.get_input_embeddings()._forward_hooks
