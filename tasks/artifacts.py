@@ -126,6 +126,7 @@ class Store:
 
     def make(self, stage: str, key: str, make: Callable[[Path], dict[str, Any]]) -> Piece:
         """Run `make` in a fresh folder and put the result in its place, whole or not at all."""
+        self._found.pop((stage, key), None)  # found before, and damaged since: no part of the work
         place = self._place(stage, key)
         place.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=own_prefix(MAKING), dir=place.parent))

@@ -70,7 +70,7 @@ class Killer:
     def _watch(self) -> None:
         for _ in range(2400):
             for work in self._store.glob("base_model/*/.making-*"):
-                pid = int(work.name.rsplit("-", 2)[1])
+                pid = int(work.name.split("~")[1])
                 self._kill(pid)
                 self.killed.append(pid)
                 return
