@@ -13,14 +13,14 @@ it has a row for each token of the item. It takes a backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tasks.lora.base import Base
-from tasks.lora.batches import Encoded, answer_logits, collate
+from tasks.lora.batches import Batch, Encoded, answer_logits, collate
 from tasks.lora.group_train import default_positions
 from tasks.lora.packing import micro_batches
 
@@ -37,6 +37,36 @@ def projection(size: int, to: int, seed: int) -> Tensor | None:
     return torch.randn(size, to, generator=generator, dtype=torch.float32) / to**0.5
 
 
+def _projections(
+    base: Base, weight: Tensor, vocabulary: int, hidden: int, seed: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of both sides of a weight [V, d], on the model's device."""
+    size_v, size_d = weight.shape
+    found = (projection(size_v, vocabulary, seed), projection(size_d, hidden, seed + 1))
+    left, right = (None if one is None else one.to(base.device) for one in found)
+    return left, right
+
+
+def _row_by_row(
+    base: Base, samples: Sequence[Encoded], positions: int, vectors: Callable[[Batch], Tensor]
+) -> Tensor:
+    """What `vectors` makes of each sample [N, D] (CPU), batches of at most so many positions."""
+    lengths = [len(sample.prompt) + len(sample.answer) for sample in samples]
+    rows: list[Any] = [None] * len(samples)
+    for chosen in micro_batches([(1, length, length) for length in lengths], positions):
+        made = vectors(collate(base, [samples[i] for i in chosen]))
+        for index, row in zip(chosen, made.flatten(1).cpu(), strict=True):
+            rows[index] = row
+    return torch.stack(rows)
+
+
+def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The answers' tokens [B, T], 0 where there is none, and the weight of each in a mean."""
+    labelled = batch.labels >= 0
+    weight = labelled.float() / labelled.sum(1, keepdim=True).float()
+    return batch.labels.clamp(min=0), weight
+
+
 @torch.no_grad()
 def item_signatures(
     base: Base,
@@ -51,38 +81,28 @@ def item_signatures(
     `positions` bounds the tokens of a batch, padding included.
     """
     head = base.model.get_output_embeddings()
-    size_v, size_d = head.weight.shape
-    left = projection(size_v, vocabulary, seed)
-    right = projection(size_d, hidden, seed + 1)
-    left = None if left is None else left.to(base.device)
-    right = None if right is None else right.to(base.device)
+    left, right = _projections(base, head.weight, vocabulary, hidden, seed)
     seen: list[Tensor] = []
+
+    def vectors(batch: Batch) -> Tensor:
+        seen.clear()
+        logits = answer_logits(base.model, batch).float()
+        states = seen[0][:, -batch.keep : -1, :].float()
+        labels, weight = _labels(batch)
+        probabilities = logits.softmax(-1)
+        if left is None:
+            error = -probabilities
+            error.scatter_add_(2, labels[..., None], torch.ones_like(error[..., :1]))
+        else:
+            error = left[labels] - probabilities @ left
+        states = states if right is None else states @ right
+        return torch.einsum("btv,btd,bt->bvd", error, states, weight)
+
     hook = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    lengths = [len(sample.prompt) + len(sample.answer) for sample in samples]
-    sizes = [(1, length, length) for length in lengths]
-    rows: list[Any] = [None] * len(samples)
     try:
-        for chosen in micro_batches(sizes, positions):
-            batch = collate(base, [samples[i] for i in chosen])
-            seen.clear()
-            logits = answer_logits(base.model, batch).float()
-            states = seen[0][:, -batch.keep : -1, :].float()
-            labelled = batch.labels >= 0
-            labels = batch.labels.clamp(min=0)
-            probabilities = logits.softmax(-1)
-            if left is None:
-                error = -probabilities
-                error.scatter_add_(2, labels[..., None], torch.ones_like(error[..., :1]))
-            else:
-                error = left[labels] - probabilities @ left
-            states = states if right is None else states @ right
-            weight = labelled.float() / labelled.sum(1, keepdim=True).float()
-            outer = torch.einsum("btv,btd,bt->bvd", error, states, weight)
-            for index, row in zip(chosen, outer.flatten(1).cpu(), strict=True):
-                rows[index] = row
+        return _row_by_row(base, samples, positions, vectors)
     finally:
         hook.remove()
-    return torch.stack(rows)
 
 
 def input_signatures(
@@ -99,47 +119,37 @@ def input_signatures(
     pass.
     """
     table = base.model.get_input_embeddings()
-    size_v, size_d = table.weight.shape
-    left = projection(size_v, vocabulary, seed)
-    right = projection(size_d, hidden, seed + 1)
-    left = torch.eye(size_v) if left is None else left
-    left = left.to(base.device)
-    right = None if right is None else right.to(base.device)
-    lengths = [len(sample.prompt) + len(sample.answer) for sample in samples]
-    sizes = [(1, length, length) for length in lengths]
-    rows: list[Any] = [None] * len(samples)
-    for chosen in micro_batches(sizes, positions or default_positions(base)):
-        batch = collate(base, [samples[i] for i in chosen])
+    left, right = _projections(base, table.weight, vocabulary, hidden, seed)
+    if left is None:
+        left = torch.eye(len(table.weight), device=base.device)
+
+    def vectors(batch: Batch) -> Tensor:
         # The model is frozen: what it looks up becomes the leaf that the gradient is of.
         looked_up = table(batch.input_ids).detach().requires_grad_()
-        hook = table.register_forward_hook(lambda _module, _ids, _out, leaf=looked_up: leaf)
+        hook = table.register_forward_hook(lambda _module, _ids, _out: looked_up)
         try:
             logits = answer_logits(base.model, batch).float()
         finally:
             hook.remove()
-        labelled = batch.labels >= 0
-        labels = batch.labels.clamp(min=0)
+        labels, weight = _labels(batch)
         found = logits.log_softmax(-1).gather(2, labels[..., None])[..., 0]
-        weight = labelled.float() / labelled.sum(1, keepdim=True).float()
         (found * weight).sum().backward(inputs=[looked_up])
         gradient = looked_up.grad.float() * batch.attention_mask[..., None]
         gradient = gradient if right is None else gradient @ right
-        outer = torch.einsum("btv,btd->bvd", left[batch.input_ids], gradient)
-        for index, row in zip(chosen, outer.flatten(1).cpu(), strict=True):
-            rows[index] = row
-    return torch.stack(rows)
+        return torch.einsum("btv,btd->bvd", left[batch.input_ids], gradient)
+
+    return _row_by_row(base, samples, positions or default_positions(base), vectors)
 
 
 @torch.no_grad()
 def mean_states(base: Base, samples: Sequence[Encoded], positions: int = STATE_POSITIONS) -> Tensor:
     """The last hidden states of each text, averaged over its tokens: [N, d] (float32, CPU).
 
-    The text is the sample's prompt. `positions` bounds the tokens of a batch, padding included.
+    The text is the sample's prompt; there is no answer. `positions` bounds the tokens of a batch,
+    padding included.
     """
-    lengths = [len(sample.prompt) for sample in samples]
-    rows: list[Any] = [None] * len(samples)
-    for chosen in micro_batches([(1, length, length) for length in lengths], positions):
-        batch = collate(base, [samples[i] for i in chosen])
+
+    def vectors(batch: Batch) -> Tensor:
         states = base.model.base_model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -147,7 +157,6 @@ def mean_states(base: Base, samples: Sequence[Encoded], positions: int = STATE_P
             use_cache=False,
         ).last_hidden_state.float()
         mask = batch.attention_mask[..., None]
-        means = (states * mask).sum(1) / mask.sum(1)
-        for index, row in zip(chosen, means.cpu(), strict=True):
-            rows[index] = row
-    return torch.stack(rows)
+        return (states * mask).sum(1) / mask.sum(1)
+
+    return _row_by_row(base, samples, positions, vectors)
