@@ -84,9 +84,7 @@ def embed(
     # The base users stand first, or the candidates where there are none.
     teachers = [user for user in users if user[0] == users[0][0]][:WHITENED]
     # Kept as one row more: it changes with them alone.
-    taught = [digest([shared, "whitening", rows[: len(teachers)]])]
-    if options.anchors.embedding != "input_signature":
-        taught = []
+    taught = [digest([shared, "whitening", rows[: len(teachers)]])] if _at_input(options) else []
 
     def parts(chosen: _Users) -> Iterator[list[Profile]]:
         profiles = (user["profile"] for user in chosen)
@@ -101,11 +99,9 @@ def embed(
         log(f"{lamp_task}: embedding {len(todo)} users, {len(rows) - len(todo)} known from before")
         chosen = _Users(where, prepared, [users[index] for index in todo])
         if options.anchors.embedding in SIGNATURES:
-            found = _signatures(options, lamp_task, instruction, chosen, where, base)
-            made = [items.mean(0).numpy() for items in found]
+            made = _means(_signatures(options, lamp_task, instruction, chosen, where, base))
         elif options.anchors.text_model == OWN_MODEL:
-            found = _own_states(options, lamp_task, parts(chosen), where, base)
-            made = [items.mean(0).numpy() for items in found]
+            made = _means(_own_states(options, lamp_task, parts(chosen), where, base))
         else:
             made = text_vectors(options, lamp_task, parts(chosen))
         known |= dict(zip((rows[index] for index in todo), made, strict=True))
@@ -129,6 +125,16 @@ def embed(
         return {"rows": rows + taught, "users": len(rows), "dimensions": len(known[rows[0]])}
 
     return where.get("embedding", key, make, rows + taught)
+
+
+def _at_input(options: RunConfig) -> bool:
+    """Whether signatures are those at the model's input, which are whitened."""
+    return options.anchors.embedding == "input_signature"
+
+
+def _means(vectors: Iterable[Tensor]) -> list[np.ndarray]:
+    """Each user's mean [D] over the user's items [N, D]."""
+    return [items.mean(0).numpy() for items in vectors]
 
 
 def roles_of(options: RunConfig) -> tuple[str, ...]:
@@ -189,7 +195,7 @@ def read_embeddings(
         population = parts["base"][1] if len(parts["base"][0]) else parts["anchor"][1]
         centre = population.mean(0)
         parts = {role: (ids, v - centre if len(ids) else v) for role, (ids, v) in parts.items()}
-    if options.anchors.embedding == "input_signature":
+    if _at_input(options):
         matrix = read_whitening(folder / WHITENING_FILE)
         parts = {role: (ids, v @ matrix if len(ids) else v) for role, (ids, v) in parts.items()}
     for ids, vectors in parts.values():
@@ -251,8 +257,7 @@ def _signatures(
 ) -> Iterator[Tensor]:
     from tasks.lora.signature import input_signatures, item_signatures
 
-    at_input = options.anchors.embedding == "input_signature"
-    sign = input_signatures if at_input else item_signatures
+    sign = input_signatures if _at_input(options) else item_signatures
 
     def samples(base: Base) -> Iterable[Sequence[Sequence[Encoded]]]:
         tokens = tokens_of(
