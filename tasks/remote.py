@@ -87,10 +87,9 @@ class RemoteStore(Store):
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
         made = super().make(stage, key, make)
-        self._upload(stage, key)
-        # Another machine's may stand in its place now.
-        found = super().find(stage, key)
-        return replace(found, cached=False) if found else made
+        if self._upload(stage, key) and (theirs := super().find(stage, key)):
+            return replace(theirs, cached=False)
+        return made
 
     def remove(self, stage: str, key: str) -> None:
         """Out of the storage, its record first, and out of the cache."""
@@ -196,7 +195,8 @@ class RemoteStore(Store):
                 return f"{name} does not match its hash"
         return None
 
-    def _upload(self, stage: str, key: str) -> None:
+    def _upload(self, stage: str, key: str) -> bool:
+        """Whether another machine's piece stands in the place of this one now."""
         place, path = self._place(stage, key), self._path(stage, key)
         record = (place / RECORD).read_bytes()
         theirs = self.storage.read(f"{path}/{RECORD}")
@@ -207,7 +207,7 @@ class RemoteStore(Store):
             if self._fetch(stage, key):
                 self._mark(stage, key).unlink(missing_ok=True)
                 shutil.rmtree(own.parent)
-                return
+                return True
             own.rename(place)
             own.parent.rmdir()
             theirs = None
@@ -216,6 +216,7 @@ class RemoteStore(Store):
                 self.storage.upload(place / name, f"{path}/{sha256}")
             self.storage.write(f"{path}/{RECORD}", record)
         self._mark(stage, key).unlink(missing_ok=True)
+        return False
 
     def _path(self, stage: str, key: str) -> str:
         return f"{stage}/{key[:2]}/{key}"
