@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tasks.command import in_one_line
 from tasks.config import resolve
 from tasks.errors import InputError
 
 
+@in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the flow with `-p name=value`; the exit code is 0 only when nothing is missing."""
     parser = argparse.ArgumentParser(prog="python -m flows.mta", description=__doc__)
@@ -20,12 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
         "-p", "--param", action="append", default=[], metavar="NAME=VALUE",
         help="a field of the configuration, as in `prefect deployment run -p`",
     )  # fmt: skip
-    try:
-        given = parameters(parser.parse_args(arguments).param)
-        resolve(given)
-    except InputError as error:
-        print(f"mta: {error}", file=sys.stderr)
-        return 2
+    given = parameters(parser.parse_args(arguments).param)
+    resolve(given)
     from flows.local_server import local_server
     from flows.mta import mta
 

@@ -185,8 +185,7 @@ class Claims:
 
     def _gone(self, stage: str, name: str) -> bool:
         """Whether a claim was of a process of this machine that is gone; it is then removed."""
-        host, pid, start, *_ = [*name.split("~"), "", ""]
-        if host != _host() or not pid.isdigit() or processes.lives(int(pid), start):
+        if not processes.ended(name, _host()):
             return False
         self.board.remove(stage, name)
         return True

@@ -12,6 +12,8 @@ from tasks.processes import own_prefix
 
 # In front of whose it is (tasks/processes.py): a file that is being written.
 PARTIAL = ".partial-"
+# Places that begin so are folders.
+FOLDER_URLS = ("file://", "local://")
 
 
 def store_folder(place: str) -> Path | None:
@@ -22,7 +24,7 @@ def store_folder(place: str) -> Path | None:
     protocol, divided, path = place.partition("://")
     if not divided:
         return Path(place).absolute()
-    if protocol not in ("file", "local"):
+    if not place.startswith(FOLDER_URLS):
         return None
     if not path.startswith("/"):
         raise InputError(f"MTA_STORE {place}: write a whole path: {protocol}:///path/of/a/folder")

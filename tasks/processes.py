@@ -37,7 +37,12 @@ def own_prefix(prefix: str) -> str:
     return f"{prefix}{socket.gethostname()}~{me()}~"
 
 
+def ended(owner: str, host: str) -> bool:
+    """Whether `owner`, `<host>~<pid>~<start>...`, is a process of this host that is gone."""
+    own, pid, start, *_ = [*owner.split("~"), "", ""]
+    return own == host and pid.isdigit() and not lives(int(pid), start)
+
+
 def abandoned(name: str, prefix: str) -> bool:
     """Whether a process of this machine that is gone was filling what has this name."""
-    host, pid, start, *_ = [*name.removeprefix(prefix).split("~"), "", ""]
-    return host == socket.gethostname() and pid.isdigit() and not lives(int(pid), start)
+    return ended(name.removeprefix(prefix), socket.gethostname())

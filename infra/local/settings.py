@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.files import FOLDER_URLS
+
 HOST = "127.0.0.1"
 WORK_POOL = "mta-local"
 WORKER = "mta-local-worker"
@@ -186,7 +188,7 @@ def client_environment(
     env["MLFLOW_TRACKING_URI"] = mlflow_uri
     # A URL may be the user's choice; a folder elsewhere would part it from its reports.
     given = env.get("MTA_STORE", "")
-    if given.startswith(("file://", "local://")):
+    if given.startswith(FOLDER_URLS):
         raise StackError(
             f"MTA_STORE {given} is a folder, and the store of this stack is {layout.store}: unset "
             "it, or run `python -m flows.mta` with it"
