@@ -38,11 +38,11 @@ from tasks.pieces import (
     RECORD,
     Piece,
     Ref,
+    Stamp,
     content,
     digest,
     folder_files,
     row_keys,
-    stamp_of,
     verified,
 )
 from tasks.processes import abandoned, own_prefix
@@ -66,20 +66,20 @@ class Store:
         self.warn = warn
         self.claims = Claims(FolderBoard(root / CLAIMS_FOLDER), warn)
         # What was found here and may have been read: stage and key -> hash and record's stamp.
-        self._found: dict[tuple[str, str], tuple[str, int, int]] = {}
+        self._found: dict[tuple[str, str], tuple[str, Stamp]] = {}
 
     def find(self, stage: str, key: str) -> Piece | None:
         """The piece of `key`, verified, or None; a damaged piece is removed and said so."""
         folder = self._place(stage, key)
         if not folder.exists():
             return None
-        stamp = stamp_of(folder)
-        record = verified(folder)
-        if isinstance(record, str):
-            self.warn(f"store: {stage}/{key[:12]}: {record}; this piece is made again")
+        seen = verified(folder)
+        if isinstance(seen, str):
+            self.warn(f"store: {stage}/{key[:12]}: {seen}; this piece is made again")
             shutil.rmtree(folder, ignore_errors=True)
             return None
-        self._found[stage, key] = (content(record), *stamp)
+        record, stamp = seen
+        self._found[stage, key] = (content(record), stamp)
         return self._piece(stage, key, record, cached=True)
 
     def confirm(self) -> None:
@@ -89,11 +89,9 @@ class Store:
         are imported; and what was made of a damaged file would be found for good.
         """
         for (stage, key), found in list(self._found.items()):
-            folder = self._place(stage, key)
+            seen = verified(self._place(stage, key))
             # The stamp: it may have been damaged, noticed by another and made again meanwhile.
-            stamp = stamp_of(folder)
-            record = verified(folder)
-            if isinstance(record, str) or (content(record), *stamp) != found:
+            if isinstance(seen, str) or (content(seen[0]), seen[1]) != found:
                 raise InputError(
                     f"store: {stage}/{key[:12]} was damaged or removed while it was read, so "
                     "nothing is made of it; start the run again"

@@ -64,8 +64,20 @@ def known_sha256(path: Path) -> str:
     return _HASHES[key]
 
 
-# The rows of a piece whose record this process has read, with what changes when that does.
-_ROWS: dict[str, tuple[tuple[int, int, int], list[str]]] = {}
+Stamp = tuple[int, int, int]
+
+
+def stamp_of(record: Path) -> Stamp:
+    """What tells one making of a piece from the next: inode, size and time of its record.
+
+    Raises OSError where there is none.
+    """
+    stat = record.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+# The rows of a piece whose record this process has read, with the record's stamp.
+_ROWS: dict[str, tuple[Stamp, list[str]]] = {}
 
 
 def row_keys(record: Path) -> list[str]:
@@ -73,8 +85,7 @@ def row_keys(record: Path) -> list[str]:
 
     Each job asks all records of its stage: one is read again only when it is another.
     """
-    stat = record.stat()
-    stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    stamp = stamp_of(record)
     if _ROWS.get(str(record), (None,))[0] != stamp:
         try:
             rows = json.loads(record.read_text())["value"].get("rows", [])
@@ -103,18 +114,11 @@ def content(record: dict[str, Any]) -> str:
     return digest([record["files"], record["value_sha256"]])
 
 
-def stamp_of(folder: Path) -> tuple[int, int]:
-    """What tells one making of a piece from the next: inode and time of its record (0: none)."""
+def verified(folder: Path) -> tuple[dict[str, Any], Stamp] | str:
+    """The record of a piece that is as it was made, and its stamp; else what is wrong with it, in a
+    few words."""
     try:
-        stat = (folder / RECORD).stat()
-    except FileNotFoundError:
-        return 0, 0
-    return stat.st_ino, stat.st_mtime_ns
-
-
-def verified(folder: Path) -> dict[str, Any] | str:
-    """The record of a piece that is as it was made; else what is wrong with it, in a few words."""
-    try:
+        stamp = stamp_of(folder / RECORD)
         record: dict[str, Any] = json.loads((folder / RECORD).read_text())
         files, value, notes = record["files"], record["value"], record["notes"]
         # Notes decide no number, so they are in no reference; but they are read.
@@ -132,4 +136,4 @@ def verified(folder: Path) -> dict[str, Any] | str:
             return f"{name} is missing"
         if known_sha256(path) != expected:
             return f"{name} does not match its hash"
-    return record
+    return record, stamp
