@@ -152,9 +152,7 @@ def bank_and_recipes(
     if not trained:
         raise StageFailed(f"{lamp_task}: no anchor could be trained; {missing[0]}")
     users = {anchor["user_id"]: anchor["members"] for anchor in listed}
-    lacking = [anchor for anchor in users if anchor not in trained]
-    own_users = {anchor: users[anchor] for anchor in trained}
-    banked = result_of(bank, list(trained.values()), own_users, lacking)
+    banked = result_of(bank, list(trained.values()), users)
     weighed = None
     if config["fusion"]["weights"] == "evidence":
         weighed = result_of(evidence, config, lamp_task, prepared, base, embedded, banked)

@@ -200,19 +200,18 @@ def _train(
 
 
 @stage(name="bank")
-def bank(
-    trained: list[dict[str, Any]], users: dict[str, list[str]], lacking: list[str] | None = None
-) -> Piece:
+def bank(trained: list[dict[str, Any]], users: dict[str, list[str]]) -> Piece:
     """`bank.safetensors` of the anchors that were trained (results of `meta_lora`), in order.
 
-    `users`: per anchor the candidates whose items it was trained on. `lacking`: anchors that could
-    not be trained. What is made of such a bank is kept apart from what is made of a whole one:
-    users whose recipe needs none of these would else be trained in another company than without
-    the failure, and differ in their last bits.
+    `users`: per anchor the candidates whose items it is trained on. What is made of a bank that
+    lacks some of these anchors is kept apart from what is made of a whole one: users whose recipe
+    needs none of them would else be trained in another company than without the failure, and
+    differ in their last bits.
     """
     where = store()
     ids = [item["value"]["anchor"] for item in trained]
     members = [[item["ref"]["sha256"], users[item["value"]["anchor"]]] for item in trained]
+    lacking = [anchor for anchor in users if anchor not in ids]
     apart = {"lacking": lacking} if lacking else {}
     key = digest({"version": VERSION, "members": members, **apart})
 

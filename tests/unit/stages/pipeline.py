@@ -29,6 +29,8 @@ ROLES = {
     "anchor": [user(f"anchor-{n}", 3 + n) for n in range(4)],
     "few_shot": [user(f"few-{n}", 4, queries=2) for n in range(3)],
 }
+# The first few-shot user has an item more.
+ONE_MORE_ITEM = ROLES | {"few_shot": [user("few-0", 5, queries=2), *ROLES["few_shot"][1:]]}
 LORA = {"learning_rate": 0.03, "epochs": 2, "batch_size": 2, "accumulation": 1}
 OPTIONS: dict[str, Any] = {
     "anchors": {"count": 3, "min_items": 4, "min_cluster_size": 2, "train_on": "user"},

@@ -21,8 +21,8 @@ from tasks.lora.signature import mean_states
 from tasks.prepare import prepare
 from tasks.stage import store
 from tests.unit.lora.helpers import HIDDEN, sample, tiny_base
-from tests.unit.stages.pipeline import ROLES
-from tests.unit.stages.users import result, user, write_users
+from tests.unit.stages.pipeline import ONE_MORE_ITEM, ROLES
+from tests.unit.stages.users import result, write_users
 
 LENGTHS = (3, 17, 5, 1, 40, 17)
 
@@ -96,9 +96,7 @@ def test_one_users_new_item_is_one_users_work(
     again, config = embedded(place, ROLES)
     assert again.name == "Cached"
     capsys.readouterr()
-    changed, _ = embedded(
-        place, ROLES | {"few_shot": [user("few-0", 5, 2), *ROLES["few_shot"][1:]]}
-    )
+    changed, _ = embedded(place, ONE_MORE_ITEM)
     assert "embedding 1 users, 6 known" in capsys.readouterr().out
     before, after = vectors(store(), first), vectors(store(), changed)
     assert [name for name in before if before[name] != after[name]] == ["few-0"]

@@ -16,7 +16,7 @@ from tasks.embedding import embed, read_embeddings
 from tasks.prepare import prepare
 from tasks.stage import store
 from tasks.whitening import FLOOR, WHITENING_FILE, read_whitening, whitening, write_whitening
-from tests.unit.stages.pipeline import ROLES, prepared_place
+from tests.unit.stages.pipeline import ONE_MORE_ITEM, ROLES, prepared_place
 from tests.unit.stages.users import result, user, write_users
 
 
@@ -121,9 +121,7 @@ def test_a_new_item_of_one_user_asks_nobody_else(
     again, _ = embedded(place, ROLES)
     assert again.name == "Cached"
     capsys.readouterr()
-    changed, _ = embedded(
-        place, ROLES | {"few_shot": [user("few-0", 5, 2), *ROLES["few_shot"][1:]]}
-    )
+    changed, _ = embedded(place, ONE_MORE_ITEM)
     assert "embedding 1 users, 8 known" in capsys.readouterr().out
     assert made == []
     before, after = table(first), table(changed)
