@@ -12,6 +12,7 @@ k-means, the published way, makes `count` clusters and takes the longest history
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ def anchors(
         labels = (
             refitted["value"]["clusters"]
             if refitted
-            else cluster(points, chosen, derive_seed(options.seed, "cluster"))
+            else clusters_of(points, chosen, derive_seed(options.seed, "cluster"))
         )
         order = choose(ids, items, labels, chosen)
         if not order:
@@ -123,6 +124,23 @@ def anchors(
         warning=len(value["anchors"]) < value["asked"],
     )
     return piece
+
+
+# What `clusters_of` gave, by what it was given.
+_CLUSTERS: dict[str, list[int]] = {}
+
+
+def clusters_of(points: np.ndarray, options: AnchorOptions, seed: int) -> list[int]:
+    """As `cluster`, once per process.
+
+    The candidates are the same whatever number of items the few-shot users have, and a run that
+    finds all it needs would spend more time here than anywhere else.
+    """
+    given = hashlib.sha256(points.tobytes()).hexdigest()
+    key = digest([given, list(points.shape), options.model_dump(), seed])
+    if key not in _CLUSTERS:
+        _CLUSTERS[key] = cluster(points, options, seed)
+    return list(_CLUSTERS[key])
 
 
 def cluster(points: np.ndarray, options: AnchorOptions, seed: int) -> list[int]:

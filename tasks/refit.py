@@ -24,7 +24,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.anchors import cluster
+from tasks.anchors import clusters_of
 from tasks.artifacts import Store
 from tasks.base_model import load, model_parts, prompt_parts
 from tasks.checkpoints import checkpoint_of, remove
@@ -66,7 +66,7 @@ def refit(
     instruction = prepared["value"]["instruction"]
     users = users_of(where, prepared, "anchor")
     points = read_embeddings(where, embedded["ref"], options)["anchor"][1]
-    labels = cluster(points, options.anchors, derive_seed(options.seed, "cluster"))
+    labels = clusters_of(points, options.anchors, derive_seed(options.seed, "cluster"))
     shared = digest(
         {
             "version": VERSION,

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.anchors import _plane, choose, cluster
+from tasks import anchors as anchors_module
+from tasks.anchors import _plane, choose, cluster, clusters_of
 from tasks.options import AnchorOptions
 
 
@@ -121,6 +122,29 @@ def test_two_blobs_are_two_clusters(options: dict[str, Any]) -> None:
     assert labels.count(-1) <= 4
     np.random.seed(5)
     assert cluster(points, chosen_options, seed=1) == labels
+
+
+def test_the_same_points_are_clustered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And other points, options or seeds again; what is done to the labels stays the caller's."""
+    calls: list[int] = []
+
+    def counted(points: np.ndarray, options: AnchorOptions, seed: int) -> list[int]:
+        calls.append(seed)
+        return cluster(points, options, seed)
+
+    monkeypatch.setattr(anchors_module, "cluster", counted)
+    points, chosen_options = blobs(per_blob=7), AnchorOptions(clustering="kmeans", count=2)
+    labels = clusters_of(points, chosen_options, seed=11)
+    assert labels == cluster(points, chosen_options, seed=11)
+    labels.clear()
+    assert clusters_of(points.copy(), chosen_options, seed=11) == cluster(
+        points, chosen_options, seed=11
+    )
+    assert calls == [11]
+    clusters_of(points, chosen_options, seed=12)
+    clusters_of(points, AnchorOptions(clustering="kmeans", count=3), seed=11)
+    clusters_of(points[:-1], chosen_options, seed=11)
+    assert calls == [11, 12, 11, 11]
 
 
 def test_kmeans_with_fewer_users_than_clusters() -> None:

@@ -75,7 +75,7 @@ def run(
     place: Path, monkeypatch: pytest.MonkeyPatch, refits: int, seconds: float = 0.0
 ) -> tuple[Any, dict[str, Any]]:
     """The stage's state, and what `anchors` makes of it."""
-    monkeypatch.setattr(refit_stage, "cluster", lambda *_: list(START))
+    monkeypatch.setattr(refit_stage, "clusters_of", lambda *_: list(START))
     data = write_users(
         place / "data",
         base=[user("base-1", 3)],
