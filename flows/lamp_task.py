@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from prefect import State, flow, unmapped
+from prefect import State, flow
 from prefect.futures import as_completed
 from prefect.states import Completed, Failed
 
@@ -34,6 +34,7 @@ from tasks.stage import (
     result_of,
     state_of,
     stop_if_full,
+    submit_each,
 )
 from tasks.task_adapt import task_adapt
 
@@ -83,21 +84,20 @@ def stages(config: Config, lamp_task: str) -> dict[str, Any]:
         given = asdict(Inputs(prepared, base, own.get("bank"), own.get("fusion")))
         work = [(method, number) for number in batches]
         if METHODS[method].trained:
-            futures = stacking.map(
-                unmapped(configs[method]), unmapped(lamp_task), unmapped(given), unmapped(method),
-                list(batches), list(batches.values()),
-            )  # fmt: skip
+            futures = submit_each(
+                stacking,
+                (configs[method], lamp_task, given, method),
+                (list(batches), list(batches.values())),
+            )
             found = collect(
                 futures, work, "training of", f"{lamp_task}: {method}, training", missing
             )
             trained |= found
             missing += not_finite(method, list(found.values()))
             work = [key for key in work if key in found]
-        futures = predict.map(
-            unmapped(configs[method]), unmapped(lamp_task), unmapped(given), unmapped(method),
-            [number for _, number in work], [batches[number] for _, number in work],
-            [trained.get(key) for key in work],
-        )  # fmt: skip
+        numbers = [number for _, number in work]
+        lists = (numbers, [batches[n] for n in numbers], [trained.get(key) for key in work])
+        futures = submit_each(predict, (configs[method], lamp_task, given, method), lists)
         answered |= collect(
             futures, work, "answers of", f"{lamp_task}: {method}, answering", missing
         )
@@ -137,9 +137,7 @@ def bank_and_recipes(
     listed = chosen["value"]["anchors"]
     size = config["anchors"]["per_job"]
     jobs = [listed[start : start + size] for start in range(0, len(listed), size)]
-    futures = meta_lora.map(
-        unmapped(config), unmapped(lamp_task), unmapped(prepared), unmapped(base), jobs
-    )
+    futures = submit_each(meta_lora, (config, lamp_task, prepared, base), (jobs,))
     names = [tuple(anchor["user_id"] for anchor in job) for job in jobs]
     found = collect(futures, names, "anchor", f"{lamp_task}: meta-LoRAs", missing)
     trained: dict[str, Result] = {}

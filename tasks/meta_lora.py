@@ -10,8 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect.runtime import task_run
-
 from tasks.artifacts import Store
 from tasks.base_model import load, model_name, model_parts, prompt_parts
 from tasks.checkpoints import checkpoint_of
@@ -38,8 +36,8 @@ VERSION = 5
 COMPANY = "company"
 
 
-def _job_name() -> str:
-    anchors = task_run.get_parameters()["anchors"]
+def _job_name(parameters: dict[str, Any]) -> str:
+    anchors = parameters["anchors"]
     more = f"-and-{len(anchors) - 1}-more" if len(anchors) > 1 else ""
     return f"meta-lora-{label(anchors[0]['user_id'])}{more}"
 

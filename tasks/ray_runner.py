@@ -18,7 +18,7 @@ from prefect_ray.context import remote_options
 from tasks.config import RunConfig
 from tasks.errors import InputError, masked
 from tasks.pool import Shared, SharedThreads
-from tasks.stage import ON_RAY, log, store_place, uses_model
+from tasks.stage import ON_RAY, log, store_place, unquoted, uses_model
 
 # How often Ray starts a job again whose machine or process was lost.
 MAX_RETRIES = 3
@@ -52,17 +52,20 @@ class SharedRay(Shared, RayTaskRunner[Any]):
         self._here = SharedThreads(max_workers=os.cpu_count() or 1)
         self._gpus = 0.0
 
-    def submit(self, task: Task[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def submit(
+        self, task: Task[..., Any], parameters: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
         self.refuse()
         if not uses_model(task):
-            return self._here.submit(task, *args, **kwargs)
+            return self._here.submit(task, parameters, *args, **kwargs)
         with remote_options(
             num_cpus=self._config.compute.cpus_per_job,
             num_gpus=self._gpus,
             max_retries=MAX_RETRIES,
             scheduling_strategy="SPREAD",
         ):
-            return super().submit(task, *args, **kwargs)
+            # Not quoted: on its way prefect-ray would quote each twice.
+            return super().submit(task, unquoted(parameters), *args, **kwargs)
 
     def __enter__(self) -> SharedRay:
         with self._guard:

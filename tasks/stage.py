@@ -12,7 +12,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 from uuid import UUID
 
-from prefect import Flow, State, Task, get_run_logger, task
+from prefect import Flow, State, Task, get_run_logger, task, unmapped
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
@@ -30,6 +30,7 @@ from prefect.exceptions import MissingContextError, ObjectAlreadyExists, ObjectN
 from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed, Crashed, Failed
+from prefect.utilities.annotations import quote
 
 from tasks.artifacts import Store
 from tasks.errors import InputError, masked
@@ -184,7 +185,7 @@ def looked_up(called: Task[..., Any], arguments: dict[str, Any]) -> Iterator[boo
     """
     token = _ONLY_FINDS.set(True)
     try:
-        given = _USE_MODEL[called.name](**arguments)
+        given = _USE_MODEL[called.name](**unquoted(arguments))
     except Exception:
         # Nothing is made here (NotFound). Whatever else is wrong with the job, it says itself.
         given = None
@@ -220,11 +221,26 @@ def result_of(called: Task[..., Any] | Flow[..., Any], *arguments: Any) -> Any:
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             state: State[Any] = own(*arguments, return_state=True)
     else:
-        state = state_of(called.submit(*arguments))
+        # Prefect would go through all of a config or a summary for futures, several times a job:
+        # a tenth of a run that finds everything. There are none in them.
+        state = state_of(called.submit(*map(quote, arguments)))
     if state.is_completed():
         return state.result()
     stop_if_full(state)
     raise StageFailed(reason(state, called.name))
+
+
+def submit_each(
+    called: Task[..., Any], shared: Iterable[Any], own: Iterable[Sequence[Any]]
+) -> list[PrefectFuture[Any]]:
+    """A job of a stage for each place in the lists `own`, its last arguments, after `shared`."""
+    # Quoted as in `result_of`.
+    return list(called.map(*(quote(unmapped(one)) for one in shared), *map(quote, own)))
+
+
+def unquoted(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a job as its stage function takes them."""
+    return {k: v.unwrap() if isinstance(v, quote) else v for k, v in arguments.items()}
 
 
 def state_of(future: PrefectFuture[Any]) -> State[Any]:

@@ -210,14 +210,12 @@ def test_all_that_fail_are_one_failure(
     )
 
 
-def test_the_name_of_a_jobs_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_a_jobs_run() -> None:
     name = meta_lora.task_run_name
     assert callable(name)
     for users, wanted in (("a", "meta-lora-a"), ("abc", "meta-lora-a-and-2-more")):
         anchors = [{"user_id": user} for user in users]
-        runtime = SimpleNamespace(get_parameters=lambda given=anchors: {"anchors": given})
-        monkeypatch.setattr(meta_lora_stage, "task_run", runtime)
-        assert name() == wanted
+        assert name(parameters={"anchors": anchors}) == wanted  # type: ignore[call-arg]
 
 
 def test_seconds_of_a_list_are_those_of_what_was_made() -> None:
@@ -244,7 +242,7 @@ class Mapped:
         self.states, self.jobs = states, []
 
     def map(self, *arguments: Any) -> list[Any]:
-        self.jobs = arguments[-1]
+        self.jobs = arguments[-1].unwrap()
         return [SimpleNamespace(wait=lambda: None, state=state) for state in self.states]
 
 
