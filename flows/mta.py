@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -149,8 +151,8 @@ def mta(
         # A courtesy to the list of runs: whether it succeeds is nothing to this one.
         with contextlib.suppress(Exception):
             tracker.end_abandoned(flow_run_is_over)
-        with shared(runner_of(config)):
-            return _benchmark(config, tracker)
+        with shared(runner_of(config)), ThreadPoolExecutor(1, "mlflow") as telling:
+            return _benchmark(config, tracker, telling)
     except (InputError, StageFailed) as error:
         # What a person can mend is said in one line; anything else keeps its traceback.
         log(str(error), warning=True)
@@ -170,13 +172,15 @@ def mta(
             tracker.close()
 
 
-def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
+def _benchmark(config: RunConfig, tracker: Tracker, telling: ThreadPoolExecutor) -> State[Any]:
+    """`telling`: the one thread that gives MLflow the LaMP tasks, while others go on."""
     _show_run(config, tracker)
     where = store()
     settings = config.model_dump(mode="json")
     summaries: list[dict[str, Any]] = []
     table: list[dict[str, Any]] = []
     missing: list[str] = []
+    told: list[Future[None]] = []
     # Closed at once where this fails: those that wait are not begun.
     with contextlib.closing(cells(config)) as working:
         for found in working:
@@ -186,7 +190,12 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
             summaries.append(found.summary)
             own_rows = rows([found.summary], where)
             table += own_rows
-            _track(missing, partial(tracker.log_lamp_task, found.summary, own_rows))
+            call = partial(tracker.log_lamp_task, found.summary, own_rows)
+            # In this context, where Prefect keeps the log.
+            told.append(telling.submit(copy_context().run, _track, missing, call))
+            for one in told:
+                if one.done():
+                    one.result()  # raises where the disk is full
     if not summaries:
         raise StageFailed("; ".join(missing))
     mean = result_of(overall, [summary["compared"] for summary in summaries])
@@ -205,8 +214,16 @@ def _benchmark(config: RunConfig, tracker: Tracker) -> State[Any]:
         where.confirm()
         return text
 
+    def report() -> None:
+        text = page()
+        # What is logged after the LaMP tasks must be logged after them.
+        wait(told)
+        _show_report(text, tracker)
+
     shown = list(missing)
-    _try(missing, "the report was not made or not logged", lambda: _show_report(page(), tracker))
+    _try(missing, "the report was not made or not logged", report)
+    for one in told:
+        one.result()
     _track(missing, lambda: tracker.finish(table, table_text(table, noted, missing), missing))
     missing += tracker.spool.refused
     behind = tracker.spool.behind()
