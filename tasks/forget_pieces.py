@@ -34,6 +34,8 @@ class Known:
     few_shot: set[str] = field(default_factory=set)
     company: set[str] = field(default_factory=set)
     anchors: set[str] = field(default_factory=set)
+    # Anchors of the company: a cluster's LoRA names none of those whom it was trained on.
+    others: set[str] = field(default_factory=set)
     base_trained: bool = False
 
     def marks(self) -> Marks:
@@ -41,6 +43,8 @@ class Known:
 
     def company_in(self, stage: str) -> set[str]:
         """Whose pieces of a stage were made with what was trained on the user."""
+        if self.base_trained and stage == "meta_lora":
+            return self.company | self.anchors | self.others
         if self.base_trained and stage in (*AFTER_BASE, "refit"):
             return self.company | self.anchors
         if self.anchors and stage in ("bank", *AFTER_BANK):
@@ -71,14 +75,24 @@ def known_of(where: Store, user_id: str, texts: set[str]) -> Known:
     known.base_trained = "base" in known.roles and any(
         _trained_base(stage, record) for stage, _, record in listed
     )
+    for anchor, members in _trained_on(listed):
+        if known.names.intersection(members):
+            known.anchors.add(anchor)
+        elif known.company.intersection(members):
+            known.others.add(anchor)
+    return known
+
+
+def _trained_on(
+    listed: list[tuple[str, Path, dict[str, Any] | None]],
+) -> Iterator[tuple[str, list[str]]]:
+    """Each anchor with those whom it was trained on, by all that says so: one may be damaged."""
     for stage, _, record in listed:
         if record and stage == "anchors":
-            known.anchors |= {
-                anchor["user_id"]
-                for anchor in record["value"]["anchors"]
-                if known.names.intersection(anchor["members"])
-            }
-    return known
+            for anchor in record["value"]["anchors"]:
+                yield anchor["user_id"], anchor["members"]
+        elif record and stage == "bank":
+            yield from record["value"]["users"].items()
 
 
 def _own_rows(folder: Path, user_id: str, known: Known) -> None:
