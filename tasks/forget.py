@@ -43,8 +43,9 @@ from tasks.forget_sources import in_sources
 from tasks.holding import Marks, holds, strings
 from tasks.report.table import REPORT_FILE, RUNS_FOLDER, TABLE_FILE
 
-# They say what to remove, so they go last: a call that was cut off is simply made again.
-LAST = ("prepare", "synthetic")
+# They say who was trained on whom, so they go last, in this order: a call that was cut off is made
+# again, and must know it again.
+LAST = ("bank", "anchors", "task_adapt", "base_model", "prepare", "synthetic")
 
 
 def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[str], list[str]]:
@@ -96,9 +97,9 @@ def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     done += said
     if certain or mlflow.done:
         done += _forget_beside(state, touched, marks)
-        done += _remove(where, plan)
         for file in cut_off:
             file.unlink()
+        done += _remove(where, plan)
         for reason, count in Counter(cut_off.values()).items():
             done.append(f"checkpoints removed ({reason}): {count}")
     done += _told(known)
@@ -116,10 +117,14 @@ def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[s
 
 def _remove(where: Store, plan: list[tuple[str, Path, str]]) -> list[str]:
     counts: Counter[str] = Counter()
-    for stage, folder, reason in sorted(plan, key=lambda item: item[0] in LAST):
+    for stage, folder, reason in sorted(plan, key=lambda item: _turn(item[0])):
         where.remove(stage, folder.name)
         counts[f"store: {stage}: pieces removed ({reason})"] += 1
     return [f"{what}: {count}" for what, count in counts.items()]
+
+
+def _turn(stage: str) -> int:
+    return LAST.index(stage) + 1 if stage in LAST else 0
 
 
 def _told(known: Known) -> list[str]:

@@ -139,7 +139,9 @@ def reason_to_remove(
 ) -> str | None:
     """Why a piece has to go, in a few words, or None."""
     if record is None:
-        return "damaged or half made"
+        # A removal that was cut off may have left the user's texts without the record.
+        held = piece_holds(folder, known.marks(), unreadable=False)
+        return "holds the user" if held else "damaged or half made"
     if stage == "folder_hash":
         return None
     if _trained_base(stage, record):
@@ -173,9 +175,13 @@ def checkpoints_to_remove(where: Store, known: Known) -> dict[Path, str]:
     return found
 
 
-def piece_holds(folder: Path, marks: Marks) -> bool:
-    """Whether any file of a piece holds a mark; one that cannot be read counts as holding it."""
-    try:
-        return any(holds(file, marks) for file in sorted(folder.rglob("*")) if file.is_file())
-    except Exception:
-        return True
+def piece_holds(folder: Path, marks: Marks, unreadable: bool = True) -> bool:
+    """Whether any file of a piece holds a mark. unreadable: what of one that cannot be read."""
+    for file in sorted(folder.rglob("*")):
+        try:
+            if file.is_file() and holds(file, marks):
+                return True
+        except Exception:
+            if unreadable:
+                return True
+    return False

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
-from tasks import forget
+from tasks import checkpoints, forget
 from tasks.artifacts import Store
 from tasks.pieces import RECORD
 
@@ -92,6 +94,58 @@ def test_what_was_trained_on_the_user_goes_and_all_that_was_made_with_it(
     _, found = forget.forget(where, user_id)
     assert found == []
     assert left(where) == ALL - GONE[user_id]
+
+
+@pytest.mark.parametrize("user_id", GONE)
+@pytest.mark.parametrize("half", [False, True])
+def test_wherever_a_call_is_cut_off_the_next_one_removes_the_rest(
+    where: Store, user_id: str, half: bool, tmp_path: Path
+) -> None:
+    """Between two pieces, and with a piece's record gone but not what else it is of."""
+    for removals in range(len(GONE[user_id])):
+        copied = _copy(where, tmp_path / f"after-{removals}")
+        _forget_cut_off(copied, user_id, removals, half)
+        _, found = forget.forget(copied, user_id)
+        assert found == []
+        assert left(copied) == ALL - GONE[user_id], f"cut off after {removals}"
+
+
+def _copy(where: Store, folder: Path) -> Store:
+    shutil.copytree(where.root, folder / "store")
+    return Store(folder / "store")
+
+
+def _forget_cut_off(where: Store, user_id: str, removals: int, half: bool = False) -> None:
+    """half: also without the record of the piece that is next."""
+    really = where.remove
+    done: list[str] = []
+
+    def remove(stage: str, key: str) -> None:
+        if len(done) == removals:
+            if half:
+                (where.root / stage / key[:2] / key / RECORD).unlink()
+            raise KeyboardInterrupt
+        done.append(stage)
+        really(stage, key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, "remove", remove)
+        with pytest.raises(KeyboardInterrupt):
+            forget.forget(where, user_id)
+
+
+def test_a_checkpoint_goes_before_what_says_whose_it_is(
+    where: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training of another cluster over the base model that the user taught."""
+    file = checkpoints.place(where, "meta_lora", "0" * 64)
+    file.parent.mkdir(parents=True)
+    header = json.dumps({"__metadata__": {"about": json.dumps({"users": CLUSTERS["cluster-1"]})}})
+    file.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    # The sweep would read it, and is not what is tested here.
+    monkeypatch.setattr(checkpoints, "sweep", lambda _where: None)
+    _forget_cut_off(where, "base-1", removals=len(GONE["base-1"]) - 1)
+    assert not file.exists()
 
 
 def test_a_damaged_list_of_anchors_hides_no_cluster(where: Store) -> None:
