@@ -90,6 +90,8 @@ def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     for uri in tracked:
         mlflow += forget_in_mlflow(uri, marks, known.anchors, uris if certain else set())
     if not (certain or mlflow.done or sources):
+        if known.unsaid:
+            raise InputError(f"{label(user_id)}: no such user is named, but {known.unsaid[0]}")
         raise InputError(f"{label(user_id)}: no such user in {where.root}, MLflow or known data")
     done = [f"{name}: {count} removed" for name, count in mlflow.done.items()]
     flow_runs = {file.stem for file in touched} | mlflow.flow_runs
@@ -104,7 +106,7 @@ def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[s
             done.append(f"checkpoints removed ({reason}): {count}")
     done += _told(known)
     searched, found = search(where, marks)
-    left += mlflow.left + found
+    left += mlflow.left + found + known.unsaid
     left += [line for uri in tracked for line in left_in_mlflow(uri, marks)]
     left = list(dict.fromkeys(left))
     done.append(

@@ -13,6 +13,7 @@ from tasks.artifacts import Store
 from tasks.files import PARTIAL
 from tasks.holding import Marks, holds
 from tasks.pieces import RECORD
+from tasks.prepare import POOLED_FILE
 
 ROLES = ("base", "anchor", "few_shot")
 # Pieces of many users in which nobody is named.
@@ -37,6 +38,8 @@ class Known:
     # Anchors of the company: a cluster's LoRA names none of those whom it was trained on.
     others: set[str] = field(default_factory=set)
     base_trained: bool = False
+    # Tables in which the user may be without being named.
+    unsaid: list[str] = field(default_factory=list)
 
     def marks(self) -> Marks:
         return Marks(frozenset(self.names), frozenset(self.texts))
@@ -68,6 +71,7 @@ def known_of(where: Store, user_id: str, texts: set[str]) -> Known:
     known = Known({user_id}, set(texts))
     listed = list(pieces(where))
     tables = [folder for stage, folder, _ in listed if stage == "prepare"]
+    known.unsaid = _unsaid(listed, user_id)
     for folder in tables:
         _own_rows(folder, user_id, known)
     for folder in tables:
@@ -92,17 +96,39 @@ def _trained_on(
             for anchor in record["value"]["anchors"]:
                 yield anchor["user_id"], anchor["members"]
         elif record and stage == "bank":
-            yield from record["value"]["users"].items()
+            yield from record["value"].get("users", {}).items()
+
+
+def _unsaid(listed: list[tuple[str, Path, dict[str, Any] | None]], user_id: str) -> list[str]:
+    """Tables that an earlier version pooled without writing down whom.
+
+    But for those that have the user's own row, and those that a later version made again.
+    """
+    found = [(f, record["value"]) for stage, f, record in listed if record and stage == "prepare"]
+    said = [value["sha256"] for folder, value in found if (folder / POOLED_FILE).exists()]
+    lines = []
+    for folder, value in found:
+        if (folder / POOLED_FILE).exists() or value.get("sha256") in said:
+            continue
+        named = {row["user_id"] for _, row in _rows(folder)}
+        if value.get("counts", {}).get("pooled_users") and user_id not in named:
+            lines.append(
+                f"{folder}: an earlier version pooled users here and did not write down whom; run "
+                "the program on these data again, and then call again"
+            )
+    return lines
 
 
 def _own_rows(folder: Path, user_id: str, known: Known) -> None:
-    """Texts of the user's row; and names of rows in which an author's users are pooled."""
+    """Texts of the user's row; and the name of the author's row that has what the user brought."""
+    import polars as pl
+
     for _, row in _rows(folder):
-        own = _texts(row)
         if row["user_id"] == user_id:
-            known.texts |= own
-        elif known.texts and known.texts <= own:
-            known.names.add(row["user_id"])
+            known.texts |= _texts(row)
+    if (file := folder / POOLED_FILE).exists():
+        pooled = pl.read_parquet(file).filter(pl.col("user_id") == user_id)
+        known.names |= set(pooled["row"])
 
 
 def _roles(folder: Path, known: Known) -> None:

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from tasks.lamp.definitions import LampTask
     from tasks.lamp.groups import Split
 
-VERSION = 7
+VERSION = 8
 OPTIMUM_FILE = "optimum.parquet"
 POPULATION_FILE = "population.parquet"
+POOLED_FILE = "pooled.parquet"
 SHOWN_AUTHORS = 40
 MEGABYTE = 10**6
 ROLES = ("base", "anchor", "few_shot")
@@ -38,7 +39,8 @@ UNREAD = {"grouped": "few_shot_users", "published": "allow_shared_groups"}
 def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
     """Users of one LaMP task as `base.parquet`, `anchor.parquet`, `few_shot.parquet`.
 
-    Columns user_id, group (author), profile, query. Of a generated world also `optimum.parquet`:
+    Columns user_id, group (author), profile, query. `pooled.parquet`: user_id, row of base users
+    and candidates that stand in their author's row. Of a generated world also `optimum.parquet`:
     the best answers to the few-shot users' queries (tasks/lamp/synthetic/optimum.py), and
     `population.parquet`: user_id, first, second (archetypes), mixture of every user. The value
     holds the counts, what was dropped and why, the audit of the data (tasks/lamp/audit.py), the
@@ -181,7 +183,7 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
     from tasks.lamp.formats import copy_users
     from tasks.lamp.prompts import instruction_of
     from tasks.lamp.related import has_unasked
-    from tasks.lamp.sides import write_sides
+    from tasks.lamp.sides import pooled, write_sides
 
     task = get_task(lamp_task)
     # All texts go through the disk: they may be gigabytes, and who stands where needs their keys.
@@ -197,6 +199,8 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
         frames["few_shot"] = split.few_shot.with_columns(pl.col("profile").list.head(most))
     write_sides(everyone, frames, out)
     everyone.unlink()
+    rows = {role: frames[role] for role in ("base", "anchor")}
+    pooled(split.users, rows).write_parquet(out / POOLED_FILE)
     dropped = dict(found.dropped)
     if task.items == "built" and any(has_unasked(frame) for frame in frames.values()):
         frames = _asked(out, counts, dropped, lamp_task, options.seed)

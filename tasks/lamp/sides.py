@@ -63,6 +63,22 @@ def write_sides(users: Path, sides: Mapping[str, pl.DataFrame], folder: Path) ->
                             write(table)
 
 
+def pooled(users: pl.DataFrame, sides: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """user_id, row: who has no row of their own on a side, and whose row has what they brought.
+
+    users: all users as they came, with their group and role (`groups.Split.users`). sides: base
+    and anchor, as for `write_sides`; few-shot users are never pooled.
+    """
+    found = [
+        users.filter(pl.col("role") == side)
+        .join(frame, on="user_id", how="anti")
+        .join(frame, left_on="group", right_on="user_id", how="semi")
+        .select("user_id", row="group")
+        for side, frame in sides.items()
+    ]
+    return pl.concat(found).unique().sort("user_id", "row")
+
+
 def write_side(users: pl.DataFrame, file: Path) -> None:
     """Write users that are in memory, in their order, as `write_sides` does those that are not."""
     with parquet(file, SCHEMA) as write:

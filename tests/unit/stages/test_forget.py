@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from tasks import forget, forget_pieces
+from tasks import forget
 from tasks.artifacts import Store
 from tasks.errors import InputError
 from tasks.remote import RemoteStore
@@ -306,21 +305,3 @@ def test_out_of_a_store_at_a_url(
     assert grep(tmp_path / "other", '"few-1"')
     other.sweep()
     assert grep(tmp_path / "other", '"few-1"', "few-1 film") == []
-
-
-def test_a_pooled_author_is_found_by_the_texts() -> None:
-    """Base users of one author are one row under the author's name; the source tells the texts."""
-    known = forget_pieces.Known({"b"}, {"b one", "b two"})
-    rows = {"a": ["a one", "b one", "b two"], "c": ["b one"]}
-
-    def read(_folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name, texts in rows.items():
-            yield "base", {"user_id": name, "profile": [{"text": t} for t in texts], "query": []}
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forget_pieces, "_rows", read)
-        forget_pieces._own_rows(Path(), "b", known)
-        forget_pieces._roles(Path(), known)
-    assert known.names == {"a", "b"}
-    assert known.roles == {"base"}
-    assert copy.copy(known.company) == {"a", "c"}

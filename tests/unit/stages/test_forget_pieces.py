@@ -13,6 +13,7 @@ import pytest
 
 from tasks import checkpoints, forget
 from tasks.artifacts import Store
+from tasks.errors import InputError
 from tasks.pieces import RECORD
 
 USERS = {
@@ -43,7 +44,10 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
         made.make(name.split()[0], hashlib.sha256(name.encode()).hexdigest(), make)
 
-    piece("prepare", {}, **{role: _table(names) for role, names in USERS.items()})
+    # Windows over base-1 and anchor-1, of which no text is the same as in the author's row.
+    pooled = pl.DataFrame({"user_id": ["window-1", "window-2"], "row": ["base-1", "anchor-1"]})
+    tables = {role: _table(names) for role, names in USERS.items()}
+    piece("prepare", _value(2), pooled=pooled, **tables)
     piece("base_model", {"model": "tiny"})
     piece("task_adapt", {"items": 6})
     chosen = [{"user_id": name, "members": members} for name, members in CLUSTERS.items()]
@@ -58,6 +62,10 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
         piece(name, {"users": ["few-1"]})
     assert left(made) == ALL
     return made
+
+
+def _value(pooled: int) -> dict[str, Any]:
+    return {"counts": {"pooled_users": pooled}, "sha256": {"base": "0" * 64}}
 
 
 def _table(names: list[str]) -> pl.DataFrame:
@@ -84,6 +92,7 @@ GONE = {
     "anchor-1": {"prepare", "anchors", "meta_lora 0", *OF_BANK},
     "base-1": ALL,
 }
+GONE |= {"window-1": GONE["base-1"], "window-2": GONE["anchor-1"]}
 
 
 @pytest.mark.parametrize("user_id", GONE)
@@ -154,3 +163,21 @@ def test_a_damaged_list_of_anchors_hides_no_cluster(where: Store) -> None:
     _, found = forget.forget(where, "anchor-1")
     assert found == []
     assert left(where) == ALL - GONE["anchor-1"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_tables_that_do_not_say_who_was_pooled_are_left(where: Store, again: bool) -> None:
+    """Of an earlier version: whoever is not named may be in them, until the data were run again."""
+
+    def make(out: Path) -> dict[str, Any]:
+        _table(["base-9"]).write_parquet(out / "base.parquet")
+        return _value(1) | ({} if again else {"sha256": {"base": "1" * 64}})
+
+    folder = where.make("prepare", "a" * 64, make).folder
+    with pytest.raises(InputError) as raised:
+        forget.forget(where, "nobody")
+    assert str(raised.value).startswith("nobody: no such user ")
+    assert (f"{folder}: an earlier version pooled users here" in str(raised.value)) is not again
+    _, found = forget.forget(where, "few-1")
+    assert [line.partition(":")[0] for line in found] == ([] if again else [str(folder)])
+    assert forget.forget(where, "base-9")[1] == []

@@ -13,7 +13,7 @@ from tasks.artifacts import Store
 from tasks.config import resolve
 from tasks.files import file_sha256
 from tasks.lamp.citations import ASKS, LABELS, parts
-from tasks.prepare import POPULATION_FILE, ROLES, each_user, prepare, users_of
+from tasks.prepare import POOLED_FILE, POPULATION_FILE, ROLES, each_user, prepare, users_of
 from tests.official import write_official
 from tests.unit.lamp.web import Site, official, serving
 from tests.unit.stages.users import result, user, write_users
@@ -125,6 +125,26 @@ def test_one_user_file_is_split(where: Store, tmp_path: Path) -> None:
     assert len(set.union(*sides.values())) == 12
 
 
+@pytest.mark.parametrize("kind", ["grouped", "published"])
+def test_who_stands_in_an_authors_row_is_written_down(
+    where: Store, tmp_path: Path, kind: str
+) -> None:
+    """A window over base-1's items that has one more; published, each window is a row."""
+    window = user("base-1", 4) | {"user_id": "window"}
+    # A few-shot user without a query is left out, not pooled.
+    silent = ROLES_GIVEN["few_shot"][0] | {"user_id": "silent", "query": []}
+    roles = {
+        "base": [*ROLES_GIVEN["base"], window],
+        "anchor": ROLES_GIVEN["anchor"],
+        "few_shot": [*ROLES_GIVEN["few_shot"], silent],
+    }
+    prepared = result(run(write_users(tmp_path / "data", **roles), split={"kind": kind}))
+    pooled = pl.read_parquet(where.open(prepared["ref"]).folder / POOLED_FILE)
+    assert pooled.columns == ["user_id", "row"]
+    assert pooled.rows() == ([("window", "base-1")] if kind == "grouped" else [])
+    assert prepared["value"]["counts"]["pooled_users"] == pooled.height
+
+
 def test_what_the_log_says_of_windows(
     where: Store, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -214,7 +234,7 @@ def test_a_users_id_is_no_path(where: Store, tmp_path: Path, user_id: str) -> No
     written = {
         path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".json"
     }
-    assert written == {"base.parquet", "anchor.parquet", "few_shot.parquet"}
+    assert written == {"base.parquet", "anchor.parquet", "few_shot.parquet", POOLED_FILE}
 
 
 def test_bad_input_is_one_line(where: Store, tmp_path: Path) -> None:
