@@ -95,7 +95,9 @@ def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[s
         raise InputError(f"{label(user_id)}: no such user in {where.root}, MLflow or known data")
     done = [f"{name}: {count} removed" for name, count in mlflow.done.items()]
     flow_runs = {file.stem for file in touched} | mlflow.flow_runs
-    said, left = forget_in_prefect(flow_runs)
+    # Beside the store; `flows.local` makes it where it is called.
+    homes = dict.fromkeys(home.absolute() for home in (state / "local", Path(".mta/local")))
+    said, left = forget_in_prefect(flow_runs, list(homes))
     done += said
     if certain or mlflow.done:
         done += _forget_beside(state, touched, marks)

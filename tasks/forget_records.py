@@ -6,7 +6,8 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,36 +91,90 @@ def left_in_mlflow(uri: str, marks: Marks) -> list[str]:
     return left
 
 
-def forget_in_prefect(flow_runs: set[str]) -> tuple[list[str], list[str]]:
-    """The flow runs, with their task runs (named by anchors) and logs, out of Prefect."""
+def forget_in_prefect(
+    flow_runs: set[str], homes: Sequence[Path] = ()
+) -> tuple[list[str], list[str]]:
+    """The flow runs, with their task runs (named by anchors) and logs, out of Prefect.
+
+    Out of the server that is set, and out of `homes`: where `python -m flows.mta` may have its
+    database. A run that none of them knows is left: it may be on another server.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    unknown = {run for run in flow_runs if _is_uuid(run)}
+    address = PREFECT_API_URL.value()
+    databases = [home for home in homes if (home / "prefect.db").exists()]
+    asked: list[str] = []
+    all_reached = bool(address or databases)
+    removed = 0
+    for place in ([address] if address else []) + databases:
+        if not unknown:
+            break
+        try:
+            with _server_on(place) if isinstance(place, Path) else nullcontext():
+                removed += _delete_flow_runs(unknown)
+            asked.append(masked(str(place)))
+        except Exception:
+            all_reached = False
+    why = "not reached"
+    if all_reached:
+        why = f"unknown to {' and '.join(asked)}: where it ran, unless it is gone there"
+    done = [f"Prefect: {removed} flow runs removed, with the names and logs of their tasks"]
+    return done if removed else [], [
+        f"Prefect: `prefect flow-run delete {run}` ({why})" for run in sorted(unknown)
+    ]
+
+
+@contextmanager
+def _server_on(home: Path) -> Iterator[None]:
+    """A Prefect server on the database in `home`, whose own is there only while a run is."""
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_HOME,
+        PREFECT_SERVER_ANALYTICS_ENABLED,
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+        temporary_settings,
+    )
+
+    settings: dict[Any, Any] = {
+        PREFECT_HOME: home,
+        PREFECT_SERVER_ANALYTICS_ENABLED: False,
+        # As in flows/local_server.py: on a busy machine it takes long.
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180,
+    }
+    with temporary_settings(updates=settings, restore_defaults={PREFECT_API_URL}):
+        server = SubprocessASGIServer()
+        server.start()
+        try:
+            with temporary_settings(updates={PREFECT_API_URL: server.api_url}):
+                yield
+        finally:
+            server.stop()
+
+
+def _delete_flow_runs(wanted: set[str]) -> int:
+    """Delete flow runs, and those below, where the server knows them; they leave `wanted`.
+
+    Returns how many were deleted.
+    """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
     from prefect.exceptions import ObjectNotFound
-    from prefect.settings import PREFECT_API_URL
 
-    wanted = {run for run in flow_runs if _is_uuid(run)}
-    if not wanted:
-        return [], []
-    commands = [f"Prefect: `prefect flow-run delete {run}` (not reached)" for run in sorted(wanted)]
-    if PREFECT_API_URL.value() is None:
-        return [], commands
     removed = 0
-    try:
-        with get_client(sync_client=True) as client:
-            for run in sorted(wanted):
-                below = FlowRunFilter(
-                    parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[UUID(run)])
-                )
-                inner = [flow_run.id for flow_run in client.read_flow_runs(flow_run_filter=below)]
-                for each in (*inner, UUID(run)):
-                    try:
-                        client.delete_flow_run(each)
-                        removed += 1
-                    except ObjectNotFound:
-                        continue
-    except Exception:
-        return [], commands
-    return [f"Prefect: {removed} flow runs removed, with the names and logs of their tasks"], []
+    with get_client(sync_client=True) as client:
+        for run in sorted(wanted):
+            below = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[UUID(run)]))
+            inner = [flow_run.id for flow_run in client.read_flow_runs(flow_run_filter=below)]
+            for each in (*inner, UUID(run)):
+                try:
+                    client.delete_flow_run(each)
+                except ObjectNotFound:
+                    continue
+                removed += 1
+                wanted.discard(str(each))
+    return removed
 
 
 def _forget_run(
