@@ -120,9 +120,7 @@ def test_names_of_task_runs_and_missing_pieces(ran: tuple[Path, dict[str, Any], 
         collect([Run() for _ in STRANGE], [(name,) for name in STRANGE], "anchor", "x: y", missing)
         for name in STRANGE:
             job = {"anchors": [{"user_id": name}]}
-            run = type("T", (), {"get_parameters": staticmethod(lambda job=job: job)})
-            patch.setattr("tasks.meta_lora.task_run", run)
-            made = meta_lora.task_run_name()  # type: ignore[operator,misc]
+            made = meta_lora.task_run_name(parameters=job)  # type: ignore[operator,misc,call-arg]
             assert made.isprintable()
             assert len(made) < 100
     assert len(set(missing)) == COUNT
