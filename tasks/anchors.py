@@ -147,7 +147,9 @@ def cluster(points: np.ndarray, options: AnchorOptions, seed: int) -> list[int]:
     """Cluster number of each unit vector in `points` [U, D]; -1 is noise (HDBSCAN only).
 
     HDBSCAN runs on the first principal components, scaled to unit length: in hundreds of
-    dimensions all distances look alike, and length is only how decided a user is.
+    dimensions all distances look alike, and length is only how decided a user is. `reassign` goes
+    on from its clusters with k-means (Lloyd 1982) until nobody moves: everybody, noise too, is with
+    the nearest centre then.
     """
     import numpy as np
     from sklearn.decomposition import PCA
@@ -170,7 +172,13 @@ def cluster(points: np.ndarray, options: AnchorOptions, seed: int) -> list[int]:
         min_samples=options.min_samples,
         cluster_selection_method=options.selection,
     )
-    return model.fit_predict(reduced).tolist()
+    labels = model.fit_predict(reduced)
+    if options.reassign and labels.max() >= 0:
+        from sklearn.cluster import KMeans
+
+        centres = np.stack([reduced[labels == k].mean(axis=0) for k in range(labels.max() + 1)])
+        labels = KMeans(len(centres), init=centres, n_init=1).fit_predict(reduced)
+    return labels.tolist()
 
 
 def choose(

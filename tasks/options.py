@@ -175,6 +175,7 @@ class AnchorOptions(Options):
     input, whitened (`input_signature`); or what the user reads (`text`).
     `train_on`: an anchor is one user, as published; a whole cluster with all its items; or both.
     `selection`: HDBSCAN's excess of mass, or the leaves of its tree: many small clusters.
+    `reassign`: k-means goes on from HDBSCAN's clusters, and takes in what it calls noise.
     `refits`: at most so many rounds fit the clusters again by evidence, `refit_epochs` of training
     in each; 0 leaves them as found in the embeddings.
     `per_job`: this many anchors share one training job.
@@ -188,6 +189,7 @@ class AnchorOptions(Options):
     min_cluster_size: int = Field(5, ge=2)
     min_samples: int = Field(1, ge=1)
     selection: Literal["eom", "leaf"] = "eom"
+    reassign: bool = False
     refits: int = Field(0, ge=0)
     refit_epochs: int = Field(2, ge=1)
     pca_dimensions: int = Field(8, ge=1)
