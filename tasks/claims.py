@@ -23,14 +23,11 @@ import contextlib
 import json
 import os
 import random
-import re
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -128,7 +125,7 @@ class Claims:
         ]
 
     def _take(self, stage: str, names: list[str]) -> str:
-        own = f"{_host()}~{processes.me()}~{uuid.uuid4().hex}"
+        own = f"{processes.host()}~{processes.me()}~{uuid.uuid4().hex}"
         seen: dict[str, tuple[bytes, float, float]] = {}
         told = False
         pause = self.board.poll
@@ -176,7 +173,7 @@ class Claims:
             still = still + min(now - looked, BEAT_SECONDS) if text == before else 0.0
             seen[name] = (text, still, now)
             # On this machine its process lives: only a claim that could not be removed is so old.
-            here = name.split("~")[0] == _host()
+            here = name.split("~")[0] == processes.host()
             if still >= STALE_SECONDS * (OWN_MACHINE if here else 1):
                 self.board.remove(stage, name)
                 continue
@@ -185,7 +182,7 @@ class Claims:
 
     def _gone(self, stage: str, name: str) -> bool:
         """Whether a claim was of a process of this machine that is gone; it is then removed."""
-        if not processes.ended(name, _host()):
+        if not processes.ended(name):
             return False
         self.board.remove(stage, name)
         return True
@@ -210,13 +207,3 @@ def _shares(text: bytes, names: list[str]) -> bool:
         return not set(names).isdisjoint(told["names"])
     except (ValueError, KeyError, TypeError):
         return True
-
-
-@cache
-def _host() -> str:
-    """This machine since it was started, and where there are several, this container of it."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text()[:8])
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts)).strip("-")

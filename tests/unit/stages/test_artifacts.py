@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import pieces as pieces_module
+from tasks import processes
 from tasks.artifacts import Store
 from tasks.errors import InputError
 from tasks.files import file_sha256
@@ -411,7 +412,7 @@ def test_sweep_takes_what_dead_processes_left(pieces: Store) -> None:
     piece = pieces.get("bank", KEY, write())
     ended = subprocess.Popen(["true"])
     ended.wait()
-    host, now = socket.gethostname(), time.time()
+    host, now = processes.host(), time.time()
     start = psutil.Process().create_time()
     dead = half_made(pieces, host, f"{ended.pid}~{now:.0f}")
     before = half_made(pieces, host, f"{os.getpid()}~{start - 3600:.0f}")
@@ -426,6 +427,31 @@ def test_sweep_takes_what_dead_processes_left(pieces: Store) -> None:
     assert living.exists()
     assert elsewhere.exists()
     assert pieces.get("bank", KEY, never).cached
+
+
+def test_sweep_leaves_another_containers_alone(pieces: Store) -> None:
+    """Its host has this one's name and boot, its processes' numbers say nothing here."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    container = re.sub(r"\d+$", "7", processes.host())
+    assert container != processes.host()
+    theirs = half_made(pieces, container, f"{ended.pid}~{time.time():.0f}")
+    pieces.sweep()
+    assert theirs.exists()
+
+
+def test_sweep_takes_what_was_left_before_the_machine_was_started(
+    pieces: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another boot of the machine, by name and id; of another machine of that name it is not."""
+    monkeypatch.setattr(processes, "host", lambda: "vm-m0123abcd-aaaaaaaa-pid-1")
+    before = half_made(pieces, "vm-m0123abcd-bbbbbbbb-pid-2", "1~1")
+    another = half_made(pieces, "vm-m4567abcd-bbbbbbbb-pid-2", "1~1")
+    unknown = half_made(pieces, "vm-bbbbbbbb-pid-2", "1~1")
+    pieces.sweep()
+    assert not before.exists()
+    assert another.exists()
+    assert unknown.exists()
 
 
 def test_sweep_knows_the_folders_that_are_made(pieces: Store) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from copy import deepcopy
@@ -18,7 +17,7 @@ import pytest
 import torch
 
 from tasks import base_model as base_model_stage
-from tasks import checkpoints, forget
+from tasks import checkpoints, forget, processes
 from tasks.artifacts import Store
 from tasks.config import RunConfig, resolve
 from tasks.files import PARTIAL
@@ -148,7 +147,7 @@ def test_sweep_takes_what_nobody_resumes(where: Store) -> None:
     days = checkpoints.DAYS * 24 * 3600
     for path, age in ((old, days + 60), (fresh, days - 60)):
         os.utime(path, times=(time.time() - age,) * 2)
-    host, pid, start = socket.gethostname(), os.getpid(), psutil.Process().create_time()
+    host, pid, start = processes.host(), os.getpid(), psutil.Process().create_time()
     dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
     own = f"{PARTIAL}{host}~{pid}~{start:.0f}~x"
     # A process that is gone, one that had this one's pid before the machine was restarted.

@@ -228,7 +228,7 @@ def test_a_renewed_claim_of_another_machine_is_respected(
 
     def work() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(claims, "_host", lambda: "other-host")
+            patch.setattr(processes, "host", lambda: "other-host")
             holding = Claims(board, lambda _line: None).held("bank", [KEY])
             holding.__enter__()
         inside.set()
@@ -281,7 +281,7 @@ def test_claims_of_other_work_are_no_hindrance(tmp_path: Path) -> None:
 def test_a_pid_that_was_given_again_holds_nothing(tmp_path: Path) -> None:
     board = FolderBoard(tmp_path)
     pid, start = processes.me().split("~")
-    elsewhere(board, KEY, f"{claims._host()}~{pid}~{int(start) - 100}~x")
+    elsewhere(board, KEY, f"{processes.host()}~{pid}~{int(start) - 100}~x")
     with Claims(board, lambda _line: None).held("bank", [KEY]):
         assert len(board.names("bank")) == 1
     assert abs(psutil.Process().create_time() - int(start)) <= 1
