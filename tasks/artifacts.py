@@ -45,7 +45,7 @@ from tasks.pieces import (
     row_keys,
     verified,
 )
-from tasks.processes import abandoned, own_prefix
+from tasks.processes import abandoned, host, own_prefix
 
 CLAIMS_FOLDER = ".claims"
 # In front of whose it is (tasks/processes.py): a folder that is being filled.
@@ -201,8 +201,9 @@ class Store:
     def hash_folder(self, folder: Path, patterns: Sequence[str]) -> str:
         """sha256 over the files in a folder outside the store (a model, say).
 
-        Only files that match one of `patterns` count. Remembered by the files' names, sizes and
-        times, so that gigabytes are read once.
+        Only files that match one of `patterns` count. Remembered by the machine, and the files'
+        names, sizes and times, so that gigabytes are read once: on another machine, which shares
+        the store, something else may lie at the same place.
         """
         files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
         names = [file.relative_to(folder).as_posix() for file in files]
@@ -210,7 +211,7 @@ class Store:
             [name, file.stat().st_size, file.stat().st_mtime_ns]
             for name, file in zip(names, files, strict=True)
         ]
-        key = digest([str(folder.resolve()), stats])
+        key = digest([host(), str(folder.resolve()), stats])
 
         def make(_out: Path) -> dict[str, Any]:
             return {"files": {n: file_sha256(file) for n, file in zip(names, files, strict=True)}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,7 +138,8 @@ def load(options: RunConfig, where: Store, base: dict[str, Any], answering: bool
     """The loaded base model of a `base_model` result; to answer with, in `base.quantisation`.
 
     Each thread keeps the last one: the next job most likely wants the same, and a large model
-    takes longer to load than a batch of users to train.
+    takes longer to load than a batch of users to train. Raises InputError where the files are not
+    those of the result, on this machine or by now.
     """
     from tasks.lora.adapters import read_peft
     from tasks.lora.base import load_base
@@ -157,8 +159,10 @@ def load(options: RunConfig, where: Store, base: dict[str, Any], answering: bool
     kept = getattr(_LOADED, "base", None)
     if kept is None or kept[0] != wanted:
         _LOADED.base = kept = None  # before the next one takes memory
+        folder = base_folder(options, where, base)
+        _confirm(options, where, base, folder)
         loaded = load_base(
-            base_folder(options, where, base),
+            folder,
             max_tokens=options.base.max_tokens,
             device=options.compute.device,
             dtype=options.base.dtype,
@@ -168,7 +172,9 @@ def load(options: RunConfig, where: Store, base: dict[str, Any], answering: bool
         )
         if adapter:
             add_to_model(loaded.model, read_peft(where.open(adapter["ref"]).folder / "adapter"))
-        where.confirm()  # now: the next job does not read it again
+        # Now: the next job does not read it again.
+        where.confirm()
+        _confirm(options, where, base, folder)
         _LOADED.base = kept = (wanted, loaded)
     return kept[1]
 
@@ -236,6 +242,21 @@ def base_folder(options: RunConfig, where: Store, base: dict[str, Any]) -> Path:
     if options.base.model == "tiny":
         return where.open(base["ref"]).folder / "model"
     return find_model(options.base.model, base["value"]["revision"])
+
+
+def _confirm(options: RunConfig, where: Store, base: dict[str, Any], folder: Path) -> None:
+    """Raises InputError where a given model is not the one that the `base_model` result is of.
+
+    It lies outside the store: another machine may have another one there, and anybody may change it
+    while a run is under way.
+    """
+    if options.base.model == "tiny":
+        return
+    if where.hash_folder(folder, HUB_FILES) != base["value"]["sha256"]:
+        raise InputError(
+            f"base.model {options.base.model}: {folder} on {socket.gethostname()} is not the model "
+            "that this run began with; give every machine the same files and start the run again"
+        )
 
 
 def find_model(model: str, revision: str | None = None, weights: bool = True) -> Path:

@@ -13,7 +13,7 @@ from tasks.artifacts import Store
 from tasks.config import RunConfig
 from tasks.errors import InputError
 from tasks.files import file_sha256
-from tasks.pieces import Piece, digest, library_versions
+from tasks.pieces import Piece, digest, known_sha256, library_versions
 from tasks.prepare_lines import describe
 from tasks.progress import Progress
 from tasks.stage import log, stage, store
@@ -49,24 +49,30 @@ def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
     options = RunConfig.model_validate(config)
     where = store()
     folder = _source(options, lamp_task, where)
-    # Per-Pcs and MTA keep their few-shot users in a folder of their own.
-    files = [folder]
-    if folder.is_dir():
-        files = sorted([*folder.glob("*.json"), *folder.glob("test_100/*.json")])
+    files = _hashes(folder)
     key = digest(
         {
             "version": VERSION,
             "libraries": library_versions(("polars", "pyarrow")),
             "lamp_task": lamp_task,
-            "files": {
-                str(file.relative_to(folder)): file_sha256(file) for file in files if file.exists()
-            },
+            "files": files,
             "split": options.split.model_dump(exclude={UNREAD[options.split.kind]}),
             "known": options.data == "synthetic",
             "seed": options.seed,
         }
     )
-    piece = where.get("prepare", key, lambda out: _write(out, folder, options, lamp_task))
+
+    def make(out: Path) -> dict[str, Any]:
+        value = _write(out, folder, options, lamp_task)
+        # The key says which files it was made of; unlike the store's these may have changed since.
+        if _hashes(folder) != files:
+            raise InputError(
+                f"{options.data}: {folder} changed while it was read, so nothing is made of it; "
+                "start the run again when it stays"
+            )
+        return value
+
+    piece = where.get("prepare", key, make)
     for line in describe(piece.value, lamp_task):
         log(line)
     longest, least = piece.value["longest_candidate"], options.anchors.min_items
@@ -76,6 +82,15 @@ def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
             f"longest history has {longest}; lower it or give longer histories"
         )
     return piece
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Name -> sha256 of the files of users in a folder, or of the one file that is given."""
+    # Per-Pcs and MTA keep their few-shot users in a folder of their own.
+    files = [folder]
+    if folder.is_dir():
+        files = sorted([*folder.glob("*.json"), *folder.glob("test_100/*.json")])
+    return {str(file.relative_to(folder)): known_sha256(file) for file in files if file.exists()}
 
 
 def users_of(

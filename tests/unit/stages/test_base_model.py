@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import socket
 import threading
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -92,6 +94,73 @@ def test_a_model_damaged_while_it_was_loaded_is_not_kept(
     right = load(resolve({}), Store(where.root), {"ref": again.ref, "value": again.value})
     for name, tensor in load_file(folder / "model.safetensors").items():
         assert torch.equal(right.model.state_dict()[name], tensor), name
+
+
+def other_weights(folder: Path) -> None:
+    """Another model of the same size and times, as only its bytes tell."""
+    weights = folder / "model.safetensors"
+    stat = weights.stat()
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x3c")
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_another_model_at_the_same_place_is_not_loaded(
+    where: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changed since the stage that hashed it, or another one on the machine of this job: what the
+    store remembers of the place is of the other machine."""
+    base = result(checked(folder))
+    weights = folder / "model.safetensors"
+    own = weights.read_bytes()
+    assert own[-1:] != b"\x3c"
+    other_weights(folder)
+    line = (
+        f"base.model {folder}: {folder} on {socket.gethostname()} is not the model that this run "
+        "began with; give every machine the same files and start the run again"
+    )
+    stage_module.unload()
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.artifacts.host", lambda: "another-machine")
+        with pytest.raises(InputError) as caught:
+            load(given(folder), where, base)
+    assert str(caught.value) == line
+    os.utime(weights)
+    with pytest.raises(InputError) as caught:
+        load(given(folder), where, base)
+    assert str(caught.value) == line
+    weights.write_bytes(own)
+    load(given(folder), where, base)
+
+
+def test_a_given_model_that_changes_while_it_is_loaded_is_not_kept(
+    where: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = result(checked(folder))
+
+    def changed(*args: Any, **kwargs: Any) -> Base:
+        other_weights(folder)
+        os.utime(folder / "model.safetensors")
+        return load_base(*args, **kwargs)
+
+    stage_module.unload()
+    monkeypatch.setattr("tasks.lora.base.load_base", changed)
+    with pytest.raises(InputError, match="is not the model that this run began with"):
+        load(given(folder), where, base)
+    assert stage_module._LOADED.base is None
+
+
+def test_a_given_model_is_hashed_once(
+    where: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = result(checked(folder))
+
+    def read(_path: Path) -> str:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr("tasks.artifacts.file_sha256", read)
+    for _ in range(3):
+        stage_module.unload()
+        load(given(folder), where, base)
 
 
 def test_the_last_model_is_kept_per_thread(where: Store, folder: Path) -> None:

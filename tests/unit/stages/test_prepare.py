@@ -13,6 +13,7 @@ from tasks.artifacts import Store
 from tasks.config import resolve
 from tasks.files import file_sha256
 from tasks.lamp.citations import ASKS, LABELS, parts
+from tasks.lamp.formats import copy_users
 from tasks.prepare import POOLED_FILE, POPULATION_FILE, ROLES, each_user, prepare, users_of
 from tests.official import write_official
 from tests.unit.lamp.web import Site, official, serving
@@ -108,6 +109,39 @@ def test_found_again_wherever_it_lies_and_made_again_when_changed(
     # The roles that did not change have the tables they had, so what stands on them is found.
     for role in ("base", "anchor"):
         assert result(changed)["value"]["sha256"][role] == result(first)["value"]["sha256"][role]
+
+
+@pytest.mark.parametrize("change", ["another file", "a file more", "a file less"])
+def test_what_changes_while_it_is_read_is_not_kept(
+    where: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """The key has the hashes of before; what was read may be either."""
+    data = write_users(tmp_path / "data", **ROLES_GIVEN)
+    before = {file: file.read_bytes() for file in data.iterdir()}
+    one = min(before)
+
+    def read(*given: Any) -> Any:
+        found = copy_users(*given)
+        if change == "a file more":
+            (data / "more.json").write_text("[]")
+        elif change == "a file less":
+            one.unlink()
+        else:
+            one.write_bytes(before[one].replace(b"film number 1", b"film number 7"))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.lamp.formats.copy_users", read)
+        state = run(data)
+    assert state.is_failed()
+    assert state.message == (
+        f"{data}: {data} changed while it was read, so nothing is made of it; start the run again "
+        "when it stays"
+    )
+    (data / "more.json").unlink(missing_ok=True)
+    for file, content in before.items():
+        file.write_bytes(content)
+    assert run(data).name == "Completed"
 
 
 def test_a_folder_per_lamp_task_is_preferred(where: Store, tmp_path: Path) -> None:
