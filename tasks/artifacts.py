@@ -20,6 +20,7 @@ run holds many users, each of whom must be found again on their own (`find_rows`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -43,6 +44,7 @@ from tasks.pieces import (
     digest,
     folder_files,
     row_keys,
+    stamp_of,
     verified,
 )
 from tasks.processes import abandoned, host, own_prefix
@@ -71,16 +73,17 @@ class Store:
     def find(self, stage: str, key: str) -> Piece | None:
         """The piece of `key`, verified, or None; a damaged piece is removed and said so."""
         folder = self._place(stage, key)
-        if not folder.exists():
-            return None
-        seen = verified(folder)
-        if isinstance(seen, str):
-            self.warn(f"store: {stage}/{key[:12]}: {seen}; this piece is made again")
-            shutil.rmtree(folder, ignore_errors=True)
-            return None
-        record, stamp = seen
-        self._found[stage, key] = (content(record), stamp)
-        return self._piece(stage, key, record, cached=True)
+        while folder.exists():
+            judged = _stamp(folder)
+            seen = verified(folder)
+            if not isinstance(seen, str):
+                record, stamp = seen
+                self._found[stage, key] = (content(record), stamp)
+                return self._piece(stage, key, record, cached=True)
+            if self._discard(folder, judged):
+                self.warn(f"store: {stage}/{key[:12]}: {seen}; this piece is made again")
+                return None
+        return None
 
     def confirm(self) -> None:
         """Raises InputError when a piece that was found here has changed since.
@@ -239,12 +242,40 @@ class Store:
             except OSError:
                 continue
 
+    def _discard(self, folder: Path, judged: Stamp | None) -> bool:
+        """Remove a damaged piece, unless another has made it again since it was judged.
+
+        judged: its record's stamp from before. Returns whether it is gone.
+        """
+        aside = Path(tempfile.mkdtemp(prefix=own_prefix(MAKING), dir=folder.parent))
+        taken = aside / folder.name
+        try:
+            # Whoever makes it again does so at once in this place: what was taken is looked at.
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(taken)
+            if not taken.exists() or _stamp(taken) == judged:
+                return True
+            # Where yet another stands there by now, that one is as good.
+            with contextlib.suppress(OSError):
+                taken.rename(folder)
+            return False
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
     def _place(self, stage: str, key: str) -> Path:
         return self.root / stage / key[:2] / key
 
     def _piece(self, stage: str, key: str, record: dict[str, Any], cached: bool) -> Piece:
         ref = Ref(uri=f"{stage}/{key}", sha256=content(record), kind=stage)
         return Piece(ref, record["value"], record["notes"], self._place(stage, key), cached)
+
+
+def _stamp(folder: Path) -> Stamp | None:
+    """The stamp of a piece's record, None where there is none."""
+    try:
+        return stamp_of(folder / RECORD)
+    except FileNotFoundError:
+        return None
 
 
 def _note_made(stage: str, key: str) -> None:

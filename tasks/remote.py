@@ -150,23 +150,38 @@ class RemoteStore(Store):
                 continue
 
     def _fetch(self, stage: str, key: str) -> bool:
-        """Whether the storage has the piece, which is then in the cache."""
-        path = self._path(stage, key)
-        text = self.storage.read(f"{path}/{RECORD}")
-        if text is None:
-            return False
-        place = self._place(stage, key)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=own_prefix(MAKING), dir=place.parent))
-        try:
-            if problem := self._download(path, text, work):
+        """Whether the storage has the piece, which is then in the cache.
+
+        Of a damaged one the record is removed, if it is still the one that was looked at: the files
+        are written over by whoever makes the piece again, who may be at it.
+        """
+        record = f"{self._path(stage, key)}/{RECORD}"
+        text = self.storage.read(record)
+        while text is not None:
+            problem = self._fetched(stage, key, text)
+            if problem is None:
+                return True
+            now = self.storage.read(record)
+            if now == text:
                 self.warn(
                     f"store: {stage}/{key[:12]}: {problem} at {self.storage.url}; this piece is "
                     "made again"
                 )
-                self.remove(stage, key)
+                self.storage.remove(record)
+                self._kept(stage, key).unlink(missing_ok=True)
                 return False
-            (work / RECORD).write_bytes(text)
+            text = now
+        return False
+
+    def _fetched(self, stage: str, key: str, record: bytes) -> str | None:
+        """Put the piece of a record of the storage in its place; what is wrong with it, or None."""
+        place = self._place(stage, key)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=own_prefix(MAKING), dir=place.parent))
+        try:
+            if problem := self._download(self._path(stage, key), record, work):
+                return problem
+            (work / RECORD).write_bytes(record)
             for file in (*work.rglob("*"), work):
                 fsync(file)
             try:
@@ -175,7 +190,7 @@ class RemoteStore(Store):
                 # Another process of this machine fetched it meanwhile.
                 if not place.exists():
                     raise
-            return True
+            return None
         finally:
             shutil.rmtree(work, ignore_errors=True)
 

@@ -20,12 +20,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks import artifacts, processes
 from tasks import pieces as pieces_module
-from tasks import processes
 from tasks.artifacts import Store
 from tasks.errors import InputError
 from tasks.files import file_sha256
-from tasks.pieces import NOTES, RECORD, Piece, Ref, digest
+from tasks.pieces import NOTES, RECORD, Piece, Ref, digest, verified
 
 KEY = digest("some work")
 JSON = st.recursive(
@@ -188,6 +188,31 @@ def test_damage_is_found_said_and_mended(pieces: Store, warnings: list[str], nam
     assert warnings == [f"store: bank/{KEY[:12]}: {words}; this piece is made again"]
     assert pieces.get("bank", KEY, never).cached
     assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_piece_made_again_by_another_is_not_removed(
+    pieces: Store, warnings: list[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Between the look at the damaged one and its removal: what stands in its place stays."""
+    first = pieces.get("bank", KEY, write())
+    DAMAGES[name][0](first.folder)
+    records: list[os.stat_result] = []
+
+    def look(folder: Path) -> Any:
+        seen = verified(folder)
+        if not records:
+            shutil.rmtree(folder)
+            Store(pieces.root).make("bank", KEY, write())
+            records.append((folder / RECORD).stat())
+        return seen
+
+    monkeypatch.setattr(artifacts, "verified", look)
+    found = pieces.get("bank", KEY, never)
+    assert found.ref == first.ref
+    assert (found.folder / RECORD).stat().st_ino == records[0].st_ino
+    assert warnings == []
+    assert list(pieces.root.glob("*/*/.making-*")) == []
 
 
 @pytest.mark.parametrize("name", DAMAGES)

@@ -148,6 +148,33 @@ def test_what_was_damaged_there_is_made_again(
     assert not (tmp_path / "two" / "x").exists()
 
 
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_another_machine_made_again_there_is_not_removed(
+    machine: Machine, warnings: list[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Between the look at the damaged one and its removal."""
+    first = machine("one").get("bank", KEY, write())
+    sha = json.loads((first.folder / RECORD).read_text())["files"]["again.txt"]
+    place = f"bank/{KEY[:2]}/{KEY}"
+    DAMAGES[name][0](machine(), f"{place}/{RECORD}", f"{place}/{sha}")
+    real, looks = RemoteStore._download, []
+
+    def look(where: RemoteStore, *given: Any) -> str | None:
+        looks.append(given)
+        problem = real(where, *given)
+        if len(looks) == 1:
+            # A piece differs from one making to the next by its seconds.
+            machine("two").get("bank", KEY, write(notes={"seconds": -1.0}))
+            assert len(warnings) == 1
+        return problem
+
+    monkeypatch.setattr(RemoteStore, "_download", look)
+    found = machine("three").get("bank", KEY, never)
+    assert (found.ref, found.notes["seconds"]) == (first.ref, -1.0)
+    assert len(warnings) == 1
+    assert machine("four").get("bank", KEY, never).notes["seconds"] == -1.0
+
+
 def test_a_damaged_cache_is_fetched_again(machine: Machine, warnings: list[str]) -> None:
     first = machine().get("bank", KEY, write())
     (first.folder / "again.txt").write_text("Rows")
