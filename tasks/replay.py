@@ -25,6 +25,14 @@ PARAMS_PER_CALL = 100
 CALMLY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 
+class RunGone(InputError):
+    """MLflow has no run of `key`: it was removed there, or another MLflow took its start."""
+
+    def __init__(self, uri: str, key: str) -> None:
+        super().__init__(f"MLflow at {uri}: the run that this belongs to is gone")
+        self.key = key
+
+
 class Replay:
     """One MLflow. Raises InputError for an address that none can have."""
 
@@ -74,10 +82,10 @@ class Replay:
             raise InputError(f"spool {folder}: no entry is of kind {kind}")
 
     def run_id(self, key: str) -> str:
-        """The run of a key. Raises InputError where MLflow has none."""
+        """The run of a key. Raises RunGone where MLflow has none."""
         found = self.known(key) or self._search(key)
         if found is None:
-            raise InputError(f"MLflow at {self.uri}: the run that this belongs to is gone")
+            raise RunGone(self.uri, key)
         return found
 
     def known(self, key: str) -> str | None:
@@ -167,11 +175,11 @@ class Replay:
 def target(uri: str) -> str:
     """Which MLflow an address is of, to be written down: no password, and no port, which changes.
 
-    A server of one host, or a database file.
+    A server by its host and path, behind which there may be several, or a database file.
     """
     from urllib.parse import urlsplit
 
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
-        return f"{parts.scheme}://{parts.hostname}"
+        return f"{parts.scheme}://{parts.hostname}{parts.path.rstrip('/')}"
     return masked(uri)

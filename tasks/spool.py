@@ -35,7 +35,7 @@ from tasks.errors import StorageError, masked
 from tasks.faults import disk_full, transient
 from tasks.files import write_atomic
 from tasks.pieces import Ref
-from tasks.replay import Replay, target
+from tasks.replay import Replay, RunGone, target
 from tasks.stage import log
 
 FOLDER, ABOUT = "spool", "about.json"
@@ -62,6 +62,10 @@ class Spool:
         self.folder, self.replay, self.tell = folder, replay, tell
         self.why: str | None = None  # MLflow did not take the last one it was given
         self.refused: list[str] = []
+        self.logged = 0  # of the files of entries, those that MLflow took whole
+        self._earlier = about is None  # the run is an earlier one's, maybe begun at another MLflow
+        self.elsewhere = False  # it was, so it waits for that one
+        self._not_begun: set[str] = set()  # keys of runs whose start was refused here
         self._again = 0.0  # when to try next, and how long after that
         self._pause = FIRST_PAUSE
         self._own: set[str] = set()
@@ -133,6 +137,7 @@ class Spool:
         """
         with self._one:
             for path in self.waiting():
+                refused = len(self.refused)
                 entries = json.loads(path.read_text(encoding="utf-8"))
                 for entry in entries[self._taken :]:
                     if not self._give(entry, path.name in self._own):
@@ -140,6 +145,7 @@ class Spool:
                     self._taken += 1
                 path.unlink()
                 self._taken = 0
+                self.logged += len(self.refused) == refused
                 for entry in entries:
                     if entry["kind"] == "file":
                         (self.folder / entry["file"]).unlink(missing_ok=True)
@@ -153,6 +159,12 @@ class Spool:
             # An OSError is this machine's; a server may say the same of its own disk.
             if isinstance(error, OSError) and disk_full(error):
                 raise
+            gone = isinstance(error, RunGone) and error.key not in self._not_begun
+            if gone and self._earlier:
+                # Two MLflows may have had this address, and the other one took the run's start.
+                self.why = f"{error}; log to the MLflow that has it, or remove {self.folder}"
+                self.elsewhere, self._answered = True, False  # `finish` need not be patient
+                return False
             if _waits(error) or disk_full(error):
                 self._behind(error)
                 return False
@@ -188,6 +200,13 @@ class Spool:
             f"{self.folder} and are logged by the next run, or by `python -m tasks.spool`"
         )
 
+    def outcome(self) -> str:
+        """How many of an earlier run's entries were logged, wait and why, and were refused."""
+        left = len(self.waiting())
+        why = f" ({self.why})" if left else ""
+        refused = f", {len(self.refused)} refused" if self.refused else ""
+        return masked(f"run {self.about['name']}: {self.logged} logged, {left} wait{why}{refused}")
+
     def _keep(self, entries: list[dict[str, Any]]) -> None:
         name = f"{self._next:06d}.json"
         self._next += 1
@@ -211,6 +230,8 @@ class Spool:
         why = masked(" ".join(str(error).split()))[:200]
         line = f"MLflow refused an entry of kind {entry['kind']} ({type(error).__name__}: {why})"
         self.refused.append(line)
+        if entry["kind"] == "run":
+            self._not_begun.add(entry["key"])
         self.tell(line)
 
     def _write(self, name: str, value: Any) -> None:
@@ -241,12 +262,11 @@ def catch_up(where: Store, replay: Replay) -> None:
     """Log what earlier runs left, at the start of a run; what does not pass waits on."""
     for spool in others(where, replay):
         count = len(spool.waiting())
-        done = spool.send()
+        goes_on = spool.send() or spool.elsewhere
         if count:
-            left = len(spool.waiting())
-            log(f"MLflow: {count - left} entries of run {spool.about['name']} logged, {left} wait")
+            log(f"MLflow: {spool.outcome()}")
         spool.close()
-        if not done:
+        if not goes_on:
             return
 
 
@@ -277,11 +297,8 @@ def replay_all(where: Store, uris: list[str], say: Callable[[str], None]) -> int
     """Log what waits to whichever of `uris` it is for; the number of entries that still wait."""
     for uri in uris:
         for spool in others(where, Replay(uri, where), tell=lambda _line: None):
-            count = len(spool.waiting())
             spool.finish()
-            left = len(spool.waiting())
-            why = f" ({spool.why})" if left else ""
-            say(masked(f"run {spool.about['name']}: {count - left} logged, {left} wait{why}"))
+            say(spool.outcome())
             for line in spool.refused:
                 say(f"run {spool.about['name']}: {line}")
             spool.close()

@@ -327,6 +327,61 @@ def test_the_command(
     assert capsys.readouterr().out.startswith("mta: run run-two: 0 logged, 1 wait (")
 
 
+@pytest.mark.parametrize("by_command", [False, True])
+def test_what_another_mlflow_began_waits_for_it(
+    where: Store, uri: str, tmp_path: Path, empty: Path, wanted: dict[str, Any],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, by_command: bool,
+) -> None:  # fmt: skip
+    """Another one answers at the address: what was not taken stays, and other runs' go to it."""
+    monkeypatch.setattr(module, "target", lambda _uri: "http://host")
+    another = f"sqlite:///{tmp_path / 'another.db'}"
+    shutil.copy(empty, tmp_path / "another.db")
+    begun = opened(where, Failing(uri, where, lambda n: "" if n < 3 else "down"))
+    fill(begun, where)
+    begun._lock.close()
+    left = len(begun.waiting())
+    later = opened(where, Failing(uri, where, lambda _n: "down"), "two")
+    later.add("run", "d" * 32, name="later", tags={}, parent=None, time=1)
+    later._lock.close()
+    capsys.readouterr()
+
+    def log_to(mlflow: str) -> str:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow)
+        if by_command:
+            module.main([])
+        else:
+            catch_up(where, Replay(mlflow, where))
+        return capsys.readouterr().out
+
+    said = log_to(another)
+    start = "mta: " if by_command else "MLflow: "
+    assert said.splitlines() == [
+        f"{start}run run-one: 0 logged, {left} wait (MLflow at {another}: the run that this "
+        f"belongs to is gone; log to the MLflow that has it, or remove {begun.folder})",
+        f"{start}run run-two: 1 logged, 0 wait",
+    ]
+    assert waiting(where.root.parent) == {"one": left}
+    assert [name for name in logged(another) if " " not in name] == ["later"]
+    assert log_to(uri) == f"{start}run run-one: {left} logged, 0 wait\n"
+    assert logged(uri) == wanted
+
+
+def test_what_is_refused_is_not_counted_as_logged(
+    where: Store, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A start that is refused takes with it all of its run: nobody else has it."""
+    spool = opened(where, Failing(uri, where, lambda _n: "down"))
+    fill(spool, where)
+    spool._lock.close()
+    capsys.readouterr()
+    catch_up(where, Failing(uri, where, lambda n: "refuses" if n == 2 else ""))
+    # Of the child: its start, its values twice, two pieces and its end.
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"MLflow: run run-one: {FILES - 6} logged, 0 wait, 6 refused"
+    )
+    assert waiting(where.root.parent) == {}
+
+
 def test_forgetting_waits_for_it(where: Store, uri: str) -> None:
     where.root.mkdir(parents=True)
     spool = opened(where, Failing(uri, where, lambda _n: "down"))
@@ -351,7 +406,9 @@ def test_no_secret_and_no_pickle_in_it(where: Store) -> None:
 
 
 def test_target() -> None:
-    """A server's port and password may change, its host says which it is."""
+    """A server's port and password may change, its host and path say which it is."""
     assert target("http://me:x@host:5000/") == target("http://host:5001") == "http://host"
+    assert target("https://me:x@host/team-a/") == target("https://host:1/team-a")
+    assert target("https://host/team-a") != target("https://host/team-b")
     assert target("https://host") != target("http://host")
     assert target("sqlite:////a/b.db") == "sqlite:////a/b.db"
