@@ -229,10 +229,9 @@ class Store:
                 shutil.rmtree(left, ignore_errors=True)
 
     def working(self) -> list[str]:
-        """What is being made just now, as far as is known here: claims and unfinished pieces."""
-        claims = [f"{CLAIMS_FOLDER}/{name}" for name in self.claims.in_force()]
+        """Where claims and unfinished pieces are just now: paths, and URLs in a store at one."""
         made = sorted(self.root.glob(f"*/*/{MAKING}*"))
-        return [*claims, *(path.relative_to(self.root).as_posix() for path in made)]
+        return [*self.claims.in_force(), *map(str, made)]
 
     def _rows(self, stage: str) -> Iterator[tuple[str, list[str]]]:
         """Key and row keys of every piece of a stage; those that cannot be read are left out."""

@@ -11,10 +11,10 @@ and tried again a moment later. That needs nothing of the storage but that a fil
 is listed from then on, which shared folders and S3 promise. A claim names all that its holder wants
 at once, and what is made for one (tokens) waits for nothing else, so nobody waits in a circle.
 
-A holder that was killed frees its claims: on its own machine as soon as its process is gone; for
-others, who cannot know, when the claim was not renewed for STALE_SECONDS by the waiter's own
-clock. A holder that stands still for longer than that (a suspended machine) may find its work done
-twice, the same piece both times; nothing worse.
+A holder that was killed frees its claims: on its own machine as soon as its process is gone, or the
+machine was started again; for others, who cannot know, when the claim was not renewed for
+STALE_SECONDS by the waiter's own clock. A holder that stands still for longer than that (a
+suspended machine) may find its work done twice, the same piece both times; nothing worse.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class Board(Protocol):
 
     # Seconds between two looks at a claim that is waited for.
     poll: float
+    # Where the claims are, for a person who is to remove one.
+    place: str
 
     def stages(self) -> list[str]: ...
     def names(self, stage: str) -> list[str]: ...
@@ -61,6 +63,7 @@ class FolderBoard:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.place = str(root)
 
     def stages(self) -> list[str]:
         return self.names("")
@@ -116,9 +119,9 @@ class Claims:
                 self.board.remove(stage, own)
 
     def in_force(self) -> list[str]:
-        """All claims as `stage/name`, less those of this machine's dead processes."""
+        """Where each claim is, less those of this machine's dead processes."""
         return [
-            f"{stage}/{name}"
+            f"{self.board.place}/{stage}/{name}"
             for stage in self.board.stages()
             for name in self.board.names(stage)
             if not self._gone(stage, name)

@@ -41,6 +41,7 @@ class StorageBoard:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
+        self.place = f"{storage.url}/{CLAIMS_FOLDER}"
         self.poll = 0.1 if storage.near else 1.0
 
     def stages(self) -> list[str]:

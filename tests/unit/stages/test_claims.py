@@ -287,6 +287,22 @@ def test_a_pid_that_was_given_again_holds_nothing(tmp_path: Path) -> None:
     assert abs(psutil.Process().create_time() - int(start)) <= 1
 
 
+def test_a_claim_from_before_the_machine_was_started_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of this machine by name and id, in any container of it; nothing is waited for."""
+    monkeypatch.setattr(processes, "host", lambda: "vm-m0123abcd-aaaaaaaa-pid-1")
+    board = FolderBoard(tmp_path)
+    elsewhere(board, KEY, "vm-m0123abcd-bbbbbbbb-pid-2~1~1~x")
+    kept = "vm-m4567abcd-bbbbbbbb-pid-2~1~1~x"
+    elsewhere(board, digest("other work"), kept)
+    said: list[str] = []
+    held = Claims(board, said.append)
+    with held.held("bank", [KEY]):
+        assert said == []
+    assert held.in_force() == [f"{tmp_path}/bank/{kept}"]
+
+
 def test_no_keys_no_claim(tmp_path: Path) -> None:
     board = FolderBoard(tmp_path)
     with Claims(board, lambda _line: None).held("bank", []):

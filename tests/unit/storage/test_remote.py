@@ -277,6 +277,16 @@ def test_a_name_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
         _inside(tmp_path, name)
 
 
+def test_what_is_being_made_is_told_by_where_it_lies(machine: Machine, tmp_path: Path) -> None:
+    """A claim at the URL, an unfinished piece in the cache."""
+    where = machine("one")
+    claim = "other-host~1~1~x"
+    where.storage.write(f".claims/bank/{claim}", b'{"names": ["x"], "beat": 0}')
+    half = tmp_path / "one" / "cache" / "bank" / "ab" / ".making-other-host~1~1~x"
+    half.mkdir(parents=True)
+    assert where.working() == [f"{where.storage.url}/.claims/bank/{claim}", str(half)]
+
+
 MAKER = """
 import sys, time
 from pathlib import Path
