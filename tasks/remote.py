@@ -111,10 +111,11 @@ class RemoteStore(Store):
         for stage, key in marked:
             if self._place(stage, key).exists():
                 self._upload(stage, key)
-        # The cache first: whatever is in it by now is in the storage, too, or was removed there.
+        # In this order: what is in the cache by now is marked, or in the storage by then, or it was
+        # removed there. A run of this machine may be uploading all the while.
         here = [*self._here(), *self._records_here()]
-        there = self._there()
         waiting = set(marked) | set(self._marked())
+        there = self._there()
         for stage, key in here:
             if (stage, key) not in there and (stage, key) not in waiting:
                 shutil.rmtree(self._place(stage, key), ignore_errors=True)

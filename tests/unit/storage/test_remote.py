@@ -233,6 +233,32 @@ def test_what_is_removed_there_leaves_other_caches_at_their_next_run(machine: Ma
     assert two.find_rows("stacking", ["r-a", "r-b", "r-c"]).keys() == {"r-c"}
 
 
+def test_what_a_run_here_uploads_meanwhile_stays_in_the_cache(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made after the sweep began, in the storage only after that was listed."""
+    where, run = machine("one"), machine("one")
+    here, there = where._here, where._there
+
+    def makes_first() -> list[tuple[str, str]]:
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "_upload", lambda _stage, _key: False)
+            run.get("bank", KEY, write())
+        return here()
+
+    def uploads_then() -> set[tuple[str, str]]:
+        listed = there()
+        run._upload("bank", KEY)
+        return listed
+
+    monkeypatch.setattr(where, "_here", makes_first)
+    monkeypatch.setattr(where, "_there", uploads_then)
+    where.sweep()
+    assert run._place("bank", KEY).exists()
+    assert run._marked() == []
+    assert machine("two").get("bank", KEY, never).cached
+
+
 def test_fetch_all_brings_everything_and_removes_halves(machine: Machine) -> None:
     one = machine("one")
     one.get("bank", KEY, write())
