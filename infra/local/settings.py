@@ -186,15 +186,22 @@ def client_environment(
     env = base_environment(layout, environ)
     env["PREFECT_API_URL"] = f"http://{HOST}:{prefect_port}/api"
     env["MLFLOW_TRACKING_URI"] = mlflow_uri
-    # A URL may be the user's choice; a folder elsewhere would part it from its reports.
-    given = env.get("MTA_STORE", "")
-    if given.startswith(FOLDER_URLS):
+    # A URL may be the user's choice; a folder elsewhere would part it, or its cache, from reports
+    # and spool, which lie beside it.
+    given = env.get("MTA_STORE", "") or str(layout.store)
+    at_url = "://" in given and not given.startswith(FOLDER_URLS)
+    if not at_url and Path(given).absolute() != layout.store.absolute():
         raise StackError(
             f"MTA_STORE {given} is a folder, and the store of this stack is {layout.store}: unset "
             "it, or run `python -m flows.mta` with it"
         )
-    if "://" not in given:
-        env["MTA_STORE"] = str(layout.store)
+    cache = env.get("MTA_STORE_CACHE", "") or str(layout.cache)
+    if at_url and Path(cache).absolute() != layout.cache.absolute():
+        raise StackError(
+            f"MTA_STORE_CACHE {cache}: the cache of this stack is {layout.cache}: unset it, or run "
+            "`python -m flows.mta` with it"
+        )
+    env["MTA_STORE"] = given if at_url else str(layout.store)
     env["MTA_STORE_CACHE"] = str(layout.cache)
     env["TOKENIZERS_PARALLELISM"] = "false"
     return env

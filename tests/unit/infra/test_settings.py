@@ -107,27 +107,40 @@ def test_what_a_flow_run_may_rely_on(tmp_path: Path) -> None:
     assert env["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
 
 
-@pytest.mark.parametrize(
-    ("given", "kept"), [("s3://bucket/prefix", True), ("elsewhere", False), ("/elsewhere", False)]
-)
-def test_a_store_at_a_url_is_the_users(tmp_path: Path, given: str, kept: bool) -> None:
+@pytest.mark.parametrize("given", ["s3://bucket/prefix", "", "own"])
+def test_a_store_at_a_url_is_the_users(tmp_path: Path, given: str) -> None:
     """Reports and runs stay below .mta in either case: the cache lies there."""
+    own = str(tmp_path / ".mta" / "store")
     env = client_environment(
         Layout(tmp_path),
-        {"MTA_STORE": given},
+        {"MTA_STORE": own if given == "own" else given, "MTA_STORE_CACHE": ""},
         prefect_port=4200,
         mlflow_uri="http://127.0.0.1:5000",
     )
-    assert env["MTA_STORE"] == (given if kept else str(tmp_path / ".mta" / "store"))
+    assert env["MTA_STORE"] == (given if "://" in given else own)
     assert env["MTA_STORE_CACHE"] == str(tmp_path / ".mta" / "cache")
 
 
-def test_a_store_in_a_folder_elsewhere_is_refused_as_a_url(tmp_path: Path) -> None:
-    """It is the folder, which this stack does not take; it is not passed over in silence."""
-    with pytest.raises(StackError, match=r"^MTA_STORE file:///mnt/x is a folder, .*store: unset"):
-        client_environment(
-            Layout(tmp_path), {"MTA_STORE": "file:///mnt/x"}, prefect_port=1, mlflow_uri="x"
-        )
+@pytest.mark.parametrize("given", ["file:///mnt/x", "/mnt/x", "elsewhere"])
+def test_a_store_in_a_folder_elsewhere_is_refused(tmp_path: Path, given: str) -> None:
+    """This stack does not take it; it is not passed over in silence."""
+    with pytest.raises(StackError, match=rf"^MTA_STORE {given} is a folder, .*store: unset"):
+        client_environment(Layout(tmp_path), {"MTA_STORE": given}, prefect_port=1, mlflow_uri="x")
+
+
+def test_a_cache_elsewhere_is_refused(tmp_path: Path) -> None:
+    """Reports, runs and spool lie beside it, where the stack would not find them."""
+    layout, given = Layout(tmp_path), {"MTA_STORE": "s3://b/p", "MTA_STORE_CACHE": "/mnt/fast"}
+    with pytest.raises(StackError, match=r"^MTA_STORE_CACHE /mnt/fast: the cache .*cache: unset"):
+        client_environment(layout, given, prefect_port=1, mlflow_uri="x")
+    own = given | {"MTA_STORE_CACHE": str(layout.cache)}
+    env = client_environment(layout, own, prefect_port=1, mlflow_uri="x")
+    assert env["MTA_STORE_CACHE"] == str(layout.cache)
+    # Of a store in a folder there is no cache.
+    unused = {"MTA_STORE_CACHE": "/mnt/fast"}
+    assert client_environment(layout, unused, prefect_port=1, mlflow_uri="x")["MTA_STORE"] == str(
+        layout.store
+    )
 
 
 @pytest.mark.parametrize(("text", "value"), [("", 4200), ("  ", 4200), ("4300", 4300)])
