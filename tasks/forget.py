@@ -23,6 +23,7 @@ from typing import Any
 
 from tasks import checkpoints, spool
 from tasks.artifacts import Store
+from tasks.claims import STALE_SECONDS
 from tasks.command import in_one_line, parser, store_of
 from tasks.errors import InputError, label
 from tasks.forget_pieces import (
@@ -57,8 +58,8 @@ def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     checkpoints.sweep(where)
     if working := where.working():
         raise InputError(
-            f"store: {where.root / working[0]} is being made by a run; let it end, or remove that "
-            "where its machine is gone, and call again"
+            f"store: {working[0]} is being made by a run; let it end, or where its machine is gone "
+            f"(a claim does not change for {STALE_SECONDS:g} s then) remove that, and call again"
         )
     where.fetch_all()
     state = where.root.parent

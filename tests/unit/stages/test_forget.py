@@ -289,6 +289,10 @@ def test_out_of_a_store_at_a_url(
     assert isinstance(here, RemoteStore)
     here.find("prepare", sorted((copied.root / "prepare").glob("*/*"))[0].name)
     here.find_rows("stacking", ["nobody"])
+    Storage(url).write(".claims/bank/elsewhere~1~1~x", b"{}")
+    with pytest.raises(InputError, match=f"^store: {url}/.claims/bank/elsewhere~1~1~x is being"):
+        forget.forget(here, "few-1")
+    Storage(url).remove(".claims/bank/elsewhere~1~1~x")
     shutil.rmtree(copied.root)
     there = fetched(Storage(url), tmp_path / "there before")
     before = stages_at(there)
