@@ -177,7 +177,7 @@ def cluster(points: np.ndarray, options: AnchorOptions, seed: int) -> list[int]:
         from sklearn.cluster import KMeans
 
         centres = np.stack([reduced[labels == k].mean(axis=0) for k in range(labels.max() + 1)])
-        labels = KMeans(len(centres), init=centres, n_init=1).fit_predict(reduced)
+        labels = KMeans(len(centres), init=centres, n_init=1, tol=0.0).fit_predict(reduced)
     return labels.tolist()
 
 

@@ -124,6 +124,32 @@ def test_two_blobs_are_two_clusters(options: dict[str, Any]) -> None:
     assert cluster(points, chosen_options, seed=1) == labels
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), dimensions=st.integers(2, 8))
+def test_reassigned_candidates_are_with_the_nearest_centre(seed: int, dimensions: int) -> None:
+    """What k-means ends in (Lloyd 1982): the nearest centre of all is that of one's own cluster.
+
+    The clusters are as many as HDBSCAN found, and nobody is noise any more.
+    """
+    generator = np.random.default_rng(seed)
+    points = np.eye(dimensions)[generator.integers(dimensions, size=60)]
+    points = points + generator.normal(scale=0.25, size=points.shape)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    found = cluster(points, AnchorOptions(pca_dimensions=dimensions), seed=0)
+    options = AnchorOptions(pca_dimensions=dimensions, reassign=True)
+    labels = np.array(cluster(points, options, seed=0))
+    if set(found) == {-1}:
+        assert set(labels) == {-1}
+        return
+    assert set(labels) == set(range(max(found) + 1))
+    # With as many components as dimensions PCA only centres and turns the points.
+    own = points - points.mean(axis=0)
+    own /= np.linalg.norm(own, axis=1, keepdims=True)
+    centres = np.stack([own[labels == k].mean(axis=0) for k in range(max(found) + 1)])
+    distances = np.linalg.norm(own[:, None] - centres, axis=2)
+    assert np.allclose(distances[np.arange(60), labels], distances.min(axis=1), atol=1e-6)
+
+
 def test_the_same_points_are_clustered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """And other points, options or seeds again; what is done to the labels stays the caller's."""
     calls: list[int] = []
