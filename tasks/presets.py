@@ -13,17 +13,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         # `base`: offline there is no text encoder. Jobs take a second: several anchors in each.
         "anchors": {
             "text_model": "base",
+            # At the input, where answers of one of two words tell users apart, too.
+            "embedding": "input_signature",
+            "signature_vocabulary": 128,
+            "signature_hidden": 16,
             "train_on": "cluster",
-            "selection": "leaf",
             "min_cluster_size": 3,
-            "refits": 8,
+            "pca_dimensions": 16,
+            "reassign": True,
             "per_job": 8,
         },
         "meta_lora": {"learning_rate": 5e-3, "epochs": 5, "batch_size": 8, "accumulation": 1},
         "fusion": {
             "top_m": 16,
             "weights": "evidence",
-            "evidence_temperature": 2.0,
+            "evidence_temperature": 1.0,
             "merge": "exact",
         },
         "stacking": {
@@ -36,10 +40,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "oppu": {"learning_rate": 5e-3, "epochs": 6, "batch_size": 4, "accumulation": 1},
         # Ten choices between two references, or ten noisy ratings, teach little: at 5e-3 they took
-        # from the merged LoRA.
+        # from the merged LoRA. A cluster's hundreds of them take longer to learn.
         "per_task": {
-            "LaMP-1": {"stacking": {"learning_rate": 1e-3}, "oppu": {"learning_rate": 2e-3}},
-            "LaMP-3": {"stacking": {"learning_rate": 5e-4}, "oppu": {"learning_rate": 2e-3}},
+            "LaMP-1": {
+                "meta_lora": {"epochs": 12},
+                "stacking": {"learning_rate": 1e-3},
+                "oppu": {"learning_rate": 2e-3},
+            },
+            "LaMP-3": {
+                "meta_lora": {"epochs": 12},
+                "stacking": {"learning_rate": 5e-4},
+                "oppu": {"learning_rate": 2e-3},
+            },
         },
     },
     # METHOD, stages 1 to 3: the published hyper-parameters.
