@@ -170,7 +170,8 @@ class _Planner:
             width *= min(sizes[1], self.planned.shape.head[0])
             if at_input and not self.again:
                 # Whitening asks the first users again; it has the eigenvectors of their scatter.
-                teachers = sign(self.planned, lengths[:WHITENED], CHUNK, *sizes, at_input)
+                first = lengths[: len(self.users["base"]) or None][:WHITENED]
+                teachers = sign(self.planned, first, CHUNK, *sizes, at_input)
                 done = replace(added(done, teachers), users=done.users)
                 done.memory = max(done.memory, self.planned.weights + 3 * 8 * width**2)
                 done.disk += 4 * width**2

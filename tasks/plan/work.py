@@ -200,7 +200,10 @@ def sign(
             done.flops += count(one, vocabulary, hidden)
             needed = forward_bytes(planned, one)
             if at_input:
-                needed += one.positions * position_bytes(planned.shape, planned.each, False)
+                # As in training without any LoRA: what is kept, and what is made of the logits.
+                kept = one.positions * position_bytes(planned.shape, planned.each, False)
+                each = planned.each + (12 if planned.each < 4 else 8)
+                needed = max(needed, kept + one.labels * planned.shape.head[1] * each)
             done.memory = max(done.memory, planned.weights + needed)
         done.items += len(flat)
         done.tokens += tokens(flat)
