@@ -243,7 +243,8 @@ def outcome(folder: Path, data: Path, task: LampTask) -> Outcome:
         return Outcome(str(error), {}, 0)
     sizes = [pl.read_parquet(piece.folder / f"{role}.parquet").height for role in prepare.ROLES]
     names = {path.name for path in piece.folder.iterdir()}
-    assert names == {"record.json", *(f"{role}.parquet" for role in prepare.ROLES)}
+    tables = {f"{role}.parquet" for role in prepare.ROLES}
+    assert names == {"record.json", prepare.POOLED_FILE, *tables}
     return Outcome(None, piece.value["dropped"], sum(sizes))
 
 
