@@ -23,6 +23,7 @@ from tasks.prepare import prepare
 from tests.unit.stages.pipeline import Quiet
 from tests.unit.stages.users import result, user, write_users
 
+SIGNATURE = {"anchors": {"embedding": "signature"}}
 TEXT = {"anchors": {"embedding": "text", "text_model": "some/encoder", "min_items": 1}}
 
 
@@ -171,7 +172,7 @@ ANCHORS = {"a": [1.0, 5.0], "b": [3.0, 3.0]}
 def test_signatures_are_centred_on_the_base_users_and_scaled(where: Store) -> None:
     """Centre (1, 3): a is (0, 2), b is (2, 0), f is (3, 4) of length 5."""
     ref = embedded(where, base={"x": [0.0, 2.0], "y": [2.0, 4.0]}, anchor=ANCHORS, few_shot=FEW)
-    got = read_embeddings(where, ref, resolve({}))
+    got = read_embeddings(where, ref, resolve(SIGNATURE))
     assert got["anchor"][0] == ["a", "b"]
     np.testing.assert_allclose(got["anchor"][1], [[0, 1], [1, 0]], atol=1e-12)
     np.testing.assert_allclose(got["few_shot"][1], [[0.6, 0.8]], atol=1e-12)
@@ -180,7 +181,7 @@ def test_signatures_are_centred_on_the_base_users_and_scaled(where: Store) -> No
 def test_without_base_users_the_candidates_are_the_centre(where: Store) -> None:
     """Centre (2, 4): a is (-1, 1), b is (1, -1), f is (2, 3). `split.base_share: 0` does this."""
     ref = embedded(where, anchor=ANCHORS, few_shot=FEW)
-    got = read_embeddings(where, ref, resolve({}))
+    got = read_embeddings(where, ref, resolve(SIGNATURE))
     np.testing.assert_allclose(got["few_shot"][1], [[2 / 13**0.5, 3 / 13**0.5]], atol=1e-12)
 
 
@@ -193,7 +194,7 @@ def test_text_vectors_are_scaled_only(where: Store) -> None:
 
 def test_a_vector_of_zeros_stays(where: Store) -> None:
     ref = embedded(where, base={"x": [1.0, 1.0]}, anchor=ANCHORS, few_shot={"f": [1.0, 1.0]})
-    assert read_embeddings(where, ref, resolve({}))["few_shot"][1].tolist() == [[0.0, 0.0]]
+    assert read_embeddings(where, ref, resolve(SIGNATURE))["few_shot"][1].tolist() == [[0.0, 0.0]]
 
 
 def test_without_the_extra_the_line_says_what_to_install(

@@ -144,7 +144,8 @@ def test_a_shortlist_as_long_as_the_bank_is_none(place: Path, weighed: dict[str,
 def test_anchors_trained_otherwise_are_weighed_anew(place: Path, weighed: dict[str, Any]) -> None:
     """The same anchors and users, so recipes by cosine stay."""
     shorter = OPTIONS["meta_lora"] | {"epochs": 1}
-    for options, name in ((EVIDENCE, "Completed"), ({"top_m": 2}, "Cached")):
+    cosine = {"top_m": 2, "weights": "cosine"}
+    for options, name in ((EVIDENCE, "Completed"), (cosine, "Cached")):
         run(place, ROLES, recipes_only=True, fusion=options)
         changed = run(place, ROLES, recipes_only=True, fusion=options, meta_lora=shorter)
         assert changed["bank"]["value"]["ids"] == weighed["bank"]["value"]["ids"]
