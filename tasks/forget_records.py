@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -144,7 +145,11 @@ def _server_on(home: Path) -> Iterator[None]:
         PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180,
     }
     with temporary_settings(updates=settings, restore_defaults={PREFECT_API_URL}):
-        server = SubprocessASGIServer()
+        # By a port: without one Prefect gives the server that this process has already.
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        server = SubprocessASGIServer(port)
         server.start()
         try:
             with temporary_settings(updates={PREFECT_API_URL: server.api_url}):

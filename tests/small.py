@@ -21,7 +21,15 @@ SMALL: dict[str, Any] = {
         "themes": 4,
     },
     "base": {"tiny": {"hidden": 16, "layers": 1, "heads": 2, "steps": 30, "batch_size": 16}},
-    "anchors": {"count": 3, "min_cluster_size": 3, "train_on": "user", "per_job": 1},
+    # 256 numbers a user: the matrix that whitens them would else be most of the store.
+    "anchors": {
+        "signature_vocabulary": 16,
+        "signature_hidden": 16,
+        "count": 3,
+        "min_cluster_size": 3,
+        "train_on": "user",
+        "per_job": 1,
+    },
     "meta_lora": {"rank": 2, "alpha": 4.0, "epochs": 1, "batch_size": 8},
     "fusion": {"top_m": 2, "weights": "cosine"},
     "stacking": {"rank": 2, "alpha": 4.0, "epochs": 1, "users_per_job": 3},
