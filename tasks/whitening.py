@@ -28,17 +28,22 @@ def whitening(users: Iterable[np.ndarray]) -> np.ndarray:
     users: the item vectors [N, D] of each. Without any two items of one user, W is the identity.
     """
     import numpy as np
+    from threadpoolctl import threadpool_limits
 
     scatter, freedom = None, 0
     for items in users:
         own = items.astype(np.float64)
         own -= own.mean(0)
-        part = own.T @ own
+        # One thread, here and below: Ray gives its workers another number of them than a shell,
+        # and how many there are moves the last bits.
+        with threadpool_limits(1):
+            part = own.T @ own
         scatter = part if scatter is None else scatter + part
         freedom += len(own) - 1
     if scatter is None:
         raise ValueError("no users to whiten by")
-    variances, directions = np.linalg.eigh(scatter / max(freedom, 1))
+    with threadpool_limits(1):
+        variances, directions = np.linalg.eigh(scatter / max(freedom, 1))
     largest = variances[-1]
     if freedom < 1 or largest <= 0.0:
         return np.eye(len(scatter), dtype=np.float32)
