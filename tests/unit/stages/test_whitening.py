@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from threadpoolctl import threadpool_limits
 
 from tasks import whitening as module
 from tasks.base_model import base_model
@@ -139,3 +141,14 @@ def test_without_base_users_the_candidates_teach_it(place: Path) -> None:
     vectors = read_embeddings(store(), result(state)["ref"], options)
     assert set(vectors["anchor"][0]) == {one["user_id"] for one in ROLES["anchor"]}
     assert np.isfinite(vectors["few_shot"][1]).all()
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one core: there is nothing to tell apart")
+def test_the_number_of_threads_changes_nothing() -> None:
+    """Left to themselves, sums of 256 numbers a user come out otherwise on two threads."""
+    generator = np.random.default_rng(0)
+    users = [generator.normal(size=(12, 256)).astype(np.float32) for _ in range(60)]
+    with threadpool_limits(1):
+        one = whitening(users)
+    with threadpool_limits(2):
+        assert whitening(users).tobytes() == one.tobytes()
