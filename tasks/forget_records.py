@@ -131,6 +131,7 @@ def _server_on(home: Path) -> Iterator[None]:
     """A Prefect server on the database in `home`, whose own is there only while a run is."""
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import (
+        PREFECT_API_DATABASE_CONNECTION_URL,
         PREFECT_API_URL,
         PREFECT_HOME,
         PREFECT_SERVER_ANALYTICS_ENABLED,
@@ -140,6 +141,8 @@ def _server_on(home: Path) -> Iterator[None]:
 
     settings: dict[Any, Any] = {
         PREFECT_HOME: home,
+        # By name: another may be set, for the server of the stack.
+        PREFECT_API_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{home / 'prefect.db'}",
         PREFECT_SERVER_ANALYTICS_ENABLED: False,
         # As in flows/local_server.py: on a busy machine it takes long.
         PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180,
