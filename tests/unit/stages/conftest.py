@@ -20,6 +20,16 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return store()
 
 
+@pytest.fixture
+def warnings() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def pieces(tmp_path: Path, warnings: list[str]) -> Store:
+    return Store(tmp_path / "store", warn=warnings.append)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the base model for `pipeline.run`, and one store for the module's tests."""

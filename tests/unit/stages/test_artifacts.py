@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
-import shutil
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import artifacts, processes
 from tasks import pieces as pieces_module
 from tasks.artifacts import Store
-from tasks.errors import InputError
-from tasks.files import file_sha256
-from tasks.pieces import NOTES, RECORD, Piece, Ref, digest, verified
+from tasks.pieces import NOTES, RECORD, Ref, digest
+from tests.unit.stages.pieces_case import KEY, flip, never, write
 
-KEY = digest("some work")
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(codec="utf-8")),
@@ -35,30 +25,6 @@ JSON = st.recursive(
     | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
-
-
-@pytest.fixture
-def warnings() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def pieces(tmp_path: Path, warnings: list[str]) -> Store:
-    return Store(tmp_path / "store", warn=warnings.append)
-
-
-def write(text: str = "weights", **value: Any) -> Callable[[Path], dict[str, Any]]:
-    def make(out: Path) -> dict[str, Any]:
-        (out / "deep").mkdir()
-        (out / "deep" / "file.bin").write_text(text)
-        (out / "table.txt").write_text("rows")
-        return {"answer": 42, **value}
-
-    return make
-
-
-def never(_out: Path) -> dict[str, Any]:
-    raise AssertionError("made although it is there")
 
 
 def test_digest_is_sha256_of_canonical_json() -> None:
@@ -147,135 +113,6 @@ def test_a_value_that_is_not_json_leaves_nothing(pieces: Store) -> None:
     assert list((pieces.root / "bank" / KEY[:2]).iterdir()) == []
 
 
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[0] ^= 1
-    file.write_bytes(content)
-
-
-def edit_value(folder: Path) -> None:
-    record = json.loads((folder / RECORD).read_text())
-    record["value"]["answer"] = 43
-    (folder / RECORD).write_text(json.dumps(record))
-
-
-DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "one byte": (lambda f: flip(f / "deep" / "file.bin"), "deep/file.bin does not match its hash"),
-    "a file": (lambda f: (f / "table.txt").unlink(), "table.txt is missing"),
-    "cut record": (
-        lambda f: (f / RECORD).write_text((f / RECORD).read_text()[:-30]),
-        "record.json cannot be understood",
-    ),
-    "empty record": (lambda f: (f / RECORD).write_text(""), "record.json cannot be understood"),
-    "no record": (lambda f: (f / RECORD).unlink(), "record.json is missing"),
-    "not text": (
-        lambda f: (f / RECORD).write_bytes(b"\xff\xfe"),
-        "record.json cannot be understood",
-    ),
-    "other json": (lambda f: (f / RECORD).write_text("[]"), "record.json cannot be understood"),
-    "the value": (edit_value, "record.json does not match its hash"),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_found_said_and_mended(pieces: Store, warnings: list[str], name: str) -> None:
-    damage, words = DAMAGES[name]
-    first = pieces.get("bank", KEY, write())
-    damage(first.folder)
-    again = pieces.get("bank", KEY, write())
-    assert not again.cached
-    assert again.ref == first.ref
-    assert warnings == [f"store: bank/{KEY[:12]}: {words}; this piece is made again"]
-    assert pieces.get("bank", KEY, never).cached
-    assert len(warnings) == 1
-
-
-@pytest.mark.parametrize("name", DAMAGES)
-def test_a_piece_made_again_by_another_is_not_removed(
-    pieces: Store, warnings: list[str], monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """Between the look at the damaged one and its removal: what stands in its place stays."""
-    first = pieces.get("bank", KEY, write())
-    DAMAGES[name][0](first.folder)
-    records: list[os.stat_result] = []
-
-    def look(folder: Path) -> Any:
-        seen = verified(folder)
-        if not records:
-            shutil.rmtree(folder)
-            Store(pieces.root).make("bank", KEY, write())
-            records.append((folder / RECORD).stat())
-        return seen
-
-    monkeypatch.setattr(artifacts, "verified", look)
-    found = pieces.get("bank", KEY, never)
-    assert found.ref == first.ref
-    assert (found.folder / RECORD).stat().st_ino == records[0].st_ino
-    assert warnings == []
-    assert list(pieces.root.glob("*/*/.making-*")) == []
-
-
-@pytest.mark.parametrize("name", DAMAGES)
-def test_open_refuses_what_is_damaged(pieces: Store, name: str) -> None:
-    ref = pieces.get("bank", KEY, write()).ref
-    DAMAGES[name][0](pieces.root / "bank" / KEY[:2] / KEY)
-    with pytest.raises(InputError, match=f"bank/{KEY} is gone or damaged"):
-        pieces.open(ref)
-
-
-def test_open_refuses_what_is_gone_or_another(pieces: Store) -> None:
-    ref = pieces.get("bank", KEY, write()).ref
-    with pytest.raises(InputError, match="gone or damaged"):
-        pieces.open(Ref(uri=f"bank/{digest(3)}", sha256=ref["sha256"], kind="bank"))
-    pieces.make("bank", digest(4), write(text="other"))
-    with pytest.raises(InputError, match="gone or damaged"):
-        pieces.open(Ref(uri=f"bank/{digest(4)}", sha256=ref["sha256"], kind="bank"))
-
-
-def _damaged(used: Piece) -> None:
-    flip(used.folder / "table.txt")
-
-
-def _removed(used: Piece) -> None:
-    shutil.rmtree(used.folder)
-
-
-def _noticed_by_another_and_made_again(used: Piece) -> None:
-    flip(used.folder / "table.txt")
-    other = Store(used.folder.parents[2])
-    assert other.get("prepare", digest("users"), write()).ref == used.ref
-
-
-@pytest.mark.parametrize("change", [_damaged, _removed, _noticed_by_another_and_made_again])
-def test_nothing_is_made_of_what_changed_while_it_was_read(
-    pieces: Store, change: Callable[[Piece], None]
-) -> None:
-    """Verified when it was opened, and another by the time its files were read."""
-    ref = pieces.get("prepare", digest("users"), write()).ref
-
-    def make(out: Path) -> dict[str, Any]:
-        used = pieces.open(ref)
-        change(used)
-        return write()(out)
-
-    with pytest.raises(
-        InputError, match=r"prepare/\w{12} was damaged or removed while it was read"
-    ):
-        pieces.get("bank", KEY, make)
-    assert pieces.find("bank", KEY) is None
-    assert pieces.working() == []
-    Store(pieces.root).get("prepare", digest("users"), write())
-    # A job of its own: what an earlier one found is nothing to it.
-    assert not Store(pieces.root).get("bank", KEY, write()).cached
-
-
-def test_what_was_removed_on_purpose_is_not_missed(pieces: Store) -> None:
-    pieces.get("prepare", digest("users"), write())
-    assert pieces.find("prepare", digest("users"))
-    pieces.remove("prepare", digest("users"))
-    assert not pieces.get("bank", KEY, write()).cached
-
-
 def test_two_makers_of_the_same_piece(pieces: Store) -> None:
     """Without a claim, as when one was thought dead: both get the piece, and one folder stands."""
     both_in = threading.Barrier(2, timeout=10)
@@ -298,18 +135,6 @@ def test_two_makers_of_the_same_piece(pieces: Store) -> None:
     assert results[0].ref == results[1].ref
     assert [path.name for path in (pieces.root / "bank" / KEY[:2]).iterdir()] == [KEY]
     assert pieces.get("bank", KEY, never).ref == results[0].ref
-
-
-def test_the_other_makers_damaged_piece_is_replaced(pieces: Store, warnings: list[str]) -> None:
-    def make(out: Path) -> dict[str, Any]:
-        other = Store(pieces.root).make("bank", KEY, write())
-        flip(other.folder / "table.txt")
-        return write()(out)
-
-    piece = pieces.get("bank", KEY, make)
-    assert (piece.folder / "table.txt").read_text() == "rows"
-    assert len(warnings) == 1
-    assert pieces.get("bank", KEY, never).cached
 
 
 def test_find_rows(pieces: Store, warnings: list[str]) -> None:
@@ -421,138 +246,3 @@ def test_hash_of_a_folder_sees_what_is_asked_for(pieces: Store, tmp_path: Path) 
     assert pieces.hash_folder(tmp_path, ["*.json"]) == first
     (tmp_path / "tokenizer.json").write_text("{}")
     assert pieces.hash_folder(tmp_path, ["*.json"]) != first
-
-
-def half_made(pieces: Store, host: str, process: str) -> Path:
-    """`process`: pid~start."""
-    folder = pieces.root / "bank" / KEY[:2] / f".making-{host}~{process}~abc_123"
-    folder.mkdir(parents=True)
-    (folder / "half").write_text("x")
-    return folder
-
-
-def test_sweep_takes_what_dead_processes_left(pieces: Store) -> None:
-    """A process that has ended, one whose pid another has by now (this one's, from before a restart
-    of the machine), one that lives (this one, however old), one of another machine."""
-    piece = pieces.get("bank", KEY, write())
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    host, now = processes.host(), time.time()
-    start = psutil.Process().create_time()
-    dead = half_made(pieces, host, f"{ended.pid}~{now:.0f}")
-    before = half_made(pieces, host, f"{os.getpid()}~{start - 3600:.0f}")
-    living = half_made(pieces, host, f"{os.getpid()}~{start:.0f}")
-    elsewhere = half_made(pieces, "other-host", f"{ended.pid}~{now:.0f}")
-    two_days_ago = time.time() - 2 * 86_400
-    for folder in (living, piece.folder):
-        os.utime(folder, (two_days_ago, two_days_ago))
-    pieces.sweep()
-    assert not dead.exists()
-    assert not before.exists()
-    assert living.exists()
-    assert elsewhere.exists()
-    assert pieces.get("bank", KEY, never).cached
-
-
-def test_sweep_leaves_another_containers_alone(pieces: Store) -> None:
-    """Its host has this one's name and boot, its processes' numbers say nothing here."""
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    container = re.sub(r"\d+$", "7", processes.host())
-    assert container != processes.host()
-    theirs = half_made(pieces, container, f"{ended.pid}~{time.time():.0f}")
-    pieces.sweep()
-    assert theirs.exists()
-
-
-def test_sweep_takes_what_was_left_before_the_machine_was_started(
-    pieces: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another boot of the machine, by name and id; of another machine of that name it is not."""
-    monkeypatch.setattr(processes, "host", lambda: "vm-m0123abcd-aaaaaaaa-pid-1")
-    before = half_made(pieces, "vm-m0123abcd-bbbbbbbb-pid-2", "1~1")
-    another = half_made(pieces, "vm-m4567abcd-bbbbbbbb-pid-2", "1~1")
-    unknown = half_made(pieces, "vm-bbbbbbbb-pid-2", "1~1")
-    pieces.sweep()
-    assert not before.exists()
-    assert another.exists()
-    assert unknown.exists()
-
-
-def test_sweep_knows_the_folders_that_are_made(pieces: Store) -> None:
-    """The folder `make` works in is this process's; left behind by a dead one it goes."""
-    seen: list[Path] = []
-
-    def make(out: Path) -> dict[str, Any]:
-        pieces.sweep()
-        seen.append(out)
-        return write()(out)
-
-    pieces.get("bank", KEY, make)
-    script = (
-        "import os, sys; from pathlib import Path; from tasks.artifacts import Store; "
-        "Store(Path(sys.argv[1])).make('bank', sys.argv[2], lambda out: os._exit(9))"
-    )
-    other = digest("other")
-    subprocess.run([sys.executable, "-c", script, str(pieces.root), other], check=False)
-    assert len(list(pieces.root.glob("*/*/.making-*"))) == 1
-    pieces.sweep()
-    assert list(pieces.root.glob("*/*/.making-*")) == []
-    assert pieces.get("bank", KEY, never).cached
-
-
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES])
-def test_what_cannot_be_read_just_now_is_not_damaged(
-    pieces: Store, monkeypatch: pytest.MonkeyPatch, warnings: list[str], number: int
-) -> None:
-    """Too many open files, a hiccup of the file system: the error is raised, the piece stays."""
-    first = pieces.get("bank", KEY, write())
-    real = Path.read_text
-
-    def fails(path: Path, *arguments: Any, **options: Any) -> str:
-        if path.name == RECORD:
-            raise OSError(number, os.strerror(number))
-        return real(path, *arguments, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_text", fails)
-        for call in (
-            lambda: pieces.find("bank", KEY),
-            lambda: pieces.get("bank", KEY, never),
-            lambda: pieces.open(first.ref),
-        ):
-            with pytest.raises(OSError, match=os.strerror(number)):
-                call()
-    assert warnings == []
-    assert pieces.get("bank", KEY, never).ref == first.ref
-
-
-def test_a_large_file_is_hashed_once_until_it_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What decides is its size and times; and a damaged large file is noticed like any other."""
-    asked = []
-
-    def counted(path: Path) -> str:
-        asked.append(path.name)
-        return file_sha256(path)
-
-    monkeypatch.setattr(pieces_module, "file_sha256", counted)
-    monkeypatch.setattr(pieces_module, "LARGE", 10)
-    store = Store(tmp_path)
-
-    def make(out: Path) -> dict[str, Any]:
-        (out / "large").write_bytes(bytes(10))
-        (out / "small").write_bytes(bytes(9))
-        return {}
-
-    ref = store.make("stage", "a" * 64, make).ref
-    asked.clear()
-    for _ in range(3):
-        store.open(ref)
-    assert sorted(asked) == ["large", "small", "small", "small"]
-    place = store.open(ref).folder / "large"
-    place.write_bytes(bytes(9) + b"x")
-    os.utime(place, ns=(1, 1))
-    with pytest.raises(InputError, match="gone or damaged"):
-        store.open(ref)
