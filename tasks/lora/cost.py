@@ -278,13 +278,20 @@ def training_bytes(shape: ModelShape, done: Pass, loras: Loras, each: int) -> in
         unseen += shape.wide * (not loras.on("down_proj"))
         kept -= done.positions * (shape.blocks - 1) * each * unseen
     kept += 4 * done.positions * loras.trained.rank * len(loras.trained.sizes)
-    # Logits in the model's dtype and, where that is another, in float32; log-softmax, its gradient.
-    kept += done.labels * shape.head[1] * (each + (12 if each < 4 else 8))
+    kept += loss_bytes(shape, done, each)
     below = loras.below_width(shape)
     # The users' LoRAs by layer and beside the frozen ones, which are copies as well; at the end
     # their gradients by layer and in one row, when nothing else is left.
     factors = 4 * done.users * 2 * (loras.trained.width + below)
     return factors + max(kept, 4 * done.users * 2 * loras.trained.width)
+
+
+def loss_bytes(shape: ModelShape, done: Pass, each: int) -> int:
+    """What a loss and its gradient make of the answers' states.
+
+    Logits in the model's dtype and, where that is another, in float32; log-softmax, its gradient.
+    """
+    return done.labels * shape.head[1] * (each + (12 if each < 4 else 8))
 
 
 def optimiser_bytes(width: int, users: int) -> int:

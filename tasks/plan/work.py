@@ -14,6 +14,7 @@ from tasks.lora.cost import (
     cpu_positions,
     forward_limit,
     gpu_positions,
+    loss_bytes,
     optimiser_bytes,
     position_bytes,
     training_bytes,
@@ -200,10 +201,9 @@ def sign(
             done.flops += count(one, vocabulary, hidden)
             needed = forward_bytes(planned, one)
             if at_input:
-                # As in training without any LoRA: what is kept, and what is made of the logits.
+                # As in training without any LoRA.
                 kept = one.positions * position_bytes(planned.shape, planned.each, False)
-                each = planned.each + (12 if planned.each < 4 else 8)
-                needed = max(needed, kept + one.labels * planned.shape.head[1] * each)
+                needed = max(needed, kept + loss_bytes(planned.shape, one, planned.each))
             done.memory = max(done.memory, planned.weights + needed)
         done.items += len(flat)
         done.tokens += tokens(flat)
