@@ -169,8 +169,10 @@ class _Planner:
             width = min(sizes[0], self.planned.shape.head[1])
             width *= min(sizes[1], self.planned.shape.head[0])
             if at_input and not self.again:
-                # Whitening asks the first users again; it has the eigenvectors of their scatter.
-                first = lengths[: len(self.users["base"]) or None][:WHITENED]
+                # Whitening asks the first users again, all of one role; it has the eigenvectors of
+                # their scatter.
+                count = next((len(self.users[role]) for role in roles if self.users[role]), 0)
+                first = lengths[: min(count, WHITENED)]
                 teachers = sign(self.planned, first, CHUNK, *sizes, at_input)
                 done = replace(added(done, teachers), users=done.users)
                 done.memory = max(done.memory, self.planned.weights + 3 * 8 * width**2)
