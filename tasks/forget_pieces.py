@@ -110,8 +110,9 @@ def _unsaid(listed: list[tuple[str, Path, dict[str, Any] | None]], user_id: str)
     for folder, value in found:
         if (folder / POOLED_FILE).exists() or value.get("sha256") in said:
             continue
-        named = {row["user_id"] for _, row in _rows(folder)}
-        if value.get("counts", {}).get("pooled_users") and user_id not in named:
+        if not value.get("counts", {}).get("pooled_users"):
+            continue
+        if all(row["user_id"] != user_id for _, row in _rows(folder)):
             lines.append(
                 f"{folder}: an earlier version pooled users here and did not write down whom; run "
                 "the program on these data again, and then call again"
