@@ -133,8 +133,8 @@ _CLUSTERS: dict[str, list[int]] = {}
 def clusters_of(points: np.ndarray, options: AnchorOptions, seed: int) -> list[int]:
     """As `cluster`, once per process.
 
-    The candidates are the same whatever number of items the few-shot users have, and a run that
-    finds all it needs would spend more time here than anywhere else.
+    The candidates are the same whatever number of items the few-shot users have, and `refit` asks
+    for their clusters before it can tell that it was all done before.
     """
     given = hashlib.sha256(points.tobytes()).hexdigest()
     key = digest([given, list(points.shape), options.model_dump(), seed])
