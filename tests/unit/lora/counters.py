@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import (
@@ -34,8 +35,18 @@ _MORE = {
 }
 
 
+def _knows_grouped_queries() -> bool:
+    """Whether the counter can count fewer key-value heads than heads: 2.13's does, 2.11's fails."""
+    try:
+        return sdpa_flop_count((1, 2, 1, 1), (1, 1, 1, 1), (1, 1, 1, 1)) > 0
+    except AssertionError:
+        return False
+
+
 def flops(call: Callable[[], Any]) -> int:
-    """FLOPs of all products in `call`."""
+    """FLOPs of all products in `call`; the test is skipped where torch's counter cannot say."""
+    if not _knows_grouped_queries():
+        pytest.skip(f"the FLOP counter of torch {torch.__version__} knows no grouped queries")
     with FlopCounterMode(display=False, custom_mapping=_MORE) as counter:
         call()
     return sum(counter.get_flop_counts()["Global"].values())
