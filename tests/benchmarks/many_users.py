@@ -101,10 +101,13 @@ def main() -> None:
             dtype,
             engine.base.device,
         )
-        rows = [
-            measure(engine, job, shape, count, repetitions, given.queries, given.quick, given.brief)
-            for count in counts
-        ]
+        rows = []
+        for count in counts:
+            row = measure(
+                engine, job, shape, count, repetitions, given.queries, given.quick, given.brief
+            )
+            print(_short(row), flush=True)  # a large model's rows take minutes each
+            rows.append(row)
         if given.stream is not None:
             users = given.stream or shape["stream"]
             more |= measure_stream(engine, shape, users, given.group, repetitions)
@@ -246,7 +249,7 @@ def warm_plain(
 
 
 def write(rows: list[dict[str, Any]], more: dict[str, Any], given: argparse.Namespace) -> None:
-    """Figures in full and a picture to `--out`, in short to the terminal; JSON is the last line."""
+    """Figures in full and a picture to `--out`; the last row as JSON to the terminal."""
     parts = ["many_users", given.model]
     parts += [part for part, asked in (("stream", "stream_users"), ("search", "search_users"))
               if asked in more]  # fmt: skip
@@ -254,13 +257,14 @@ def write(rows: list[dict[str, Any]], more: dict[str, Any], given: argparse.Name
     path = given.out / ("_".join(parts) + ".json")
     path.write_text(json.dumps({"rows": rows, **more}, indent=1) + "\n")
     draw(rows, given.model, path.with_suffix(".png"))
-    short = [{key: value for key, value in row.items() if key != "times"} for row in rows]
-    for row in short:
-        print(row)
     more = {key: value for key, value in more.items() if key != "stream_times"}
     if len(parts) > 2:
         print(more)
-    print(json.dumps({**short[-1], **more}))
+    print(json.dumps({**_short(rows[-1]), **more}))
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "times"}
 
 
 def draw(rows: list[dict[str, Any]], model: str, path: Path) -> None:

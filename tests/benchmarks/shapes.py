@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tasks.lora.base import pick_device
 from tasks.lora.batches import Encoded
 from tasks.lora.tiny import train_tokenizer
 from tasks.lora.train import Recipe
@@ -56,7 +57,10 @@ def build(shape: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
         tie_word_embeddings=False,
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    # On the GPU where there is one: drawing 8 billion numbers takes a core minutes.
+    with torch.device(pick_device("auto")):
+        model = LlamaForCausalLM(config)
+    model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
