@@ -248,8 +248,9 @@ class ScoringOptions(Options):
 class PlanOptions(Options):
     """The machine that `dry_run` estimates for; by default one H100 SXM (bfloat16, dense).
 
-    `mfu` is an assumption: the share of the peak that training and reading prompts reach (half of
-    it was measured on a CPU; 0.25 is meant to be on the safe side). Answers are written at
+    `mfu` is an assumption: the share of the peak that training and reading prompts reach. Half of
+    it was measured on a CPU, 0.02 with 8 users of a 1B model on an H200, cold
+    (docs/benchmarks.md): give what `tests.benchmarks.many_users` measures. Answers are written at
     `bandwidth_tb`: each token reads all weights. `max_items`: so many are tokenised per task.
     """
 
