@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from infra.local.settings import HOST, StackError
+from tasks.processes import host
 
 # A clock that is set while a process runs moves its reported start by as much; a second or two
 # comes from rounding alone.
@@ -41,6 +42,7 @@ class Record:
     argv: list[str]
     port: int  # 0: it has none
     environment: str
+    host: str = ""  # since its boot, and which container of it
 
     @classmethod
     def load(cls, folder: Path, name: str) -> Record | None:
@@ -102,15 +104,18 @@ def start(
         created = psutil.Process(child.pid).create_time()
     except psutil.Error:
         created = time.time()
-    return Record(name, child.pid, created, list(argv), port, fingerprint(env))
+    return Record(name, child.pid, created, list(argv), port, fingerprint(env), host())
 
 
 def session_leftovers(record: Record) -> list[psutil.Process]:
     """What is left of a started process's session after the process itself has gone.
 
     A pid is not handed out again while a session of that number has members, so if the pid now
-    belongs to a stranger, nothing is left of the old session.
+    belongs to a stranger, nothing is left of the old session. Nor is anything after a reboot, when
+    a session of that number is a stranger's.
     """
+    if record.host != host():
+        return []
     if psutil.pid_exists(record.pid) and not _is_zombie(record.pid):
         return []
     left = []

@@ -107,6 +107,8 @@ def test_children_are_found_after_their_parent_was_killed(tmp_path: Path) -> Non
     parent.kill()
     psutil.wait_procs([parent], timeout=5)
     assert [process.pid for process in processes.session_leftovers(record)] == [child]
+    # After a reboot the same numbers are other people's.
+    assert processes.session_leftovers(replace(record, host="this-host-before-its-boot")) == []
     processes.end(record, grace=0.2, patience=0.2)
     assert gone(child)
 
