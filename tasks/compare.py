@@ -5,6 +5,7 @@ One piece per LaMP task and seed (a cell), holding the bootstrap's draws; then t
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,9 @@ from tasks.prepare import OPTIMUM_FILE
 from tasks.stage import stage, store
 
 if TYPE_CHECKING:
-    import numpy as np
+    from tasks.lamp.statistics import Resampled, Scored
 
-    from tasks.lamp.statistics import Resampled
-
-VERSION = 2
+VERSION = 3
 # What every method is compared with, by pairs; those that were run.
 OPPONENTS = ("base", "oppu", "merge_only", "mta")
 DRAWS_FILE = "draws.safetensors"
@@ -50,9 +49,13 @@ def compare(
     )
 
     def make(out: Path) -> dict[str, Any]:
-        resampled = _resample(options, lamp_task, where, prepared, scores)
-        _write(out, resampled)
-        return _value(resampled)
+        from tasks.lamp.statistics import bootstrap
+
+        scored = _scored(options, lamp_task, where, prepared, scores)
+        resampled = bootstrap(scored, 0)
+        _write(out, scored, resampled)
+        about = {"lamp_task": lamp_task, "sample": scored.sample, "rules": scored.rules}
+        return {**about, **_value(resampled)}
 
     return where.get("compare", key, make)
 
@@ -64,49 +67,67 @@ def overall(cells: list[dict[str, Any]]) -> Piece:
     key = digest({"version": VERSION, "cells": [cell["ref"]["sha256"] for cell in cells]})
 
     def make(_out: Path) -> dict[str, Any]:
-        from tasks.lamp import statistics
+        from tasks.lamp.means import mean_over
 
-        mean = statistics.mean_over([read_draws(where, cell) for cell in cells])
+        mean = mean_over([read_draws(where, cell) for cell in cells])
         return {"cells": len(cells), **_value(mean)}
 
     return where.get("overall", key, make)
 
 
 def read_draws(where: Store, cell: dict[str, Any]) -> Resampled:
-    """A cell's points and draws as they were computed."""
+    """A cell's points and draws as they were computed, and what they were computed from."""
     from safetensors.numpy import load_file
 
-    from tasks.lamp.statistics import Resampled
+    from tasks.lamp.definitions import get_task
+    from tasks.lamp.statistics import Resampled, Scored
 
     tensors = load_file(where.open(cell["ref"]).folder / DRAWS_FILE)
     names = [name.removeprefix("points.") for name in tensors if name.startswith("points.")]
     value = cell["value"]
+    methods = tuple(value["methods"])
+    scored = Scored(
+        get_task(value["lamp_task"]),
+        methods,
+        tuple(map(str, tensors["groups"].tolist())),
+        tensors["counts"],
+        tensors["sums"],
+        tensors["totals"],
+        value["sample"],
+        value["rules"],
+    )
     return Resampled(
-        tuple(value["methods"]),
+        methods,
         value["groups"],
         value["queries"],
         {name: tensors[f"points.{name}"] for name in sorted(names)},
         {name: tensors[f"draws.{name}"] for name in sorted(names)},
+        scored,
     )
 
 
-def _resample(
+def _sample(options: RunConfig) -> str:
+    """A world of another seed has other users; a file's are the same, wherever it lies."""
+    return f"synthetic {options.seed}" if options.data == "synthetic" else "given"
+
+
+def _scored(
     options: RunConfig,
     lamp_task: str,
     where: Store,
     prepared: dict[str, Any],
     scores: dict[str, Any],
-) -> Resampled:
+) -> Scored:
     import polars as pl
 
     from tasks.lamp.definitions import get_task
-    from tasks.lamp.statistics import Scored, bootstrap
+    from tasks.lamp.statistics import Scored
 
     predictions: dict[str, dict[str, str]] = {}
     golds: dict[str, str] = {}
     users: dict[str, str] = {}
-    for method, scored in scores.items():
-        table = pl.read_parquet(where.open(scored["ref"]).folder / "predictions.parquet")
+    for method, one in scores.items():
+        table = pl.read_parquet(where.open(one["ref"]).folder / "predictions.parquet")
         ids = table["query_id"].to_list()
         predictions[method] = dict(zip(ids, table["prediction"].to_list(), strict=True))
         golds = dict(zip(ids, table["gold"].to_list(), strict=True))
@@ -119,27 +140,31 @@ def _resample(
         asked = optimum.filter(pl.col("query_id").is_in(list(golds)))
         for name in ("nonpersonal", "bayes", "oracle"):
             predictions[name] = dict(asked.select("query_id", name).iter_rows())
-    scored_cell = Scored.of(
+    return Scored.of(
         get_task(lamp_task),
         golds,
         {query: group[user] for query, user in users.items()},
         predictions,
-        # A world of another seed has other users; a file has the same, whatever the seed, and
-        # wherever it lies: no number depends on a path.
-        sample=f"synthetic {options.seed}" if options.data == "synthetic" else "given",
+        sample=_sample(options),
         rules=options.scoring.metrics,
     )
-    return bootstrap(scored_cell, 0)
 
 
-def _write(out: Path, resampled: Resampled) -> None:
+def _write(out: Path, scored: Scored, resampled: Resampled) -> None:
+    import numpy as np
     from safetensors.numpy import save_file
 
-    tensors: dict[str, np.ndarray] = {}
+    # Cells of other seeds have some of the groups, too; to see which it takes no names.
+    digests = [hashlib.sha256(group.encode()).digest()[:8] for group in scored.groups]
+    tensors = {
+        "groups": np.frombuffer(b"".join(digests), dtype=np.int64),
+        "counts": scored.counts,
+        "sums": scored.sums,
+        "totals": scored.totals,
+    }
     for name, values in resampled.points.items():
-        tensors[f"points.{name}"] = values.copy()
-        tensors[f"draws.{name}"] = resampled.draws[name].copy()
-    save_file(tensors, out / DRAWS_FILE)
+        tensors |= {f"points.{name}": values, f"draws.{name}": resampled.draws[name]}
+    save_file({name: np.ascontiguousarray(one) for name, one in tensors.items()}, out / DRAWS_FILE)
 
 
 def _value(resampled: Resampled) -> dict[str, Any]:

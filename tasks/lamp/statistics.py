@@ -10,7 +10,7 @@ the groups' sums, and nothing is scored twice.
     resampled = bootstrap(scored, seed=0)
     intervals(resampled)["mta"]["accuracy"]            # {"point", "lo", "hi"}
     difference(resampled, "mta", "base")["accuracy"]   # the same and "holds"
-    intervals(mean_over([resampled, other_cell]))      # "score" and "share_of_attainable"
+    intervals(mean_over([resampled, other_cell]))      # tasks/lamp/means.py
 
 Percentile intervals (Efron and Tibshirani 1993, chapter 13): they stay in the metric's range, need
 no formula per metric, and serve ratios and means over cells with the same draws. BCa is not used:
@@ -27,7 +27,7 @@ since JSON has no such numbers; so is every difference and mean that it enters.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +41,6 @@ from tasks.lamp.metrics import Rules, example_columns, from_sums
 # world where both are known. With both there, every method has a share_of_attainable.
 NONPERSONAL = "nonpersonal"
 BAYES = "bayes"
-# What cells of any LaMP tasks can be averaged by.
-COMMON_METRICS = ("score", "share_of_attainable")
 
 RESAMPLES = 2000
 PERCENTILES = (2.5, 97.5)
@@ -61,8 +59,8 @@ class Scored:
     sums: per group, method and column of `metrics.example_columns`, float64 [G, M, k].
     totals: the same over all queries, [M, k]; summed as `metrics.score` does, to the last bit.
     sample: names the draw of users. Cells of one task and sample with the same groups are
-        resampled alike (the same users under another training seed are no new users), all
-        others independently.
+        resampled alike (the same users under another training seed are no new users), those with
+        some groups in common together (`means.mean_over`), all others independently.
     rules: by which metrics (`metrics.score`).
     """
 
@@ -132,7 +130,8 @@ class Resampled:
     """Metrics of a cell, or of a mean over cells, and of its B draws.
 
     points: metric -> [M]. draws: metric -> [B, M], B = 0 where there are fewer than 2 groups.
-    groups, queries: how many there are (of a mean: the cells' numbers added up).
+    groups, queries: how many there are (of a mean: all cells' distinct groups, and all queries).
+    scored, seed: of a cell, what was drawn and by which seed.
     metrics of a cell: those of `metrics.score`; `score` (0..1, higher is better: accuracy,
     1 - mae / 4 or rougeL; below 0 if ratings beyond 1..5 were predicted); and, where the methods
     NONPERSONAL and BAYES are there, `share_of_attainable`: (score - nonpersonal) / (bayes -
@@ -144,6 +143,8 @@ class Resampled:
     queries: int
     points: dict[str, np.ndarray]
     draws: dict[str, np.ndarray]
+    scored: Scored | None = None
+    seed: int = 0
 
 
 def bootstrap(scored: Scored, seed: int, resamples: int = RESAMPLES) -> Resampled:
@@ -152,35 +153,38 @@ def bootstrap(scored: Scored, seed: int, resamples: int = RESAMPLES) -> Resample
     The points equal `metrics.score` exactly. The same seed gives the same draws.
     """
     queries = int(scored.counts.sum())
-    count, methods, width = scored.sums.shape
     # inf times 0 is nan: the metric is None then anyway, and no other column has part in it.
     with np.errstate(over="ignore", invalid="ignore"):
         points = _values(scored, scored.totals, queries)
-        draws = {name: [np.empty((0, methods))] for name in points}
-        if count > 1:
-            for weights in multiplicities(scored, seed, resamples):
-                sums = (weights @ scored.sums.reshape(count, -1)).reshape(-1, methods, width)
-                drawn = _values(scored, sums, (weights @ scored.counts)[:, None])
-                for name, value in drawn.items():
-                    draws[name].append(value)
-    return Resampled(
-        scored.methods,
-        count,
-        queries,
-        points,
-        {name: np.concatenate(parts) for name, parts in draws.items()},
-    )
+    count = len(scored.groups)
+    about = [str(seed), scored.task.name, scored.sample, *scored.groups]
+    blocks = multiplicities(about, count, resamples) if count > 1 else ()
+    drawn = draws_of(scored, blocks, list(points))
+    return Resampled(scored.methods, count, queries, points, drawn, scored, seed)
 
 
-def multiplicities(scored: Scored, seed: int, resamples: int) -> Iterator[np.ndarray]:
+def draws_of(
+    scored: Scored, blocks: Iterable[np.ndarray], metrics: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """metric -> [B, M] of a cell whose groups are drawn as often as `blocks` [b, G] say."""
+    count, methods, width = scored.sums.shape
+    draws = {name: [np.empty((0, methods))] for name in metrics}
+    with np.errstate(over="ignore", invalid="ignore"):
+        for weights in blocks:
+            sums = (weights @ scored.sums.reshape(count, -1)).reshape(-1, methods, width)
+            drawn = _values(scored, sums, (weights @ scored.counts)[:, None])
+            for name, value in drawn.items():
+                draws[name].append(value)
+    return {name: np.concatenate(parts) for name, parts in draws.items()}
+
+
+def multiplicities(about: Sequence[str], groups: int, resamples: int) -> Iterator[np.ndarray]:
     """How often each draw holds each group: blocks [b, G] of float64, rows sum to G, b sum to B.
 
-    G groups drawn with replacement. They depend on the seed, the task, the sample and the groups.
+    G groups drawn with replacement. They depend on `about` alone: seed, task, sample, groups.
     """
-    groups = len(scored.groups)
-    about = "\x1f".join([str(seed), scored.task.name, scored.sample, *scored.groups])
     generator = np.random.default_rng(
-        int.from_bytes(hashlib.sha256(about.encode()).digest()[:16], "big")
+        int.from_bytes(hashlib.sha256("\x1f".join(about).encode()).digest()[:16], "big")
     )
     block = max(1, DRAWN_AT_ONCE // groups)
     for first in range(0, resamples, block):
@@ -242,54 +246,6 @@ def differences(
         }
         for method in resampled.methods
     }
-
-
-def mean_over(
-    cells: Sequence[Resampled], metrics: Sequence[str] | None = COMMON_METRICS
-) -> Resampled:
-    """Mean over cells (LaMP tasks, seeds) of metrics, each cell alike.
-
-    metrics: those that LaMP tasks have in common unless said otherwise; None for all, which cells
-    of one LaMP task share.
-
-    Draw b of the mean is the mean of the cells' draws b, which are independent but for cells of
-    one sample (`Scored.sample`). Methods that a cell lacks are left out, so is a metric (a share
-    of attainable, say) that a cell lacks; no interval where a cell has none.
-    Raises InputError when there is no cell, or no method that all have; ValueError when the cells
-    have different numbers of draws.
-    """
-    if not cells:
-        raise InputError("there is nothing to average; give at least one scored LaMP task")
-    methods = tuple(
-        name for name in cells[0].methods if all(name in cell.methods for cell in cells)
-    )
-    if not methods:
-        raise InputError("no method was scored in all LaMP tasks and seeds; there is no mean")
-    rows = [[cell.methods.index(name) for name in methods] for cell in cells]
-    names = [
-        name
-        for name in (cells[0].points if metrics is None else metrics)
-        if all(name in cell.points for cell in cells)
-    ]
-    sizes = {len(cell.draws["score"]) for cell in cells}
-    if len(sizes - {0}) > 1:
-        raise ValueError(f"cells have different numbers of draws: {sorted(sizes)}")
-    drawn = min(sizes)
-    return Resampled(
-        methods,
-        sum(cell.groups for cell in cells),
-        sum(cell.queries for cell in cells),
-        {
-            name: np.mean([c.points[name][r] for c, r in zip(cells, rows, strict=True)], axis=0)
-            for name in names
-        },
-        {
-            name: np.mean(
-                [c.draws[name][:drawn, r] for c, r in zip(cells, rows, strict=True)], axis=0
-            )
-            for name in names
-        },
-    )
 
 
 def _values(scored: Scored, sums: np.ndarray, count: np.ndarray | int) -> dict[str, np.ndarray]:

@@ -88,7 +88,7 @@ def report_data(
 
 
 def _mean(where: Store, cells: list[dict[str, Any]]) -> Resampled:
-    from tasks.lamp.statistics import mean_over
+    from tasks.lamp.means import mean_over
 
     return mean_over([read_draws(where, cell) for cell in cells], metrics=None)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,67 +13,30 @@ from hypothesis import strategies as st
 
 import tasks.lamp.statistics as statistics
 from tasks.errors import InputError
-from tasks.lamp.definitions import LampTask, get_task
+from tasks.lamp.definitions import LampTask
+from tasks.lamp.means import mean_over
 from tasks.lamp.metrics import score
 from tasks.lamp.statistics import (
-    Resampled,
     Scored,
     bootstrap,
     difference,
     differences,
     intervals,
-    mean_over,
     multiplicities,
 )
-
-MOVIES, RATINGS, TITLES = (get_task(name) for name in ("LaMP-2M", "LaMP-3", "LaMP-5"))
-ANSWERS: dict[str, list[str]] = {
-    "LaMP-2M": [*MOVIES.labels[:3], " comedy ", "Comedy", "none of them", ""],
-    "LaMP-3": ["1", "2", " 3", "4.0", "5", "five", "", "7.5"],
-    "LaMP-5": ["a model of language", "language models", "Models", "", "of a big model"],
-}
-
-
-def cell(
-    task: LampTask,
-    by_group: Mapping[str, list[tuple[str, ...]]],
-    methods: tuple[str, ...] = ("m",),
-    sample: str = "s",
-) -> Scored:
-    """by_group: group -> queries, each the gold and one prediction per method."""
-    rows = {f"{group} {n}": q for group, qs in by_group.items() for n, q in enumerate(qs)}
-    return Scored.of(
-        task,
-        {query_id: row[0] for query_id, row in rows.items()},
-        {query_id: query_id.split()[0] for query_id in rows},
-        {name: {i: row[1 + n] for i, row in rows.items()} for n, name in enumerate(methods)},
-        sample,
-    )
-
-
-def random_queries(task: LampTask, groups: int, methods: int) -> dict[str, list[tuple[str, ...]]]:
-    """1 to 4 queries per group; the answers of the first method are right half of the time."""
-    random = np.random.default_rng(5)
-    golds = [
-        answer for answer in ANSWERS[task.name] if answer in (task.labels or ANSWERS["LaMP-5"])
-    ]
-    queries: dict[str, list[tuple[str, ...]]] = {}
-    for group in range(groups):
-        queries[f"g{group}"] = []
-        for _ in range(random.integers(1, 5)):
-            gold = str(random.choice(golds))
-            given = [str(answer) for answer in random.choice(ANSWERS[task.name], methods)]
-            given[0] = gold if random.random() < 0.5 else given[0]
-            queries[f"g{group}"].append((gold, *given))
-    return queries
-
-
-def hits(values: Mapping[str, list[int]], methods: int = 1) -> dict[str, list[tuple[str, ...]]]:
-    """One right or wrong answer per entry, the same of all methods."""
-    return {
-        group: [("comedy", *["comedy" if hit else "action"] * methods) for hit in row]
-        for group, row in values.items()
-    }
+from tests.unit.lamp.statistics_case import (
+    ANSWERS,
+    CEILING,
+    FLOOR,
+    MODEL,
+    MOVIES,
+    RATINGS,
+    TITLES,
+    cell,
+    hits,
+    random_queries,
+    world,
+)
 
 
 @pytest.mark.parametrize("task", [MOVIES, RATINGS, TITLES], ids=lambda task: task.name)
@@ -83,7 +45,8 @@ def test_every_draw_equals_scoring_its_queries_anew(task: LampTask) -> None:
     queries = random_queries(task, groups=7, methods=2)
     scored = cell(task, queries, ("m", "n"))
     resampled = bootstrap(scored, seed=3, resamples=20)
-    weights = np.concatenate(list(multiplicities(scored, 3, 20)))
+    about = ["3", task.name, "s", *scored.groups]
+    weights = np.concatenate(list(multiplicities(about, 7, 20)))
     assert weights.sum(axis=1).tolist() == [7.0] * 20
     for draw, row in enumerate(weights):
         repeated = [
@@ -276,8 +239,6 @@ def test_fewer_than_two_groups_have_no_interval() -> None:
     assert difference(one, "a", "b")["accuracy"] == nothing
     two = bootstrap(cell(MOVIES, hits({"g": [1, 0], "h": [1, 0]}, 2), ("a", "b")), seed=0)
     assert intervals(two)["a"]["accuracy"] == {"point": 0.5, "lo": 0.5, "hi": 0.5}
-    both = mean_over([one, two])
-    assert intervals(both)["b"]["score"] == {"point": 0.5, "lo": None, "hi": None}
 
 
 @pytest.mark.parametrize("answer", ["nan", "inf", "-inf", "1e200", "1e308"])
@@ -301,22 +262,7 @@ def test_numbers_that_json_does_not_have(answer: str) -> None:
     assert difference(resampled, "bad", "good")["rmse"] == none | {"holds": None}
     assert found["good"]["score"]["point"] == 0.75
     json.dumps([found, differences(resampled, ["good"])], allow_nan=False)
-    json.dumps(intervals(mean_over([resampled, resampled])), allow_nan=False)
-
-
-def world(right: Mapping[str, list[int]], sample: str = "s") -> Resampled:
-    """10 authors of 10 queries; per method, of how many each author's queries it is right."""
-    queries = {
-        f"g{n}": [
-            ("comedy", *["comedy" if q < counts[n] else "action" for counts in right.values()])
-            for q in range(10)
-        ]
-        for n in range(10)
-    }
-    return bootstrap(cell(MOVIES, queries, tuple(right), sample), seed=0)
-
-
-FLOOR, CEILING, MODEL = [2, 4] * 5, [9] * 10, [5, 7, 3, 8, 6, 6, 7, 5, 4, 9]
+    json.dumps(intervals(mean_over([resampled])), allow_nan=False)
 
 
 def test_share_of_attainable_by_hand() -> None:
@@ -354,61 +300,6 @@ def test_share_without_room_is_none() -> None:
     assert got == {"point": pytest.approx((0.6 - 0.5) / 0.01), "lo": None, "hi": None}
 
 
-def test_mean_over_cells() -> None:
-    """Cells are independent: the mean's variance is the sum of theirs, divided by 4.
-
-    2,000 draws know a variance to 3 %, and the correlation of two cells to .022.
-    """
-    first = world({"a": FLOOR, "b": MODEL, "only here": MODEL}, "world 0")
-    second = world({"b": CEILING, "a": MODEL}, "world 1")
-    mean = mean_over([first, second])
-    assert mean.methods == ("a", "b")
-    assert (mean.groups, mean.queries) == (20, 200)
-    assert mean.points["score"].tolist() == pytest.approx([(0.3 + 0.6) / 2, (0.6 + 0.9) / 2])
-    assert set(mean.points) == {"score"}
-    alone = [first.draws["score"][:, 0], second.draws["score"][:, 1]]
-    assert abs(np.corrcoef(alone)[0, 1]) < 0.09
-    assert mean.draws["score"][:, 0].var() == pytest.approx(
-        sum(d.var() for d in alone) / 4, rel=0.1
-    )
-    assert difference(mean, "b", "a")["score"]["point"] == pytest.approx(0.3)
-    assert difference(mean, "b", "a")["score"]["holds"] is True
-
-
-def test_mean_over_cells_of_one_task_has_all_metrics() -> None:
-    """A mean of one cell is the cell, to the last bit; macro F1 has no mean over tasks."""
-    first = world({"a": FLOOR, "b": MODEL}, "world 0")
-    second = world({"a": MODEL, "b": CEILING}, "world 1")
-    alone = mean_over([first], metrics=None)
-    assert intervals(alone) == intervals(first)
-    both = mean_over([first, second], metrics=None)
-    assert list(both.points) == ["accuracy", "macro_f1", "score"]
-    for name in both.points:
-        expected = (first.points[name] + second.points[name]) / 2
-        assert both.points[name].tolist() == pytest.approx(expected.tolist())
-
-
-def test_the_same_users_under_another_seed_are_no_new_users() -> None:
-    """Two training seeds with the same answers on one sample: the mean's interval is the one's."""
-    one = world({"m": MODEL}, "published users")
-    assert (
-        intervals(mean_over([one, world({"m": MODEL}, "published users")]))["m"]["score"]
-        == (intervals(one)["m"]["score"])
-    )
-    other = intervals(mean_over([one, world({"m": MODEL}, "other users")]))["m"]["score"]
-    assert other != intervals(one)["m"]["score"]
-
-
-def test_mean_of_shares() -> None:
-    cells = [
-        world({"nonpersonal": FLOOR, "bayes": CEILING, "m": given}, f"world {n}")
-        for n, given in enumerate((MODEL, CEILING))
-    ]
-    found = intervals(mean_over(cells))
-    assert found["m"]["share_of_attainable"]["point"] == pytest.approx((0.5 + 1) / 2)
-    assert set(intervals(mean_over([*cells, world({"m": MODEL})]))["m"]) == {"score"}
-
-
 def test_error_lines() -> None:
     golds, groups = {"a": "comedy", "b": "action"}, {"a": "g", "b": "g"}
     for arguments, message in (
@@ -427,9 +318,3 @@ def test_error_lines() -> None:
     resampled = world({"m": MODEL})
     with pytest.raises(InputError, match="'x' was not scored; there are m"):
         difference(resampled, "m", "x")
-    with pytest.raises(InputError, match="nothing to average"):
-        mean_over([])
-    with pytest.raises(InputError, match="no method was scored in all"):
-        mean_over([resampled, world({"n": MODEL})])
-    with pytest.raises(ValueError, match="different numbers of draws"):
-        mean_over([resampled, bootstrap(cell(MOVIES, hits({"g": [1], "h": [0]})), 0, 10)])

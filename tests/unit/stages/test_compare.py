@@ -186,3 +186,9 @@ def test_the_same_users_are_drawn_alike(where: Store, tmp_path: Path) -> None:
     file = draws_of(where, data=str(tmp_path / "a"), seed=2)
     assert np.array_equal(file, draws_of(where, data=str(tmp_path / "a"), seed=3))
     assert np.array_equal(file, draws_of(where, data=str(tmp_path / "b"), seed=4))
+    cells = [run(where, {"mta": MTA}, data=str(tmp_path / "a"), seed=seed) for seed in (2, 3)]
+    mean = result(overall.fn(cells))["value"]
+    assert (mean["groups"], mean["queries"]) == (3, 10)
+    assert mean["intervals"]["mta"]["score"] == pytest.approx(
+        cells[0]["value"]["intervals"]["mta"]["score"]
+    )

@@ -1,0 +1,125 @@
+"""Means over cells (LaMP tasks, seeds), with intervals: tasks/lamp/statistics.py has the cells'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tasks.errors import InputError
+from tasks.lamp.statistics import Resampled, Scored, draws_of, multiplicities
+
+# What cells of any LaMP tasks can be averaged by.
+COMMON_METRICS = ("score", "share_of_attainable")
+# LaMP task and sample of users -> the cells of it, by their number.
+Families = Mapping[tuple[str, str], Mapping[int, Scored]]
+
+
+def mean_over(
+    cells: Sequence[Resampled], metrics: Sequence[str] | None = COMMON_METRICS
+) -> Resampled:
+    """Mean over cells (LaMP tasks, seeds) of metrics, each cell alike.
+
+    metrics: those that LaMP tasks have in common unless said otherwise; None for all, which cells
+    of one LaMP task share.
+
+    Draw b of the mean is the mean of the cells' draws b, which are independent but for cells of
+    one task and sample (`Scored.sample`): those are drawn together. Methods that a cell lacks are
+    left out, so is a metric (a share of attainable, say) that a cell lacks; no interval where a
+    cell has none.
+    Raises InputError when there is no cell, or no method that all have; ValueError when the cells
+    have different numbers of draws.
+    """
+    if not cells:
+        raise InputError("there is nothing to average; give at least one scored LaMP task")
+    methods = tuple(
+        name for name in cells[0].methods if all(name in cell.methods for cell in cells)
+    )
+    if not methods:
+        raise InputError("no method was scored in all LaMP tasks and seeds; there is no mean")
+    sizes = {len(cell.draws["score"]) for cell in cells}
+    if len(sizes - {0}) > 1:
+        raise ValueError(f"cells have different numbers of draws: {sorted(sizes)}")
+    drawn = min(sizes)
+    families = _families(cells)
+    groups = sum(len(_all_groups(own)) for own in families.values())
+    cells = _together(cells, families)
+    rows = [[cell.methods.index(name) for name in methods] for cell in cells]
+    names = [
+        name
+        for name in (cells[0].points if metrics is None else metrics)
+        if all(name in cell.points for cell in cells)
+    ]
+    return Resampled(
+        methods,
+        groups,
+        sum(cell.queries for cell in cells),
+        {
+            name: np.mean([c.points[name][r] for c, r in zip(cells, rows, strict=True)], axis=0)
+            for name in names
+        },
+        {
+            name: np.mean(
+                [c.draws[name][:drawn, r] for c, r in zip(cells, rows, strict=True)], axis=0
+            )
+            for name in names
+        },
+    )
+
+
+def _families(cells: Sequence[Resampled]) -> Families:
+    found: dict[tuple[str, str], dict[int, Scored]] = {}
+    for number, cell in enumerate(cells):
+        if cell.scored is None:
+            raise ValueError("a mean is of cells, not of means")
+        key = cell.scored.task.name, cell.scored.sample
+        found.setdefault(key, {})[number] = cell.scored
+    return found
+
+
+def _all_groups(family: Mapping[int, Scored]) -> list[str]:
+    return sorted({group for scored in family.values() for group in scored.groups})
+
+
+def _together(cells: Sequence[Resampled], families: Families) -> list[Resampled]:
+    """`cells`, those drawn anew that have some groups in common with another, but not all.
+
+    A file's users are dealt out anew by each seed: a group may be asked in one cell and not in the
+    next. The groups of all are then drawn at once, and each cell takes what fell to its own: drawn
+    by themselves, cells would seem to know more users than there are.
+    """
+    found = list(cells)
+    for (task, sample), family in families.items():
+        alike = len({scored.groups for scored in family.values()}) == 1
+        if alike or not all(len(cells[number].draws["score"]) for number in family):
+            continue
+        union = {group: column for column, group in enumerate(_all_groups(family))}
+        columns = {
+            number: [union[group] for group in scored.groups] for number, scored in family.items()
+        }
+        first = cells[min(family)]
+        about = [str(first.seed), task, sample, *union]
+        for number, scored in family.items():
+            blocks = _blocks(about, list(columns.values()), len(first.draws["score"]))
+            own = (weights[:, columns[number]] for weights in blocks)
+            draws = draws_of(scored, own, list(cells[number].points))
+            found[number] = replace(cells[number], draws=draws)
+    return found
+
+
+def _blocks(
+    about: Sequence[str], columns: Sequence[Sequence[int]], resamples: int
+) -> Iterator[np.ndarray]:
+    """How often each draw holds each group; draws that leave a cell empty are drawn again.
+
+    columns: per cell those of its groups.
+    """
+    count = 1 + max(column for own in columns for column in own)
+    kept = tries = 0
+    while kept < resamples:
+        for weights in multiplicities([*about, str(tries)], count, resamples - kept):
+            full = np.all([weights[:, own].sum(axis=1) > 0 for own in columns], axis=0)
+            kept += int(full.sum())
+            yield weights[full]
+        tries += 1
