@@ -64,6 +64,7 @@ from tasks.report.table import (
     write_run,
     write_state,
 )
+from tasks.report.words import seed_lines
 from tasks.runner import everywhere, runner_of, shared
 from tasks.stage import StageFailed, flow_run_is_over, log, result_of, store
 from tasks.tracking import Tracker
@@ -202,6 +203,7 @@ def _benchmark(config: RunConfig, tracker: Tracker, telling: ThreadPoolExecutor)
     table += mean_rows(mean)
     # Files first: what was found out must not depend on MLflow answering.
     data_notes = [line for summary in summaries for line in notes(summary)]
+    data_notes += seed_lines(summaries)
     about = {"name": flow_run.get_name() or "mta", "date": f"{datetime.now():%Y-%m-%d %H:%M}"}
     changed = since(where, settings, summaries)
     noted = data_notes + difference_lines(mean) + since_lines(changed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
@@ -82,6 +82,41 @@ def facts(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("Methods", ", ".join(data["methods"])),
         ("Items per few-shot user", "all there are" if items is None else f"at most {items}"),
     ]
+
+
+def seed_lines(summaries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """How far seeds lie apart, which no interval contains: each has trained a model of its own.
+
+    Means over LaMP tasks of each seed in which all of them were scored; nothing for one seed.
+    """
+    cells: dict[int, dict[str, Any]] = {}
+    for one in summaries:
+        found = one["compared"]["value"]["intervals"]
+        cells.setdefault(one["seed"], {})[one["lamp_task"]] = found
+    every = max((set(own) for own in cells.values()), key=len, default=set())
+    cells = {seed: own for seed, own in cells.items() if set(own) == every}
+    if len(cells) < 2:
+        return []
+
+    def means(metric: str, method: str) -> list[float]:
+        """One number per seed; none where a cell has none."""
+        values = [
+            [found.get(method, {}).get(metric, {}).get("point") for found in own.values()]
+            for own in cells.values()
+        ]
+        if any(value is None for row in values for value in row):
+            return []
+        return [sum(row) / len(row) for row in values]
+
+    lines = []
+    for method, opponent in CLAIMS:
+        pairs = zip(means("score", method), means("score", opponent), strict=False)
+        if shown := ", ".join(f"{own - other:+.4f}" for own, other in pairs):
+            lines.append(f"mean score, {method} - {opponent}: {shown}")
+    if shown := ", ".join(f"{share:.3f}" for share in means("share_of_attainable", "mta")):
+        lines.append(f"share of the attainable, mta: {shown}")
+    seeds = ", ".join(map(str, cells))
+    return [f"by seed ({seeds}), which no interval contains: {line}" for line in lines]
 
 
 def number(cost: str, value: float) -> str:

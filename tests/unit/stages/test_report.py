@@ -20,6 +20,7 @@ from tasks.report.table import (
     write_run,
     write_state,
 )
+from tasks.report.words import seed_lines
 from tasks.tracking import manifest
 
 
@@ -72,6 +73,32 @@ def test_claims_by_hand() -> None:
         "mean score, merge_only - base: +0.0100 [-0.0200, +0.0400] does not hold",
         "mean score, mta - base: +0.2000 has no interval",
     ]
+
+
+def test_seeds_by_hand() -> None:
+    """Two LaMP tasks, two seeds: .5 and .7 for mta, .4 and .4 for base; a seed that lacks one."""
+
+    def cell(seed: int, task: str, mta: float, base: float) -> dict[str, Any]:
+        intervals = {
+            "mta": {"score": {"point": mta}, "share_of_attainable": {"point": mta / 2}},
+            "base": {"score": {"point": base}},
+        }
+        compared = {"value": {"intervals": intervals}}
+        return {"seed": seed, "lamp_task": task, "compared": compared}
+
+    found = [
+        cell(0, "LaMP-1", 0.4, 0.3),
+        cell(0, "LaMP-3", 0.6, 0.5),
+        cell(1, "LaMP-1", 0.8, 0.4),
+        cell(1, "LaMP-3", 0.6, 0.4),
+        cell(2, "LaMP-3", 0.9, 0.9),
+    ]
+    said = "by seed (0, 1), which no interval contains: "
+    assert seed_lines(found) == [
+        f"{said}mean score, mta - base: +0.1000, +0.3000",
+        f"{said}share of the attainable, mta: 0.250, 0.350",
+    ]
+    assert seed_lines(found[:2]) == []
 
 
 def test_notes_by_hand() -> None:
