@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 PROCESS = Path("/proc/self")
 
@@ -26,6 +27,18 @@ def timed(call: Callable[[], Any], device: torch.device) -> float:
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def profiled(call: Callable[[], Any], device: torch.device) -> str:
+    """A table of what `call` spends its time on, operator by operator, longest first."""
+    on_gpu = device.type == "cuda"
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=kinds) as seen:
+        call()
+        wait(device)
+    order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    table: str = seen.key_averages().table(sort_by=order, row_limit=25)
+    return table
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -8,7 +8,8 @@
 
 `--threads N` sets torch's threads, `--queries N` the questions per user, `--repetitions N` how
 often each is timed. `--stream` and `--search` add to the table, which is then of 128 users only,
-where `--users` does not say otherwise.
+where `--users` does not say otherwise. `--profile` adds what training the last row's users spends
+its time on, operator by operator.
 
 Same model (random init), same users and token ids, one run; each opponent is timed in turns with
 the engine and the median taken. Ratios are users per second of the engine over the opponent's:
@@ -48,7 +49,7 @@ from tasks.lora.grouped import fresh
 from tasks.lora.merge import MergedUsers
 from tasks.lora.train import epochs
 from tests.benchmarks.engine import SCALE, STACKED_RANK, Engine
-from tests.benchmarks.machine import matmul_peak, peak_bytes, reset_peak, timed
+from tests.benchmarks.machine import matmul_peak, peak_bytes, profiled, reset_peak, timed
 from tests.benchmarks.opponents import Job, train_peft, train_published
 from tests.benchmarks.plain_bmm import train_plain, users_that_fit
 from tests.benchmarks.shapes import SHAPES, build, make_questions, make_users
@@ -66,6 +67,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--users", type=int, nargs="*", default=None)
     parser.add_argument("--queries", type=int, default=2, help="questions per user")
     parser.add_argument("--repetitions", type=int, default=None)
+    parser.add_argument("--profile", action="store_true", help="the engine, operator by operator")
     parser.add_argument("--stream", type=int, nargs="?", const=0, default=None, metavar="N")
     parser.add_argument("--group", type=int, default=512, help="users of the stream at a time")
     parser.add_argument("--search", action="store_true")
@@ -108,9 +110,13 @@ def main() -> None:
             )
             print(_short(row), flush=True)  # a large model's rows take minutes each
             rows.append(row)
+        if given.profile:
+            users = list(islice(make_users(shape), counts[-1]))
+            again = partial(engine.train, users, engine.merged(len(users)))
+            print(profiled(again, engine.base.device))
         if given.stream is not None:
-            users = given.stream or shape["stream"]
-            more |= measure_stream(engine, shape, users, given.group, repetitions)
+            several = given.stream or shape["stream"]
+            more |= measure_stream(engine, shape, several, given.group, repetitions)
     if given.search:
         from tests.benchmarks.search import measure_search
 
