@@ -10,7 +10,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from flows.lamp_task import run_lamp_task
+from flows.lamp_task import BANKS, run_lamp_task
 from tasks.compare import compare
 from tasks.config import RunConfig
 from tasks.report.table import users_map
@@ -55,11 +55,16 @@ def _cell(config: RunConfig, seed: int, lamp_task: str) -> Found:
         )
     except StageFailed as error:
         return Found(None, [str(error)])
-    summary["curve"] = {
-        items: _with_items(own_settings, lamp_task, items, missing)
-        for items in config.items_curve
-        if items != config.split.few_shot_items  # that is the run itself
-    }
+    # However many items few-shot users have, the bank is the one of the run itself.
+    given = BANKS.set(summary["banks"])
+    try:
+        summary["curve"] = {
+            items: _with_items(own_settings, lamp_task, items, missing)
+            for items in config.items_curve
+            if items != config.split.few_shot_items  # that is the run itself
+        }
+    finally:
+        BANKS.reset(given)
     for method, own in summary["banks"].items():
         own["map"] = _map(f"{lamp_task}, {method}", own["anchors"], missing)
     return Found(summary, missing + summary["missing"])

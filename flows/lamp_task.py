@@ -3,6 +3,7 @@ scoring. What runs and in which order; the work itself is in `tasks/`."""
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import asdict
 from typing import Any
 
@@ -39,6 +40,9 @@ from tasks.stage import (
 from tasks.task_adapt import task_adapt
 
 Config = dict[str, Any]
+# Banks that were just made, by method, as `stages` gives them: to ask for each anchor again is a
+# job each, and jobs are what a run costs that finds everything.
+BANKS: ContextVar[dict[str, Any] | None] = ContextVar("banks", default=None)
 
 
 @flow(name="lamp-task", flow_run_name="{lamp_task}", persist_result=False)
@@ -73,8 +77,12 @@ def stages(config: Config, lamp_task: str) -> dict[str, Any]:
             kind = bank_kind(configs[method])
             bank_of[method] = next((m for m, own in banks.items() if own["kind"] == kind), method)
             if bank_of[method] == method:
-                made = bank_and_recipes(configs[method], lamp_task, prepared, base, missing)
-                banks[method] = {"kind": kind, **made}
+                over = [base["ref"], base.get("adapter", {}).get("ref")]
+                known = (BANKS.get() or {}).get(method, {})
+                if (known.get("kind"), known.get("over")) != (kind, over):
+                    known = {}
+                made = bank_and_recipes(configs[method], lamp_task, prepared, base, known, missing)
+                banks[method] = {"kind": kind, "over": over, **made}
 
     batches = dict(enumerate(chunks(prepared["value"]["few_shot"], config)))
     trained: dict[tuple[MethodName, int], Result] = {}
@@ -123,17 +131,52 @@ def stages(config: Config, lamp_task: str) -> dict[str, Any]:
 
 
 def bank_and_recipes(
-    config: Config, lamp_task: str, prepared: Result, base: Result, missing: list[str]
+    config: Config,
+    lamp_task: str,
+    prepared: Result,
+    base: Result,
+    known: dict[str, Any],
+    missing: list[str],
 ) -> dict[str, Any]:
     """Anchors chosen and trained, the bank of them, and every few-shot user's recipe.
 
-    Raises StageFailed when no anchor could be trained.
+    known: a bank of the same settings and base model, which is taken where its anchors are the
+    same. Raises StageFailed when no anchor could be trained.
     """
     embedded = result_of(embed, config, lamp_task, prepared, base)
     refitted = None
     if config["anchors"]["refits"] and config["anchors"]["train_on"] != "user":
         refitted = result_of(refit, config, lamp_task, prepared, base, embedded)
     chosen = result_of(anchors, config, lamp_task, prepared, embedded, refitted)
+    if known and known["anchors"]["value"] == chosen["value"]:
+        trained, banked = known["meta_loras"], known["bank"]
+    else:
+        trained, banked = train_bank(config, lamp_task, prepared, base, chosen, missing)
+    weighed = None
+    if config["fusion"]["weights"] == "evidence":
+        weighed = result_of(evidence, config, lamp_task, prepared, base, embedded, banked)
+    return {
+        "embedded": embedded,
+        "anchors": chosen,
+        "meta_loras": trained,
+        "bank": banked,
+        "evidence": weighed,
+        "fusion": result_of(fusion, config, lamp_task, embedded, banked, weighed),
+    }
+
+
+def train_bank(
+    config: Config,
+    lamp_task: str,
+    prepared: Result,
+    base: Result,
+    chosen: Result,
+    missing: list[str],
+) -> tuple[dict[str, Result], Result]:
+    """The LoRAs of the chosen anchors, by user id, and the bank of them.
+
+    Raises StageFailed when no anchor could be trained.
+    """
     listed = chosen["value"]["anchors"]
     size = config["anchors"]["per_job"]
     jobs = [listed[start : start + size] for start in range(0, len(listed), size)]
@@ -150,18 +193,7 @@ def bank_and_recipes(
     if not trained:
         raise StageFailed(f"{lamp_task}: no anchor could be trained; {missing[0]}")
     users = {anchor["user_id"]: anchor["members"] for anchor in listed}
-    banked = result_of(bank, list(trained.values()), users)
-    weighed = None
-    if config["fusion"]["weights"] == "evidence":
-        weighed = result_of(evidence, config, lamp_task, prepared, base, embedded, banked)
-    return {
-        "embedded": embedded,
-        "anchors": chosen,
-        "meta_loras": trained,
-        "bank": banked,
-        "evidence": weighed,
-        "fusion": result_of(fusion, config, lamp_task, embedded, banked, weighed),
-    }
+    return trained, result_of(bank, list(trained.values()), users)
 
 
 def not_finite(method: MethodName, shards: list[Result]) -> list[str]:

@@ -17,6 +17,7 @@ from prefect.states import Scheduled
 from flows.mta import mta
 from tasks.config import resolve
 from tasks.prepare import prepare
+from tasks.stage import submit_each
 from tests.flows.conftest import records
 from tests.small import SMALL
 
@@ -101,6 +102,30 @@ def test_one_new_user_costs_one_user(workplace: Path, monkeypatch: pytest.Monkey
     page = (workplace / ".mta" / "report.html").read_text()
     assert "Since the last run of this configuration" in page
     assert changed in page
+
+
+def test_a_curve_takes_the_bank_of_the_run(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anchors are the same however many items few-shot users have: their jobs are sent once.
+
+    What comes of it is what a run of its own with so many items finds, and adds nothing to.
+    """
+    sent: list[str] = []
+
+    def submit(called: Any, shared: Any, own: Any) -> Any:
+        sent.append(called.name)
+        return submit_each(called, shared, own)
+
+    monkeypatch.setattr("flows.lamp_task.submit_each", submit)
+    small = SMALL | {"methods": ["mta"]}
+    assert mta(**small | {"items_curve": [3, 6]}, return_state=True).is_completed()
+    assert sent == ["meta-lora", "stacking", "predict", "stacking", "predict"]
+    stages = ("meta_lora", "bank", "fusion", "stacking", "predictions", "compare")
+    found = [records(workplace, stage).keys() for stage in stages]
+    assert mta(**small | {"split": {"few_shot_items": 3}}, return_state=True).is_completed()
+    assert sent[5:] == ["meta-lora", "stacking", "predict"]
+    assert [records(workplace, stage).keys() for stage in stages] == found
 
 
 def test_a_run_that_was_missed_is_offered_when_the_server_is_back(prefect_server: None) -> None:
