@@ -22,6 +22,7 @@ from tasks.fusion import fusion
 from tasks.meta_lora import bank, meta_lora
 from tasks.methods import METHODS, bank_kind, config_of
 from tasks.options import MethodName
+from tasks.pieces import digest
 from tasks.prepare import prepare
 from tasks.progress import Progress
 from tasks.refit import refit
@@ -77,10 +78,8 @@ def stages(config: Config, lamp_task: str) -> dict[str, Any]:
             kind = bank_kind(configs[method])
             bank_of[method] = next((m for m, own in banks.items() if own["kind"] == kind), method)
             if bank_of[method] == method:
-                over = [base["ref"], base.get("adapter", {}).get("ref")]
-                known = (BANKS.get() or {}).get(method, {})
-                if (known.get("kind"), known.get("over")) != (kind, over):
-                    known = {}
+                over = made_over(kind, prepared, base)
+                known = known_bank(method, over)
                 made = bank_and_recipes(configs[method], lamp_task, prepared, base, known, missing)
                 banks[method] = {"kind": kind, "over": over, **made}
 
@@ -130,6 +129,26 @@ def stages(config: Config, lamp_task: str) -> dict[str, Any]:
     }
 
 
+def made_over(kind: dict[str, Any], prepared: Result, base: Result) -> str:
+    """A digest of what decides a bank, beside who is chosen: settings, base, anchors' histories."""
+    value = prepared["value"]
+    adapter: Any = base.get("adapter")
+    return digest(
+        {
+            "kind": kind,
+            "base": [base["ref"], adapter and adapter["ref"]],
+            "anchors": value["sha256"]["anchor"],
+            "instruction": value["instruction"],
+        }
+    )
+
+
+def known_bank(method: str, over: str) -> dict[str, Any]:
+    """The method's bank in `BANKS`, if it was made over the same; else nothing."""
+    known: dict[str, Any] = (BANKS.get() or {}).get(method, {})
+    return known if known.get("over") == over else {}
+
+
 def bank_and_recipes(
     config: Config,
     lamp_task: str,
@@ -140,8 +159,8 @@ def bank_and_recipes(
 ) -> dict[str, Any]:
     """Anchors chosen and trained, the bank of them, and every few-shot user's recipe.
 
-    known: a bank of the same settings and base model, which is taken where its anchors are the
-    same. Raises StageFailed when no anchor could be trained.
+    known: a bank `made_over` the same, which is taken where the same anchors are chosen; those that
+    failed then are not tried again. Raises StageFailed when no anchor could be trained.
     """
     embedded = result_of(embed, config, lamp_task, prepared, base)
     refitted = None

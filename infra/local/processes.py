@@ -42,7 +42,7 @@ class Record:
     argv: list[str]
     port: int  # 0: it has none
     environment: str
-    host: str = ""  # since its boot, and which container of it
+    host: str = ""  # since its boot, and which container of it; "": not written down
 
     @classmethod
     def load(cls, folder: Path, name: str) -> Record | None:
@@ -114,7 +114,7 @@ def session_leftovers(record: Record) -> list[psutil.Process]:
     belongs to a stranger, nothing is left of the old session. Nor is anything after a reboot, when
     a session of that number is a stranger's.
     """
-    if record.host != host():
+    if record.host not in ("", host()):
         return []
     if psutil.pid_exists(record.pid) and not _is_zombie(record.pid):
         return []

@@ -83,7 +83,7 @@ def _all_groups(family: Mapping[int, Scored]) -> list[str]:
 
 
 def _together(cells: Sequence[Resampled], families: Families) -> list[Resampled]:
-    """`cells`, those drawn anew that have some groups in common with another, but not all.
+    """`cells`, those of one task and sample drawn anew where they do not hold the same groups.
 
     A file's users are dealt out anew by each seed: a group may be asked in one cell and not in the
     next. The groups of all are then drawn at once, and each cell takes what fell to its own: drawn
@@ -100,10 +100,13 @@ def _together(cells: Sequence[Resampled], families: Families) -> list[Resampled]
         }
         first = cells[min(family)]
         about = [str(first.seed), task, sample, *union]
-        for number, scored in family.items():
-            blocks = _blocks(about, list(columns.values()), len(first.draws["score"]))
-            own = (weights[:, columns[number]] for weights in blocks)
-            draws = draws_of(scored, own, list(cells[number].points))
+        parts: dict[int, list[dict[str, np.ndarray]]] = {number: [] for number in family}
+        for weights in _blocks(about, list(columns.values()), len(first.draws["score"])):
+            for number, scored in family.items():
+                own = weights[:, columns[number]]
+                parts[number].append(draws_of(scored, [own], list(cells[number].points)))
+        for number, blocks in parts.items():
+            draws = {name: np.concatenate([one[name] for one in blocks]) for name in blocks[0]}
             found[number] = replace(cells[number], draws=draws)
     return found
 

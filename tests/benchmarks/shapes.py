@@ -58,9 +58,13 @@ def build(shape: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
     )
     torch.manual_seed(0)
     # On the GPU where there is one: drawing 8 billion numbers takes a core minutes.
-    with torch.device(pick_device("auto")):
-        model = LlamaForCausalLM(config)
-    model.to(dtype).save_pretrained(folder)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(pick_device("auto")):
+            LlamaForCausalLM(config).save_pretrained(folder)
+    finally:
+        torch.set_default_dtype(usual)
     tokenizer.save_pretrained(folder)
 
 

@@ -109,7 +109,8 @@ def test_a_curve_takes_the_bank_of_the_run(
 ) -> None:
     """Anchors are the same however many items few-shot users have: their jobs are sent once.
 
-    What comes of it is what a run of its own with so many items finds, and adds nothing to.
+    What comes of it is what a run of its own with so many items finds, and adds nothing to (where
+    no anchor failed: of those a run of its own tries again).
     """
     sent: list[str] = []
 

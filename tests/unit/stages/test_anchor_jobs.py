@@ -250,7 +250,7 @@ LISTED = [{"user_id": name, "members": [name, f"{name}2"]} for name in "abcde"]
 
 
 def recipes_of_flow(
-    monkeypatch: pytest.MonkeyPatch, states: list[Any]
+    monkeypatch: pytest.MonkeyPatch, states: list[Any], known: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], list[str], Mapped, list[Any]]:
     """`bank_and_recipes` with two anchors per job; also what `bank` was called with."""
     called: list[Any] = []
@@ -274,7 +274,9 @@ def recipes_of_flow(
     options = {"anchors": {"per_job": 2}, "fusion": {"weights": "cosine"}}
     config = resolve(options).model_dump(mode="json")
     nothing: Any = {}
-    made = lamp_task_flow.bank_and_recipes(config, "LaMP-2M", nothing, nothing, missing)
+    made = lamp_task_flow.bank_and_recipes(
+        config, "LaMP-2M", nothing, nothing, known or {}, missing
+    )
     return made, missing, mapped, called
 
 
@@ -308,3 +310,48 @@ def test_without_any_anchor_the_flow_ends(monkeypatch: pytest.MonkeyPatch) -> No
     states = [Failed(message="no memory")] * 3
     with pytest.raises(StageFailed, match="no anchor could be trained; anchor a b: no memory"):
         recipes_of_flow(monkeypatch, states)
+
+
+def test_a_known_bank_is_taken_for_the_same_anchors_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {
+        "anchors": {"value": {"anchors": LISTED}},
+        "meta_loras": {"a": trained("a")},
+        "bank": "the bank",
+    }
+    made, missing, mapped, called = recipes_of_flow(monkeypatch, [], known)
+    assert (made["meta_loras"], made["bank"]) == ({"a": trained("a")}, "the bank")
+    assert (missing, mapped.jobs, called) == ([], [], [])
+    others = {"anchors": {"value": {"anchors": LISTED[:4]}}}
+    pair = Completed(data=[trained("a"), trained("b")])
+    states = [pair, pair, Completed(data=[trained("e")])]
+    made, _, mapped, _ = recipes_of_flow(monkeypatch, states, known | others)
+    assert len(mapped.jobs) == 3
+    assert made["bank"] != "the bank"
+
+
+def test_a_bank_is_known_by_all_that_decides_it() -> None:
+    """Settings, base model and its adapter, the anchors' histories, the instruction."""
+    ref = {"uri": "base", "sha256": "1", "kind": "base_model"}
+    kind = {"anchors": {"count": 3}}
+    prepared = {"value": {"sha256": {"anchor": "h", "few_shot": "f"}, "instruction": "Say"}}
+    base = {"ref": ref, "adapter": {"ref": ref}}
+    over = lamp_task_flow.made_over(kind, prepared, base)
+    few = {"sha256": {"anchor": "h", "few_shot": "other"}, "instruction": "Say"}
+    assert lamp_task_flow.made_over(kind, {"value": few}, base) == over
+    for given in (
+        ({"anchors": {"count": 4}}, prepared, base),
+        (kind, {"value": few | {"sha256": {"anchor": "other"}}}, base),
+        (kind, {"value": few | {"instruction": "Tell"}}, base),
+        (kind, prepared, {"ref": ref}),
+        (kind, prepared, base | {"ref": ref | {"sha256": "2"}}),
+    ):
+        assert lamp_task_flow.made_over(*given) != over
+    bank = {"over": over, "bank": "the bank"}
+    assert lamp_task_flow.known_bank("mta", over) == {}
+    before = lamp_task_flow.BANKS.set({"mta": bank})
+    try:
+        assert lamp_task_flow.known_bank("mta", over) == bank
+        assert lamp_task_flow.known_bank("mta", "other") == {}
+        assert lamp_task_flow.known_bank("merge_only", over) == {}
+    finally:
+        lamp_task_flow.BANKS.reset(before)
