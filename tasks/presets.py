@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from tasks.options import SYNTHETIC_TASKS, MethodName
 
-# `embedded`: chosen on worlds of seeds 100 to 103 (docs/benchmarks.md); the default seed is 0.
+# `embedded`: values from worlds of seeds 100 to 103, never of those reported (docs/benchmarks.md).
 PRESETS: dict[str, dict[str, Any]] = {
     "embedded": {
         "methods": list(get_args(MethodName)),
