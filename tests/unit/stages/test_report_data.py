@@ -23,14 +23,17 @@ COUNTS = {"base_users": 1, "few_shot_users": 2}
 def cell(where: Store, base: float, mta: float) -> dict[str, Any]:
     """A `compare` result: accuracy as given, and 101 draws from .05 below it to .05 above."""
     spread = np.linspace(-0.05, 0.05, 101)[:, None]
-    tensors = {}
+    # What the draws came from is used only where two cells share users.
+    tensors: dict[str, Any] = {"groups": np.arange(4), "counts": np.full(4, 2.0)}
+    tensors |= {"sums": np.zeros((4, 2, 1)), "totals": np.zeros((2, 1))}
     for name in ("accuracy", "score"):
         tensors[f"points.{name}"] = np.array([mta, base])
         tensors[f"draws.{name}"] = tensors[f"points.{name}"] + spread
 
     def make(out: Path) -> dict[str, Any]:
         save_file(tensors, out / DRAWS_FILE)
-        return {"methods": METHODS, "groups": 4, "queries": 8}
+        about = {"lamp_task": "LaMP-2M", "sample": f"world {base} {mta}", "rules": "lamp"}
+        return {**about, "methods": METHODS, "groups": 4, "queries": 8}
 
     piece = where.get("compare", digest([base, mta]), make)
     return {"ref": piece.ref, "value": piece.value}
