@@ -239,6 +239,8 @@ def test_fewer_than_two_groups_have_no_interval() -> None:
     assert difference(one, "a", "b")["accuracy"] == nothing
     two = bootstrap(cell(MOVIES, hits({"g": [1, 0], "h": [1, 0]}, 2), ("a", "b")), seed=0)
     assert intervals(two)["a"]["accuracy"] == {"point": 0.5, "lo": 0.5, "hi": 0.5}
+    both = mean_over([one, two])
+    assert intervals(both)["b"]["score"] == {"point": 0.5, "lo": None, "hi": None}
 
 
 @pytest.mark.parametrize("answer", ["nan", "inf", "-inf", "1e200", "1e308"])
@@ -262,7 +264,7 @@ def test_numbers_that_json_does_not_have(answer: str) -> None:
     assert difference(resampled, "bad", "good")["rmse"] == none | {"holds": None}
     assert found["good"]["score"]["point"] == 0.75
     json.dumps([found, differences(resampled, ["good"])], allow_nan=False)
-    json.dumps(intervals(mean_over([resampled])), allow_nan=False)
+    json.dumps(intervals(mean_over([resampled, resampled])), allow_nan=False)
 
 
 def test_share_of_attainable_by_hand() -> None:
