@@ -176,6 +176,11 @@ def group(
     return Group(base, recipe, histories(), list(SEEDS), how)
 
 
+def merged_parts(these: Group) -> Any:
+    """What lies under each user of the group, merged exactly."""
+    return MergedUsers(bank_of(these.base.model), RECIPES, "exact", these.base.device).parts
+
+
 def small_device(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """A device that has room for `most` users at once; the numbers of users that came."""
     real = gradients.label_losses

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers import LlamaConfig, MistralConfig, MistralForCausalLM, get_scheduler
+from transformers import LlamaConfig, MistralConfig, MistralForCausalLM
 
 from tasks.errors import InputError
 from tasks.lora import gradients, group_train
 from tasks.lora.base import Base
-from tasks.lora.batches import Encoded
 from tasks.lora.forward import may_pack
-from tasks.lora.group_train import default_positions, learning_rate, train_group
-from tasks.lora.grouped import Part, fresh, grouped, shapes_of
-from tasks.lora.merge import MergedUsers
+from tasks.lora.group_train import default_positions, train_group
+from tasks.lora.grouped import fresh, grouped, shapes_of
 from tasks.lora.packing import ONE_PER_ROW, Packed
 from tasks.lora.train import epochs
 from tests.unit.lora.group_case import (
@@ -28,14 +23,13 @@ from tests.unit.lora.group_case import (
     HISTORIES,
     LR,
     RANK,
-    RECIPES,
     SCALE,
     SEEDS,
     Group,
-    bank_of,
     close,
     group,
     histories,
+    merged_parts,
     precise_norms,
     small_device,
 )
@@ -228,7 +222,7 @@ def test_initial_weights_can_be_given(fresh_base: MakeBase) -> None:
     given_weights = fresh(shapes, SEEDS)
     kept = given_weights.clone()
     wanted, _ = these.together()
-    parts = group_train_parts(these)
+    parts = merged_parts(these)
     with grouped(these.base.model, list(shapes.sizes)) as layers:
         outcome = train_group(
             these.base, layers, shapes, these.samples, these.recipe, [*SEEDS],
@@ -240,117 +234,10 @@ def test_initial_weights_can_be_given(fresh_base: MakeBase) -> None:
             assert torch.equal(a[user], lora.layers[name][0])
 
 
-def group_train_parts(these: Group) -> Any:
-    return MergedUsers(bank_of(these.base.model), RECIPES, "exact", these.base.device).parts
-
-
 def test_progress_counts_the_longest_history(fresh_base: MakeBase) -> None:
     calls: list[tuple[int, int]] = []
     group(fresh_base()).together(progress=lambda done, total: calls.append((done, total)))
     assert calls == [(number, 6) for number in range(1, 7)]
-
-
-def test_a_user_without_samples_is_named(fresh_base: MakeBase) -> None:
-    these = group(fresh_base())
-    these.samples[3] = []
-    with pytest.raises(ValueError, match="user 3: no samples"):
-        these.together()
-
-
-# --- what is not finite ---------------------------------------------------------------------------
-
-
-def test_nan_of_a_frozen_part_is_one_users(fresh_base: MakeBase) -> None:
-    """User 1's merged LoRA holds NaN: the user stays as it began, all others as without the NaN."""
-    these = group(fresh_base())
-    wanted, clean = these.together()
-    healthy = group_train_parts(these)
-
-    def parts(users: Any) -> dict[str, Part]:
-        made = healthy(users)
-        for part in made.values():
-            for row, user in enumerate(users):
-                if user == 1:
-                    part.b[row] = float("nan")
-        return made
-
-    got, outcome = these.together(frozen=parts)
-    assert outcome.failed == [1]
-    assert equal_tensors(got[1], these.start(1))
-    assert len(outcome.losses[1]) == 1
-    assert math.isnan(outcome.losses[1][0])
-    for user in (0, 2, 3, 4):
-        assert largest_difference(got[user], wanted[user]) <= BOUND[torch.float32]
-        assert outcome.losses[user] == pytest.approx(clean.losses[user], rel=1e-5)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_stops_being_finite(
-    fresh_base: MakeBase, value: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In user 2's third step of six: the weights are those of stock PEFT after two steps."""
-    these = group(fresh_base())
-    steps = list(epochs(HISTORIES[2], these.recipe, SEEDS[2]))
-    marked = steps[2][0][0]
-    assert sum(marked in batch for step in steps[:2] for batch in step) == 0
-    own = these.samples[2][marked]
-    these.samples[2][marked] = Encoded(own.prompt, [299, 2])
-    others = [item for u, items in enumerate(these.samples) for item in items
-              if (u, item) != (2, these.samples[2][marked])]  # fmt: skip
-    assert not any(299 in item.answer for item in others)
-    wanted, _ = these.together()
-    real = gradients.label_losses
-
-    def poisoned(base: Base, packed: Packed) -> torch.Tensor:
-        losses = real(base, packed)
-        return losses * torch.where(packed.label == 299, value, 1.0)
-
-    monkeypatch.setattr(gradients, "label_losses", poisoned)
-    got, outcome = these.together()
-    assert outcome.failed == [2]
-    assert len(outcome.losses[2]) == 3
-    assert not math.isfinite(outcome.losses[2][2])
-    assert largest_difference(got[2], these.alone(2, stop=2)[0]) <= BOUND[torch.float32]
-    # Those who had done their steps by then have the same bits; user 1 goes on in other company.
-    for user in (0, 3, 4):
-        assert equal_tensors(got[user], wanted[user])
-    assert largest_difference(got[1], wanted[1]) <= BOUND[torch.float32]
-
-
-def test_a_gradient_that_is_not_finite(
-    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A finite loss whose gradient is not, as of a root at 0: user 4 stays as it began."""
-    these = group(fresh_base())
-    own = these.samples[4]
-    these.samples[4] = [Encoded(item.prompt, [*item.answer[:-1], 299, 2]) for item in own]
-    wanted, clean = these.together()
-    real = gradients.label_losses
-
-    def steep(base: Base, packed: Packed) -> torch.Tensor:
-        losses = real(base, packed)
-        bad = losses[packed.label == 299]
-        root = torch.zeros_like(losses)
-        root[packed.label == 299] = (bad - bad.detach()).sqrt()
-        return losses + root
-
-    monkeypatch.setattr(gradients, "label_losses", steep)
-    got, outcome = these.together()
-    assert outcome.failed == [4]
-    assert outcome.losses[4] == pytest.approx(clean.losses[4][:1])
-    assert equal_tensors(got[4], these.start(4))
-    for user in range(4):
-        assert largest_difference(got[user], wanted[user]) <= BOUND[torch.float32]
-
-
-def test_everyone_fails(fresh_base: MakeBase) -> None:
-    base = fresh_base()
-    with torch.no_grad():
-        base.model.lm_head.weight.fill_(float("nan"))
-    these = group(base)
-    got, outcome = these.together()
-    assert sorted(outcome.failed) == [0, 1, 2, 3, 4]
-    assert all(equal_tensors(got[user], these.start(user)) for user in got)
 
 
 def test_default_positions(base: Base) -> None:
@@ -365,46 +252,6 @@ def test_default_positions(base: Base) -> None:
     assert found == sorted(found, reverse=True)
     assert len(set(found)) >= 4
     assert min(found) >= 512
-
-
-# --- the schedule ---------------------------------------------------------------------------------
-
-
-@settings(deadline=None, max_examples=150)
-@given(
-    schedule=st.sampled_from(["cosine", "linear", "constant"]),
-    steps=st.integers(1, 60),
-    share=st.sampled_from([0.0, 0.03, 0.1, 0.25, 0.5, 1.0]) | st.floats(0.0, 1.0),
-    rate=st.floats(1e-6, 1.0),
-)
-def test_learning_rate_is_transformers(
-    schedule: str, steps: int, share: float, rate: float
-) -> None:
-    recipe = training(learning_rate=rate, schedule=schedule, warmup_share=share)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
-    wanted = get_scheduler(
-        "constant_with_warmup" if schedule == "constant" else schedule,
-        optimizer,
-        num_warmup_steps=math.ceil(share * steps),
-        num_training_steps=steps,
-    )
-    for step in range(steps):
-        now = optimizer.param_groups[0]["lr"]
-        assert learning_rate(recipe, step, steps) == pytest.approx(now, rel=1e-12, abs=1e-18)
-        optimizer.step()
-        wanted.step()
-
-
-def test_published_schedule_of_ten_items_moves_once(fresh_base: MakeBase) -> None:
-    """METHOD, stage 3: 10 items in batches of 2 x 4 are two steps, and the first has rate 0."""
-    recipe = training(learning_rate=5e-5, epochs=1, batch_size=2, accumulation=4, warmup_share=0.1)
-    assert [len(step) for step in epochs(10, recipe, 13)] == [4, 1]
-    assert [learning_rate(recipe, step, 2) for step in (0, 1)] == [0.0, 5e-5]
-    these = Group(fresh_base(), recipe, [histories()[2]], [13])
-    got, _ = these.together()
-    largest = max(float(b.abs().max()) for _, b in got[0].layers.values())
-    # Adam's first real step of a clipped gradient is near the rate: it cannot be ten times it.
-    assert 0.1 * 5e-5 < largest < 2 * 5e-5
 
 
 def test_gradient_checkpointing_recomputes_and_changes_nothing() -> None:
@@ -438,22 +285,3 @@ def test_models_with_windows_get_one_sample_per_row() -> None:
     plain = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=None))
     assert not may_pack(windowed)
     assert may_pack(plain)
-
-
-def test_a_failed_job_leaves_the_model_as_it_was(
-    fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The loaded model serves the next job: it must answer in evaluation mode, without LoRAs."""
-    base = fresh_base()
-    base.model.gradient_checkpointing_enable({"use_reentrant": False})
-
-    def broken(*_args: object) -> None:
-        raise RuntimeError("no luck")
-
-    monkeypatch.setattr("tasks.lora.gradients.label_losses", broken)
-    shapes = shapes_of(base.model, "all-linear", RANK)
-    with grouped(base.model, list(shapes.sizes)) as layers:
-        with pytest.raises(RuntimeError, match="no luck"):
-            train_group(base, layers, shapes, histories(), training(), SEEDS, scale=SCALE)
-        assert all(layer.joined is None for layer in layers.values())
-    assert not base.model.training
