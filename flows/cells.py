@@ -14,7 +14,7 @@ from flows.lamp_task import BANKS, run_lamp_task
 from tasks.compare import compare
 from tasks.config import RunConfig
 from tasks.report.table import users_map
-from tasks.runner import side_by_side
+from tasks.running.runner import side_by_side
 from tasks.stage import StageFailed, result_of
 
 

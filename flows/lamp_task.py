@@ -17,15 +17,14 @@ from tasks.config import RunConfig
 from tasks.embedding import embed
 from tasks.errors import label
 from tasks.evidence import evidence
-from tasks.faults import DISK_FULL, DiskFull
 from tasks.fusion import fusion
 from tasks.meta_lora import bank, meta_lora
 from tasks.methods import METHODS, bank_kind, config_of
 from tasks.options import MethodName
-from tasks.pieces import digest
 from tasks.prepare import prepare
-from tasks.progress import Progress
 from tasks.refit import refit
+from tasks.running.faults import DISK_FULL, DiskFull
+from tasks.running.progress import Progress
 from tasks.scoring import predict, score
 from tasks.stacking import Inputs, stacking
 from tasks.stage import (
@@ -38,6 +37,7 @@ from tasks.stage import (
     stop_if_full,
     submit_each,
 )
+from tasks.store.pieces import digest
 from tasks.task_adapt import task_adapt
 
 Config = dict[str, Any]

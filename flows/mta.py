@@ -26,11 +26,9 @@ from pydantic import Field
 from flows.cells import cells
 from flows.dry_run import dry_run as dry_run_of
 from flows.local_server import server_name
-from tasks.checkpoints import sweep
 from tasks.compare import overall
 from tasks.config import RunConfig, resolve
 from tasks.errors import InputError, masked
-from tasks.faults import DISK_FULL, disk_full
 from tasks.options import (
     AnchorOptions,
     BaseOptions,
@@ -65,9 +63,11 @@ from tasks.report.table import (
     write_state,
 )
 from tasks.report.words import seed_lines
-from tasks.runner import everywhere, runner_of, shared
+from tasks.running.faults import DISK_FULL, disk_full
+from tasks.running.runner import everywhere, runner_of, shared
 from tasks.stage import StageFailed, flow_run_is_over, log, result_of, store
-from tasks.tracking import Tracker
+from tasks.store.checkpoints import sweep
+from tasks.tracking.runs import Tracker
 
 
 @flow(name="mta", persist_result=False)

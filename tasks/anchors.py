@@ -20,9 +20,9 @@ from tasks.config import RunConfig, derive_seed
 from tasks.embedding import read_embeddings
 from tasks.errors import InputError
 from tasks.options import AnchorOptions
-from tasks.pieces import Piece, digest, library_versions
 from tasks.prepare import each_user
 from tasks.stage import log, stage, store
+from tasks.store.pieces import Piece, digest, library_versions
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,18 +9,18 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Store
-from tasks.checkpoints import checkpoint_of, remove
 from tasks.config import RunConfig, derive_seed, overlay
 from tasks.errors import InputError
 from tasks.lamp import history
 from tasks.lamp.definitions import get_task
 from tasks.lamp.prompts import LAYOUT
-from tasks.pieces import Piece, digest, library_versions
 from tasks.prepare import each_user
-from tasks.progress import Progress
 from tasks.questions import profile_questions, user_queries
+from tasks.running.progress import Progress
 from tasks.stage import gpu_slot, stage, store
+from tasks.store.artifacts import Store
+from tasks.store.checkpoints import checkpoint_of, remove
+from tasks.store.pieces import Piece, digest, library_versions
 
 if TYPE_CHECKING:
     from tasks.lamp.prompts import Sample

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
-from tasks.artifacts import Store
 from tasks.errors import InputError
 from tasks.stage import store, store_at
+from tasks.store.artifacts import Store
 
 P = ParamSpec("P")
 

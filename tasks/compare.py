@@ -9,11 +9,11 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Store
 from tasks.config import RunConfig
-from tasks.pieces import Piece, digest, library_versions
 from tasks.prepare import OPTIMUM_FILE
 from tasks.stage import stage, store
+from tasks.store.artifacts import Store
+from tasks.store.pieces import Piece, digest, library_versions
 
 if TYPE_CHECKING:
     from tasks.lamp.statistics import Resampled, Scored

@@ -10,7 +10,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tasks.artifacts import Store
 from tasks.base_model import (
     HUB_FILES,
     LIBRARIES,
@@ -22,11 +21,12 @@ from tasks.base_model import (
 from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
 from tasks.lamp.definitions import get_task
-from tasks.pieces import Piece, Ref, digest, library_versions
 from tasks.prepare import ROLES, each_user
-from tasks.progress import Progress
 from tasks.questions import content
+from tasks.running.progress import Progress
 from tasks.stage import gpu_slot, log, stage, store
+from tasks.store.artifacts import Store
+from tasks.store.pieces import Piece, Ref, digest, library_versions
 from tasks.text_encoder import Profile, text_vectors
 from tasks.tokens import tokens_of
 from tasks.whitening import (

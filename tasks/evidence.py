@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Store
 from tasks.base_model import load, model_parts, prompt_parts
 from tasks.config import RunConfig
-from tasks.pieces import NOTES, Piece, digest
 from tasks.prepare import users_of
 from tasks.questions import content
 from tasks.similarity import unit_vectors
 from tasks.stage import gpu_slot, log, stage, store
+from tasks.store.artifacts import Store
+from tasks.store.pieces import NOTES, Piece, digest
 from tasks.tokens import tokens_of
 
 if TYPE_CHECKING:

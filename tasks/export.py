@@ -17,7 +17,6 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import Store
 from tasks.base_model import base_folder, model_name
 from tasks.command import in_one_line
 from tasks.config import RunConfig
@@ -28,6 +27,7 @@ from tasks.options import MethodName
 from tasks.questions import user_queries
 from tasks.report.table import RUNS_FOLDER
 from tasks.stage import store
+from tasks.store.artifacts import Store
 
 
 def export(

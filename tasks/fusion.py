@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Store
 from tasks.config import RunConfig
 from tasks.evidence import read_evidence
 from tasks.options import FusionOptions
-from tasks.pieces import Piece, digest, library_versions
 from tasks.similarity import unit_vectors
 from tasks.stage import log, stage, store
+from tasks.store.artifacts import Store
+from tasks.store.pieces import Piece, digest, library_versions
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,16 +10,16 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Store
 from tasks.base_model import load, model_name, model_parts, prompt_parts
-from tasks.checkpoints import checkpoint_of
 from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError, label
 from tasks.options import TrainingOptions
-from tasks.pieces import NOTES, Piece, digest
 from tasks.prepare import users_of
 from tasks.questions import Item, content
 from tasks.stage import gpu_slot, stage, store
+from tasks.store.artifacts import Store
+from tasks.store.checkpoints import checkpoint_of
+from tasks.store.pieces import NOTES, Piece, digest
 from tasks.tokens import tokens_of
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Store
 from tasks.config import RunConfig
 from tasks.errors import InputError
-from tasks.files import file_sha256
-from tasks.pieces import Piece, digest, known_sha256, library_versions
 from tasks.prepare_lines import describe
-from tasks.progress import Progress
+from tasks.running.progress import Progress
 from tasks.stage import log, stage, store
+from tasks.store.artifacts import Store
+from tasks.store.files import file_sha256
+from tasks.store.pieces import Piece, digest, known_sha256, library_versions
 
 if TYPE_CHECKING:
     import polars as pl

@@ -25,17 +25,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.anchors import clusters_of
-from tasks.artifacts import Store
 from tasks.base_model import load, model_parts, prompt_parts
-from tasks.checkpoints import checkpoint_of, remove
 from tasks.config import RunConfig, derive_seed
 from tasks.embedding import read_embeddings
 from tasks.meta_lora import train_users
-from tasks.pieces import Piece, digest
 from tasks.prepare import users_of
-from tasks.progress import Progress
 from tasks.questions import content
+from tasks.running.progress import Progress
 from tasks.stage import gpu_slot, log, stage, store
+from tasks.store.artifacts import Store
+from tasks.store.checkpoints import checkpoint_of, remove
+from tasks.store.pieces import Piece, digest
 from tasks.tokens import tokens_of
 
 if TYPE_CHECKING:

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import Store
 from tasks.base_model import load, model_parts, prompt_parts
 from tasks.config import RunConfig
 from tasks.lamp.metrics import Rules
 from tasks.methods import METHODS
 from tasks.options import MethodName
-from tasks.pieces import NOTES, Piece, digest, library_versions
 from tasks.questions import content
 from tasks.stacking import (
     Inputs,
@@ -25,6 +23,8 @@ from tasks.stacking import (
     stacked_key,
 )
 from tasks.stage import gpu_slot, log, stage, store
+from tasks.store.artifacts import Store
+from tasks.store.pieces import NOTES, Piece, digest, library_versions
 from tasks.tokens import tokens_of
 
 VERSION = 3

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Store
 from tasks.config import RunConfig
 from tasks.embedding import read_embeddings
+from tasks.store.artifacts import Store
 
 if TYPE_CHECKING:
     import numpy as np

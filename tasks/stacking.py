@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Store
 from tasks.base_model import load, model_parts, prompt_parts
-from tasks.checkpoints import checkpoint_of, remove
 from tasks.config import RunConfig, derive_seed
 from tasks.fusion import read_recipes
 from tasks.meta_lora import train_users
 from tasks.methods import METHODS
 from tasks.options import MethodName, TrainingOptions
-from tasks.pieces import NOTES, Piece, digest
 from tasks.prepare import users_of
 from tasks.questions import content
 from tasks.stage import gpu_slot, log, stage, store
+from tasks.store.artifacts import Store
+from tasks.store.checkpoints import checkpoint_of, remove
+from tasks.store.pieces import NOTES, Piece, digest
 from tasks.tokens import tokens_of
 
 if TYPE_CHECKING:

@@ -32,14 +32,14 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.states import Completed, Crashed, Failed
 from prefect.utilities.annotations import quote
 
-from tasks.artifacts import Store
 from tasks.errors import InputError, masked
-from tasks.faults import DELAYS, DISK_FULL, DiskFull, disk_full, transient
-from tasks.files import store_folder
-from tasks.pieces import Piece, Ref
+from tasks.running.faults import DELAYS, DISK_FULL, DiskFull, disk_full, transient
+from tasks.store.artifacts import Store
+from tasks.store.files import store_folder
+from tasks.store.pieces import Piece, Ref
 
 GPU_LIMIT = "gpu"
-# Set in the environment of Ray's workers (tasks/ray_runner.py).
+# Set in the environment of Ray's workers (tasks/running/ray_runner.py).
 ON_RAY = "MTA_ON_RAY"
 # The shortest lease Prefect grants: a slot whose holder was killed is free again after it.
 SLOT_LEASE_SECONDS = 60
@@ -98,8 +98,8 @@ def store_at(place: str) -> Store:
     warn = functools.partial(log, warning=True)
     if folder := store_folder(place):
         return Store(folder, warn)
-    from tasks.remote import RemoteStore
-    from tasks.storage import Storage
+    from tasks.store.remote import RemoteStore
+    from tasks.store.storage import Storage
 
     cache = Path(os.environ.get("MTA_STORE_CACHE", ".mta/cache")).absolute()
     return RemoteStore(Storage(place), cache, warn)
@@ -118,8 +118,8 @@ def stage(
 ) -> Callable[[Callable[..., Given]], Task[..., Any]]:
     """Decorator: a stage function as a Prefect task. `options` go to `prefect.task`.
 
-    `uses_model` sends it to where models are run (tasks/runner.py). Not one of Prefect's tags: a
-    task that has any asks the server for slots of them before and after each run.
+    `uses_model` sends it to where models are run (tasks/running). Not one of Prefect's tags: a task
+    that has any asks the server for slots of them before and after each run.
 
     The task's result is a `Result`, or a list of results and reasons (str) of what failed.
     """
@@ -146,7 +146,7 @@ def stage(
             seconds = sum(piece.notes["seconds"] for piece in pieces if not piece.cached)
             return Completed(message=f"made in {seconds:.1f} s", data=data)
 
-        # The store is the cache (see tasks/artifacts.py); Prefect keeps nothing of the result.
+        # The store is the cache (see tasks/store); Prefect keeps nothing of the result.
         made = task(
             cache_policy=NO_CACHE, persist_result=False, retries=len(DELAYS),
             retry_delay_seconds=DELAYS, retry_jitter_factor=0.5, retry_condition_fn=_may_pass,

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base_model import load, model_name, model_parts, prompt_parts
-from tasks.checkpoints import checkpoint_of, remove
 from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
 from tasks.meta_lora import train_users
-from tasks.pieces import Piece, digest
 from tasks.prepare import each_user
-from tasks.progress import Progress
+from tasks.running.progress import Progress
 from tasks.stage import gpu_slot, stage, store
+from tasks.store.checkpoints import checkpoint_of, remove
+from tasks.store.pieces import Piece, digest
 from tasks.tokens import Kind, tokens_of
 
 VERSION = 1

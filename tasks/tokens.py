@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks.artifacts import Store
 from tasks.base_model import prompt_parts
 from tasks.config import RunConfig
 from tasks.lamp.definitions import get_task
-from tasks.pieces import digest, library_versions
-from tasks.progress import Progress
 from tasks.questions import content, encode_all, profile_questions, user_queries
+from tasks.running.progress import Progress
+from tasks.store.artifacts import Store
+from tasks.store.pieces import digest, library_versions
 
 if TYPE_CHECKING:
     from tasks.lora.base import Base

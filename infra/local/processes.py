@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from infra.local.settings import HOST, StackError
-from tasks.processes import host
+from tasks.store.processes import host
 
 # A clock that is set while a process runs moves its reported start by as much; a second or two
 # comes from rounding alone.

@@ -16,7 +16,7 @@ from pathlib import Path
 from infra.local.api import PrefectApi
 from infra.local.processes import last_line
 from infra.local.settings import DEPLOYMENT, GPU_LIMIT, WORK_POOL, Layout, StackError
-from tasks.machine import cpu_jobs, gpu_driver
+from tasks.running.machine import cpu_jobs, gpu_driver
 
 
 def ensure_work_pool(api: PrefectApi) -> None:

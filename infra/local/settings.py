@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.files import FOLDER_URLS
+from tasks.store.files import FOLDER_URLS
 
 HOST = "127.0.0.1"
 WORK_POOL = "mta-local"

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.files import write_atomic
+from tasks.store.files import write_atomic
 
 # The form of the file and of what the trainings keep in it.
 VERSION = 1

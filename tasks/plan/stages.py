@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
-from tasks.artifacts import Store
 from tasks.config import RunConfig, derive_seed
 from tasks.embedding import CHUNK, OWN_MODEL, SIGNATURES, roles_of
 from tasks.lamp.definitions import get_task
@@ -34,6 +33,7 @@ from tasks.plan.work import (
 )
 from tasks.prepare import ROLES, users_of
 from tasks.stacking import training_of
+from tasks.store.artifacts import Store
 from tasks.task_adapt import KINDS, chosen_items
 from tasks.whitening import WHITENED
 

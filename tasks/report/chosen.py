@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.artifacts import Store
 from tasks.fusion import read_recipes
 from tasks.prepare import POPULATION_FILE
+from tasks.store.artifacts import Store
 
 NOISE = "noise"
 

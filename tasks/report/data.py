@@ -9,11 +9,11 @@ import base64
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Store
 from tasks.compare import OPPONENTS, read_draws
 from tasks.config import RunConfig
 from tasks.methods import METHODS
 from tasks.report.chosen import chosen_by_merging
+from tasks.store.artifacts import Store
 
 if TYPE_CHECKING:
     from tasks.lamp.statistics import Resampled

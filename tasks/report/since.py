@@ -12,15 +12,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import Store
 from tasks.errors import InputError, label
 from tasks.methods import METHODS
-from tasks.pieces import digest
 from tasks.prepare import each_user
 from tasks.questions import content
 from tasks.report.page import row, section, small, table, tag
 from tasks.report.table import RUNS_FOLDER
 from tasks.stage import log
+from tasks.store.artifacts import Store
+from tasks.store.pieces import digest
 
 VERSION = 1
 ROLES = {"base": "base users", "anchor": "anchor candidates", "few_shot": "few-shot users"}

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import Store
-from tasks.files import write_atomic
 from tasks.fusion import read_recipes
 from tasks.methods import METHODS
 from tasks.options import MethodName
-from tasks.pieces import Piece, digest, library_versions
 from tasks.prepare import each_user
 from tasks.stage import stage, store
+from tasks.store.artifacts import Store
+from tasks.store.files import write_atomic
+from tasks.store.pieces import Piece, digest, library_versions
 
 VERSION = 2
 # Where `make benchmark` finds the table of the last run.

@@ -26,13 +26,13 @@ from typing import Any
 import torch
 
 from tasks import tokens as tokens_module
-from tasks.artifacts import Store
 from tasks.config import RunConfig, overlay, resolve
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
 from tasks.lora.tiny import train_tokenizer
 from tasks.methods import METHODS
 from tasks.questions import encode_all, profile_questions, user_queries
+from tasks.store.artifacts import Store
 from tasks.tokens import Kind, tokens_of
 
 TASK, INSTRUCTION = "LaMP-5", "Generate a title for the following abstract of a paper: "

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks.files import file_sha256
-from tasks.pieces import RECORD, digest
+from tasks.store.files import file_sha256
+from tasks.store.pieces import RECORD, digest
 
 # What a run is for: adapters, recipes, answers and every number in the comparison. The rest
 # (users, tokens, vectors) leads there, and may be left damaged where nothing asks for it again.

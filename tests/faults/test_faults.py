@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tasks.artifacts import Store
+from tasks.store.artifacts import Store
 from tests.faults.pieces import Ledger, whole
 
 ROOT = Path(__file__).resolve().parents[2]

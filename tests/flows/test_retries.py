@@ -11,12 +11,12 @@ import pytest
 from prefect import flow
 
 from flows.mta import mta
-from tasks import artifacts
-from tasks.artifacts import Store
 from tasks.errors import InputError
-from tasks.faults import DISK_FULL
-from tasks.pieces import Piece, digest
+from tasks.running.faults import DISK_FULL
 from tasks.stage import stage, store
+from tasks.store import artifacts
+from tasks.store.artifacts import Store
+from tasks.store.pieces import Piece, digest
 from tests.flows.conftest import records
 from tests.small import SMALL
 

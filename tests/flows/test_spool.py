@@ -12,9 +12,9 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.mta import mta
-from tasks import spool as spool_module
-from tasks.replay import Replay
-from tasks.spool import Spool, waiting
+from tasks.tracking.__main__ import main
+from tasks.tracking.replay import Replay
+from tasks.tracking.spool import Spool, waiting
 from tests.flows.conftest import MlflowServer
 from tests.small import SMALL
 
@@ -114,7 +114,7 @@ def test_everything_is_there_once(
     assert first.is_completed(), first.message
     note = f"MLflow at {server.address} is behind ("
     assert note in (first.message or "")
-    assert "`python -m tasks.spool`" in (first.message or "")
+    assert "`python -m tasks.tracking`" in (first.message or "")
     assert f"note: {note}" in (state / "last_comparison.txt").read_text()
     assert "is behind (" in (state / "report.html").read_text()
     count = sum(
@@ -137,10 +137,10 @@ def test_everything_is_there_once(
     third = mta(**SMALL, return_state=True)
     assert third.is_completed(), third.message
     assert note in (third.message or "")
-    assert spool_module.main([]) == 1  # it is still down
+    assert main([]) == 1  # it is still down
     capsys.readouterr()
     server.start()
-    assert spool_module.main([]) == 0
+    assert main([]) == 0
     out = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mta: run ")]
     assert len(out) == 1
     assert out[0].endswith(" logged, 0 wait")

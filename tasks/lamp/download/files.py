@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import InputError
-from tasks.files import fsync
 from tasks.lamp.checks import short
+from tasks.store.files import fsync
 
 # What of a file's two ends is looked at.
 END_BYTES = 512

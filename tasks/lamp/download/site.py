@@ -19,10 +19,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tasks.errors import InputError
-from tasks.files import file_sha256, fsync
 from tasks.lamp.download.files import check_json, disk_problem, write_json
 from tasks.lamp.download.transfer import Say, client, fetch, note_of
 from tasks.options import LampOptions
+from tasks.store.files import file_sha256, fsync
 
 # Source: the links of https://lamp-benchmark.github.io/download. LaMP_2 is the first LaMP-2, news
 # categories; movie tags came later. LaMP-6 is not here: the site has only ids of its e-mails.

@@ -23,7 +23,6 @@ from time import sleep
 import httpx
 
 from tasks.errors import InputError
-from tasks.files import fsync
 from tasks.lamp.download.files import (
     END_BYTES,
     OTHER_WAYS,
@@ -33,6 +32,7 @@ from tasks.lamp.download.files import (
     ends,
     write_json,
 )
+from tasks.store.files import fsync
 
 CHUNK_BYTES = 256 * 1024
 TIMEOUT_SECONDS = 30.0

@@ -20,10 +20,10 @@ import pytest
 
 import tasks.lamp.formats as formats
 from tasks import prepare
-from tasks.artifacts import Store
 from tasks.config import resolve
 from tasks.errors import InputError
 from tasks.lamp.definitions import TASKS, LampTask
+from tasks.store.artifacts import Store
 
 pytestmark = pytest.mark.timeout(20)
 

@@ -14,13 +14,13 @@ from pydantic import ValidationError
 
 from flows.lamp_task import not_finite
 from infra.command import say
-from tasks import tracking
 from tasks.config import resolve
 from tasks.errors import InputError, label, masked, printable
 from tasks.lamp.download import transfer
 from tasks.options import LampOptions
 from tasks.stage import log, reason
-from tasks.tracking import Tracker
+from tasks.tracking import runs as tracking
+from tasks.tracking.runs import Tracker
 
 SECRET = "hunter2"
 

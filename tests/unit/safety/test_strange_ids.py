@@ -13,15 +13,15 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.lamp_task import collect
-from tasks import forget
 from tasks.config import resolve
 from tasks.export import export
+from tasks.forget.__main__ import main
 from tasks.fusion import read_recipes
 from tasks.lora.adapters import read_peft
 from tasks.meta_lora import meta_lora
 from tasks.report.table import notes, write_run
 from tasks.stage import store
-from tasks.tracking import Tracker
+from tasks.tracking.runs import Tracker
 from tests.unit.stages import pipeline
 from tests.unit.stages.users import user
 
@@ -192,4 +192,4 @@ def test_each_can_be_forgotten(
     for number, name in enumerate(STRANGE):
         copy = tmp_path / str(number)
         shutil.copytree(original, copy)
-        assert forget.main([name, "--store", str(copy / "store")]) == 0, capsys.readouterr().err
+        assert main([name, "--store", str(copy / "store")]) == 0, capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Every test of a stage has a store of its own."""
+"""What tests that go through the whole pipeline share."""
 
 from __future__ import annotations
 
@@ -8,26 +8,8 @@ from typing import Any
 
 import pytest
 
-from tasks.artifacts import Store
 from tasks.lora.checkpoint import Checkpoint, Saved
-from tasks.stage import store
 from tests.unit.stages import pipeline
-
-
-@pytest.fixture
-def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setenv("MTA_STORE", str(tmp_path / "mta" / "store"))
-    return store()
-
-
-@pytest.fixture
-def warnings() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def pieces(tmp_path: Path, warnings: list[str]) -> Store:
-    return Store(tmp_path / "store", warn=warnings.append)
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tasks import base_model as base_model_stage
 from tasks import embedding, evidence, meta_lora, refit, scoring, stacking, task_adapt
 from tasks.anchors import anchors
-from tasks.artifacts import Store
 from tasks.base_model import base_model
 from tasks.config import resolve
 from tasks.fusion import fusion
 from tasks.prepare import prepare
+from tasks.store.artifacts import Store
 from tests.unit.lora.helpers import tiny_base
 from tests.unit.stages.users import result, user, write_users
 

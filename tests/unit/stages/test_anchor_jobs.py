@@ -16,9 +16,9 @@ from tasks import meta_lora as meta_lora_stage
 from tasks.config import resolve
 from tasks.lora.adapters import Lora, read_peft
 from tasks.meta_lora import bank, meta_lora
-from tasks.pieces import Piece
 from tasks.stacking import Inputs, merged_parts
 from tasks.stage import StageFailed, stage, store
+from tasks.store.pieces import Piece
 from tests.unit.lora.peft_reference import largest_difference
 from tests.unit.stages.pipeline import LORA, ROLES, run
 from tests.unit.stages.users import result

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks import base_model as stage_module
-from tasks.artifacts import Store
 from tasks.base_model import base_model, load, model_name, model_parts, prompt_parts
 from tasks.config import RunConfig, resolve
 from tasks.errors import InputError
 from tasks.lamp import history
 from tasks.lora.base import Base, load_base
-from tasks.pieces import digest
+from tasks.store.artifacts import Store
+from tasks.store.pieces import digest
 from tests.unit.lora.helpers import tiny_base
 from tests.unit.stages.users import result
 
@@ -120,7 +120,7 @@ def test_another_model_at_the_same_place_is_not_loaded(
     )
     stage_module.unload()
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.artifacts.host", lambda: "another-machine")
+        patch.setattr("tasks.store.artifacts.host", lambda: "another-machine")
         with pytest.raises(InputError) as caught:
             load(given(folder), where, base)
     assert str(caught.value) == line
@@ -157,7 +157,7 @@ def test_a_given_model_is_hashed_once(
     def read(_path: Path) -> str:
         raise AssertionError("read again")
 
-    monkeypatch.setattr("tasks.artifacts.file_sha256", read)
+    monkeypatch.setattr("tasks.store.artifacts.file_sha256", read)
     for _ in range(3):
         stage_module.unload()
         load(given(folder), where, base)

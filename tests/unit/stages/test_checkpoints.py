@@ -17,13 +17,14 @@ import pytest
 import torch
 
 from tasks import base_model as base_model_stage
-from tasks import checkpoints, forget, processes
-from tasks.artifacts import Store
 from tasks.config import RunConfig, resolve
-from tasks.files import PARTIAL
+from tasks.forget.user import forget
 from tasks.lora.checkpoint import Saved, about_of
 from tasks.prepare import prepare
 from tasks.stage import store
+from tasks.store import checkpoints, processes
+from tasks.store.artifacts import Store
+from tasks.store.files import PARTIAL
 from tests.unit.stages import pipeline
 from tests.unit.stages.pipeline import Quiet, prepared_place, run, until_done
 from tests.unit.stages.users import result, write_users
@@ -169,7 +170,7 @@ def test_a_user_who_is_forgotten(place: Path, monkeypatch: pytest.MonkeyPatch) -
     (own.parent / "damaged.safetensors").write_bytes(b"whose?")
     (own.parent / f"{PARTIAL}elsewhere~1~1~x").write_bytes(b"whose?")
     assert about_of(own) == {"stage": "stacking", "pieces": ["own"], "users": ["few-0", "few-1"]}
-    done, left = forget.forget(where, "few-1")
+    done, left = forget(where, "few-1")
     assert left == []
     assert [line for line in done if line.startswith("checkpoints")] == [
         "checkpoints removed (half written): 1",
@@ -192,7 +193,7 @@ def test_what_was_trained_over_an_anchor_goes_with_the_anchor(
     a_checkpoint(where, "stacking", "over", ["few-0"])
     a_checkpoint(where, "stacking", "strangers", ["nobody-of-this-data"])
     before = set(kept(where))
-    done, left = forget.forget(where, "anchor-3")
+    done, left = forget(where, "anchor-3")
     assert left == []
     assert [line for line in done if line.startswith("checkpoints")] == [
         "checkpoints removed (trained on the user): 1",

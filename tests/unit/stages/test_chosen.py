@@ -8,10 +8,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.artifacts import Store
-from tasks.pieces import digest
 from tasks.prepare import POPULATION_FILE
 from tasks.report.chosen import chosen_by_merging, weights_by_sort
+from tasks.store.artifacts import Store
+from tasks.store.pieces import digest
 
 RECIPES = {
     "u": {"anchors": ["a", "b"], "similarities": [0.9, 0.1], "weights": [0.75, 0.25]},

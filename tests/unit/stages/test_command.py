@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from tasks import export, forget, spool
+from tasks import export
+from tasks.forget import __main__ as forget
+from tasks.tracking import __main__ as tracking
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
     "export": (export.main, ["--user", "few-1", "--to", "there"]),
     "forget": (forget.main, ["few-1"]),
-    "spool": (spool.main, []),
+    "tracking": (tracking.main, []),
 }
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tasks.artifacts import Store
 from tasks.compare import compare, overall, read_draws
 from tasks.config import resolve
 from tasks.lamp.statistics import RESAMPLES
-from tasks.pieces import digest
 from tasks.prepare import OPTIMUM_FILE
+from tasks.store.artifacts import Store
+from tasks.store.pieces import digest
 from tests.unit.stages.users import result
 
 # user -> group; u2 and u3 share content, so three groups.

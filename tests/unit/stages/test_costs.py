@@ -8,9 +8,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.artifacts import Store
-from tasks.pieces import digest
 from tasks.report.table import costs
+from tasks.store.artifacts import Store
+from tasks.store.pieces import digest
 
 # Histories of two users: "ab" + "x" and "é" + "yz" are 3 and 4 bytes, "abcd" + "x" is 5.
 PROFILES = [

@@ -14,12 +14,12 @@ import pytest
 
 import tasks.embedding as embedding
 import tasks.text_encoder as text_encoder
-from tasks.artifacts import Store
 from tasks.config import RunConfig, resolve
 from tasks.embedding import embed, read_embeddings
 from tasks.errors import InputError
-from tasks.pieces import digest, library_versions
 from tasks.prepare import prepare
+from tasks.store.artifacts import Store
+from tasks.store.pieces import digest, library_versions
 from tests.unit.stages.pipeline import Quiet
 from tests.unit.stages.users import result, user, write_users
 

@@ -12,7 +12,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tasks.embedding as embedding
-from tasks.artifacts import Store
 from tasks.base_model import base_model
 from tasks.config import resolve
 from tasks.lora.base import Base
@@ -20,6 +19,7 @@ from tasks.lora.batches import Encoded
 from tasks.lora.signature import mean_states
 from tasks.prepare import prepare
 from tasks.stage import store
+from tasks.store.artifacts import Store
 from tests.unit.lora.helpers import HIDDEN, sample, tiny_base
 from tests.unit.stages.pipeline import ONE_MORE_ITEM, ROLES
 from tests.unit.stages.users import result, write_users

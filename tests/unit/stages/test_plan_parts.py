@@ -17,6 +17,7 @@ from tasks.plan.model import encoder_size, planned
 from tasks.plan.stages import plan_task
 from tasks.plan.text import hours, plan_text, short, size
 from tasks.prepare import prepare
+from tasks.store.artifacts import Store
 from tests.unit.lora.helpers import tiny_base
 from tests.unit.stages.users import result, user, write_users
 

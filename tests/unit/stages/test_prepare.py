@@ -9,12 +9,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.artifacts import Store
 from tasks.config import resolve
-from tasks.files import file_sha256
 from tasks.lamp.citations import ASKS, LABELS, parts
 from tasks.lamp.formats import copy_users
 from tasks.prepare import POOLED_FILE, POPULATION_FILE, ROLES, each_user, prepare, users_of
+from tasks.store.artifacts import Store
+from tasks.store.files import file_sha256
 from tests.official import write_official
 from tests.unit.lamp.web import Site, official, serving
 from tests.unit.stages.users import result, user, write_users

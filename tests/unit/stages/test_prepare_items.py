@@ -8,11 +8,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.artifacts import Store
 from tasks.config import resolve
 from tasks.lamp.synthetic.optimum import optimal_answers
 from tasks.prepare import OPTIMUM_FILE, prepare, users_of
 from tasks.prepare_lines import describe
+from tasks.store.artifacts import Store
 from tests.unit.stages.users import result, user, write_users
 
 # Histories of 2, 5 and 9 items.

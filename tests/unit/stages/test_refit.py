@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import checkpoints
 from tasks import refit as refit_stage
 from tasks.anchors import anchors
-from tasks.artifacts import Store
 from tasks.base_model import base_model
 from tasks.config import resolve
 from tasks.embedding import embed
 from tasks.prepare import prepare
 from tasks.refit import assign, large_clusters, refit, to_ask
 from tasks.stage import store
+from tasks.store import checkpoints
+from tasks.store.artifacts import Store
 from tests.unit.stages.pipeline import OPTIONS, prepared_place, until_done
 from tests.unit.stages.users import result, user, write_users
 

@@ -9,8 +9,6 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.artifacts import Store
-from tasks.pieces import digest
 from tasks.report.table import (
     costs,
     difference_lines,
@@ -21,7 +19,9 @@ from tasks.report.table import (
     write_state,
 )
 from tasks.report.words import seed_lines
-from tasks.tracking import manifest
+from tasks.store.artifacts import Store
+from tasks.store.pieces import digest
+from tasks.tracking.runs import manifest
 
 
 def test_table_by_hand() -> None:

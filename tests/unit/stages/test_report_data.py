@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tasks.artifacts import Store
 from tasks.compare import DRAWS_FILE
 from tasks.config import resolve
-from tasks.pieces import digest
 from tasks.report.data import COSTS, report_data
+from tasks.store.artifacts import Store
+from tasks.store.pieces import digest
 
 METHODS = ["mta", "base"]
 COUNTS = {"base_users": 1, "few_shot_users": 2}

@@ -14,9 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Crashed, Failed, State
 from prefect.utilities.annotations import quote
 
-from tasks.artifacts import Store
 from tasks.errors import InputError
-from tasks.pieces import Piece, digest
 from tasks.stage import (
     GPU_LIMIT,
     StageFailed,
@@ -27,6 +25,8 @@ from tasks.stage import (
     stage,
     store,
 )
+from tasks.store.artifacts import Store
+from tasks.store.pieces import Piece, digest
 from tests.unit.stages.users import result
 
 

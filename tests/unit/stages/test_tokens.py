@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from tasks import tokens as tokens_module
-from tasks.artifacts import Store
 from tasks.config import RunConfig, resolve
 from tasks.lamp.definitions import MOVIE_TAGS
 from tasks.lora import batches
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, encode
 from tasks.questions import profile_questions, user_queries
+from tasks.store.artifacts import Store
 from tasks.tokens import Kind, tokens_of
 from tests.unit.lora.helpers import tiny_base
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.anchors import anchors, whole_clusters
-from tasks.artifacts import Store
 from tasks.config import resolve
-from tasks.pieces import digest
 from tasks.prepare import prepare
 from tasks.similarity import unit_vectors
+from tasks.store.artifacts import Store
+from tasks.store.pieces import digest
 from tests.unit.stages.users import result, user, write_users
 
 IDS = ["a", "b", "c", "d", "e", "x", "y", "z"]

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from tasks.errors import InputError
-from tasks.files import file_sha256
 from tasks.lamp.download import MANIFEST, official_files
 from tasks.lamp.download import site as cache
 from tasks.lamp.download.site import cache_folder
 from tasks.options import LampOptions
+from tasks.store.files import file_sha256
 from tests.unit.lamp.download.case import BIG, GOLDS, OTHER, refused, whole
 from tests.unit.lamp.web import HTML, Site, serving
 

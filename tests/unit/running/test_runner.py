@@ -1,0 +1,99 @@
+"""Which runner a configuration gets, and that no cache key depends on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.config import resolve
+from tasks.running import runner
+from tasks.running.pool import SharedProcesses, SharedThreads
+from tasks.stage import ON_RAY, gpu_slot
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A machine of four cores; what the server was asked for is in `asked`."""
+    seen: dict[str, Any] = {"gpu": False, "slots": 4, "asked": None}
+
+    def gpu_slots(otherwise: int) -> int:
+        seen["asked"] = otherwise
+        slots: int = seen["slots"]
+        return slots
+
+    monkeypatch.setattr(runner, "gpu_slots", gpu_slots)
+    monkeypatch.setattr(runner, "cpu_jobs", lambda: 4)
+    monkeypatch.setattr(runner, "uses_gpu", lambda _config: seen["gpu"])
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("given", "gpu", "slots", "kind", "count", "asked"),
+    [
+        ({}, False, 4, SharedProcesses, 4, 4),
+        ({}, True, 2, SharedThreads, 2, 1),
+        ({"model": "/m"}, False, 4, SharedThreads, 1, 4),
+        ({"model": "/m"}, True, 2, SharedThreads, 2, 1),
+        ({"compute": {"workers": "threads"}}, False, 3, SharedThreads, 3, 4),
+        ({"compute": {"workers": "processes", "max_workers": 2}}, True, 1, SharedProcesses, 2, 1),
+    ],
+)
+def test_kind_and_number_of_workers(
+    machine: dict[str, Any], given: Any, gpu: bool, slots: int, kind: Any, count: int, asked: int
+) -> None:
+    machine |= {"gpu": gpu, "slots": slots}
+    config = resolve(given)
+    chosen: Any = runner.runner_of(config)
+    assert type(chosen) is kind
+    assert chosen._max_workers == count
+    assert runner.side_by_side(config) == count
+    assert machine["asked"] == asked
+
+
+def test_lamp_tasks_at_once(machine: dict[str, Any]) -> None:
+    assert runner.side_by_side(resolve({"compute": {"side_by_side": 3}})) == 3
+    on_ray = {"compute": {"runner": "ray"}, "lamp_tasks": ["LaMP-3", "LaMP-4"], "seeds": [1, 2]}
+    assert runner.side_by_side(resolve(on_ray)) == 4
+
+
+def test_on_ray_folders_of_models_are_whole_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    given = {"model": "model", "anchors": {"text_model": "org/name"}}
+    here = resolve(given)
+    assert runner.everywhere(here) == here
+    there = runner.everywhere(resolve(given | {"compute": {"runner": "ray"}}))
+    assert there.base.model == str(tmp_path / "model")
+    assert there.anchors.text_model == "org/name"
+
+
+def test_on_ray_no_slot_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_args: Any, **_options: Any) -> Any:
+        raise AssertionError("a slot was asked for")
+
+    monkeypatch.setattr("tasks.stage.concurrency", asked)
+    monkeypatch.setenv(ON_RAY, "1")
+    with gpu_slot():
+        pass
+    monkeypatch.delenv(ON_RAY)
+    with pytest.raises(AssertionError, match="a slot was asked for"), gpu_slot():
+        pass
+
+
+def test_workers_of_ray_are_told_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("prefect_ray", reason="pip install '.[ray]'")
+    from tasks.running.ray_runner import runtime_env
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@host:5000")
+    monkeypatch.setenv("MTA_STORE", "relative/store")
+    told = runtime_env()["env_vars"]
+    assert "MLFLOW_TRACKING_URI" not in told
+    assert told["MTA_STORE"] == str(Path("relative/store").absolute())
+    monkeypatch.setenv("MTA_STORE", "s3://mta/store")
+    assert runtime_env()["env_vars"]["MTA_STORE"] == "s3://mta/store"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert runtime_env()["env_vars"]["MLFLOW_TRACKING_URI"] == "http://host:5000"
