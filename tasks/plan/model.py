@@ -116,8 +116,8 @@ def _config(options: RunConfig, notes: list[str]) -> tuple[Any, Path | None]:
     if name == "tiny":
         tiny = options.base.tiny
         notes.append(
-            f"the tiny model is not trained yet: its vocabulary is taken to be "
-            f"base.tiny.max_vocabulary {tiny.max_vocabulary}, the most that it may be"
+            f"the tiny model's vocabulary is taken to be base.tiny.max_vocabulary "
+            f"{tiny.max_vocabulary}, the most that it may be: it is known once the model is trained"
         )
         sizes = (tiny.hidden, tiny.layers, tiny.heads, tiny.max_vocabulary)
         return tiny_config(*sizes, options.base.max_tokens), None

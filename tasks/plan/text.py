@@ -17,7 +17,7 @@ UNITS = ("", "k", "M", "G", "T", "P", "E", "Z")
 
 
 def plan_text(options: RunConfig, planned: Planned, plans: Sequence[TaskPlan]) -> str:
-    """One table per LaMP task, the sums of all, and what was assumed."""
+    """One table per LaMP task, the sums of all, and what was assumed: of the model, once."""
     shape, machine = planned.shape, planned.machine
     dtype = "bfloat16" if planned.each == 2 else "float32"
     lines = [
@@ -38,10 +38,11 @@ def plan_text(options: RunConfig, planned: Planned, plans: Sequence[TaskPlan]) -
         anchors = f", {plan.anchors} anchors" if plan.anchors else ""
         lines += ["", f"## {plan.title}", "", f"Users: {people}{anchors}.", ""]
         lines += _table([*plan.works, _total("all of it", plan.works)])
-        lines += ["", *(f"* {note}" for note in plan.notes)]
+        lines += _notes(note for note in plan.notes if note not in planned.notes)
     everything = [work for plan in plans for work in plan.works]
     lines += ["", f"## All of {len(plans)}", ""]
     lines += _table([*_by_stage(everything), _total("all of it", everything)])
+    lines += _notes(planned.notes)
     return "\n".join(lines) + "\n"
 
 
@@ -65,6 +66,11 @@ def hours(seconds: float) -> str:
     if not seconds:
         return ""
     return f"{seconds / 3600:.3g}" if seconds >= 36 else "< 0.01"
+
+
+def _notes(notes: Iterable[str]) -> list[str]:
+    found = [f"* {note}" for note in notes]
+    return ["", *found] if found else []
 
 
 def _by_stage(works: Sequence[Work]) -> list[Work]:

@@ -8,7 +8,6 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from tasks.artifacts import Store
 from tasks.config import RunConfig, resolve
 from tasks.errors import InputError
 from tasks.plan.anchors import assumed_anchors
@@ -220,6 +219,22 @@ def test_the_papers_plan_by_hand(where: Store, tmp_path: Path) -> None:
     assert "989 TFLOP/s at 25% of them (assumed)" in text
     rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")]
     assert {len(row) for row in rows} == {11}
+
+
+def test_what_is_assumed_of_the_model_is_said_once(where: Store, tmp_path: Path) -> None:
+    options, prepared = users_at(tmp_path, preset="paper", methods=["mta"])
+    model = planned(options)
+    plans = [plan_task(options, "LaMP-2M", prepared, where, model, items) for items in (None, 2)]
+    assert all(note in plan.notes for plan in plans for note in model.notes)
+    assert model.notes
+    plans[1].notes.append("of this one only")
+    text = plan_text(options, model, plans)
+    own, everything = text.split("## All of 2")
+    for note in model.notes:
+        assert (own.count(note), everything.count(f"* {note}\n")) == (0, 1)
+    assert "* of this one only\n" in own
+    assert "of this one only" not in everything
+    assert "\n\n\n" not in text
 
 
 def test_numbers_are_short() -> None:
