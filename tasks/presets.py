@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from tasks.options import SYNTHETIC_TASKS, MethodName
 
-# `embedded`: values from worlds of seeds 100 to 103, never of those reported (docs/benchmarks.md).
+# `embedded`: values from worlds of seeds 100 to 103, never of those reported (docs/defaults.md).
 PRESETS: dict[str, dict[str, Any]] = {
     "embedded": {
         "methods": list(get_args(MethodName)),
@@ -41,7 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "oppu": {"learning_rate": 5e-3, "epochs": 6, "batch_size": 4, "accumulation": 1},
         # Ten choices between two references, or ten noisy ratings, teach little: at 5e-3 they took
         # from the merged LoRA. A cluster's hundreds of them take longer to learn, and of choices a
-        # smaller rate: at 5e-3 some clusters ended at chance (docs/benchmarks.md).
+        # smaller rate: at 5e-3 some clusters ended at chance (docs/defaults.md).
         "per_task": {
             "LaMP-1": {
                 "meta_lora": {"learning_rate": 2e-3, "epochs": 24},
