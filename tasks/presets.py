@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 from tasks.options import SYNTHETIC_TASKS, MethodName
 
-# `embedded`: values from worlds of seeds 100 to 103, never of those reported (docs/defaults.md).
+# `embedded`: values from worlds of seeds 100 to 103 (docs/defaults.md); what else was looked at,
+# docs/benchmarks.md says.
 PRESETS: dict[str, dict[str, Any]] = {
     "embedded": {
         "methods": list(get_args(MethodName)),
