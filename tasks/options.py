@@ -172,7 +172,7 @@ class AnchorOptions(Options):
     """How users are embedded, clustered, and anchors chosen (docs/method.md, Anchors).
 
     `embedding`: the gradient of the user's answers at the model's output (`signature`) or at its
-    input, whitened (`input_signature`); or a text encoder's vector (`text`).
+    input, whitened (`input_signature`); or a vector of text and answer (`text`).
     `train_on`: an anchor is one user, as published; a whole cluster with all its items; or both.
     `selection`: HDBSCAN's excess of mass, or the leaves of its tree: many small clusters.
     `reassign`: k-means goes on from HDBSCAN's clusters, and takes in what it calls noise.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tasks.store.artifacts import Store
 
 
-# Imported where they are used: the engine's tests need no Prefect, as the engine does.
+# Imported where they are used: the engine's tests need no Prefect, as the engine needs none.
 @pytest.fixture
 def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     from tasks.stage import store
