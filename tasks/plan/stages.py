@@ -43,7 +43,7 @@ RECORD, ROW = 1500, 100
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """What one LaMP task takes: its stages in order, and what was assumed."""
+    """What one LaMP task takes: its stages in order, and what was assumed of it."""
 
     title: str
     users: dict[str, int]
@@ -76,7 +76,7 @@ def plan_task(
             f"{most / 1e9:.3g} GB is more than the machine has (plan.memory_gb): lower "
             "stacking.users_per_job or anchors.per_job, or set base.gradient_checkpointing"
         )
-    notes = list(dict.fromkeys([*planned.notes, *planner.measure.notes, *planner.notes]))
+    notes = list(dict.fromkeys([*planner.measure.notes, *planner.notes]))
     return TaskPlan(title, users, planner.anchors, works, notes)
 
 

@@ -38,7 +38,7 @@ def plan_text(options: RunConfig, planned: Planned, plans: Sequence[TaskPlan]) -
         anchors = f", {plan.anchors} anchors" if plan.anchors else ""
         lines += ["", f"## {plan.title}", "", f"Users: {people}{anchors}.", ""]
         lines += _table([*plan.works, _total("all of it", plan.works)])
-        lines += _notes(note for note in plan.notes if note not in planned.notes)
+        lines += _notes(plan.notes)
     everything = [work for plan in plans for work in plan.works]
     lines += ["", f"## All of {len(plans)}", ""]
     lines += _table([*_by_stage(everything), _total("all of it", everything)])
@@ -68,9 +68,8 @@ def hours(seconds: float) -> str:
     return f"{seconds / 3600:.3g}" if seconds >= 36 else "< 0.01"
 
 
-def _notes(notes: Iterable[str]) -> list[str]:
-    found = [f"* {note}" for note in notes]
-    return ["", *found] if found else []
+def _notes(notes: Sequence[str]) -> list[str]:
+    return ["", *(f"* {note}" for note in notes)] if notes else []
 
 
 def _by_stage(works: Sequence[Work]) -> list[Work]:
