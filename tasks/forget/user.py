@@ -1,16 +1,6 @@
 """Remove a user, and all that was made of the user's texts, and prove it by a search.
 
-    python -m tasks.forget USER_ID [--data PATH] [--store PLACE]
-
-Removed from the store: every piece that holds the user's id or a text of the user's; every LoRA and
-tiny base model that was trained on the user's items, and what was made with those for the users of
-the same data; every piece without names (tokens, maps, draws), since nothing tells whose they are.
-Removed beside it: reports and runs that name any of it, and the id in logs. In MLflow: artifacts
-and names. What others lose with it is computed again by their next run, from their data.
-
-The file the user came from is not touched: it is named, and the user is back after the next run
-where it still holds the user. `--data` names one that no run remembers. The search afterwards goes
-over everything again. Exit code 0: nothing is left; 1: something is, and is said; 2: no such user.
+`tasks/forget/__main__.py` says what goes and what stays.
 """
 
 from __future__ import annotations
