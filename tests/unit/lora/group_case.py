@@ -101,6 +101,12 @@ class Group:
         bank = bank_of(self.base.model)
         return peft_reference.merged_by_hand([bank.lora(m) for m in members], weights, self.how)
 
+    def parts(self, users: Sequence[int]) -> Any:
+        """What lies under each of `users`, merged as the group says."""
+        assert self.how is not None
+        recipes = [RECIPES[user] for user in users]
+        return MergedUsers(bank_of(self.base.model), recipes, self.how, self.base.device).parts
+
     def start(self, user: int) -> Lora:
         shapes = shapes_of(self.base.model, "all-linear", RANK)
         split = shapes.split(fresh(shapes, [self.seeds[user]], self.base.model.dtype))
@@ -119,8 +125,7 @@ class Group:
         model = self.base.model
         shapes = shapes_of(model, "all-linear", RANK)
         if self.how is not None and frozen is None:
-            recipes = [RECIPES[u] for u in chosen]
-            frozen = MergedUsers(bank_of(model), recipes, self.how, self.base.device).parts
+            frozen = self.parts(chosen)
         with grouped(model, list(shapes.sizes)) as layers:
             outcome = train_group(
                 self.base,
@@ -174,11 +179,6 @@ def group(
     recipe, how = CASES[case]
     base.model.to(dtype)
     return Group(base, recipe, histories(), list(SEEDS), how)
-
-
-def merged_parts(these: Group) -> Any:
-    """What lies under each user of the group, merged exactly."""
-    return MergedUsers(bank_of(these.base.model), RECIPES, "exact", these.base.device).parts
 
 
 def small_device(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:

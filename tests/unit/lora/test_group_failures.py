@@ -24,7 +24,6 @@ from tests.unit.lora.group_case import (
     SEEDS,
     group,
     histories,
-    merged_parts,
 )
 from tests.unit.lora.helpers import equal_tensors, training
 from tests.unit.lora.peft_reference import largest_difference
@@ -43,7 +42,7 @@ def test_nan_of_a_frozen_part_is_one_users(fresh_base: MakeBase) -> None:
     """User 1's merged LoRA holds NaN: the user stays as it began, all others as without the NaN."""
     these = group(fresh_base())
     wanted, clean = these.together()
-    healthy = merged_parts(these)
+    healthy = these.parts(range(len(HISTORIES)))
 
     def parts(users: Any) -> dict[str, Part]:
         made = healthy(users)

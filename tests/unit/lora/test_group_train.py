@@ -29,7 +29,6 @@ from tests.unit.lora.group_case import (
     close,
     group,
     histories,
-    merged_parts,
     precise_norms,
     small_device,
 )
@@ -222,7 +221,7 @@ def test_initial_weights_can_be_given(fresh_base: MakeBase) -> None:
     given_weights = fresh(shapes, SEEDS)
     kept = given_weights.clone()
     wanted, _ = these.together()
-    parts = merged_parts(these)
+    parts = these.parts(range(len(HISTORIES)))
     with grouped(these.base.model, list(shapes.sizes)) as layers:
         outcome = train_group(
             these.base, layers, shapes, these.samples, these.recipe, [*SEEDS],
