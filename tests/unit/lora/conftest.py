@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from tasks.lora.base import Base
 from tests.unit.lora.group_case import precise_norms
-from tests.unit.lora.helpers import tiny_base
+from tests.unit.lora.helpers import MakeBase, tiny_base
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,7 +25,7 @@ def base() -> Base:
 
 
 @pytest.fixture(scope="session")
-def fresh_base(base: Base) -> Callable[[], Base]:
+def fresh_base(base: Base) -> MakeBase:
     """Makes copies of `base` with the same weights."""
     pristine = copy.deepcopy(base.model)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ TEXTS = [
     "an old letter changes the life of a baker, romance",
 ]
 HIDDEN, LAYERS = 32, 2
+# The fixture `fresh_base`.
+MakeBase = Callable[[], Base]
 
 
 def tiny_model(vocabulary: int, seed: int = 0, **changes: Any) -> LlamaForCausalLM:

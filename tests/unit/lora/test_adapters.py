@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from tasks.lora.grouped import Part, assign, grouped
 from tasks.lora.merge import concatenate, merge
 from tests.unit.lora.helpers import (
     LAYERS,
+    MakeBase,
     added_to,
     equal_tensors,
     linear_shapes,
@@ -30,7 +30,6 @@ from tests.unit.lora.helpers import (
 )
 from tests.unit.lora.peft_reference import attached
 
-MakeBase = Callable[[], Base]
 IDS = torch.tensor([[5, 80, 33, 290, 7, 112, 64, 3], [9, 8, 7, 6, 5, 4, 3, 250]])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,10 +14,9 @@ from tasks.lora.answer import answer_users, evidence, log_likelihoods
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, encode
 from tasks.lora.grouped import Layers, Part, grouped
-from tests.unit.lora.helpers import linear_shapes, random_lora, sample, stacked
+from tests.unit.lora.helpers import MakeBase, linear_shapes, random_lora, sample, stacked
 from tests.unit.lora.peft_reference import answer_ids, attached, by_hand, likelihood
 
-MakeBase = Callable[[], Base]
 # Questions per user: two users share a shape, the others have their own.
 COUNTS = (1, 3, 2, 3, 2)
 QUESTIONS = [

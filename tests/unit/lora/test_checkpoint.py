@@ -26,9 +26,8 @@ from tasks.lora.packing import Packed
 from tasks.lora.tiny import train_tiny
 from tasks.lora.train import Trained, epochs, fit
 from tests.unit.lora.group_case import CASES, HISTORIES, SEEDS, Group, group, small_device
-from tests.unit.lora.helpers import sample, tiny_base, training
+from tests.unit.lora.helpers import MakeBase, sample, tiny_base, training
 
-MakeBase = Callable[[], Base]
 # The user with the longest history of `group` takes so many optimiser steps; others 2 or 4.
 STEPS = 6
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
 from tasks.errors import InputError
-from tasks.lora.base import Base
 from tasks.lora.gradients import Budget
 from tasks.lora.group_train import Outcome, train_group
 from tasks.lora.grouped import grouped, shapes_of
@@ -23,9 +20,7 @@ from tests.unit.lora.group_case import (
     narrow_device,
     small_device,
 )
-from tests.unit.lora.helpers import sample
-
-MakeBase = Callable[[], Base]
+from tests.unit.lora.helpers import MakeBase, sample
 
 
 @pytest.mark.parametrize("most", [1, 2])

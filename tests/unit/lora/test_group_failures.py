@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,10 +24,8 @@ from tests.unit.lora.group_case import (
     group,
     histories,
 )
-from tests.unit.lora.helpers import equal_tensors, training
+from tests.unit.lora.helpers import MakeBase, equal_tensors, training
 from tests.unit.lora.peft_reference import largest_difference
-
-MakeBase = Callable[[], Base]
 
 
 def test_a_user_without_samples_is_named(fresh_base: MakeBase) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -32,10 +31,8 @@ from tests.unit.lora.group_case import (
     precise_norms,
     small_device,
 )
-from tests.unit.lora.helpers import equal_tensors, sample, tiny_base, training
+from tests.unit.lora.helpers import MakeBase, equal_tensors, sample, tiny_base, training
 from tests.unit.lora.peft_reference import largest_difference
-
-MakeBase = Callable[[], Base]
 
 
 @pytest.mark.parametrize("case", CASES)

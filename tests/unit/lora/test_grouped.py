@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -23,10 +22,9 @@ from tasks.lora.grouped import (
     shapes_of,
     target_layers,
 )
-from tests.unit.lora.helpers import HIDDEN, LAYERS, linear_shapes, random_lora, stacked
+from tests.unit.lora.helpers import HIDDEN, LAYERS, MakeBase, linear_shapes, random_lora, stacked
 from tests.unit.lora.peft_reference import attached
 
-MakeBase = Callable[[], Base]
 IDS = torch.tensor([[5, 80, 33, 290, 7, 112, 64, 3], [9, 8, 7, 6, 5, 4, 3, 250]])
 TARGETS = [
     "all-linear",

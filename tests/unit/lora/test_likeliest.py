@@ -15,10 +15,9 @@ from tasks.lora.answer import answer_users, likeliest, log_likelihoods
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
 from tasks.lora.grouped import Layers, Part, grouped
-from tests.unit.lora.helpers import linear_shapes, random_lora, sample, stacked
+from tests.unit.lora.helpers import MakeBase, linear_shapes, random_lora, sample, stacked
 from tests.unit.lora.peft_reference import attached, by_hand, likelihood
 
-MakeBase = Callable[[], Base]
 # Answers of 1 to 4 tokens before the end of text (2): the first is the start of the second, the
 # second of the third.
 LABELS = [[11, 2], [11, 12, 2], [11, 12, 13, 14, 2], [40, 2], [41, 42, 43, 2]]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
-from tasks.lora.base import Base
 from tasks.lora.grouped import fresh, shapes_of
 from tasks.lora.merge import MergedUsers
 from tests.benchmarks.plain_bmm import train_plain
 from tests.unit.lora.group_case import BOUND, CASES, LR, RANK, RECIPES, SCALE, Group, bank_of
-from tests.unit.lora.helpers import sample
+from tests.unit.lora.helpers import MakeBase, sample
 
-MakeBase = Callable[[], Base]
 SEEDS = [21, 22, 23, 24, 25]
 
 

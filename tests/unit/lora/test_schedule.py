@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,13 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import get_scheduler
 
-from tasks.lora.base import Base
 from tasks.lora.group_train import learning_rate
 from tasks.lora.train import epochs
 from tests.unit.lora.group_case import Group, histories
-from tests.unit.lora.helpers import training
-
-MakeBase = Callable[[], Base]
+from tests.unit.lora.helpers import MakeBase, training
 
 
 @settings(deadline=None, max_examples=150)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,9 +9,8 @@ from torch import Tensor
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
 from tasks.lora.signature import input_signatures, item_signatures, projection
-from tests.unit.lora.helpers import HIDDEN, sample
+from tests.unit.lora.helpers import HIDDEN, MakeBase, sample
 
-MakeBase = Callable[[], Base]
 ITEMS = [
     sample(seed, *sizes) for seed, sizes in enumerate([(6, 3), (15, 1), (4, 5), (9, 2), (30, 4)])
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 import pytest
@@ -15,10 +15,9 @@ from transformers import get_scheduler
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, answer_logits, collate
 from tasks.lora.train import Recipe, epochs, fit
-from tests.unit.lora.helpers import sample, tiny_model, training
+from tests.unit.lora.helpers import MakeBase, sample, tiny_model, training
 from tests.unit.lora.peft_reference import loss_of, padded
 
-MakeBase = Callable[[], Base]
 SEED = 3
 SAMPLES = [sample(seed, prompt, answer) for seed, (prompt, answer) in enumerate(
     [(7, 2), (12, 4), (3, 1), (20, 3), (9, 6), (5, 2), (15, 1), (8, 3), (11, 2), (6, 5)]
