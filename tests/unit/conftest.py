@@ -1,4 +1,4 @@
-"""Stores of a test's own."""
+"""What all unit tests share: stores of a test's own, and no deadlines."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from tasks.store.artifacts import Store
+
+# No test fails by the clock: the first example of one may import a library, on a busy machine.
+settings.register_profile("mta", deadline=None)
+settings.load_profile("mta")
 
 
 # Imported where they are used: the engine's tests need no Prefect, as the engine needs none.
