@@ -45,7 +45,7 @@ def cells(config: RunConfig) -> Generator[Found]:
 
 def _cell(config: RunConfig, seed: int, lamp_task: str) -> Found:
     """One LaMP task under one seed: its stages, the comparison, the curve and the maps."""
-    own_settings = config.for_task(lamp_task).model_dump(mode="json") | {"seed": seed}
+    own_settings = config.for_task(lamp_task, seed).model_dump(mode="json")
     missing: list[str] = []
     try:
         summary = result_of(run_lamp_task, own_settings, lamp_task)

@@ -35,7 +35,7 @@ def dry_run(config: RunConfig) -> State[Any]:
             split = config.split if items is None else config.split.model_copy(
                 update={"few_shot_items": items}
             )  # fmt: skip
-            own = config.for_task(lamp_task).model_copy(update={"seed": seed, "split": split})
+            own = config.for_task(lamp_task, seed).model_copy(update={"split": split})
             prepared = result_of(prepare, own.model_dump(mode="json"), lamp_task)
             plans.append(plan_task(own, lamp_task, prepared, where, model, items))
     text = plan_text(config, model, plans)

@@ -85,9 +85,12 @@ class RunConfig(Options):
     def all_seeds(self) -> list[int]:
         return self.seeds or [self.seed]
 
-    def for_task(self, lamp_task: str) -> RunConfig:
-        """The configuration of one LaMP task: `per_task` laid over the rest, and gone."""
-        values = self.model_dump(exclude={"per_task"})
+    def for_task(self, lamp_task: str, seed: int) -> RunConfig:
+        """The configuration of one LaMP task under one seed, as its stages get it.
+
+        `per_task` is laid over the rest, and gone.
+        """
+        values = self.model_dump(exclude={"per_task"}) | {"seed": seed}
         for name, own in self.per_task.items():
             if name == lamp_task:
                 values = overlay(values, own)

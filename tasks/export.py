@@ -56,7 +56,8 @@ def export(
     _listed("--method", method, adapted)
     if folder.exists():
         raise InputError(f"--to {folder}: is there already; name a new folder")
-    config = config_of(RunConfig.model_validate(run["config"] | {"seed": int(chosen)}), method)
+    asked = RunConfig.model_validate(run["config"])
+    config = config_of(asked.for_task(lamp_task, int(chosen)), method)
     few_shot = stages["prepared"]["value"]["few_shot"]
     if user_id not in few_shot:
         few = ", ".join(map(label, sorted(few_shot)[:5]))
@@ -87,8 +88,8 @@ def export(
     write_peft(scratch, lora, model_name(config))
     # A LoRA is good for the prompts it was trained on: this says how they look.
     instruction = stages["prepared"]["value"]["instruction"]
-    asked = {"id": "", "input": f"{instruction}<text>", "gold": ""}
-    (sample,) = user_queries(config, lamp_task, instruction, {"profile": [], "query": [asked]})
+    question = {"id": "", "input": f"{instruction}<text>", "gold": ""}
+    (sample,) = user_queries(config, lamp_task, instruction, {"profile": [], "query": [question]})
     about = {
         "lamp_task": lamp_task,
         "method": method,

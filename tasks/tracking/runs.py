@@ -21,6 +21,7 @@ from typing import Any
 from tasks.config import RunConfig
 from tasks.errors import label, masked
 from tasks.methods import config_of
+from tasks.options import MethodName
 from tasks.tracking.replay import Replay
 from tasks.tracking.spool import FOLDER, Spool, catch_up
 
@@ -107,7 +108,7 @@ class Tracker:
                 if result and result["ref"]["uri"] not in logged:
                     logged.add(result["ref"]["uri"])
                     with self.spool.together():
-                        self._anchor_run(summary, anchor, result)
+                        self._anchor_run(summary, self._settings(summary, method), anchor, result)
         for row in rows:
             if row["method"] in summary["scores"]:
                 with self.spool.together():
@@ -156,7 +157,7 @@ class Tracker:
     def _method_run(self, summary: dict[str, Any], row: dict[str, Any]) -> None:
         name, method = row["lamp_task"], row["method"]
         scored = summary["scores"][method]
-        config = config_of(self.config, method)
+        config = self._settings(summary, method)
         own = summary["banks"].get(summary["bank_of"].get(method, ""))
         run = self._key("method", scope(summary), method)
         self._start(
@@ -189,8 +190,16 @@ class Tracker:
             self.spool.add_piece(run, scored["ref"], file)
         self._end(run)
 
+    def _settings(self, summary: dict[str, Any], method: MethodName) -> RunConfig:
+        """What the method's stages got in this LaMP task, under this seed."""
+        return config_of(self.config.for_task(summary["lamp_task"], summary["seed"]), method)
+
     def _anchor_run(
-        self, summary: dict[str, Any], anchor: dict[str, Any], result: dict[str, Any]
+        self,
+        summary: dict[str, Any],
+        config: RunConfig,
+        anchor: dict[str, Any],
+        result: dict[str, Any],
     ) -> None:
         value, lamp_task = result["value"], summary["lamp_task"]
         run = self._key("anchor", scope(summary), result["ref"]["uri"])
@@ -210,7 +219,7 @@ class Tracker:
         )
         # Not the anchor's id: a tag can be taken back, a parameter cannot.
         params = {"lamp_task": lamp_task, "cluster": anchor["cluster"]}
-        training = flat(self.config.meta_lora.model_dump(mode="json"))
+        training = flat(config.meta_lora.model_dump(mode="json"))
         params |= {f"meta_lora.{key}": item for key, item in training.items()}
         series = [("loss", loss, step) for step, loss in thinned(value["losses"])]
         totals = {key: value[key] for key in ("items", "steps", "tokens", "truncated")}

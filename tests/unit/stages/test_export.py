@@ -133,6 +133,23 @@ def test_the_command(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("how", ["factors", "exact"])
+def test_what_differs_for_the_lamp_task_is_exported(
+    saved: dict[str, Any], tmp_path: Path, how: str
+) -> None:
+    """The LaMP task's own `fusion.merge` wins over the run's, by hand; another task's does not."""
+    own = {"factors": {"LaMP-2M": {"fusion": {"merge": "factors"}}},
+           "exact": {"LaMP-3": {"fusion": {"merge": "factors"}}}}  # fmt: skip
+    config = saved["config"] | {"per_task": own[how]}
+    export(store(), saved | {"config": config}, "LaMP-2M", "mta", "few-1", tmp_path / "lora")
+    loras, weights = members(saved, "7", "few-1")
+    merged = merged_by_hand(loras, weights, how)
+    wanted = concatenate(merged, shard(saved, "7", "mta", "few-1"))
+    found = read_peft(tmp_path / "lora")
+    assert found.rank == wanted.rank == {"factors": 5, "exact": 8}[how]
+    assert same_update(found, wanted)
+
+
 @pytest.mark.parametrize("method", ["mta", "oppu"])
 def test_a_user_whose_batch_failed_is_not_half_exported(
     saved: dict[str, Any], tmp_path: Path, method: Any
