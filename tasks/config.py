@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tasks.errors import InputError, masked
 from tasks.options import (
@@ -71,6 +71,13 @@ class RunConfig(Options):
     # What it would take, instead of doing it.
     dry_run: bool = False
     plan: PlanOptions = PlanOptions()
+
+    @field_validator("lamp_tasks", "methods", "items_curve", "seeds")
+    @classmethod
+    def _each_once(cls, listed: list[Any]) -> list[Any]:
+        if twice := [one for one in listed if listed.count(one) > 1]:
+            raise ValueError(f"{twice[0]} stands there more than once; name each once")
+        return listed
 
     @model_validator(mode="after")
     def _curve_of_the_same_users(self) -> RunConfig:
@@ -181,7 +188,8 @@ def _problem(item: Any) -> str:
     if item["type"] == "model_type":
         return f"{name}: give a JSON object of the options to change (got {item['input']!r})"
     # A rule between sections has no name of its own, and all of the configuration as its input.
-    return f"{name}: {item['msg']} (got {item['input']!r})" if name else item["msg"]
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{name}: {message} (got {item['input']!r})" if name else message
 
 
 def overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

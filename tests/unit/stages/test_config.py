@@ -151,14 +151,33 @@ def test_synthetic_data_have_five_tasks(tasks: list[str]) -> None:
 def test_an_option_for_one_lamp_task() -> None:
     """It is laid over the rest for that task only; what is given for all wins over the preset."""
     config = resolve({"per_task": {"LaMP-5": {"fusion": {"top_m": 3}}}})
-    rates = {task: config.for_task(task).stacking.learning_rate for task in ("LaMP-3", "LaMP-5")}
+    rates = {task: config.for_task(task, 0).stacking.learning_rate for task in ("LaMP-3", "LaMP-5")}
     assert rates == {"LaMP-3": 5e-4, "LaMP-5": 5e-3}
-    assert config.for_task("LaMP-5").fusion.top_m == 3
-    assert config.for_task("LaMP-5").fusion.weights == "evidence"
-    assert config.for_task("LaMP-3").fusion.top_m == config.fusion.top_m == 16
-    assert config.for_task("LaMP-3").per_task == {}
-    both = resolve({"stacking": {"learning_rate": 1e-3}}).for_task("LaMP-3")
+    assert config.for_task("LaMP-5", 0).fusion.top_m == 3
+    assert config.for_task("LaMP-5", 0).fusion.weights == "evidence"
+    assert config.for_task("LaMP-3", 0).fusion.top_m == config.fusion.top_m == 16
+    assert config.for_task("LaMP-3", 0).per_task == {}
+    both = resolve({"stacking": {"learning_rate": 1e-3}}).for_task("LaMP-3", 7)
     assert (both.stacking.learning_rate, both.oppu.learning_rate) == (1e-3, 2e-3)
+    assert both.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "listed", "twice"),
+    [
+        ("seeds", [0, 1, 0], "0"),
+        ("lamp_tasks", ["LaMP-3", "LaMP-3"], "LaMP-3"),
+        ("methods", ["mta", "base", "mta"], "mta"),
+        ("items_curve", [2, 5, 2], "2"),
+    ],
+)
+def test_what_is_listed_twice_is_refused(name: str, listed: list[Any], twice: str) -> None:
+    with pytest.raises(InputError) as caught:
+        resolve({name: listed})
+    assert str(caught.value) == (
+        f"configuration: {name}: {twice} stands there more than once; name each once "
+        f"(got {listed!r})"
+    )
 
 
 @pytest.mark.parametrize(
