@@ -4,9 +4,9 @@ HDBSCAN finds how many clusters there are, so it cannot be told how many anchors
 count is met like this: within each cluster candidates stand by the length of their history, and
 anchors are taken in rounds, one per cluster and round, larger clusters first. Candidates that
 HDBSCAN calls noise form a last group, taken when the clusters are used up (`noise=last`) or never.
-Candidates with fewer than `min_items` items are never anchors. With `train_on=cluster` each whole
-cluster is an anchor, trained on the items of all its candidates; `both` has those and the users.
-`refits` fits the clusters again by evidence before that (tasks/refit.py).
+With `train_on=cluster` each whole cluster is an anchor, trained on the items of all its candidates;
+`both` has those and the users. Whoever has fewer than `min_items` items, a user or a whole cluster,
+is no anchor. `refits` fits the clusters again by evidence before that (tasks/refit.py).
 k-means, the published way, makes `count` clusters and takes the longest history of each.
 """
 
@@ -27,7 +27,7 @@ from tasks.store.pieces import Piece, digest, library_versions
 if TYPE_CHECKING:
     import numpy as np
 
-VERSION = 4
+VERSION = 5
 
 
 @stage(name="anchors")
@@ -38,10 +38,11 @@ def anchors(
     embedded: dict[str, Any],
     refitted: dict[str, Any] | None = None,
 ) -> Piece:
-    """`anchors.parquet`: role, user_id, items, cluster (-1 noise), x, y, order (null: no anchor).
+    """`anchors.parquet`: role, user_id, items, cluster (-1 noise), x, y, order.
 
-    The value names the anchors in order, with counts of clusters, noise and candidates.
-    `refitted`: clusters of the stage `refit`, where `anchors.refits` asks for it.
+    order: null for who is no anchor alone. The value names the anchors in order, with their
+    members, and counts whole clusters among them, clusters, noise and candidates. `refitted`: the
+    clusters of the stage `refit`, where `anchors.refits` asks for it.
     """
     options = RunConfig.model_validate(config)
     where = store()
@@ -72,13 +73,10 @@ def anchors(
             if refitted
             else clusters_of(points, chosen, derive_seed(options.seed, "cluster"))
         )
-        order = choose(ids, items, labels, chosen)
-        if not order:
-            raise InputError(
-                f"{lamp_task}: none of {len(ids)} anchor candidates has "
-                f"{chosen.min_items} items or more; lower anchors.min_items"
-            )
-        place = {user_id: number for number, user_id in enumerate(order)}
+        members = members_of(ids, items, labels, chosen)
+        if not members:
+            raise InputError(f"{lamp_task}: {_no_anchor(items, chosen)}")
+        place = {name: number for number, name in enumerate(members)}
         few_ids, few_points = vectors["few_shot"]
         flat = _plane(points, few_points)
         pl.DataFrame(
@@ -93,11 +91,6 @@ def anchors(
             }
         ).write_parquet(out / "anchors.parquet")
         by_id = dict(zip(ids, labels, strict=True))
-        members: dict[str, list[str]] = {}
-        if chosen.train_on != "user":
-            members |= whole_clusters(ids, labels)
-        if chosen.train_on != "cluster" or not members:
-            members |= {user_id: [user_id] for user_id in order}
         return {
             "anchors": [
                 {
@@ -108,6 +101,7 @@ def anchors(
                 }
                 for name, own in members.items()
             ],
+            "whole_clusters": len(members.keys() - by_id.keys()),
             "asked": chosen.count,
             "candidates": len(ids),
             "eligible": sum(count >= chosen.min_items for count in items),
@@ -116,14 +110,41 @@ def anchors(
         }
 
     piece = where.get("anchors", key, make)
-    value = piece.value
+    alone = len(piece.value["anchors"]) - piece.value["whole_clusters"]
     log(
-        f"{lamp_task}: {len(value['anchors'])} anchors of {value['asked']} asked, "
-        f"{value['candidates']} candidates ({value['eligible']} with {chosen.min_items} items or "
-        f"more) in {value['clusters']} clusters, {value['noise']} noise",
-        warning=len(value["anchors"]) < value["asked"],
+        f"{lamp_task}: {described(piece.value, chosen.min_items)}",
+        warning=0 < alone < piece.value["asked"],
     )
     return piece
+
+
+def described(value: dict[str, Any], min_items: int) -> str:
+    """What was chosen of whom, in one line: by the value of an `anchors` result."""
+    whole = value["whole_clusters"]
+    kinds = [f"{whole} whole clusters"] if whole else []
+    among = f"{value['candidates']} candidates"
+    if alone := len(value["anchors"]) - whole:
+        kinds.append(f"{alone} users of {value['asked']} asked")
+        among += f" ({value['eligible']} with {min_items} items or more)"
+    return (
+        f"anchors: {' and '.join(kinds)}, from {among} in {value['clusters']} clusters, "
+        f"{value['noise']} noise"
+    )
+
+
+def _no_anchor(items: list[int], options: AnchorOptions) -> str:
+    """Why there is no anchor, and what helps."""
+    enough = sum(count >= options.min_items for count in items)
+    if enough:
+        return (
+            f"no anchor: the {enough} candidates with anchors.min_items {options.min_items} items "
+            "or more are all noise, which anchors.noise never leaves out; use noise last, or a "
+            "smaller anchors.min_cluster_size"
+        )
+    return (
+        f"no anchor: none of {len(items)} candidates has anchors.min_items {options.min_items} "
+        f"items or more, the longest history has {max(items)}; lower it or give longer histories"
+    )
 
 
 # What `clusters_of` gave, by what it was given.
@@ -203,6 +224,26 @@ def choose(
     if options.noise == "last":
         order += noise
     return order[: options.count]
+
+
+def members_of(
+    ids: list[str], items: list[int], labels: list[int], options: AnchorOptions
+) -> dict[str, list[str]]:
+    """Anchor -> its members: whole clusters by number, then single users in order of choice.
+
+    Single users also where `train_on=cluster` finds no cluster with enough items.
+    """
+    sizes = dict(zip(ids, items, strict=True))
+    members: dict[str, list[str]] = {}
+    if options.train_on != "user":
+        members = {
+            name: own
+            for name, own in whole_clusters(ids, labels).items()
+            if sum(sizes[member] for member in own) >= options.min_items
+        }
+    if options.train_on != "cluster" or not members:
+        members |= {user_id: [user_id] for user_id in choose(ids, items, labels, options)}
+    return members
 
 
 def whole_clusters(ids: list[str], labels: list[int]) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config import RunConfig
 from tasks.errors import InputError
+from tasks.methods import METHODS, config_of
 from tasks.prepare_lines import describe
 from tasks.running.progress import Progress
 from tasks.stage import log, stage, store
@@ -75,13 +76,27 @@ def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
     piece = where.get("prepare", key, make)
     for line in describe(piece.value, lamp_task):
         log(line)
-    longest, least = piece.value["longest_candidate"], options.anchors.min_items
-    if longest < least:
+    _long_enough(options, piece.value["longest_candidate"])
+    return piece
+
+
+def _long_enough(options: RunConfig, longest: int) -> None:
+    """Raises InputError, before anything is trained, where a method would have no anchor.
+
+    Whether a whole cluster has enough items shows when there are clusters (tasks/anchors.py).
+    """
+    least = options.anchors.min_items
+    single = [
+        method
+        for method in options.methods
+        if METHODS[method].merged and config_of(options, method).anchors.train_on == "user"
+    ]
+    if single and longest < least:
         raise InputError(
             f"{options.data}: no anchor candidate has anchors.min_items {least} items or more, the "
-            f"longest history has {longest}; lower it or give longer histories"
+            f"longest history has {longest}, and anchors of {', '.join(single)} are single users; "
+            "lower it, give longer histories, or leave such methods out"
         )
-    return piece
 
 
 def _hashes(folder: Path) -> dict[str, str]:

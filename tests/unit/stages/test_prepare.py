@@ -291,8 +291,10 @@ def test_no_candidate_has_a_long_enough_history(where: Store, tmp_path: Path) ->
         state = run(data, anchors={"min_items": 6})
         assert state.is_failed()
         assert "anchors.min_items 6" in state.message
-        assert "longest history has 5" in state.message
+        assert "longest history has 5, and anchors of mta_published are single" in state.message
         assert "\n" not in state.message
+    # Whole clusters have more, and are not there yet.
+    assert run(data, anchors={"min_items": 6}, methods=["mta"]).is_completed()
 
 
 def test_the_published_split_is_recorded(
