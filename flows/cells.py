@@ -66,7 +66,7 @@ def _cell(config: RunConfig, seed: int, lamp_task: str) -> Found:
     finally:
         BANKS.reset(given)
     for method, own in summary["banks"].items():
-        own["map"] = _map(f"{lamp_task}, {method}", own["anchors"], missing)
+        own["map"] = _map(f"{lamp_task}, {method}", own, missing)
     return Found(summary, missing + summary["missing"])
 
 
@@ -85,10 +85,11 @@ def _with_items(
     return {"ref": compared["ref"], "intervals": compared["value"]["intervals"]}
 
 
-def _map(title: str, chosen: dict[str, Any], missing: list[str]) -> dict[str, Any] | None:
+def _map(title: str, own: dict[str, Any], missing: list[str]) -> dict[str, Any] | None:
     """The users' map; a picture that cannot be drawn costs no scores."""
+    bank = own["bank"]["value"]["users"]
     try:
-        found: dict[str, Any] = result_of(users_map, title, chosen)
+        found: dict[str, Any] = result_of(users_map, title, own["anchors"], bank)
     except StageFailed as error:
         missing.append(f"{title}: {error}")
         return None

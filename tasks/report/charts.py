@@ -147,10 +147,11 @@ def heat(
     return data_uri(figure)
 
 
-def users_map(table: pl.DataFrame, title: str) -> Figure:
+def users_map(table: pl.DataFrame, members: Mapping[str, Sequence[str]], title: str) -> Figure:
     """Users on two principal components: clusters by colour and marker, anchors ringed.
 
-    table: the columns of anchors.parquet (tasks/anchors.py).
+    table: the columns of anchors.parquet (tasks/anchors.py). members: of each anchor of the bank;
+    one of several users is ringed in their middle.
     """
     import polars as pl
 
@@ -170,11 +171,18 @@ def users_map(table: pl.DataFrame, title: str) -> Figure:
             alpha=0.8,
             label=f"{'noise' if noise else f'cluster {label}'} ({len(part)})",
         )
-    anchors = candidates.filter(pl.col("order").is_not_null())
-    axes.scatter(
-        anchors["x"], anchors["y"], s=110, facecolors="none", edgecolors="black", linewidths=1.3,
-        label=f"anchor ({len(anchors)})",
-    )  # fmt: skip
+    for whole, size, name in ((True, 260, "anchor, a whole cluster"), (False, 110, "anchor")):
+        chosen = [own for own in members.values() if (len(own) > 1) == whole]
+        middles = [
+            candidates.filter(pl.col("user_id").is_in(own)).select("x", "y").mean().row(0)
+            for own in chosen
+        ]
+        if middles:
+            x, y = zip(*middles, strict=True)
+            axes.scatter(
+                x, y, s=size, facecolors="none", edgecolors="black", linewidths=1.3,
+                label=f"{name} ({len(middles)})",
+            )  # fmt: skip
     axes.set_xlabel("first principal component")
     axes.set_ylabel("second principal component")
     axes.set_title(title, loc="left", fontsize=9)

@@ -249,8 +249,11 @@ def write_run(
 
 
 @stage(name="map")
-def users_map(lamp_task: str, chosen: dict[str, Any]) -> Piece:
-    """`map.png`: users on two principal components, clusters by colour, anchors marked."""
+def users_map(lamp_task: str, chosen: dict[str, Any], bank: dict[str, list[str]]) -> Piece:
+    """`map.png`: users on two principal components, clusters by colour, anchors marked.
+
+    bank: the members of each anchor that the bank holds.
+    """
     where = store()
     key = digest(
         {
@@ -258,6 +261,7 @@ def users_map(lamp_task: str, chosen: dict[str, Any]) -> Piece:
             "libraries": library_versions(("matplotlib", "polars")),
             "lamp_task": lamp_task,
             "anchors": chosen["ref"]["sha256"],
+            "bank": bank,
         }
     )
 
@@ -270,10 +274,10 @@ def users_map(lamp_task: str, chosen: dict[str, Any]) -> Piece:
         value, few_shot = chosen["value"], table.filter(pl.col("role") == "few_shot")
         title = (
             f"{lamp_task}: {value['candidates']} anchor candidates in {value['clusters']} "
-            f"clusters,\n{table['order'].count()} anchors, {len(few_shot)} few-shot users"
+            f"clusters,\n{len(bank)} anchors in the bank, {len(few_shot)} few-shot users"
         )
         # No creation time or version in the file: the same users give the same bytes.
-        draw(table, title).savefig(
+        draw(table, bank, title).savefig(
             out / "map.png", bbox_inches="tight", metadata={"Software": None}
         )
         return {}

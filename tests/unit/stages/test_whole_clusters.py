@@ -138,3 +138,115 @@ def test_the_stage_names_members_and_their_items(
     assert (value["clusters"], value["eligible"], value["candidates"]) == (2, 5, 6)
     per_job = config | {"anchors": config["anchors"] | {"per_job": 4}}
     assert anchors.fn(per_job, "LaMP-2M", prepared, vectors).name == "Cached"
+
+
+def choose_of(
+    where: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], **options: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """The `anchors` result over POINTS with histories of ITEMS, and what was logged of it."""
+    data = write_users(
+        tmp_path / "data",
+        base=[user("base-1", 2)],
+        anchor=[user(name, items) for name, items in ITEMS.items()],
+        few_shot=[user("few-1", 2, queries=1)],
+    )
+    given = {"data": str(data), "anchors": TEXT | options, "methods": ["merge_only"]}
+    config = resolve(given).model_dump(mode="json")
+    prepared = result(prepare.fn(config, "LaMP-2M"))
+    vectors = table(where, anchor=POINTS, few_shot={"few-1": [1.0, 1.0]})
+    capsys.readouterr()
+    state = anchors.fn(config, "LaMP-2M", prepared, vectors)
+    logged = capsys.readouterr().out.splitlines()
+    return (state.result() if state.is_completed() else {"message": state.message}), logged
+
+
+KMEANS = {"clustering": "kmeans", "count": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "rings"),
+    [
+        (
+            KMEANS | {"train_on": "user", "min_items": 6},
+            "1 users of 2 asked, from 6 candidates (1 with 6 items or more)",
+            {"p2": 0},
+        ),
+        # No single user has 11 items, both clusters together do: 11 and 12.
+        (
+            KMEANS | {"train_on": "cluster", "min_items": 11},
+            "2 whole clusters, from 6 candidates",
+            {},
+        ),
+        # One has fewer.
+        (
+            KMEANS | {"train_on": "cluster", "min_items": 12},
+            "1 whole clusters, from 6 candidates",
+            {},
+        ),
+        (
+            KMEANS | {"train_on": "both", "min_items": 5},
+            "2 whole clusters and 2 users of 2 asked, from 6 candidates (2 with 5 items or more)",
+            {"p2": 2, "q2": 3},
+        ),
+        # No cluster has 13: the longest histories stand in, and none has so many either.
+        (KMEANS | {"train_on": "cluster", "min_items": 13}, None, {}),
+    ],
+    ids=["users", "clusters", "one cluster", "both", "none"],
+)
+def test_what_is_said_of_the_anchors_is_what_there_is(
+    where: Store,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, Any],
+    words: str | None,
+    rings: dict[str, int],
+) -> None:
+    """ITEMS by hand: p2 has 6 and q2 5 items alone, their clusters 11 and 12."""
+    chosen, logged = choose_of(where, tmp_path, capsys, **options)
+    if words is None:
+        assert chosen["message"] == (
+            "LaMP-2M: no anchor: none of 6 candidates has anchors.min_items 13 items or more, the "
+            "longest history has 6; lower it or give longer histories"
+        )
+        return
+    assert logged == [f"LaMP-2M: anchors: {words} in 2 clusters, 0 noise"]
+    frame = pl.read_parquet(where.open(chosen["ref"]).folder / "anchors.parquet")
+    alone = frame.filter(pl.col("order").is_not_null())
+    assert dict(zip(alone["user_id"], alone["order"], strict=True)) == rings
+
+
+def test_noise_is_named_where_it_is_left_out(
+    where: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two groups of three, but no cluster of at least four: all six are noise to HDBSCAN.
+
+    With fewer than twice `min_cluster_size` candidates all would be one cluster, so it is 3 with
+    six `min_samples`, which leaves no dense place.
+    """
+    options = {"min_cluster_size": 3, "min_samples": 6, "min_items": 5, "noise": "never"}
+    chosen, _ = choose_of(where, tmp_path, capsys, **options)
+    assert chosen["message"] == (
+        "LaMP-2M: no anchor: the 2 candidates with anchors.min_items 5 items or more are all "
+        "noise, which anchors.noise never leaves out; use noise last, or a smaller "
+        "anchors.min_cluster_size"
+    )
+
+
+def test_the_map_rings_what_the_bank_holds() -> None:
+    """Middles by hand: of p (0, 0), (2, 0), (1, 3) it is (1, 1). An anchor that failed has none."""
+    from tasks.report.charts import users_map
+
+    frame = pl.DataFrame(
+        {
+            "role": ["anchor"] * 5 + ["few_shot"],
+            "user_id": ["p1", "p2", "p3", "q1", "q2", "few"],
+            "cluster": [0, 0, 0, 1, 1, None],
+            "x": [0.0, 2.0, 1.0, 5.0, 6.0, 1.0],
+            "y": [0.0, 0.0, 3.0, 5.0, 6.0, 1.0],
+            "order": [0, 1, 2, 3, 4, None],
+        }
+    )
+    figure = users_map(frame, {"cluster-0": ["p1", "p2", "p3"], "q2": ["q2"]}, "title")
+    drawn = {c.get_label(): c.get_offsets().tolist() for c in figure.axes[0].collections}
+    rings = {name: at for name, at in drawn.items() if name.startswith("anchor")}
+    assert rings == {"anchor, a whole cluster (1)": [[1.0, 1.0]], "anchor (1)": [[6.0, 6.0]]}
