@@ -11,7 +11,7 @@ from prefect.states import Completed
 
 from tasks.config import RunConfig
 from tasks.prepare import prepare
-from tasks.report.table import write_state
+from tasks.report.files import write_state
 from tasks.stage import log, result_of, store
 
 PLAN_FILE = "last_plan.md"

@@ -49,19 +49,10 @@ from tasks.options import (
     TrainingOptions,
 )
 from tasks.report.data import report_data
+from tasks.report.files import REPORT_FILE, TABLE_FILE, report_name, write_report, write_run
 from tasks.report.html import report_html
 from tasks.report.since import since, since_lines
-from tasks.report.table import (
-    REPORT_FILE,
-    TABLE_FILE,
-    difference_lines,
-    mean_rows,
-    notes,
-    rows,
-    table_text,
-    write_run,
-    write_state,
-)
+from tasks.report.table import difference_lines, mean_rows, notes, rows, table_text
 from tasks.report.words import seed_lines
 from tasks.running.faults import DISK_FULL, disk_full
 from tasks.running.runner import everywhere, runner_of, shared
@@ -205,10 +196,11 @@ def _benchmark(config: RunConfig, tracker: Tracker, telling: ThreadPoolExecutor)
     data_notes = [line for summary in summaries for line in notes(summary)]
     data_notes += seed_lines(summaries)
     about = {"name": flow_run.get_name() or "mta", "date": f"{datetime.now():%Y-%m-%d %H:%M}"}
+    about["report"] = report_name(about["name"], str(flow_run.get_id()))
     changed = since(where, settings, summaries)
     noted = data_notes + difference_lines(mean) + since_lines(changed)
     write_run(str(flow_run.get_id()), settings, summaries, about)
-    write_state(TABLE_FILE, table_text(table, noted, missing))
+    write_report(about["report"], TABLE_FILE, table_text(table, noted, missing))
 
     def page() -> str:
         said = {"notes": data_notes, "missing": missing, "since": changed}
@@ -220,7 +212,7 @@ def _benchmark(config: RunConfig, tracker: Tracker, telling: ThreadPoolExecutor)
         text = page()
         # What is logged after the LaMP tasks must be logged after them.
         wait(told)
-        _show_report(text, tracker)
+        _show_report(about["report"], text, tracker)
 
     shown = list(missing)
     _try(missing, "the report was not made or not logged", report)
@@ -235,9 +227,9 @@ def _benchmark(config: RunConfig, tracker: Tracker, telling: ThreadPoolExecutor)
     if missing != shown or behind:
         # What was not logged is missing, too: the report beside the store says so, if it can.
         with contextlib.suppress(Exception):
-            write_state(REPORT_FILE, page())
+            write_report(about["report"], REPORT_FILE, page())
     text = table_text(table, noted, missing)
-    write_state(TABLE_FILE, text)
+    write_report(about["report"], TABLE_FILE, text)
     log("comparison\n" + text)
     create_table_artifact(
         key="comparison",
@@ -269,9 +261,9 @@ def _try(missing: list[str], problem: str, call: Callable[[], None]) -> None:
         log(missing[-1], warning=True)
 
 
-def _show_report(text: str, tracker: Tracker) -> None:
+def _show_report(name: str, text: str, tracker: Tracker) -> None:
     """The report beside the store, in MLflow, and the way to it in the Prefect UI."""
-    path = write_state(REPORT_FILE, text)
+    path = write_report(name, REPORT_FILE, text)
     log(f"report: {path}")
     link = tracker.log_report(text, REPORT_FILE)
     if link:

@@ -1,9 +1,9 @@
 r"""Write one user's LoRA (merged and stacked, as one) as an ordinary PEFT folder.
 
     python -m tasks.export --user few_shot-00003 --to my-lora \
-        [--lamp-task LaMP-2M] [--method mta] [--seed 0] [--run FILE]
+        [--lamp-task LaMP-2M] [--method mta] [--seed 0] [--run NAME]
 
-takes the user from the last run (or the one named, a file in `.mta/runs`). The folder loads in
+takes the user from the last run, or the one named, and says which it was. The folder loads in
 stock PEFT: `PeftModel.from_pretrained(base, "my-lora")`; `mta.json` in it says how prompts look.
 """
 
@@ -25,7 +25,7 @@ from tasks.fusion import read_recipes
 from tasks.methods import METHODS, config_of
 from tasks.options import MethodName
 from tasks.questions import user_queries
-from tasks.report.table import RUNS_FOLDER
+from tasks.report.files import read_run, shown_run
 from tasks.stage import store
 from tasks.store.artifacts import Store
 
@@ -61,7 +61,9 @@ def export(
     few_shot = stages["prepared"]["value"]["few_shot"]
     if user_id not in few_shot:
         few = ", ".join(map(label, sorted(few_shot)[:5]))
-        raise InputError(f"--user {user_id}: no few-shot user of this run; there are {few}, ...")
+        raise InputError(
+            f"--user {user_id}: no few-shot user of {shown_run(run)}; there are {few}, ..."
+        )
     loras = []
     if adapter := stages["base"].get("adapter"):
         # The base model that the folder goes with is the one without it.
@@ -108,16 +110,6 @@ def _listed(option: str, value: str, known: Iterable[str]) -> None:
         raise InputError(f"{option} {value}: not in this run; it has {', '.join(known)}")
 
 
-def last_run(where: Store) -> Path:
-    """The file of the run that ended last. Raises InputError when there is none."""
-    files = sorted(
-        (where.root.parent / RUNS_FOLDER).glob("*.json"), key=lambda file: file.stat().st_mtime
-    )
-    if not files:
-        raise InputError(f"{where.root.parent / RUNS_FOLDER}: no run yet; run the flow first")
-    return files[-1]
-
-
 @in_one_line
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tasks.export", description=__doc__)
@@ -126,19 +118,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lamp-task", default=None, help="default: the run's first")
     parser.add_argument("--method", default="mta", help="default: mta")
     parser.add_argument("--seed", type=int, default=None, help="default: the run's first")
-    parser.add_argument("--run", type=Path, default=None, help="a file of .mta/runs")
+    parser.add_argument("--run", default="last", help="a run's name, id or file; default: the last")
     given = parser.parse_args(arguments)
     where = store()
-    file = given.run or last_run(where)
-    try:
-        run = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"--run {file}: cannot be read ({error})") from error
+    run = read_run(where, given.run)
     lamp_task = given.lamp_task or next(iter(next(iter(run["seeds"].values()))))
     base = export(where, run, lamp_task, given.method, given.user, given.to, given.seed)
     print(
-        f"{given.to}: the LoRA of {label(given.user)} by {given.method} for {lamp_task}; "
-        f"its base model is {base}"
+        f"{given.to}: the LoRA of {label(given.user)} by {given.method} for {lamp_task}, from "
+        f"{shown_run(run)}; its base model is {base}"
     )
     return 0
 

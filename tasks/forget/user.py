@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from tasks.forget.records import (
     left_in_mlflow,
 )
 from tasks.forget.sources import in_sources
-from tasks.report.table import REPORT_FILE, RUNS_FOLDER, TABLE_FILE
+from tasks.report.files import REPORT_FILE, REPORTS_FOLDER, RUNS_FOLDER, TABLE_FILE
 from tasks.store import checkpoints
 from tasks.store.artifacts import Store
 from tasks.store.claims import STALE_SECONDS
@@ -75,7 +76,7 @@ def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[s
         for reason in (*(reason for _, _, reason in plan), *cut_off.values())
         if reason in ("holds the user", "trained on the user")
     ]
-    touched = {file for file, run in runs if _names(run, uris, marks)} if certain else set()
+    touched = {file: run for file, run in runs if certain and _names(run, uris, marks)}
     mlflow = Records()
     for uri in tracked:
         mlflow += forget_in_mlflow(uri, marks, known.anchors, uris if certain else set())
@@ -146,12 +147,19 @@ def _names(run: dict[str, Any], uris: set[str], marks: Marks) -> bool:
     return not run or marks.in_values(found) or any(text in uris for text, _ in found)
 
 
-def _forget_beside(state: Path, runs: set[Path], marks: Marks) -> list[str]:
-    """Runs and reports removed; in logs, which servers go on writing, the id is crossed out."""
-    removed = 0
-    for file in (*sorted(runs), state / REPORT_FILE, state / TABLE_FILE):
-        if file.exists():
-            file.unlink()
+def _forget_beside(state: Path, runs: dict[Path, dict[str, Any]], marks: Marks) -> list[str]:
+    """Runs and what they showed removed; in logs, which servers go on writing, the id is crossed
+    out."""
+    names = {(run.get("about") or {}).get("report") for run in runs.values()}
+    shown = (state / REPORTS_FOLDER).glob("*")
+    gone = [*runs, *(file for file in shown if file.stem in names or holds(file, marks))]
+    for file in gone:
+        file.unlink()
+    removed = len(gone)
+    for newest in (state / REPORT_FILE, state / TABLE_FILE):
+        # Links, to nothing by now; files, where an earlier version wrote them.
+        if os.path.lexists(newest) and not (newest.is_symlink() and newest.exists()):
+            newest.unlink()
             removed += 1
     crossed = sum(_cross_out(file, marks) for file in sorted((state / "logs").glob("*.log")))
     return [f"beside the store: {removed} files removed, {crossed} names crossed out in logs"]
@@ -173,7 +181,7 @@ def search(where: Store, marks: Marks) -> tuple[int, list[str]]:
     where.fetch_all()
     state = where.root.parent
     beside = [state / REPORT_FILE, state / TABLE_FILE, *checkpoints.folder(where).rglob("*"),
-              *(state / RUNS_FOLDER).glob("*.json"),
+              *(state / RUNS_FOLDER).glob("*.json"), *(state / REPORTS_FOLDER).glob("*"),
               *(state / "logs").glob("*.log")]  # fmt: skip
     files = sorted(file for file in (*where.root.rglob("*"), *beside) if file.is_file())
     left = []

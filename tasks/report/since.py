@@ -16,8 +16,8 @@ from tasks.errors import InputError, label
 from tasks.methods import METHODS
 from tasks.prepare import each_user
 from tasks.questions import content
+from tasks.report.files import run_files
 from tasks.report.page import row, section, small, table, tag
-from tasks.report.table import RUNS_FOLDER
 from tasks.stage import log
 from tasks.store.artifacts import Store
 from tasks.store.pieces import digest
@@ -32,8 +32,7 @@ KINDS = ("added", "removed", "changed")
 
 def last_run(where: Store, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The file of the run of this configuration that ended last, None where there is none."""
-    files = (where.root.parent / RUNS_FOLDER).glob("*.json")
-    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
+    for file in run_files(where):
         try:
             run: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             if run["about"] and _deciding(run["config"]) == _deciding(config):

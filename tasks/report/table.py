@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,9 @@ from tasks.options import MethodName
 from tasks.prepare import each_user
 from tasks.stage import stage, store
 from tasks.store.artifacts import Store
-from tasks.store.files import write_atomic
 from tasks.store.pieces import Piece, digest, library_versions
 
 VERSION = 2
-# Where `make benchmark` finds the table of the last run.
-TABLE_FILE = "last_comparison.txt"
-# The same in full, for a browser.
-REPORT_FILE = "report.html"
-# One small file per flow run: what it consists of.
-RUNS_FOLDER = "runs"
 TEXTS = ("lamp_task", "method")
 # What the method is to show, on the mean over LaMP tasks.
 CLAIMS = (
@@ -216,36 +208,6 @@ def _block(table: list[dict[str, Any]]) -> list[str]:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return lines
-
-
-def write_state(name: str, text: str) -> Path:
-    """Write a small file beside the store (`.mta/<name>`), whole or not at all."""
-    path = store().root.parent / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, text.encode("utf-8"))
-    return path
-
-
-def write_run(
-    name: str,
-    config: dict[str, Any],
-    summaries: list[dict[str, Any]],
-    about: dict[str, str] | None = None,
-) -> Path:
-    """Write down which results a run consists of, so that `tasks.export` finds them again.
-
-    With its scores, and `about` (name and date), so that the next one can say what changed.
-    """
-    stages = ("prepared", "base", "banks", "bank_of", "stacking")
-    seeds: dict[str, dict[str, Any]] = {}
-    for item in summaries:
-        own = seeds.setdefault(str(item["seed"]), {})
-        own[item["lamp_task"]] = {stage: item[stage] for stage in stages}
-        if compared := item.get("compared"):
-            intervals = compared["value"]["intervals"]
-            own[item["lamp_task"]]["compared"] = {"value": {"intervals": intervals}}
-    text = json.dumps({"config": config, "about": about, "seeds": seeds}) + "\n"
-    return write_state(f"{RUNS_FOLDER}/{name}.json", text)
 
 
 @stage(name="map")

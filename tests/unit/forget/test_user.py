@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from tasks.errors import InputError
 from tasks.forget.__main__ import main
 from tasks.forget.user import forget
+from tasks.report.files import write_report, write_run, write_state
 from tasks.report.since import since
-from tasks.report.table import write_run, write_state
 from tasks.stage import store
 from tasks.store.artifacts import Store
 from tasks.store.remote import RemoteStore
@@ -48,9 +48,10 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dic
         pipeline.run(elsewhere, others)
         done["task_adapt"] = None
         assert since(store(), done["config"], [done]) is None
-        write_run("one", done["config"], [done])
-        write_state("report.html", "<p>few-1 and few-12</p>")
-        write_state("last_comparison.txt", "mta 0.5\n")
+        write_run("one", done["config"], [done], {"name": "one", "date": "", "report": "one"})
+        write_report("one", "last_comparison.txt", "mta 0.5\n")
+        write_report("two", "report.html", "<p>few-1 and few-12</p>")
+        write_state("reports/three.html", "<p>few-12</p>")
         logs = store().root.parent / "logs"
         logs.mkdir()
         (logs / "worker.log").write_text("trained few-1, few-12 and anchor-3\n")
@@ -140,7 +141,11 @@ def test_a_few_shot_user_is_gone_and_others_are_not(
     log = (tmp_path / "mta" / "logs" / "worker.log").read_text()
     assert log == "trained xxxxx, few-12 and anchor-3\n"
     assert not list((tmp_path / "mta" / "runs").iterdir())
-    assert not (tmp_path / "mta" / "report.html").exists()
+    # What the user's run showed, and what names the user; the newest is no link to nothing.
+    reports = tmp_path / "mta" / "reports"
+    assert [file.name for file in reports.iterdir()] == ["three.html"]
+    for newest in ("report.html", "last_comparison.txt"):
+        assert not (tmp_path / "mta" / newest).is_symlink()
     after = stages(copied)
     # Nobody was trained on the user: anchors and bank stay, and so do the other people's pieces.
     for stage in ("meta_lora", "bank", "base_model"):

@@ -19,7 +19,8 @@ from tasks.forget.__main__ import main
 from tasks.fusion import read_recipes
 from tasks.lora.adapters import read_peft
 from tasks.meta_lora import meta_lora
-from tasks.report.table import notes, write_run
+from tasks.report.files import write_run
+from tasks.report.table import notes
 from tasks.stage import store
 from tasks.tracking.runs import Tracker
 from tests.unit.stages import pipeline
@@ -151,7 +152,7 @@ def test_mlflow_takes_it(
     tracker = Tracker(resolve({}), "strange", {"prefect_server": "x"})
     summary = done | {"several_seeds": False}
     for anchor in done["anchors"]["value"]["anchors"]:
-        tracker._anchor_run(summary, anchor, trained[anchor["user_id"]])
+        tracker._anchor_run(summary, tracker.config, anchor, trained[anchor["user_id"]])
     tracker.close()
     runs = client.search_runs(["1"], "tags.kind = 'anchor'")
     assert len({run.data.tags["anchor"] for run in runs}) == COUNT

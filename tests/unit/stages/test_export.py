@@ -17,7 +17,7 @@ from tasks.fusion import read_recipes
 from tasks.lora.adapters import Lora, read_peft
 from tasks.lora.bank import read_bank
 from tasks.lora.merge import concatenate, merge
-from tasks.report.table import write_run
+from tasks.report.files import write_run
 from tasks.stage import store
 from tests.unit.lora.peft_reference import largest_difference, merged_by_hand
 from tests.unit.stages.pipeline import LORA, ROLES, run
@@ -49,7 +49,8 @@ def saved(place: Path) -> dict[str, Any]:
         done["stacking"]["mta_published"] = done["stacking"]["mta"]
         seeds[str(seed)] = {"LaMP-2M": done}
     config = seeds["7"]["LaMP-2M"]["config"] | {"seeds": [7, 8], "lamp_tasks": ["LaMP-2M"]}
-    write_run("both", config, [own["LaMP-2M"] for own in seeds.values()])
+    about = {"name": "brave-owl", "date": "2026-11-28 07:00", "report": "brave-owl"}
+    write_run("both", config, [own["LaMP-2M"] for own in seeds.values()], about)
     text = (store().root.parent / "runs" / "both.json").read_text()
     return json.loads(text)
 
@@ -114,7 +115,8 @@ def test_the_command(
     given = ["--user", "few-2", "--to", str(target), "--method", "oppu", "--seed", "8"]
     assert main(given) == 0
     out = capsys.readouterr().out
-    assert f"{target}: the LoRA of few-2 by oppu for LaMP-2M" in out
+    told = f"{target}: the LoRA of few-2 by oppu for LaMP-2M, from the run brave-owl of 2026-11-28"
+    assert told in out
     assert largest_difference(read_peft(target), shard(saved, "8", "oppu", "few-2")) == 0.0
     # By default mta of the first seed.
     assert main(["--user", "few-2", "--to", str(tmp_path / "default")]) == 0
@@ -123,7 +125,8 @@ def test_the_command(
     for more, words in (
         (["--seed", "9"], "mta: --seed 9: not in this run; it has 7, 8"),
         (["--method", "rag"], "mta: --method rag: not in this run; it has oppu, merge_only, "),
-        (["--run", str(tmp_path / "absent")], "absent: cannot be read"),
+        (["--run", "absent"], "--run absent: neither a run nor a file of one; the last are brave"),
+        (["--user", "nobody"], "--user nobody: no few-shot user of the run brave-owl of 2026-11"),
     ):
         again = ["--user", "few-2", "--to", str(tmp_path / "none"), *more]
         assert main(again) == 2

@@ -17,7 +17,7 @@ from tasks import meta_lora, stacking
 from tasks.base_model import base_model
 from tasks.config import derive_seed, resolve
 from tasks.errors import InputError
-from tasks.export import export, last_run
+from tasks.export import export
 from tasks.fusion import read_recipes
 from tasks.lora.adapters import Lora, write_peft
 from tasks.lora.bank import read_bank
@@ -26,7 +26,7 @@ from tasks.lora.batches import encode
 from tasks.lora.grouped import fresh, shapes_of
 from tasks.lora.merge import merge
 from tasks.lora.train import Recipe, epochs
-from tasks.report.table import write_run
+from tasks.report.files import run_files, write_run
 from tasks.stage import store
 from tests.unit.lora import peft_reference
 from tests.unit.lora.helpers import same
@@ -111,8 +111,7 @@ def test_answers_are_those_of_the_exported_folder(
     """METHOD: any user exports as ONE ordinary PEFT folder. The compact prompt is text and cue."""
     where = store()
     write_run("run-1", first["config"], [first])
-    written = last_run(where)
-    assert written.name == "run-1.json"
+    assert run_files(where)[0].name == "run-1.json"
     saved = {"config": first["config"], "seeds": {"0": {"LaMP-2M": first}}}
     personal = predictions(where, first, "mta")
     plain = predictions(where, first, "base")

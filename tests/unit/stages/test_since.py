@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tasks.report.files import write_run
 from tasks.report.html import report_html
 from tasks.report.since import last_run, since, since_lines
-from tasks.report.table import write_run
 from tasks.store.artifacts import Store
 from tasks.store.pieces import digest
 from tests.unit.stages.report_case import HOSTILE, estimate, report_case
