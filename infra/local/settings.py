@@ -19,7 +19,6 @@ HOST = "127.0.0.1"
 WORK_POOL = "mta-local"
 WORKER = "mta-local-worker"
 GPU_LIMIT = "gpu"
-FLOW = "mta"
 DEPLOYMENT = "mta/full-benchmark"
 
 WORKER_POLL_SECONDS = 2

@@ -160,21 +160,3 @@ def _repeated(texts: pl.Series, lengths: np.ndarray) -> bool:
     users = np.repeat(np.arange(len(lengths), dtype=np.uint64), lengths)
     hashes = np.sort(texts.hash().to_numpy() ^ (users * np.uint64(0x9E3779B97F4A7C15)))
     return bool((hashes[1:] == hashes[:-1]).any())
-
-
-def _keys(block: bytes, expected: int) -> bool:
-    """Are there exactly so many keys, and no escape that is half a character?"""
-    keys, unsure, escapes = 0, False, False
-    characters = np.frombuffer(block, np.uint8)
-    for start in range(0, len(block), _STEP):
-        part = characters[max(start - 2, 0) : start + _STEP]
-        first, second, third = part[:-2], part[1:-1], part[2:]
-        colon, quote, backslash = third == ord(":"), second == ord('"'), first == ord("\\")
-        # A quote before a colon ends a key, unless it is an escaped one in a string. Keys with
-        # white space after them are not counted, so there may be none.
-        keys += int(np.count_nonzero(colon & quote & ~backslash))
-        unsure |= bool((colon & (second <= 32) & ((first <= 32) | (first == ord('"')))).any())
-        escapes |= bool((backslash & (second == ord("u")) & (third | 32 == ord("d"))).any())
-    if escapes:
-        unsure |= len(_SURROGATE.findall(block)) != 2 * len(_PAIR.findall(block))
-    return keys == expected and not unsure

@@ -34,11 +34,6 @@ class Lora:
     def rank(self) -> int:
         return next(iter(self.layers.values()))[0].shape[0]
 
-    def delta(self, layer: str) -> Tensor:
-        """The update `scale * B @ A` [out, in] of one layer, computed in float64."""
-        a, b = self.layers[layer]
-        return self.scale * (b.double() @ a.double())
-
 
 def pickled_files(folder: Path) -> list[Path]:
     """The files in a folder, and below, that are named as pickles are; by name."""

@@ -12,9 +12,7 @@ posterior's medians), ROUGE-L. No method can be expected to do better from the s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +30,6 @@ from tasks.lamp.synthetic.world import TRUTH_FILE, World
 from tasks.options import SyntheticOptions
 
 PREDICTORS = ("nonpersonal", "bayes", "oracle")
-# Fresh users are taken in parts of this many: their posteriors are kept per theme.
-PART = 100
-
-
-@dataclass(frozen=True)
-class Score:
-    """A mean of the main metric, and its standard error over users; 0 where it is exact."""
-
-    mean: float
-    error: float
 
 
 def optimal_answers(folder: Path | str, items: int | None = None) -> pl.DataFrame:
@@ -90,43 +78,6 @@ def optimal_answers(folder: Path | str, items: int | None = None) -> pl.DataFram
     return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String) | {"promised": pl.Float64})
 
 
-def expected_scores(
-    lamp_task: str, options: SyntheticOptions, seed: int, k: int, users: int = 1000
-) -> dict[str, Score]:
-    """The expected main metric of the three predictors in one world (accuracy, MAE or ROUGE-L).
-
-    k: items that `bayes` sees. users: freshly drawn ones (none that the files hold), the mean over
-    whom is `bayes`; for each the score is exact given the user's items and truth, over all themes,
-    contexts and answers. `nonpersonal` and `oracle` are exact sums, with error 0.
-    Raises InputError as `World`, ValueError for a negative k or fewer than two users.
-    """
-    if k < 0 or users < 2:
-        raise ValueError(f"k {k} must be >= 0 and users {users} >= 2")
-    world = World(lamp_task, options.model_copy(update={"few_shot_items": k}), seed)
-    joint, gain = world.family.joint, world.family.gain
-    unknown = posterior_of(world, [[]])[0]
-    nonpersonal = _best_of(np.einsum("sav,avcy->scy", unknown, joint), gain).mean()
-    by_value = _best_of(joint, gain)  # [A, C]
-    oracle = (unknown * by_value).sum(axis=(1, 2)).mean()
-    scores: list[float] = []
-    for start in range(0, users, PART):
-        drawn = [world.draw("fresh", index) for index in range(start, min(start + PART, users))]
-        seen = [
-            list(zip(items.themes, items.contexts, items.answers, strict=True))
-            for _, items, _ in drawn
-        ]
-        beliefs = posterior_of(world, seen)
-        for (taste, _, _), belief in zip(drawn, beliefs, strict=True):
-            scores.append(realised(world, belief, taste))
-    bayes = Score(float(np.mean(scores)), float(np.std(scores, ddof=1) / math.sqrt(users)))
-    sign = -1.0 if get_task(lamp_task).kind == "rating" else 1.0
-    found = (Score(float(nonpersonal), 0.0), bayes, Score(float(oracle), 0.0))
-    return {
-        name: Score(sign * score.mean, score.error)
-        for name, score in zip(PREDICTORS, found, strict=True)
-    }
-
-
 def read_truth(folder: Path) -> dict[str, Any]:
     """truth.json of a synthetic world; raises InputError when it is not one."""
     truth = read_json(folder / TRUTH_FILE)
@@ -168,20 +119,3 @@ def expected_gains(world: World, belief: Floats) -> Floats:
     outcomes = np.einsum("av,avcy->cy", belief, world.family.joint)
     seen = outcomes.sum(axis=1, keepdims=True)
     return (outcomes / np.where(seen > 0, seen, 1.0)) @ world.family.gain.T
-
-
-def realised(world: World, belief: Floats, taste: Taste) -> float:
-    """Expected score, over all queries of a user of this taste, of answering by `belief` [S, A, C].
-
-    Exact given the two: each theme is equally likely, contexts and answers follow the table.
-    """
-    joint, gain = world.family.joint, world.family.gain
-    outcomes = np.einsum("sav,avcy->scy", belief, joint)
-    said = (outcomes @ gain.T).argmax(axis=-1)  # [S, contexts]
-    truly = joint[taste.first, taste.values]  # [S, contexts, answers]
-    return float((truly * gain[said]).sum() / len(said))
-
-
-def _best_of(outcomes: Floats, gain: Floats) -> Floats:
-    """[..]: sum over contexts of the best candidate's score; outcomes [.., contexts, answers]."""
-    return (outcomes @ gain.T).max(axis=-1).sum(axis=-1)

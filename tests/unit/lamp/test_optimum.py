@@ -21,13 +21,13 @@ from tasks.lamp.synthetic import World, write_synthetic
 from tasks.lamp.synthetic.optimum import (
     PREDICTORS,
     expected_gains,
-    expected_scores,
     optimal_answers,
     posterior_of,
 )
 from tasks.lamp.synthetic.population import Population
 from tasks.lamp.synthetic.titles import LONGEST, TEMPLATES, Headlines, best_sequences
 from tasks.options import SyntheticOptions
+from tests.unit.lamp.expected import expected_scores
 from tests.unit.lamp.worlds import TASKS, by_hand, enumerated
 
 DEFAULT = SyntheticOptions()

@@ -131,3 +131,9 @@ def stacked(loras: Sequence[Lora]) -> dict[str, Part]:
         )
         for name in loras[0].layers
     }
+
+
+def delta(lora: Lora, layer: str) -> Tensor:
+    """The update `scale * B @ A` [out, in] of a layer (Hu et al. 2021, section 4.1), float64."""
+    a, b = lora.layers[layer]
+    return lora.scale * (b.double() @ a.double())

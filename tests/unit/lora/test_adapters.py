@@ -23,6 +23,7 @@ from tests.unit.lora.helpers import (
     LAYERS,
     MakeBase,
     added_to,
+    delta,
     equal_tensors,
     linear_shapes,
     random_lora,
@@ -211,5 +212,5 @@ def test_patterns_are_refused(fresh_base: MakeBase, tmp_path: Path) -> None:
 def test_delta_by_hand() -> None:
     """2 * [[1], [3]] @ [[10, 20]]."""
     lora = adapters.Lora({"x": (torch.tensor([[10.0, 20.0]]), torch.tensor([[1.0], [3.0]]))}, 2.0)
-    assert lora.delta("x").tolist() == [[20.0, 40.0], [60.0, 120.0]]
+    assert delta(lora, "x").tolist() == [[20.0, 40.0], [60.0, 120.0]]
     assert lora.rank == 1

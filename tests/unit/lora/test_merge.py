@@ -13,7 +13,7 @@ from tasks.errors import InputError
 from tasks.lora.adapters import Lora
 from tasks.lora.bank import stack
 from tasks.lora.merge import MERGES, MergedUsers, add_to_model, concatenate, merge
-from tests.unit.lora.helpers import random_lora, same
+from tests.unit.lora.helpers import delta, random_lora, same
 
 # Three decimals: float32 has no digits to lose, as it does below 1e-38.
 weight = st.integers(-3000, 3000).map(lambda number: number / 1000)
@@ -62,7 +62,7 @@ def test_exact_is_the_weighted_sum_of_updates(case: tuple[list[Lora], list[float
     for layer in loras[0].layers:
         wanted = dense(loras, weights, layer)
         size = sizes(loras, weights, layer)
-        assert np.linalg.norm(merged.delta(layer).numpy() - wanted) <= 1e-6 * size + 1e-30
+        assert np.linalg.norm(delta(merged, layer).numpy() - wanted) <= 1e-6 * size + 1e-30
 
 
 @quick
@@ -82,7 +82,7 @@ def test_factors_is_the_product_of_the_weighted_factors(
             for side in (0, 1)
         )
         wanted = loras[0].scale * (b @ a)
-        np.testing.assert_allclose(merged.delta(layer).numpy(), wanted, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(delta(merged, layer).numpy(), wanted, rtol=1e-4, atol=1e-4)
 
 
 def assert_best_approximation(loras: list[Lora], weights: list[float]) -> None:
@@ -92,7 +92,7 @@ def assert_best_approximation(loras: list[Lora], weights: list[float]) -> None:
     for layer in loras[0].layers:
         total = dense(loras, weights, layer)
         spectrum = np.linalg.svd(total, compute_uv=False)
-        got = merged.delta(layer).numpy()
+        got = delta(merged, layer).numpy()
         # The error is that of the best approximation, the tail of the spectrum ...
         tail = np.sqrt((spectrum[rank:] ** 2).sum())
         size = sizes(loras, weights, layer)
@@ -127,7 +127,7 @@ def test_svd_of_a_layer_narrower_than_the_rank(out: int, fan: int) -> None:
     merged = merge(loras, weights, "svd")
     a, b = merged.layers["x"]
     assert (a.shape, b.shape) == ((5, fan), (out, 5))
-    np.testing.assert_allclose(merged.delta("x").numpy(), dense(loras, weights, "x"), atol=1e-5)
+    np.testing.assert_allclose(delta(merged, "x").numpy(), dense(loras, weights, "x"), atol=1e-5)
     assert_best_approximation(loras, weights)
 
 
@@ -137,7 +137,7 @@ def test_svd_keeps_the_largest_directions_by_hand() -> None:
     two = Lora({"x": (torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0], [5.0]]))}, 1.0)
     merged = merge([one, two], [0.6, 0.4], "svd")
     torch.testing.assert_close(
-        merged.delta("x"), torch.tensor([[0.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+        delta(merged, "x"), torch.tensor([[0.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
     )
 
 
@@ -149,14 +149,14 @@ def test_one_lora_at_weight_one_is_itself(case: tuple[list[Lora], list[float]], 
     if how != "svd":
         assert same(merged, lora)
     for layer in lora.layers:
-        torch.testing.assert_close(merged.delta(layer), lora.delta(layer), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(delta(merged, layer), delta(lora, layer), rtol=1e-5, atol=1e-5)
 
 
 def test_factors_has_cross_terms_and_exact_has_none() -> None:
     """A = B = 1 and A = B = -1, half each: the factors cancel, the updates (both 1) do not."""
     plus = Lora({"x": (torch.tensor([[1.0]]), torch.tensor([[1.0]]))}, 1.0)
     minus = Lora({"x": (torch.tensor([[-1.0]]), torch.tensor([[-1.0]]))}, 1.0)
-    values = {how: merge([plus, minus], [0.5, 0.5], how).delta("x").item() for how in MERGES}
+    values = {how: delta(merge([plus, minus], [0.5, 0.5], how), "x").item() for how in MERGES}
     assert values["factors"] == 0.0
     assert values["exact"] == 1.0
     assert values["svd"] == pytest.approx(1.0)
@@ -173,7 +173,7 @@ def test_concatenation_is_the_sum(under: int, over: int, out: int, fan: int, see
     both = concatenate(first, second)
     assert (both.rank, both.scale) == (under + over, 1.0)
     wanted = dense([first], [1.0], "x") + dense([second], [1.0], "x")
-    np.testing.assert_allclose(both.delta("x").numpy(), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(delta(both, "x").numpy(), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_what_does_not_fit_together() -> None:
@@ -208,7 +208,7 @@ def test_many_users_are_merged_as_one_by_one(how: str) -> None:
             for row, user in enumerate(users):
                 members, weights = [loras[m] for m in recipes[user][0]], list(recipes[user][1])
                 got = 1.5 * part.b[row].double().numpy() @ part.a[row].double().numpy()
-                alone = merge(members, weights, how).delta(name).numpy()
+                alone = delta(merge(members, weights, how), name).numpy()
                 np.testing.assert_allclose(got, alone, atol=1e-5)
                 if how == "exact":
                     np.testing.assert_allclose(got, dense(members, weights, name), atol=1e-5)
@@ -227,8 +227,8 @@ def test_added_to_a_model_is_its_delta() -> None:
     before = {name: model[name].weight.detach().clone() for name in lora.layers}
     add_to_model(model, lora)
     for name, transposed in (("one", False), ("two", True)):
-        delta = lora.delta(name).T if transposed else lora.delta(name)
-        torch.testing.assert_close(model[name].weight, before[name] + delta.float())
+        update = delta(lora, name).T if transposed else delta(lora, name)
+        torch.testing.assert_close(model[name].weight, before[name] + update.float())
     for wrong in ({"one": (5, 5)}, {"three": (7, 5)}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             add_to_model(model, random_lora(wrong, 3, 0.5, 1))

@@ -19,6 +19,7 @@ from tasks.lora.bank import read_bank
 from tasks.lora.merge import concatenate, merge
 from tasks.report.files import write_run
 from tasks.stage import store
+from tests.unit.lora.helpers import delta
 from tests.unit.lora.peft_reference import largest_difference, merged_by_hand
 from tests.unit.stages.pipeline import LORA, ROLES, run
 from tests.unit.stages.users import result
@@ -69,7 +70,7 @@ def members(saved: dict[str, Any], seed: str, user: str) -> tuple[list[Lora], li
 
 def same_update(left: Lora, right: Lora) -> bool:
     return left.layers.keys() == right.layers.keys() and all(
-        (left.delta(layer) - right.delta(layer)).abs().max() < 1e-6 for layer in left.layers
+        (delta(left, layer) - delta(right, layer)).abs().max() < 1e-6 for layer in left.layers
     )
 
 
