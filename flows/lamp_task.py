@@ -19,8 +19,7 @@ from tasks.errors import label
 from tasks.evidence import evidence
 from tasks.fusion import fusion
 from tasks.meta_lora import bank, meta_lora
-from tasks.methods import METHODS, bank_kind, config_of
-from tasks.options import MethodName
+from tasks.methods import METHODS, MethodName, bank_kind
 from tasks.prepare import prepare
 from tasks.refit import refit
 from tasks.running.faults import DISK_FULL, DiskFull
@@ -69,7 +68,7 @@ def stages(config: Config, lamp_task: str) -> dict[str, Any]:
         base = base | {"adapter": result_of(task_adapt, config, lamp_task, prepared, base)}
     methods: list[MethodName] = config["methods"]
     options = RunConfig.model_validate(config)
-    configs = {method: config_of(options, method).model_dump(mode="json") for method in methods}
+    configs = {method: options.for_method(method).model_dump(mode="json") for method in methods}
     banks: dict[str, dict[str, Any]] = {}
     bank_of: dict[str, str] = {}
     for method in methods:

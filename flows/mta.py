@@ -29,6 +29,7 @@ from flows.local_server import server_name
 from tasks.compare import overall
 from tasks.config import RunConfig, resolve
 from tasks.errors import InputError, masked
+from tasks.methods import MethodName
 from tasks.options import (
     AnchorOptions,
     BaseOptions,
@@ -36,7 +37,6 @@ from tasks.options import (
     FusionOptions,
     LampOptions,
     LampTaskName,
-    MethodName,
     Options,
     PlanOptions,
     PresetName,

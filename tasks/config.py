@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tasks.errors import InputError, masked
+from tasks.methods import METHODS, MethodName
 from tasks.options import (
     SYNTHETIC_TASKS,
     AnchorOptions,
@@ -23,7 +24,6 @@ from tasks.options import (
     FusionOptions,
     LampOptions,
     LampTaskName,
-    MethodName,
     Options,
     PlanOptions,
     PresetName,
@@ -47,7 +47,7 @@ class RunConfig(Options):
     preset: PresetName = "embedded"
     data: str = Field("synthetic", min_length=1)
     lamp_tasks: list[LampTaskName] = Field(["LaMP-2M"], min_length=1)
-    methods: list[MethodName] = Field(["base", "merge_only", "mta"], min_length=1)
+    methods: list[MethodName] = Field(list(METHODS), min_length=1)
     # Scored again with other numbers of items per few-shot user, for the curve in the report.
     items_curve: list[Annotated[int, Field(ge=1)]] = Field([])
     seed: int = Field(0, ge=0, lt=2**32)
@@ -102,6 +102,13 @@ class RunConfig(Options):
             if name == lamp_task:
                 values = overlay(values, own)
         return RunConfig.model_validate(values)
+
+    def for_method(self, name: str) -> RunConfig:
+        """The configuration as this method sees it: its own settings laid over the rest."""
+        settings = METHODS[name].settings
+        if METHODS[name].history:
+            settings = overlay(settings, {"prompt": {"history_items": self.rag.history_items}})
+        return RunConfig.model_validate(overlay(self.model_dump(), settings))
 
 
 def resolve(given: dict[str, Any]) -> RunConfig:

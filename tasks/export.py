@@ -22,8 +22,7 @@ from tasks.command import in_one_line
 from tasks.config import RunConfig
 from tasks.errors import InputError, label
 from tasks.fusion import read_recipes
-from tasks.methods import METHODS, config_of
-from tasks.options import MethodName
+from tasks.methods import METHODS, MethodName
 from tasks.questions import user_queries
 from tasks.report.files import read_run, shown_run
 from tasks.stage import store
@@ -57,7 +56,7 @@ def export(
     if folder.exists():
         raise InputError(f"--to {folder}: is there already; name a new folder")
     asked = RunConfig.model_validate(run["config"])
-    config = config_of(asked.for_task(lamp_task, int(chosen)), method)
+    config = asked.for_task(lamp_task, int(chosen)).for_method(method)
     few_shot = stages["prepared"]["value"]["few_shot"]
     if user_id not in few_shot:
         few = ", ".join(map(label, sorted(few_shot)[:5]))

@@ -7,10 +7,10 @@ prompt, a LoRA merged from the bank, a LoRA of the user's own. A new method is a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from tasks.config import RunConfig, overlay
-from tasks.options import MethodName
+from pydantic import AfterValidator, WithJsonSchema
+
 from tasks.presets import PRESETS
 
 
@@ -39,7 +39,7 @@ PUBLISHED = {
     "stacking": PRESETS["paper"]["stacking"],
 }
 
-METHODS: dict[MethodName, Method] = {
+METHODS: dict[str, Method] = {
     "base": Method(),
     "rag": Method(history=True),
     "oppu": Method(trained="oppu"),
@@ -55,10 +55,11 @@ def bank_kind(config: dict[str, Any]) -> dict[str, Any]:
     return {section: config[section] for section in ("anchors", "meta_lora", "fusion")}
 
 
-def config_of(config: RunConfig, name: MethodName) -> RunConfig:
-    """The configuration as this method sees it."""
-    method = METHODS[name]
-    settings = method.settings
-    if method.history:
-        settings = overlay(settings, {"prompt": {"history_items": config.rag.history_items}})
-    return RunConfig.model_validate(overlay(config.model_dump(), settings))
+def _known(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"there is no method {name}; there are {', '.join(METHODS)}")
+    return name
+
+
+# The schema of the flow's parameters lists them, too.
+MethodName = Annotated[str, AfterValidator(_known), WithJsonSchema({"enum": list(METHODS)})]

@@ -11,7 +11,6 @@ LampTaskName = Literal[
 ]
 SYNTHETIC_TASKS = ("LaMP-1", "LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5")
 PresetName = Literal["embedded", "paper"]
-MethodName = Literal["base", "rag", "oppu", "merge_only", "stack_only", "mta", "mta_published"]
 
 
 class Options(BaseModel):

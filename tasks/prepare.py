@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config import RunConfig
 from tasks.errors import InputError
-from tasks.methods import METHODS, config_of
+from tasks.methods import METHODS
 from tasks.prepare_lines import describe
 from tasks.running.progress import Progress
 from tasks.stage import log, stage, store
@@ -89,7 +89,7 @@ def _long_enough(options: RunConfig, longest: int) -> None:
     single = [
         method
         for method in options.methods
-        if METHODS[method].merged and config_of(options, method).anchors.train_on == "user"
+        if METHODS[method].merged and options.for_method(method).anchors.train_on == "user"
     ]
     if single and longest < least:
         raise InputError(

@@ -11,8 +11,7 @@ from typing import Any
 from tasks.base_model import load, model_parts, prompt_parts
 from tasks.config import RunConfig
 from tasks.lamp.metrics import Rules
-from tasks.methods import METHODS
-from tasks.options import MethodName
+from tasks.methods import METHODS, MethodName
 from tasks.questions import content
 from tasks.stacking import (
     Inputs,
@@ -42,9 +41,9 @@ def predict(
 ) -> Piece:
     """`predictions.parquet`: row, user_id, query_id, gold, prediction, for one batch of users.
 
-    `config` is the method's (`methods.config_of`); `stacked` is the batch's `stacking` result, for
-    a method that trains. A user whose adapter and queries did not change is taken from an earlier
-    table.
+    `config` is the method's (`RunConfig.for_method`); `stacked` is the batch's `stacking` result,
+    for a method that trains. A user whose adapter and queries did not change is taken from an
+    earlier table.
     """
     options = RunConfig.model_validate(config)
     where = store()

@@ -14,8 +14,8 @@ from tasks.base_model import load, model_parts, prompt_parts
 from tasks.config import RunConfig, derive_seed
 from tasks.fusion import read_recipes
 from tasks.meta_lora import train_users
-from tasks.methods import METHODS
-from tasks.options import MethodName, TrainingOptions
+from tasks.methods import METHODS, MethodName
+from tasks.options import TrainingOptions
 from tasks.prepare import users_of
 from tasks.questions import content
 from tasks.stage import gpu_slot, log, stage, store
@@ -57,8 +57,8 @@ def stacking(
 ) -> Piece:
     """Train a method's own LoRAs of one batch of users; one shard, `stacked.safetensors`.
 
-    `config` is the method's (`methods.config_of`). All users of the batch are trained at once, each
-    as if alone. A user whose history and recipe did not change is taken from an earlier shard.
+    `config` is the method's (`RunConfig.for_method`). All users of the batch are trained at once,
+    each as if alone. A user whose history and recipe did not change is taken from an earlier shard.
     A user whose loss stops being finite keeps the weights of the step before, as `failed`.
     """
     options = RunConfig.model_validate(config)

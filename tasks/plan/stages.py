@@ -14,8 +14,7 @@ from tasks.lora.cost import Flops, Loras, Pass
 from tasks.lora.grouped import Shapes
 from tasks.lora.passes import blank, signature_passes
 from tasks.lora.signature import STATE_POSITIONS
-from tasks.methods import METHODS, bank_kind, config_of
-from tasks.options import MethodName
+from tasks.methods import METHODS, MethodName, bank_kind
 from tasks.plan.anchors import assumed_anchors, assumed_clusters
 from tasks.plan.lengths import Lengths, Measure
 from tasks.plan.model import ENCODER_TOKENS, Planned, encoder_size
@@ -104,7 +103,7 @@ class _Planner:
         banks: list[tuple[dict[str, Any], Below]] = []
         embedded: list[dict[str, Any]] = []
         for method in self.options.methods:
-            own = config_of(self.options, method)
+            own = self.options.for_method(method)
             below = None
             if METHODS[method].merged:
                 kind = bank_kind(own.model_dump(mode="json"))

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.fusion import read_recipes
-from tasks.methods import METHODS
-from tasks.options import MethodName
+from tasks.methods import METHODS, MethodName
 from tasks.prepare import each_user
 from tasks.stage import stage, store
 from tasks.store.artifacts import Store

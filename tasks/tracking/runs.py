@@ -20,8 +20,7 @@ from typing import Any
 
 from tasks.config import RunConfig
 from tasks.errors import label, masked
-from tasks.methods import config_of
-from tasks.options import MethodName
+from tasks.methods import MethodName
 from tasks.tracking.replay import Replay
 from tasks.tracking.spool import FOLDER, Spool, catch_up
 
@@ -192,7 +191,7 @@ class Tracker:
 
     def _settings(self, summary: dict[str, Any], method: MethodName) -> RunConfig:
         """What the method's stages got in this LaMP task, under this seed."""
-        return config_of(self.config.for_task(summary["lamp_task"], summary["seed"]), method)
+        return self.config.for_task(summary["lamp_task"], summary["seed"]).for_method(method)
 
     def _anchor_run(
         self,

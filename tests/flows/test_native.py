@@ -13,20 +13,21 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from infra.local.settings import StackError
 from infra.native import postgres, s3
-from tasks.options import SYNTHETIC_TASKS, MethodName
+from tasks.methods import METHODS
+from tasks.options import SYNTHETIC_TASKS
 from tests.flows.test_stack import ROOT, environment
 from tests.small import SMALL
 
 # All tasks and all methods, with budgets as small as they go.
 GIVEN: dict[str, Any] = SMALL | {
     "lamp_tasks": list(SYNTHETIC_TASKS),
-    "methods": list(get_args(MethodName)),
+    "methods": list(METHODS),
 }
 
 
@@ -112,7 +113,7 @@ def test_the_benchmark_on_postgres_and_s3(native: dict[str, str], tmp_path: Path
             "WHERE key = 'kind' AND status = 'FINISHED' GROUP BY value",
         )
     )
-    methods = len(SYNTHETIC_TASKS) * len(get_args(MethodName))
+    methods = len(SYNTHETIC_TASKS) * len(METHODS)
     assert dict(kinds)["benchmark"] == 1
     assert dict(kinds)["method"] == methods
     names = artifacts(native)

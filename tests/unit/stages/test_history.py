@@ -14,7 +14,6 @@ from tasks.config import RunConfig, resolve
 from tasks.lamp.definitions import MOVIE_TAGS
 from tasks.lora.base import load_base
 from tasks.lora.batches import encode
-from tasks.methods import config_of
 from tasks.stage import store
 from tests.unit.lora.peft_reference import likelihood
 from tests.unit.stages.pipeline import ROLES, run, stock_answers
@@ -93,7 +92,7 @@ def done(place: Path) -> dict[str, Any]:
 
 def predicted(done: dict[str, Any], method: str, **changes: Any) -> tuple[str, dict[str, str]]:
     """The name of the run's state, and the answers by query."""
-    config = config_of(resolve(done["config"] | changes), method)  # type: ignore[arg-type]
+    config = resolve(done["config"] | changes).for_method(method)  # type: ignore[arg-type]
     given = {"prepared": done["prepared"], "base": done["base"], "banked": None, "fused": None}
     users = done["prepared"]["value"]["few_shot"]
     state = scoring.predict.fn(

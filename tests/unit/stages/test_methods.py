@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from tasks.config import RunConfig, resolve
-from tasks.methods import METHODS, config_of
-from tasks.options import MethodName, TrainingOptions
+from tasks.errors import InputError
+from tasks.methods import METHODS, Method, MethodName
+from tasks.options import TrainingOptions
 
 GIVEN = resolve(
     {
@@ -28,7 +29,7 @@ GIVEN = resolve(
 
 def changes(name: MethodName, config: RunConfig = GIVEN) -> dict[str, Any]:
     """section.field -> value, of what the method sees otherwise."""
-    before, after = config.model_dump(), config_of(config, name).model_dump()
+    before, after = config.model_dump(), config.for_method(name).model_dump()
     found = {}
     for section, value in after.items():
         if isinstance(value, dict):
@@ -40,25 +41,34 @@ def changes(name: MethodName, config: RunConfig = GIVEN) -> dict[str, Any]:
     return found
 
 
-def test_every_method_has_an_entry() -> None:
-    assert set(METHODS) == set(get_args(MethodName))
+def test_a_method_is_known_by_its_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset runs all there are, and what has no entry is refused with their names."""
+    assert resolve({}).methods == list(METHODS)
+    with pytest.raises(InputError) as caught:
+        resolve({"methods": ["base", "per_pcs"]})
+    assert str(caught.value) == (
+        "configuration: methods.1: there is no method per_pcs; there are base, rag, oppu, "
+        "merge_only, stack_only, mta, mta_published (got 'per_pcs')"
+    )
+    monkeypatch.setitem(METHODS, "per_pcs", Method(merged=True))
+    assert resolve({"methods": ["base", "per_pcs"]}).methods == ["base", "per_pcs"]
 
 
 @pytest.mark.parametrize("name", ["base", "oppu", "merge_only", "stack_only", "mta"])
 def test_most_methods_change_nothing(name: MethodName) -> None:
     assert changes(name) == {}
-    assert config_of(GIVEN, name) == GIVEN
+    assert GIVEN.for_method(name) == GIVEN
 
 
 def test_rag_has_history_in_the_prompt() -> None:
     """And no other method has it, unless the prompt has it anyway."""
     before = GIVEN.model_dump()
     assert changes("rag") == {"prompt.history_items": 3}
-    assert config_of(GIVEN, "base").prompt.history_items == 0
+    assert GIVEN.for_method("base").prompt.history_items == 0
     assert before == GIVEN.model_dump()
     shown = resolve({"prompt": {"history_items": 1, "style": "published"}})
-    assert config_of(shown, "base").prompt.history_items == 1
-    assert config_of(shown, "rag").prompt.style == "published"
+    assert shown.for_method("base").prompt.history_items == 1
+    assert shown.for_method("rag").prompt.style == "published"
 
 
 def test_published_is_what_was_published() -> None:
@@ -67,7 +77,7 @@ def test_published_is_what_was_published() -> None:
 
     `alpha` is PEFT's twice the rank, as of the anchors (rank 8, alpha 16).
     """
-    config = config_of(GIVEN, "mta_published")
+    config = GIVEN.for_method("mta_published")
     assert config.anchors.embedding == "text"
     assert (config.anchors.clustering, config.anchors.train_on) == ("kmeans", "user")
     fusion = config.fusion
@@ -93,7 +103,7 @@ def test_published_is_what_was_published() -> None:
 def test_published_does_so_in_either_preset() -> None:
     """`embedded` trains its LoRA on top far harder."""
     for preset in ("embedded", "paper"):
-        config = config_of(resolve({"preset": preset}), "mta_published")
+        config = resolve({"preset": preset}).for_method("mta_published")
         assert config.stacking.learning_rate == 5e-5
         assert (config.fusion.top_m, config.fusion.order) == (2, "published")
         # Anchors and base are those of the run: they are no part of the merging.

@@ -16,7 +16,7 @@ import pytest
 
 from tasks import embedding, evidence, meta_lora, refit, scoring, stacking, task_adapt
 from tasks.config import RunConfig
-from tasks.options import MethodName
+from tasks.methods import MethodName
 from tasks.plan.model import Planned, planned
 from tasks.plan.stages import TaskPlan, plan_task
 from tasks.plan.work import Work
