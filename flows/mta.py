@@ -52,6 +52,7 @@ from tasks.report.data import report_data
 from tasks.report.files import REPORT_FILE, TABLE_FILE, report_name, write_report, write_run
 from tasks.report.html import report_html
 from tasks.report.since import since, since_lines
+from tasks.report.summary import run_summary
 from tasks.report.table import difference_lines, mean_rows, notes, rows, table_text
 from tasks.report.words import seed_lines
 from tasks.running.faults import DISK_FULL, disk_full
@@ -191,7 +192,8 @@ def _benchmark(config: RunConfig, tracker: Tracker, telling: ThreadPoolExecutor)
     if not summaries:
         raise StageFailed("; ".join(missing))
     mean = result_of(overall, [summary["compared"] for summary in summaries])
-    table += mean_rows(mean)
+    means = mean_rows(mean)
+    table += means
     # Files first: what was found out must not depend on MLflow answering.
     data_notes = [line for summary in summaries for line in notes(summary)]
     data_notes += seed_lines(summaries)
@@ -202,23 +204,27 @@ def _benchmark(config: RunConfig, tracker: Tracker, telling: ThreadPoolExecutor)
     write_run(str(flow_run.get_id()), settings, summaries, about)
     write_report(about["report"], TABLE_FILE, table_text(table, noted, missing))
 
-    def page() -> str:
+    def gathered() -> dict[str, Any]:
         said = {"notes": data_notes, "missing": missing, "since": changed}
-        text = report_html(report_data(config, about, summaries, mean, table, said, where))
+        data = report_data(config, about, summaries, mean, table, said, where)
         where.confirm()
-        return text
+        return data
 
     def report() -> None:
-        text = page()
+        data = gathered()
+        text = report_html(data)
         # What is logged after the LaMP tasks must be logged after them.
         wait(told)
         _show_report(about["report"], text, tracker)
+        tracker.describe(run_summary(data))
 
     shown = list(missing)
     _try(missing, "the report was not made or not logged", report)
     for one in told:
         one.result()
-    _track(missing, lambda: tracker.finish(table, table_text(table, noted, missing), missing))
+    _track(
+        missing, lambda: tracker.finish(table, means, table_text(table, noted, missing), missing)
+    )
     missing += tracker.spool.refused
     behind = tracker.spool.behind()
     if behind:
@@ -227,7 +233,7 @@ def _benchmark(config: RunConfig, tracker: Tracker, telling: ThreadPoolExecutor)
     if missing != shown or behind:
         # What was not logged is missing, too: the report beside the store says so, if it can.
         with contextlib.suppress(Exception):
-            write_report(about["report"], REPORT_FILE, page())
+            write_report(about["report"], REPORT_FILE, report_html(gathered()))
     text = table_text(table, noted, missing)
     write_report(about["report"], TABLE_FILE, text)
     log("comparison\n" + text)
@@ -279,7 +285,7 @@ def _show_run(config: RunConfig, tracker: Tracker) -> None:
     )
     if tracker.url:
         create_link_artifact(link=tracker.url, link_text="This run in MLflow", key="mlflow-run")
-        log(f"MLflow: {tracker.url}")
+        log(f"MLflow: {tracker.url}\nits methods side by side: {tracker.methods_url}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
 
 from tasks.errors import InputError, masked
 from tasks.store.artifacts import Store
@@ -21,6 +22,9 @@ KEY_TAG = "mta.key"
 # MLflow takes at most this many parameters and metric values in one call, and of parameters.
 VALUES_PER_CALL = 1000
 PARAMS_PER_CALL = 100
+# MLflow's pages for training runs; by itself it opens those for chats' traces.
+RUNS_VIEW = "?workflowType=machine_learning"
+NOTE_TAG = "mlflow.note.content"
 # The spool tries again, and later. MLflow's own way, minutes of waiting within a call and runs made
 # twice where an answer was lost, is not for a training to wait for.
 CALMLY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
@@ -154,6 +158,16 @@ class Replay:
         found = self.client.get_experiment_by_name(EXPERIMENT)
         if found:
             return str(found.experiment_id)
+        made = self._make_experiment()
+        self.client.set_experiment_tag(
+            made,
+            NOTE_TAG,
+            f"[All methods of all runs]({methods_page(made)}): select some and press *Compare*. "
+            "One run per benchmark; below it one per LaMP task and method, and one per anchor.",
+        )
+        return made
+
+    def _make_experiment(self) -> str:
         artifacts = None
         if self.uri.startswith("sqlite:"):
             # Without a server MLflow would put artifacts below the working folder.
@@ -173,13 +187,23 @@ class Replay:
             return str(found.experiment_id)
 
 
+def methods_page(experiment: str, run: str | None = None) -> str:
+    """The page of the methods' runs, of one benchmark or of all, below an MLflow's address.
+
+    Sorted by a parameter: MLflow then lists them one by one, not folded below their parents.
+    """
+    wanted = "tags.kind = 'method'"
+    if run is not None:
+        wanted += f" and tags.{PARENT_TAG} = '{run}'"
+    query = urlencode({"searchFilter": wanted, "orderByKey": "params.`lamp_task`"}, quote_via=quote)
+    return f"#/experiments/{experiment}/runs{RUNS_VIEW}&{query}"
+
+
 def target(uri: str) -> str:
     """Which MLflow an address is of, to be written down: no password, and no port, which changes.
 
     A server by its host and path, behind which there may be several, or a database file.
     """
-    from urllib.parse import urlsplit
-
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
         return f"{parts.scheme}://{parts.hostname}{parts.path.rstrip('/')}"

@@ -14,24 +14,22 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tasks.config import RunConfig
 from tasks.errors import label, masked
 from tasks.methods import MethodName
-from tasks.tracking.replay import Replay
+from tasks.report.files import REPORT_FILE
+from tasks.tracking.replay import NOTE_TAG, RUNS_VIEW, Replay, methods_page
 from tasks.tracking.spool import FOLDER, Spool, catch_up
+from tasks.tracking.values import flat, manifest, scope, texts, thinned
 
 # What a method may read of the configuration.
 METHOD_SECTIONS = (
     "base", "prompt", "anchors", "meta_lora", "fusion", "stacking", "oppu", "rag", "scoring",
 )  # fmt: skip
-# A cluster's LoRA has thousands of steps. Of the 33 s that MLflow took for a run that finds
-# everything, the losses of LaMP-1's ten took 6, and no chart shows so many. The piece in the store
-# has them all.
-LOSS_POINTS = 200
 
 
 class Tracker:
@@ -53,7 +51,7 @@ class Tracker:
         self.spool = Spool(folder, self.replay, {"name": run_name})
         settings = config.model_dump(mode="json")
         self._start(self.parent, run_name, {"kind": "benchmark", **self._tags(), **tags}, None)
-        self.spool.add_values(self.parent, _texts(flat(settings)))
+        self.spool.add_values(self.parent, texts(flat(settings)))
         self._json(settings, "config.json")
 
     def end_abandoned(self, is_over: Callable[[str], bool]) -> None:
@@ -79,11 +77,28 @@ class Tracker:
     @property
     def url(self) -> str | None:
         """Where a browser finds the parent run, if the tracking store is a server that answered."""
+        return self._page("", RUNS_VIEW)
+
+    @property
+    def methods_url(self) -> str | None:
+        """Where a browser finds the runs of all methods of this one, as `url`."""
         run = self.replay.known(self.parent)
-        if run is None or not self.replay.uri.startswith("http"):
+        if run is None or not self._root:
             return None
-        root = masked(os.environ.get("MTA_MLFLOW_UI", self.replay.uri)).rstrip("/")
-        return f"{root}/#/experiments/{self.replay.experiment}/runs/{run}"
+        return self._root + methods_page(self.replay.experiment, run)
+
+    @property
+    def _root(self) -> str | None:
+        if not self.replay.uri.startswith("http"):
+            return None
+        return masked(os.environ.get("MTA_MLFLOW_UI", self.replay.uri)).rstrip("/") + "/"
+
+    def _page(self, below: str, query: str = "") -> str | None:
+        """A page of the parent run in a browser."""
+        run = self.replay.known(self.parent)
+        if run is None or not self._root:
+            return None
+        return f"{self._root}#/experiments/{self.replay.experiment}/runs/{run}{below}{query}"
 
     def log_lamp_task(self, summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         """All of one LaMP task: artifacts of the parent, a child per method, a child per anchor."""
@@ -116,10 +131,26 @@ class Tracker:
     def log_report(self, text: str, name: str) -> str | None:
         """Log the report; where a browser finds it, if the tracking store is a server."""
         self.spool.add_text(self.parent, text, name)
-        return f"{self.url}/artifacts/{name}" if self.url and not self.spool.behind() else None
+        return None if self.spool.behind() else self._page(f"/artifacts/{name}")
 
-    def finish(self, rows: list[dict[str, Any]], text: str, missing: list[str]) -> None:
-        """Log the comparison and end the parent run: FAILED when something is missing."""
+    def describe(self, lines: list[str]) -> None:
+        """The parent run's description: these lines, and the way to the report and the methods."""
+        links = {"report": self._page(f"/artifacts/{REPORT_FILE}"), "methods": self.methods_url}
+        ways = [f"[{name}]({link})" for name, link in links.items() if link]
+        text = "\n\n".join([*lines, *([", ".join(ways)] if ways else [])])
+        self._tag(NOTE_TAG, text)
+
+    def finish(
+        self,
+        rows: list[dict[str, Any]],
+        mean: list[dict[str, Any]],
+        text: str,
+        missing: list[str],
+    ) -> None:
+        """Log the comparison and end the parent run: FAILED when something is missing.
+
+        rows: all of the table. mean: those over LaMP tasks, which alone are the parent's metrics.
+        """
         self.spool.add_text(self.parent, text, "comparison.txt")
         columns = list(dict.fromkeys(key for row in rows for key in row))
         lines = [",".join(columns)] + [
@@ -130,11 +161,9 @@ class Tracker:
         if missing:
             self.spool.add_text(self.parent, "\n".join(missing) + "\n", "missing.txt")
         metrics: list[tuple[str, float, int]] = []
-        for row in rows:
-            seed = f".seed{row['seed']}" if "seed" in row else ""
-            prefix = f"{row['lamp_task'].replace(' ', '_')}{seed}.{row['method']}"
+        for row in mean:
             metrics += [
-                (f"{prefix}.{key}", value, 0)
+                (f"{row['method']}.{key}", value, 0)
                 for key, value in row.items()
                 if isinstance(value, float)
             ]
@@ -184,7 +213,7 @@ class Tracker:
             key: float(value) for key, value in row.items() if key not in skip and value is not None
         }
         points = [(key, value, 0) for key, value in metrics.items()]
-        self.spool.add_values(run, _texts(params), points)
+        self.spool.add_values(run, texts(params), points)
         for file in ("predictions.parquet", "golds.json"):
             self.spool.add_piece(run, scored["ref"], file)
         self._end(run)
@@ -224,7 +253,7 @@ class Tracker:
         totals = {key: value[key] for key in ("items", "steps", "tokens", "truncated")}
         totals["seconds"] = result["notes"]["seconds"]
         series += [(key, float(item), 0) for key, item in totals.items()]
-        self.spool.add_values(run, _texts(params), series)
+        self.spool.add_values(run, texts(params), series)
         self.spool.add_piece(run, result["ref"], "adapter", "adapter")
         self._end(run)
 
@@ -250,24 +279,6 @@ class Tracker:
         return {"seed": ",".join(map(str, named)), "preset": self.config.preset}
 
 
-def thinned(losses: Sequence[float], most: int = LOSS_POINTS) -> list[tuple[int, float]]:
-    """(step, loss) of at most `most` points: each the mean of equally many steps, at the last.
-
-    The last point may stand for fewer. A list that is short enough stays as it is.
-    """
-    size = -(-len(losses) // most)
-    parts = [losses[start : start + size] for start in range(0, len(losses), max(size, 1))]
-    return [
-        (min((number + 1) * size, len(losses)), sum(part) / len(part))
-        for number, part in enumerate(parts)
-    ]
-
-
-def _texts(params: dict[str, Any]) -> dict[str, str]:
-    """As MLflow takes parameters: texts that are not too long."""
-    return {name: masked(str(value))[:500] for name, value in params.items()}
-
-
 def tracking_uri() -> str:
     """`MLFLOW_TRACKING_URI`, or a sqlite file beside the store, which no server has open."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
@@ -276,54 +287,6 @@ def tracking_uri() -> str:
     folder = _state() / "local"
     folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder / 'mlflow.db'}"
-
-
-def manifest(summary: dict[str, Any]) -> dict[str, Any]:
-    """Which result came from where: every stage's reference, and whether it was found or made."""
-    stages: dict[str, Any] = {}
-    for name in ("prepared", "base", "compared"):
-        stages[name] = _came_from(summary[name])
-    if "adapter" in summary["base"]:
-        stages["task_adapt"] = _came_from(summary["base"]["adapter"])
-    stages["banks"] = {
-        method: {
-            **{
-                name: _came_from(own[name])
-                for name in ("embedded", "anchors", "bank", "evidence", "fusion", "map")
-                if own[name]
-            },
-            "meta_loras": {k: _came_from(item) for k, item in own["meta_loras"].items()},
-        }
-        for method, own in summary["banks"].items()
-    }
-    stages["bank_of"] = summary["bank_of"]
-    for name in ("stacking", "answered"):
-        stages[name] = {
-            method: [_came_from(part) for part in parts] for method, parts in summary[name].items()
-        }
-    stages["scores"] = {method: _came_from(item) for method, item in summary["scores"].items()}
-    return {"lamp_task": summary["lamp_task"], "stages": stages, "missing": summary["missing"]}
-
-
-def scope(summary: dict[str, Any]) -> str:
-    """What a summary is of, as a name: the LaMP task, and the seed where a run has several."""
-    name: str = summary["lamp_task"]
-    return f"{name} seed {summary['seed']}" if summary["several_seeds"] else name
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options as `section.field` -> value."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            result |= flat(value, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = value
-    return result
-
-
-def _came_from(result: dict[str, Any]) -> dict[str, Any]:
-    return {**result["ref"], "cached": result["cached"], "seconds": result["notes"]["seconds"]}
 
 
 def _state() -> Path:

@@ -122,6 +122,18 @@ def test_whole_run_then_cached_then_changed(
         "recipes.parquet",
         "anchors.parquet",
     }
+    # Of the parent the means alone; each method's run has its own. Accuracy is LaMP-2M's score.
+    assert {name.partition(".")[0] for name in parent.data.metrics} == {row[1] for row in rows[:6]}
+    for name in ("mta", "merge_only"):
+        own = next(c for c in children if c.data.tags.get("method") == name)
+        assert parent.data.metrics[f"{name}.score"] == own.data.metrics["accuracy"]
+    ran, came_out, ways = parent.data.tags["mlflow.note.content"].split("\n\n")
+    assert ran == (
+        "3 methods on LaMP-2M, seed 0: data synthetic, preset embedded, base model tiny."
+    )
+    assert "(15 queries of 5 groups of users)" in came_out
+    assert "<" not in came_out
+    assert f"/runs/{parent.info.run_id}/artifacts/report.html)" in ways
     saved = json.loads(
         Path(
             client.download_artifacts(parent.info.run_id, "config.json", str(workplace))
@@ -154,6 +166,10 @@ def test_whole_run_then_cached_then_changed(
     again, children_again = mlflow_runs(mlflow_server, second)
     assert again.info.run_id != parent.info.run_id
     assert len(children_again) == len(children)
+    # Each run keeps its report; a name goes to the newest.
+    reports = sorted((workplace / ".mta" / "reports").glob("*.html"))
+    assert len(reports) == 2
+    assert (workplace / ".mta" / "report.html").resolve() in reports
     assert again.data.metrics == parent.data.metrics
 
     # A rank of the stacked LoRA: stacking and what it is scored by; what compares the methods only

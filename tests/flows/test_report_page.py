@@ -6,6 +6,7 @@ The page must be whole without any network, fit a laptop's width, and say what t
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from flows.mta import mta
-from tasks.presets import PRESETS
+from tasks.methods import METHODS
 from tasks.report.data import COSTS
 from tests.small import SMALL
 
@@ -47,7 +48,7 @@ def page() -> Iterator[Any]:
 def test_the_report_of_a_run(workplace: Path, mlflow_server: str, page: Any) -> None:
     given = SMALL | {
         "lamp_tasks": TASKS,
-        "methods": PRESETS["embedded"]["methods"],
+        "methods": list(METHODS),
         "items_curve": [2, 4],
         # The run itself is one point of the curve, and all users are one batch: half the work.
         "split": {"few_shot_items": 4},
@@ -122,6 +123,19 @@ def test_the_report_of_a_run(workplace: Path, mlflow_server: str, page: Any) -> 
             artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["report"]))
         )
     assert any(f"{parent}/artifacts/report.html" in str(one.data) for one in links)
+    # One click from the run's description to its methods, and only to these.
+    (own,) = client.search_runs(
+        [client.get_run(parent).info.experiment_id], f"attributes.run_id = '{parent}'"
+    )
+    ways = own.data.tags["mlflow.note.content"].rpartition("\n\n")[2]
+    (link,) = re.findall(r"\[methods\]\(([^)]*)\)", ways)
+    page.context.set_offline(False)
+    page.route(re.compile(r"^(?!http://127\.0\.0\.1)"), lambda route: route.abort())
+    page.goto(link)
+    page.get_by_text(f"{len(TASKS) * len(given['methods'])} matching runs").wait_for()
+    listed = page.get_by_role("link", name=re.compile("^LaMP-")).all_inner_texts()
+    assert set(listed) == {f"{task} {method}" for task in TASKS for method in given["methods"]}
+    assert page.get_by_role("link", name=own.info.run_name, exact=True).count() == 0
     # Users' texts are nobody else's to read.
     text = report.read_text(encoding="utf-8")
     for table in (workplace / ".mta" / "store" / "prepare").glob("*/*/few_shot.parquet"):

@@ -11,7 +11,7 @@ from tasks.config import RunConfig, derive_seed, resolve
 from tasks.errors import InputError
 from tasks.options import Options
 from tasks.presets import PRESETS
-from tasks.tracking.runs import flat
+from tasks.tracking.values import flat
 
 
 def test_preset_paper_is_what_was_published() -> None:

@@ -21,7 +21,7 @@ from tasks.report.table import (
 from tasks.report.words import seed_lines
 from tasks.store.artifacts import Store
 from tasks.store.pieces import digest
-from tasks.tracking.runs import manifest
+from tasks.tracking.values import manifest
 
 
 def test_table_by_hand() -> None:

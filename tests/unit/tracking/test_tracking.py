@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.tracking.runs import thinned
+from tasks.tracking.values import thinned
 
 
 def test_few_losses_stay_as_they_are() -> None:

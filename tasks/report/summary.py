@@ -1,0 +1,20 @@
+"""A run in a few lines of plain text, for where no page is: what ran, and what came out."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from typing import Any
+
+from tasks.report.words import verdict
+
+
+def run_summary(data: dict[str, Any]) -> list[str]:
+    """Two lines of the dict of `data.report_data`."""
+    about = data["about"]
+    tasks, seeds = ", ".join(about["lamp_tasks"]), ", ".join(map(str, about["seeds"]))
+    return [
+        f"{len(data['methods'])} methods on {tasks}, seed {seeds}: data {about['data']}, preset "
+        f"{about['preset']}, base model {about['base']}.",
+        unescape(re.sub(r"<[^>]+>", "", verdict(data))),
+    ]
