@@ -52,7 +52,7 @@ from tasks.report.data import report_data
 from tasks.report.files import REPORT_FILE, TABLE_FILE, report_name, write_report, write_run
 from tasks.report.html import report_html
 from tasks.report.since import since, since_lines
-from tasks.report.summary import run_summary
+from tasks.report.summary import data_lines, run_summary
 from tasks.report.table import difference_lines, mean_rows, notes, rows, table_text
 from tasks.report.words import seed_lines
 from tasks.running.faults import DISK_FULL, disk_full
@@ -195,7 +195,8 @@ def _benchmark(config: RunConfig, tracker: Tracker, telling: ThreadPoolExecutor)
     means = mean_rows(mean)
     table += means
     # Files first: what was found out must not depend on MLflow answering.
-    data_notes = [line for summary in summaries for line in notes(summary)]
+    data_notes = data_lines(config)
+    data_notes += [line for summary in summaries for line in notes(summary)]
     data_notes += seed_lines(summaries)
     about = {"name": flow_run.get_name() or "mta", "date": f"{datetime.now():%Y-%m-%d %H:%M}"}
     about["report"] = report_name(about["name"], str(flow_run.get_id()))
@@ -280,6 +281,8 @@ def _show_report(name: str, text: str, tracker: Tracker) -> None:
 
 def _show_run(config: RunConfig, tracker: Tracker) -> None:
     """The resolved configuration and the way to MLflow, in the Prefect UI."""
+    for line in data_lines(config):
+        log(line, warning=True)
     create_markdown_artifact(
         key="configuration", markdown=f"```json\n{config.model_dump_json(indent=2)}\n```"
     )

@@ -35,7 +35,7 @@ from tasks.options import (
     SyntheticOptions,
     TrainingOptions,
 )
-from tasks.presets import PRESETS, WORLDS
+from tasks.presets import GIVEN_MODEL, PRESETS, WORLDS
 
 # Sections that `per_task` may change: what comes after the data and the base model.
 PER_TASK = ("anchors", "meta_lora", "fusion", "stacking", "oppu", "rag", "scoring")
@@ -130,6 +130,8 @@ def resolve(given: dict[str, Any]) -> RunConfig:
     values = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
     if preset == "embedded" and given.get("data", "synthetic") == "synthetic":
         values = overlay(values, WORLDS)
+    if preset == "embedded" and _model(given) != "tiny":
+        values = overlay(values | {"per_task": {}}, GIVEN_MODEL)
     if "per_task" in values:
         own = {name: _without(tree, given) for name, tree in values["per_task"].items()}
         values = values | {"per_task": own}
@@ -174,6 +176,12 @@ def _without(tree: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, dict) and isinstance(given[key], dict):
             left[key] = _without(value, given[key])
     return left
+
+
+def _model(given: dict[str, Any]) -> Any:
+    """The base model that is given; `tiny` where none is."""
+    base = given.get("base")
+    return base.get("model", "tiny") if isinstance(base, dict) else "tiny"
 
 
 def _long_forms(given: dict[str, Any]) -> dict[str, Any]:

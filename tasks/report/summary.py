@@ -6,6 +6,8 @@ import re
 from html import unescape
 from typing import Any
 
+from tasks.base_model import model_name
+from tasks.config import RunConfig
 from tasks.report.words import verdict
 
 
@@ -17,4 +19,14 @@ def run_summary(data: dict[str, Any]) -> list[str]:
         f"{len(data['methods'])} methods on {tasks}, seed {seeds}: data {about['data']}, preset "
         f"{about['preset']}, base model {about['base']}.",
         unescape(re.sub(r"<[^>]+>", "", verdict(data))),
+    ]
+
+
+def data_lines(config: RunConfig) -> list[str]:
+    """What must be known of the data before anything is read."""
+    if config.data != "synthetic" or config.base.model == "tiny":
+        return []
+    return [
+        f"data=synthetic: the users are generated, of words that mean nothing to the model "
+        f"{model_name(config)}; give data=FOLDER or data=lamp"
     ]

@@ -162,6 +162,23 @@ def test_an_option_for_one_lamp_task() -> None:
     assert both.seed == 7
 
 
+@pytest.mark.parametrize("given", [{"model": "/my"}, {"base": {"model": "/my"}}], ids=str)
+def test_a_given_model_has_rates_of_its_own(given: dict[str, Any]) -> None:
+    """As published, 1e-4, for every LaMP task; what is given still wins, and the rest stays."""
+    tiny, config = resolve({}), resolve(given)
+    for task in ("LaMP-1", "LaMP-2M", "LaMP-3"):
+        own = config.for_task(task, 0)
+        rates = (own.meta_lora.learning_rate, own.stacking.learning_rate, own.oppu.learning_rate)
+        assert rates == (1e-4, 1e-4, 1e-4)
+        assert own.meta_lora.epochs == 5
+    assert config.fusion == tiny.fusion
+    assert config.stacking.rank == tiny.stacking.rank
+    chosen = resolve(given | {"stacking": {"learning_rate": 3e-4}})
+    assert chosen.stacking.learning_rate == 3e-4
+    assert chosen.oppu.learning_rate == 1e-4
+    assert resolve({"base": {"model": "tiny"}}) == tiny
+
+
 @pytest.mark.parametrize(
     ("name", "listed", "twice"),
     [

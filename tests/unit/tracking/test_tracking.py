@@ -1,11 +1,15 @@
-"""What MLflow is given of a training's losses."""
+"""What MLflow is given of a training's losses, and where it shows the methods."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.tracking.replay import methods_page
 from tasks.tracking.values import thinned
 
 
@@ -28,3 +32,16 @@ def test_points_stand_for_all_steps(losses: list[float], most: int) -> None:
     assert ends[-1] == len(losses)
     whole = sum(loss * (end - start) for start, (end, loss) in zip(ends, points, strict=False))
     assert whole == pytest.approx(sum(losses), abs=1e-9)
+
+
+def test_the_readme_links_the_page_of_all_methods() -> None:
+    """tests/flows/test_report_page.py opens such a page; this is the one that README has."""
+    readme = Path(__file__).parents[3] / "README.md"
+    assert f"(http://127.0.0.1:5000/{methods_page('1')})" in readme.read_text(encoding="utf-8")
+
+
+def test_the_page_of_a_runs_methods() -> None:
+    place = urlsplit(urlsplit(methods_page("3", "0a1b")).fragment)
+    assert place.path == "/experiments/3/runs"
+    wanted = "tags.kind = 'method' and tags.mlflow.parentRunId = '0a1b'"
+    assert parse_qs(place.query)["searchFilter"] == [wanted]
