@@ -11,30 +11,31 @@ is one item fewer, each of its words is in one item fewer, and the mean length i
              idf(w) * tf * (k1 + 1) / (tf + k1 * (1 - b + b * length / mean length))
 
 Scores that agree to nine decimals are a tie, and of a tie the item that stands first comes first
-(numpy's argsort, which rank_bm25 leaves it to, has no rule). Words are runs of letters and digits
+(numpy's argsort, which rank_bm25 leaves it to, has no rule). Words are those of tasks/lamp/words.py
 in lower case: no stop words, no stemming.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tasks.lamp.words import words
+
 if TYPE_CHECKING:
     from scipy import sparse
 
-# Part of every cache key that neighbours decide; raise it when they change.
+# Part of every cache key that neighbours decide; raise it when they change. Not raised when marks
+# came to belong to their words, and characters of scripts without blanks to stand alone: neighbours
+# among texts without either are the same, and results of others made before are kept as they are.
 VERSION = 2
 
 K1, B, EPSILON = 1.5, 0.75, 0.25
 TIE_DECIMALS = 9
 # Scores held at once (8 bytes each), so that a profile of many thousand items fits, too.
 SCORES = 4_000_000
-
-_WORD = re.compile(r"\w+")
 
 
 class Neighbours:
@@ -43,12 +44,12 @@ class Neighbours:
     def __init__(self, texts: Sequence[str]) -> None:
         self.size = len(texts)
         self._words: dict[str, int] = {}
-        words = [_split(text) for text in texts]
-        for own in words:
+        found = [_split(text) for text in texts]
+        for own in found:
             for word in own:
                 self._words.setdefault(word, len(self._words))
-        self._counts = self._count(words)
-        self._lengths = np.array([len(own) for own in words], dtype=float)
+        self._counts = self._count(found)
+        self._lengths = np.array([len(own) for own in found], dtype=float)
         # How many items have each word.
         self._items = np.bincount(self._counts.indices, minlength=len(self._words))
 
@@ -78,8 +79,8 @@ class Neighbours:
         # own count as they stand elsewhere. A word of every item is never a word of others only.
         whole = np.where(self._items <= rest, _idf(np.minimum(self._items, rest), rest), 0.0)
         sums = whole.sum() + np.bincount(rows, idf - whole[counts.indices], self.size)
-        words = len(whole) - np.bincount(rows, ~known, self.size)
-        floor = EPSILON * sums / np.maximum(words, 1)
+        there = len(whole) - np.bincount(rows, ~known, self.size)
+        floor = EPSILON * sums / np.maximum(there, 1)
         idf = np.where(idf < 0, floor[rows], idf)
         asked = counts.copy()
         asked.data *= idf
@@ -91,13 +92,13 @@ class Neighbours:
             found += self._best(asked[own], means[own], count, own)
         return found
 
-    def _count(self, words: Sequence[Sequence[str]]) -> sparse.csr_array:
+    def _count(self, texts: Sequence[Sequence[str]]) -> sparse.csr_array:
         """How often each known word stands in each text [texts, words]."""
         from scipy import sparse  # not above: it takes long, and most who import this ask nothing
 
-        indices = [self._words[word] for own in words for word in own]
-        ends = np.cumsum([0, *map(len, words)])
-        shape = (len(words), len(self._words))
+        indices = [self._words[word] for own in texts for word in own]
+        ends = np.cumsum([0, *map(len, texts)])
+        shape = (len(texts), len(self._words))
         table = sparse.csr_array((np.ones(len(indices)), indices, ends), shape)
         table.sum_duplicates()
         return table
@@ -132,4 +133,4 @@ def _idf(items: np.ndarray, size: int) -> np.ndarray:
 
 
 def _split(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    return words(text.lower())

@@ -94,3 +94,18 @@ def test_small_profiles(texts: list[str]) -> None:
     everyone = list(range(len(texts)))
     assert neighbours.others(3) == [[o for o in everyone if o != own] for own in everyone]
     assert sorted(neighbours.find("a", 3)) == everyone
+
+
+def test_scripts_without_blanks() -> None:
+    """By hand: of four headlines one has 足球 ("football"), which is no word between blanks here.
+
+    Each of its characters is in one of four items and weighs ln(3.5 / 1.5); 今 and 天 are in two
+    and weigh 0. As runs of letters the sentences had no word in common, and the first came.
+    """
+    texts = ["今天下雨", "足球比赛", "今天新闻", "电影"]
+    assert Neighbours(texts).find("我爱足球", 1) == [1]
+    # Of 今天 and 比赛 the rarer decides.
+    assert Neighbours(texts).find("今天比赛", 2) == [1, 0]
+    assert Neighbours([*texts, "足球"]).others(1)[4] == [1]
+    # Hindi without vowel signs: दिन (day) and दान (gift) would both be द and न.
+    assert Neighbours(["दान", "किताब", "दिन", "घर"]).find("दिन", 1) == [2]
