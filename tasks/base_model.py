@@ -52,7 +52,7 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
             "users": prepared["value"]["sha256"]["base"],
             **prompt_parts(options, prepared["value"]["instruction"]),
             "tiny": options.base.tiny.model_dump(),
-            "history": [options.rag.history_items, history.VERSION]
+            "history": [options.rag.history_items, history.VERSION, *_index(options)]
             if options.base.tiny.history_share
             else None,
             "max_tokens": options.base.max_tokens,
@@ -222,13 +222,20 @@ def model_parts(
 def prompt_parts(options: RunConfig, instruction: str) -> dict[str, Any]:
     """What decides the text of prompts besides the items, for cache keys."""
     # The tiny model has no chat template.
-    left_out = {"chat"} if options.base.model == "tiny" else None
+    left_out = {"history_index", *(("chat",) if options.base.model == "tiny" else ())}
     parts: dict[str, Any] = {"prompt": options.prompt.model_dump(exclude=left_out)}
     if options.prompt.style == "published":
         parts |= {"instruction": instruction, "layout": LAYOUT}
     if options.prompt.history_items:
-        parts["retrieval"] = history.VERSION
+        index = _index(options)
+        parts["retrieval"] = [history.VERSION, *index] if index else history.VERSION
     return parts
+
+
+def _index(options: RunConfig) -> list[str]:
+    """What decides neighbours besides the items, for cache keys: nothing where texts do."""
+    index = options.prompt.history_index
+    return [] if index == "text" else [index]
 
 
 def model_name(options: RunConfig) -> str:

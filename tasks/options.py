@@ -87,11 +87,14 @@ class SplitOptions(Options):
 class PromptOptions(Options):
     """`published`: history section, instruction, text, cue. `compact`: text and cue only.
 
+    history_index: what history is looked up by: items' texts, or `published`, as the MTA code does
+    it (docs/method.md, Prompts).
     chat: through the chat template where the base model has one, or `never`.
     """
 
     style: Literal["compact", "published"] = "compact"
     history_items: int = Field(0, ge=0)
+    history_index: Literal["text", "published"] = "text"
     chat: Literal["auto", "never"] = "auto"
 
 

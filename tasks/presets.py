@@ -64,7 +64,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "max_tokens": 8192,
         },
         "split": {"kind": "published"},
-        "prompt": {"style": "published", "history_items": 1},
+        "prompt": {"style": "published", "history_items": 1, "history_index": "published"},
         "anchors": {"embedding": "text", "clustering": "kmeans", "count": 50},
         "fusion": {"top_m": 2, "merge": "factors"},
         "stacking": {

@@ -28,7 +28,12 @@ def profile_questions(
     """Each profile item asked about itself, leave-one-out (METHOD, Prompts)."""
     options = config.prompt
     return profile_samples(
-        profile, get_task(lamp_task), options.style, options.history_items, instruction
+        profile,
+        get_task(lamp_task),
+        options.style,
+        options.history_items,
+        instruction,
+        options.history_index,
     )
 
 
@@ -44,6 +49,7 @@ def user_queries(
         options.style,
         options.history_items,
         instruction,
+        options.history_index,
     )
 
 

@@ -50,6 +50,19 @@ NEWS_CATEGORIES = (
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """How the MTA code finds an item of the history: by BM25 over words between blanks, as written.
+
+    with_answer: items are indexed with their answers. by_input: a query asks with its whole
+    `input`, the instruction too. separator: what words stand between; None: any white space.
+    """
+
+    with_answer: bool = False
+    by_input: bool = False
+    separator: str | None = " "
+
+
+@dataclass(frozen=True)
 class LampTask:
     """One task of the benchmark.
 
@@ -73,6 +86,8 @@ class LampTask:
         the same tweet as its answer, which teaches copying; it has no prompt for it.)
     asks: the piece of an item's text that is instruction, where the text holds one: compact
         prompts leave it out, and what stands before it is what the item is about (`subject`).
+    lookup: how published prompts look history up (`prompt.history_index`). Of LaMP-2N, 6 and 7,
+        which the MTA code has not, as OPPU's indexes have it: with the answer, but tweets alone.
     """
 
     name: str
@@ -87,6 +102,7 @@ class LampTask:
     marker_names_text: bool = False
     items: Literal["asked", "built", "completed"] = "asked"
     asks: str = ""
+    lookup: Lookup = Lookup()
 
     @property
     def cue(self) -> str:
@@ -134,6 +150,7 @@ TASKS: dict[str, LampTask] = {
             labels=MOVIE_TAGS,
             kind="classification",
             max_new_tokens=8,
+            lookup=Lookup(with_answer=True, by_input=True, separator=None),
         ),
         LampTask(
             name="LaMP-2N",
@@ -149,6 +166,7 @@ TASKS: dict[str, LampTask] = {
             labels=NEWS_CATEGORIES,
             kind="classification",
             max_new_tokens=8,
+            lookup=Lookup(with_answer=True),
         ),
         LampTask(
             name="LaMP-3",
@@ -161,6 +179,7 @@ TASKS: dict[str, LampTask] = {
             kind="rating",
             max_new_tokens=4,
             marker_names_text=True,
+            lookup=Lookup(by_input=True),
         ),
         LampTask(
             name="LaMP-4",
@@ -172,6 +191,7 @@ TASKS: dict[str, LampTask] = {
             labels=(),
             kind="text",
             max_new_tokens=32,
+            lookup=Lookup(with_answer=True),
         ),
         LampTask(
             name="LaMP-5",
@@ -194,6 +214,7 @@ TASKS: dict[str, LampTask] = {
             labels=(),
             kind="text",
             max_new_tokens=32,
+            lookup=Lookup(with_answer=True),
         ),
         LampTask(
             name="LaMP-7",

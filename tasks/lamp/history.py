@@ -12,12 +12,13 @@ is one item fewer, each of its words is in one item fewer, and the mean length i
 
 Scores that agree to nine decimals are a tie, and of a tie the item that stands first comes first
 (numpy's argsort, which rank_bm25 leaves it to, has no rule). Words are those of tasks/lamp/words.py
-in lower case: no stop words, no stemming.
+in lower case: no stop words, no stemming. (The published code splits at blanks and keeps the case:
+`LampTask.lookup`.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,13 +39,21 @@ TIE_DECIMALS = 9
 SCORES = 4_000_000
 
 
-class Neighbours:
-    """BM25 over the texts of one profile of N items."""
+def lower_words(text: str) -> list[str]:
+    """The words of a text in lower case."""
+    return words(text.lower())
 
-    def __init__(self, texts: Sequence[str]) -> None:
+
+class Neighbours:
+    """BM25 over the texts of one profile of N items; `split`: a text's words."""
+
+    def __init__(
+        self, texts: Sequence[str], split: Callable[[str], list[str]] = lower_words
+    ) -> None:
         self.size = len(texts)
+        self._split = split
         self._words: dict[str, int] = {}
-        found = [_split(text) for text in texts]
+        found = [split(text) for text in texts]
         for own in found:
             for word in own:
                 self._words.setdefault(word, len(self._words))
@@ -57,33 +66,34 @@ class Neighbours:
         """Indices of the `count` items most like `text`, best first (fewer if there are fewer)."""
         if not self.size:
             return []
-        asked = self._count([[word for word in _split(text) if word in self._words]])
+        asked = self._asked([text])
         idf = _idf(self._items, self.size)
         if len(idf):
             idf[idf < 0] = EPSILON * idf.mean()
         asked.data *= idf[asked.indices]
         return self._best(asked, self._lengths.mean()[None], count, None)[0]
 
-    def others(self, count: int) -> list[list[int]]:
-        """For each item the indices of the `count` *other* items most like it, best first."""
+    def others(self, count: int, questions: Sequence[str] | None = None) -> list[list[int]]:
+        """For each item the indices of the `count` *other* items most like it, best first.
+
+        questions: for each item what is asked instead of its own text.
+        """
         if self.size < 2:
             return [[] for _ in range(self.size)]
         rest = self.size - 1
         counts = self._counts
-        rows = np.repeat(np.arange(self.size), np.diff(counts.indptr))
-        # Of an item's own words: in how many other items they stand. None: not in the index.
-        elsewhere = self._items[counts.indices] - 1
-        known = elsewhere > 0
-        idf = np.where(known, _idf(elsewhere, rest), 0.0)
+        rows, idf = self._elsewhere(counts)
         # The mean over the index of all but item i: of the words of the whole profile, the item's
         # own count as they stand elsewhere. A word of every item is never a word of others only.
         whole = np.where(self._items <= rest, _idf(np.minimum(self._items, rest), rest), 0.0)
         sums = whole.sum() + np.bincount(rows, idf - whole[counts.indices], self.size)
-        there = len(whole) - np.bincount(rows, ~known, self.size)
-        floor = EPSILON * sums / np.maximum(there, 1)
-        idf = np.where(idf < 0, floor[rows], idf)
+        missing = np.bincount(rows, self._items[counts.indices] == 1, self.size)
+        floor = EPSILON * sums / np.maximum(len(whole) - missing, 1)
         asked = counts.copy()
-        asked.data *= idf
+        if questions is not None:
+            asked = self._asked(questions)
+            rows, idf = self._elsewhere(asked)
+        asked.data *= np.where(idf < 0, floor[rows], idf)
         means = (self._lengths.sum() - self._lengths) / rest
         found: list[list[int]] = []
         step = max(1, SCORES // self.size)
@@ -91,6 +101,21 @@ class Neighbours:
             own = np.arange(start, min(start + step, self.size))
             found += self._best(asked[own], means[own], count, own)
         return found
+
+    def _elsewhere(self, asked: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
+        """Of each number in `asked` [N, words]: its row, and the word's idf among the other items.
+
+        0 for a word that only the row's own item has: it is not in the index of the others.
+        """
+        rows = np.repeat(np.arange(self.size), np.diff(asked.indptr))
+        items = self._items[asked.indices] - (self._counts[rows, asked.indices] > 0)
+        return rows, np.where(items > 0, _idf(items, self.size - 1), 0.0)
+
+    def _asked(self, questions: Sequence[str]) -> sparse.csr_array:
+        """As `_count`, of the words that the index has."""
+        return self._count(
+            [[w for w in self._split(text) if w in self._words] for text in questions]
+        )
 
     def _count(self, texts: Sequence[Sequence[str]]) -> sparse.csr_array:
         """How often each known word stands in each text [texts, words]."""
@@ -130,7 +155,3 @@ class Neighbours:
 
 def _idf(items: np.ndarray, size: int) -> np.ndarray:
     return np.log(size - items + 0.5) - np.log(items + 0.5)
-
-
-def _split(text: str) -> list[str]:
-    return words(text.lower())

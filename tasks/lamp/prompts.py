@@ -27,6 +27,8 @@ from tasks.lamp.definitions import LampTask
 from tasks.lamp.history import Neighbours
 
 Style = Literal["compact", "published"]
+# By what history is looked up: items' texts, or what the published code indexes.
+Index = Literal["text", "published"]
 # Raised when the published layout's text changes: results made with the old one are then made anew.
 LAYOUT = 2
 
@@ -65,18 +67,23 @@ def profile_samples(
     style: Style,
     history_items: int,
     instruction: str,
+    index: Index = "text",
 ) -> list[Sample]:
     """One sample per profile item {id, text, answer}, in order.
 
     history_items: how many of the *other* items, most similar by BM25, stand before the question;
         none before a bare cue, which has no text they could be similar to but the answer.
     instruction: as from `instruction_of`; only the published style shows it.
+    index: `published` looks the other items up as `LampTask.lookup` says.
     """
     asked = [
         (item["id"], None if task.items == "completed" else item["text"], item["answer"])
         for item in profile
     ]
-    found = _neighbours(profile).others(history_items) if history_items else None
+    found = None
+    if history_items:
+        questions = None if index == "text" else [_subject(item["text"], task) for item in profile]
+        found = _neighbours(profile, task, index).others(history_items, questions)
     return _samples(profile, asked, found, task, style, instruction)
 
 
@@ -87,18 +94,38 @@ def query_samples(
     style: Style,
     history_items: int,
     instruction: str,
+    index: Index = "text",
 ) -> list[Sample]:
     """One sample per query {id, input, gold}, in order, with history from the whole profile."""
     asked = [(query["id"], question_text(query["input"], task), query["gold"]) for query in queries]
     found = None
     if history_items:
-        neighbours = _neighbours(profile)
-        found = [neighbours.find(text, history_items) for _, text, _ in asked]
+        neighbours = _neighbours(profile, task, index)
+        texts = [text for _, text, _ in asked]
+        if index == "published":
+            whole = [query["input"] for query in queries]
+            texts = whole if task.lookup.by_input else [_subject(text, task) for text in texts]
+            texts = [text.strip() for text in texts]
+        found = [neighbours.find(text, history_items) for text in texts]
     return _samples(profile, asked, found, task, style, instruction)
 
 
-def _neighbours(profile: Sequence[Mapping[str, str]]) -> Neighbours:
-    return Neighbours([item["text"] for item in profile])
+def _neighbours(profile: Sequence[Mapping[str, str]], task: LampTask, index: Index) -> Neighbours:
+    if index == "text":
+        return Neighbours([item["text"] for item in profile])
+    how = task.lookup
+    texts = [_subject(item["text"], task) for item in profile]
+    if how.with_answer:
+        # Blanks at the ends would be words; the published headline stands before its article.
+        both = zip(profile, texts, strict=True)
+        texts = [f"{item['answer']} {text}".strip() for item, text in both]
+    return Neighbours(texts, lambda text: text.split(how.separator))
+
+
+def _subject(text: str, task: LampTask) -> str:
+    """A paper's title, where the text is the question that was built of it; else the text."""
+    paper = parts(text) if task.items == "built" else None
+    return paper[0] if paper else text
 
 
 def _samples(

@@ -19,7 +19,6 @@ from tasks import base_model as stage_module
 from tasks.base_model import base_model, load, model_name, model_parts, prompt_parts
 from tasks.config import RunConfig, resolve
 from tasks.errors import InputError
-from tasks.lamp import history
 from tasks.lora.base import Base, load_base
 from tasks.store.artifacts import Store
 from tasks.store.pieces import digest
@@ -209,7 +208,14 @@ def test_cache_keys(where: Store, folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert "instruction" not in prompt(style="compact")
     assert prompt(style="published")["instruction"] == "the instruction"
     assert "retrieval" not in prompt(history_items=0)
-    assert prompt(history_items=2)["retrieval"] == history.VERSION
+    # By value: results made before there were other indexes are found.
+    assert prompt() == {"prompt": {"style": "compact", "history_items": 0}}
+    one = {"prompt": {"style": "compact", "history_items": 1}, "retrieval": 2}
+    assert prompt(history_items=1) == one
+    assert prompt(history_index="published") == prompt()
+    assert prompt(history_items=1, history_index="published") == one | {
+        "retrieval": [2, "published"]
+    }
 
 
 def test_four_bits_are_refused_before_anything_is_trained(

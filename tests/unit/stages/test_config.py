@@ -22,6 +22,8 @@ def test_preset_paper_is_what_was_published() -> None:
     # bf16: what `auto` is on a GPU (tests/unit/lora/test_tiny.py).
     assert config.base.dtype == "auto"
     assert (config.prompt.style, config.prompt.history_items) == ("published", 1)
+    # What the scripts of the MTA code index (tests/unit/lamp/test_published_history.py).
+    assert config.prompt.history_index == "published"
     assert (config.split.kind, config.split.few_shot_users) == ("published", 100)
     # "bf16 by default", and LaMP's own rules.
     assert (config.base.quantisation, config.scoring.metrics) == ("none", "lamp")

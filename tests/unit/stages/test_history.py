@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks import scoring
+from tasks import base_model, scoring
 from tasks.base_model import _lessons
 from tasks.config import RunConfig, resolve
 from tasks.lamp.definitions import MOVIE_TAGS
@@ -16,7 +16,7 @@ from tasks.lora.base import load_base
 from tasks.lora.batches import encode
 from tasks.stage import store
 from tests.unit.lora.peft_reference import likelihood
-from tests.unit.stages.pipeline import ROLES, run, stock_answers
+from tests.unit.stages.pipeline import ROLES, Quiet, run, stock_answers
 from tests.unit.stages.users import result
 
 WORDS = ("ship", "ship farm", "farm baker", "baker robot")
@@ -127,6 +127,45 @@ def test_rag_asks_with_history(place: Path, done: dict[str, Any]) -> None:
     two = predicted(done, "rag", rag={"history_items": 2})
     assert two[0] == "Completed"
     assert two[1] != answers
+
+
+def test_rag_asks_by_the_published_index(place: Path, done: dict[str, Any]) -> None:
+    """As above, but "few-1" is one word between blanks: all items are a tie, so the first."""
+    published = {"prompt": {"history_index": "published"}}
+    name, answers = predicted(done, "rag", **published)
+    assert name == "Completed"
+    for user in ROLES["few_shot"]:
+        shown = user["profile"][0]
+        prompts = [
+            f"description: {shown['description']} tag: {shown['tag']}\n"
+            f"description: {query['input'].partition('description: ')[2]} tag:"
+            for query in user["query"]
+        ]
+        own = [answers[query["id"]] for query in user["query"]]
+        assert own == stock_answers(place, None, prompts)
+    # What shows no history is found again.
+    predicted(done, "base")
+    assert predicted(done, "base", **published)[0] == "Cached"
+
+
+def test_the_tiny_model_learns_by_the_published_index(
+    place: Path, done: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user whose items differ in case alone: "Ship" is its own word between blanks."""
+    items = [{"id": t, "text": t, "answer": "comedy"} for t in ("ship", "Ship", "a Ship", "x")]
+    by_text, published = options(1.0), options(1.0, prompt={"history_index": "published"})
+    assert lessons(by_text, items=items)[1].startswith("description: ship tag")
+    assert lessons(published, items=items)[1].startswith("description: a Ship tag")
+
+    def trained(share: float, index: str) -> str:
+        tiny = {"history_share": share, "hidden": 16, "layers": 1, "heads": 2, "steps": 1}
+        changes = {"base": {"model": "tiny", "tiny": tiny}, "prompt": {"history_index": index}}
+        config = resolve(done["config"] | changes).model_dump(mode="json")
+        return base_model.base_model.fn(config, "LaMP-2M", done["prepared"]).name
+
+    monkeypatch.setattr(base_model, "Progress", Quiet)
+    states = [trained(s, i) for s in (0.0, 0.5) for i in ("text", "published")]
+    assert states == ["Completed", "Cached", "Completed", "Completed"]
 
 
 def test_likelihood_answers_with_the_likeliest_label(place: Path, done: dict[str, Any]) -> None:
