@@ -18,6 +18,8 @@ from tasks.embedding import embed
 from tasks.errors import label
 from tasks.evidence import evidence
 from tasks.fusion import fusion
+from tasks.lamp.definitions import get_task
+from tasks.lamp.metrics import rules_of
 from tasks.meta_lora import bank, meta_lora
 from tasks.methods import METHODS, MethodName, bank_kind
 from tasks.prepare import prepare
@@ -112,9 +114,10 @@ def stages(config: Config, lamp_task: str) -> dict[str, Any]:
     if not complete:
         raise StageFailed(f"{lamp_task}: no batch of users could be scored; {missing[0]}")
     scores = {}
+    rules = rules_of(get_task(lamp_task), options.scoring.metrics, options.scoring.tokens)
     for method in methods:
         parts = [answered[method, number] for number in complete]
-        scores[method] = result_of(score, lamp_task, method, parts, options.scoring.metrics)
+        scores[method] = result_of(score, lamp_task, method, parts, rules)
     return {
         "lamp_task": lamp_task,
         "prepared": prepared,

@@ -16,6 +16,7 @@ from tasks.store.artifacts import Store
 from tasks.store.pieces import Piece, digest, library_versions
 
 if TYPE_CHECKING:
+    from tasks.lamp.metrics import Rules
     from tasks.lamp.statistics import Resampled, Scored
 
 VERSION = 3
@@ -43,7 +44,7 @@ def compare(
             "lamp_task": lamp_task,
             "prepared": prepared["ref"]["sha256"],
             "scores": {method: item["ref"]["sha256"] for method, item in scores.items()},
-            "rules": options.scoring.metrics,
+            "rules": _rules(options, lamp_task),
             "seed": options.seed,
         }
     )
@@ -106,6 +107,13 @@ def read_draws(where: Store, cell: dict[str, Any]) -> Resampled:
     )
 
 
+def _rules(options: RunConfig, lamp_task: str) -> Rules:
+    from tasks.lamp.definitions import get_task
+    from tasks.lamp.metrics import rules_of
+
+    return rules_of(get_task(lamp_task), options.scoring.metrics, options.scoring.tokens)
+
+
 def _sample(options: RunConfig) -> str:
     """A world of another seed has other users; a file's are the same, wherever it lies."""
     return f"synthetic {options.seed}" if options.data == "synthetic" else "given"
@@ -146,7 +154,7 @@ def _scored(
         {query: group[user] for query, user in users.items()},
         predictions,
         sample=_sample(options),
-        rules=options.scoring.metrics,
+        rules=_rules(options, lamp_task),
     )
 
 

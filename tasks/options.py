@@ -87,8 +87,7 @@ class SplitOptions(Options):
 class PromptOptions(Options):
     """`published`: history section, instruction, text, cue. `compact`: text and cue only.
 
-    history_index: what history is looked up by: items' texts, or `published`, as the MTA code does
-    it (docs/method.md, Prompts).
+    history_index: history is looked up by items' texts, or as the MTA code does it (`published`).
     chat: through the chat template where the base model has one, or `never`.
     """
 
@@ -241,10 +240,18 @@ class ScoringOptions(Options):
     """How questions are answered: by greedy decoding, or by the likeliest of the task's labels.
 
     metrics: LaMP's own rules, or those of MTA's published scorer (docs/method.md, Scoring).
+    tokens: ROUGE's words: LaMP's, of a to z and digits, or `unicode`, those of any script.
     """
 
     answer: Literal["generate", "likelihood"] = "generate"
     metrics: Literal["lamp", "mta_published"] = "lamp"
+    tokens: Literal["lamp", "unicode"] = "lamp"
+
+    @model_validator(mode="after")
+    def _published_words(self) -> ScoringOptions:
+        if self.tokens == "unicode" and self.metrics == "mta_published":
+            raise ValueError("tokens=unicode is for metrics=lamp: MTA's scorer has words of a to z")
+        return self
 
 
 class PlanOptions(Options):

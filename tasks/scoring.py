@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tasks.base_model import load, model_parts, prompt_parts
 from tasks.config import RunConfig
-from tasks.lamp.metrics import Rules
+from tasks.lamp.definitions import get_task
+from tasks.lamp.metrics import Rules, golds_without_token, remarks
 from tasks.methods import METHODS, MethodName
 from tasks.questions import content
 from tasks.stacking import (
@@ -113,9 +115,10 @@ def score(
     """The metrics over all batches of a method (`predict` results, in order), by LaMP's rules.
 
     `predictions.parquet` of all users, and `golds.json`, the predictions in the format that LaMP
-    takes submissions in. rules: `scoring.metrics`.
+    takes submissions in. rules: `metrics.rules_of` the task. The notes have `golds_without_token`.
     """
     where = store()
+    task = get_task(lamp_task)
     key = digest(
         {
             "version": VERSION,
@@ -130,9 +133,7 @@ def score(
         import polars as pl
 
         from tasks.lamp import metrics
-        from tasks.lamp.definitions import get_task
 
-        task = get_task(lamp_task)
         table = pl.concat(
             pl.read_parquet(where.open(item["ref"]).folder / "predictions.parquet")
             for item in answered
@@ -151,7 +152,19 @@ def score(
             "queries": len(table),
         }
 
-    return where.get("score", key, make)
+    found = where.get("score", key, make)
+    return replace(found, notes=found.notes | _tokenless(found.folder, lamp_task, method, rules))
+
+
+def _tokenless(folder: Path, lamp_task: str, method: str, rules: Rules) -> dict[str, int]:
+    """`golds_without_token` of scored predictions, which is in no key and no value."""
+    import polars as pl
+
+    golds = pl.read_parquet(folder / "predictions.parquet", columns=["gold"])["gold"]
+    count = golds_without_token(get_task(lamp_task), golds, rules)
+    if count:
+        log(f"{lamp_task}, {method}: {remarks(rules, count)[-1]}")
+    return {"golds_without_token": count}
 
 
 def _known(where: Store, rows: list[str]) -> dict[str, tuple[list[str], float]]:
@@ -181,7 +194,6 @@ def _answer(
     stacked: dict[str, Any] | None,
 ) -> list[tuple[list[str], float]]:
     """Answers and seconds per user; users are answered for many at once, each with their LoRA."""
-    from tasks.lamp.definitions import get_task
     from tasks.lora.answer import answer_users, likeliest
     from tasks.lora.bank import read_bank
     from tasks.lora.grouped import Part, grouped

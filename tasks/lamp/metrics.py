@@ -6,7 +6,9 @@ A rating that float() cannot read becomes the farther of 1 and 5 from its gold (
 5); nothing is rounded or clamped. float() reads "nan" and "inf" too, and so do we: one such
 prediction makes mae and rmse nan or inf, and a reader sees that the model did not answer.
 ROUGE-1 and ROUGE-L: F-measure, no stemming, plain mean over examples. (LaMP takes the middle of
-a bootstrap of that mean, which is the same up to its random draws.)
+a bootstrap of that mean, which is the same up to its random draws.) Its words are runs of a to z
+and digits, so a text in another script has none, and whatever is answered scores 0. By the rules
+`unicode` they are those of tasks/lamp/words.py, case folded, of text in Unicode's form NFKC.
 
 Every metric is a function of sums over examples, so it is computed in two steps: what each
 example adds (`example_columns`), and the metrics of the sums (`from_sums`). tasks/lamp/statistics
@@ -15,7 +17,8 @@ resamples the sums and so scores by the very same rules.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,11 +27,19 @@ import numpy as np
 from tasks.errors import InputError
 from tasks.lamp import published
 from tasks.lamp.definitions import LampTask
+from tasks.lamp.words import words
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
-Rules = Literal["lamp", "mta_published"]
+Rules = Literal["lamp", "mta_published", "unicode"]
+
+
+def rules_of(
+    task: LampTask, metrics: Literal["lamp", "mta_published"], tokens: Literal["lamp", "unicode"]
+) -> Rules:
+    """By which rules `scoring.metrics` and `scoring.tokens` score a task: tokens are of text."""
+    return "unicode" if tokens == "unicode" and task.kind == "text" else metrics
 
 
 def score(
@@ -39,7 +50,8 @@ def score(
 ) -> dict[str, float]:
     """Metrics of `predictions` against `golds`, both query id -> text, in any order.
 
-    rules: LaMP's, or those of MTA's published scorer (tasks/lamp/published.py).
+    rules: LaMP's, those of MTA's published scorer (tasks/lamp/published.py), or LaMP's with words
+        of any script.
 
     Returns accuracy and macro_f1 (classification), mae and rmse (rating), or rouge1 and rougeL
     (text); all but mae and rmse lie in 0..1.
@@ -76,7 +88,7 @@ def example_columns(
                     f"{task.name}: the gold of query {query_id!r} is not one of its "
                     f"labels; use {', '.join(task.labels)}"
                 )
-    as_lamp = rules == "lamp"
+    as_lamp = rules != "mta_published"
     if task.kind == "classification":
         return _label_uses(task, pairs) if as_lamp else published.label_columns(task, pairs)
     if task.kind == "rating":
@@ -87,7 +99,7 @@ def example_columns(
             return np.stack([errors, errors**2], axis=1)
     if not as_lamp:
         pairs = [(published.shown_text(task, prediction), gold) for prediction, gold in pairs]
-    return np.array([_rouge(prediction, gold, not as_lamp) for prediction, gold in pairs])
+    return np.array([_rouge(prediction, gold, rules) for prediction, gold in pairs])
 
 
 def from_sums(
@@ -108,6 +120,36 @@ def from_sums(
     if task.kind == "rating":
         return {"mae": first, "rmse": np.sqrt(second)}
     return {"rouge1": first, "rougeL": second}
+
+
+def golds_without_token(task: LampTask, golds: Iterable[str], rules: Rules = "lamp") -> int:
+    """How many golds have no word to ROUGE: every answer to them scores 0. Of labels none."""
+    if task.kind != "text":
+        return 0
+    # Not through `_tokenizer`: stemming leaves no word empty, and its nltk takes seconds to import.
+    from rouge_score.tokenize import tokenize
+
+    if rules == "unicode":
+        return sum(not _AnyScript().tokenize(gold) for gold in golds)
+    return sum(not tokenize(gold, None) for gold in golds)
+
+
+def remarks(rules: Rules, tokenless: int) -> list[str]:
+    """What a reader of the scores must know of the rules, and of the golds without a word."""
+    lines = []
+    if rules == "mta_published":
+        lines.append("metrics by the rules of MTA's published scorer, not by LaMP's")
+    if rules == "unicode":
+        lines.append("ROUGE of words of any script (scoring.tokens), not by LaMP's rule")
+    if tokenless:
+        letter, advice = " a to z", " (scoring.tokens unicode has words of any script)"
+        if rules == "unicode":
+            letter = advice = ""
+        lines.append(
+            f"{tokenless} golds have no letter{letter} and no digit, so every answer to them has "
+            f"ROUGE 0{advice}"
+        )
+    return lines
 
 
 def golds_json(task: LampTask, predictions: Mapping[str, str]) -> dict[str, Any]:
@@ -160,14 +202,30 @@ def _rating_error(prediction: str, gold: str) -> float:
     return abs(rating - wanted)
 
 
+class _AnyScript:
+    """rouge-score's tokenizer for texts that are not English alone."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(unicodedata.normalize("NFKC", text).casefold())
+
+
 @cache
-def _scorer(stem: bool) -> RougeScorer:
+def _tokenizer(rules: Rules) -> Any:
+    if rules == "unicode":
+        return _AnyScript()
     # Imported here: it brings nltk, which only the text tasks need.
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    return DefaultTokenizer(use_stemmer=rules == "mta_published")
+
+
+@cache
+def _scorer(rules: Rules) -> RougeScorer:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=stem)
+    return RougeScorer(["rouge1", "rougeL"], tokenizer=_tokenizer(rules))
 
 
-def _rouge(prediction: str, gold: str, stem: bool) -> tuple[float, float]:
-    scores = _scorer(stem).score(gold, prediction)
+def _rouge(prediction: str, gold: str, rules: Rules) -> tuple[float, float]:
+    scores = _scorer(rules).score(gold, prediction)
     return scores["rouge1"].fmeasure, scores["rougeL"].fmeasure

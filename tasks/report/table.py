@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.fusion import read_recipes
+from tasks.lamp.metrics import remarks
 from tasks.methods import METHODS, MethodName
 from tasks.prepare import each_user
 from tasks.stage import stage, store
@@ -152,8 +153,10 @@ def notes(summary: dict[str, Any]) -> list[str]:
             lines.append(
                 f"{name}, {method}: {len(chosen['anchors'])} anchors of {chosen['asked']} asked"
             )
-    if any(scored["value"]["rules"] != "lamp" for scored in summary["scores"].values()):
-        lines.append(f"{name}: metrics by the rules of MTA's published scorer, not by LaMP's")
+    # All methods are scored by the same rules, against the same golds.
+    scored = next(iter(summary["scores"].values()))
+    said = remarks(scored["value"]["rules"], scored["notes"]["golds_without_token"])
+    lines += [f"{name}: {line}" for line in said]
     counts = prepared["counts"]
     if authors := counts.get("shared_author"):
         lines.append(

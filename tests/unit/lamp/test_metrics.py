@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from tasks.errors import InputError
 from tasks.lamp.definitions import TASKS, LampTask, get_task
 from tasks.lamp.formats import read_users
-from tasks.lamp.metrics import example_columns, from_sums, golds_json, score
+from tasks.lamp.metrics import (
+    example_columns,
+    from_sums,
+    golds_json,
+    golds_without_token,
+    score,
+)
 from tasks.lamp.statistics import Scored, bootstrap, intervals
 from tests.official import write_official
 
@@ -194,6 +200,42 @@ def test_rouge_of_odd_answers(prediction: str, rouge1: float, rouge_l: float) ->
         "rouge1": pytest.approx(rouge1 / 2),
         "rougeL": pytest.approx(rouge_l / 2),
     }
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "rouge1", "rouge_l"),
+    [
+        ("भारत ने मैच जीता", "भारत ने मैच जीता", 1, 1),
+        ("今天天气好", "今天天气好", 1, 1),
+        # 2 of 3 words predicted, 2 of 4 in the gold, in order.
+        ("भारत मैच हारा", "भारत ने मैच जीता", 4 / 7, 4 / 7),
+        # Vowel signs are no gaps: without them दिन and दान would share both letters.
+        ("दिन", "दान", 0, 0),
+        # 3 of 3 characters, 3 of 5; in order 2: 今天.
+        ("好今天", "今天天气好", 6 / 8, 4 / 8),
+        ("STRASSE, Café", "straße cafe\u0301", 1, 1),
+        ("deep-learning models", "Deep learning", 4 / 5, 4 / 5),
+        ("", "今天", 0, 0),
+    ],
+)
+def test_rouge_of_any_script(prediction: str, gold: str, rouge1: float, rouge_l: float) -> None:
+    given, wanted = {"0": prediction}, {"0": gold}
+    result = score(TITLES, given, wanted, "unicode")
+    assert result == {"rouge1": pytest.approx(rouge1), "rougeL": pytest.approx(rouge_l)}
+    scored = Scored.of(TITLES, wanted, {"0": "g"}, {"m": given}, "s", "unicode")
+    points = intervals(bootstrap(scored, seed=0, resamples=4))["m"]
+    assert {metric: points[metric]["point"] for metric in result} == result
+
+
+def test_golds_without_a_word() -> None:
+    """LaMP's words are of a to z and digits: identical headlines of others score 0, and count."""
+    golds = ["भारत जीता", "今天", "iPhone 发布", "2024", "!", "Ёлка", "é"]
+    same = score(TITLES, {"0": golds[0]}, {"0": golds[0]})
+    assert same == {"rouge1": 0, "rougeL": 0}
+    assert golds_without_token(TITLES, golds) == 5
+    assert golds_without_token(TITLES, golds, "mta_published") == 5
+    assert golds_without_token(TITLES, golds, "unicode") == 1
+    assert golds_without_token(MOVIES, golds) == 0
 
 
 def test_columns_are_by_sorted_id_and_add_up() -> None:

@@ -121,6 +121,12 @@ def test_the_resolved_configuration_comes_back_from_json() -> None:
         ({"base": {"quantisation": "int8"}}, r"base\.quantisation: .*'none' or 'nf4'"),
         ({"prompt": {"chat": True}}, r"prompt\.chat: .*'auto' or 'never'"),
         ({"scoring": {"metrics": "mta"}}, r"scoring\.metrics: .*'lamp' or 'mta_published'"),
+        ({"scoring": {"tokens": "utf"}}, r"scoring\.tokens: .*'lamp' or 'unicode'"),
+        (
+            {"scoring": {"tokens": "unicode", "metrics": "mta_published"}},
+            "scoring: .*tokens=unicode is for metrics=lamp",
+        ),
+        ({"prompt": {"history_index": "answer"}}, r"prompt\.history_index: .*'published'"),
         ({"preset": "tiny"}, "preset: .*'embedded' or 'paper'"),
         ({"preset": ["paper"]}, "preset"),
         ({"seed": -1}, "seed"),

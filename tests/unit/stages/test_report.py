@@ -112,7 +112,7 @@ def test_notes_by_hand() -> None:
     summary: dict[str, Any] = {
         "lamp_task": "LaMP-2M",
         "prepared": {"value": {"dropped": {}, "counts": counts}},
-        "scores": {"mta": {"value": {"rules": "lamp"}}},
+        "scores": {"mta": {"value": {"rules": "lamp"}, "notes": {"golds_without_token": 0}}},
         "banks": {
             "mta": {
                 "kind": {"anchors": {"train_on": "user"}},
@@ -146,6 +146,33 @@ def test_notes_by_hand() -> None:
         "LaMP-2M: the texts of 5 of 9 queries stand in the profile of a base user or anchor "
         "candidate too",
     ]
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        (
+            "lamp",
+            "LaMP-4: 2 golds have no letter a to z and no digit, so every answer to them has ROUGE "
+            "0 (scoring.tokens unicode has words of any script)",
+        ),
+        (
+            "unicode",
+            "LaMP-4: 2 golds have no letter and no digit, so every answer to them has ROUGE 0",
+        ),
+    ],
+)
+def test_golds_that_no_answer_meets_are_noted(rules: str, said: str) -> None:
+    counts = {"few_shot_groups": 1, "few_shot_users": 1, "queries_in_other_profiles": 0}
+    scored = {"value": {"rules": rules}, "notes": {"golds_without_token": 2}}
+    summary: dict[str, Any] = {
+        "lamp_task": "LaMP-4",
+        "prepared": {"value": {"dropped": {}, "counts": counts}},
+        "scores": {"base": scored},
+        "banks": {},
+    }
+    rule = "LaMP-4: ROUGE of words of any script (scoring.tokens), not by LaMP's rule"
+    assert notes(summary) == [*([rule] if rules == "unicode" else []), said]
 
 
 @pytest.fixture
