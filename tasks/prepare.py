@@ -289,7 +289,7 @@ def _asked(
     """
     import polars as pl
 
-    from tasks.lamp.formats import EMPTY_USER
+    from tasks.lamp.kept import EMPTY_USER
     from tasks.lamp.related import NO_RELATED, ask_related
     from tasks.lamp.sides import write_side
     from tasks.lamp.tables import read_table

@@ -15,7 +15,7 @@ import polars as pl
 from tasks.lamp.citations import UNASKED
 from tasks.lamp.content import told
 from tasks.lamp.definitions import LampTask
-from tasks.lamp.formats import DUPLICATE_ITEM, EMPTY_ITEM, EMPTY_QUERY, EMPTY_USER, ORPHAN_QUERY
+from tasks.lamp.kept import DUPLICATE_ITEM, EMPTY_ITEM, EMPTY_QUERY, EMPTY_USER, ORPHAN_QUERY
 
 
 def audit(users: pl.DataFrame, dropped: Mapping[str, int], task: LampTask) -> dict[str, Any]:

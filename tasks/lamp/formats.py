@@ -12,8 +12,7 @@ Either way files are read record by record (tasks/lamp/records.py).
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,6 +26,7 @@ from tasks.lamp import citations
 from tasks.lamp.checks import fields_of, identifier, kind, read_json, short, text
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.folders import find_files
+from tasks.lamp.kept import EMPTY_USER, NO_NEGATIVE, ORPHAN_QUERY, Kept
 from tasks.lamp.records import read_records
 from tasks.lamp.tables import USERS, Records, Rows, parquet
 from tasks.lamp.usual import Block, Usual
@@ -39,16 +39,6 @@ USERS_SCHEMA = {
     "profile": PROFILE_TYPE,
     "query": QUERY_TYPE,
 }
-
-EMPTY_ITEM = "profile item with empty text or answer"
-DUPLICATE_ITEM = "profile item that stands twice in one profile"
-UNKNOWN_LABEL = "profile item with a label outside the task's set"
-NO_NEGATIVE = "paper without another one of another citation to ask it against"
-EMPTY_QUERY = "query with empty input or gold"
-UNKNOWN_GOLD = "query with a gold outside the task's set"
-EMPTY_USER = "user with no profile items left"
-ORPHAN_QUERY = "query of a user with no profile items left"
-
 
 # A user's id, queries as (id, input, gold), and how an error names the user.
 Head = tuple[str, list[tuple[str, str, str]], str]
@@ -113,7 +103,7 @@ def _read(path: Path, task: LampTask, rows: Rows) -> Found:
     if files.official:
         reader.add_official(*files.official)
     rows.flush()
-    return Found(dict(sorted(reader.dropped.items())), reader.sources)
+    return Found(dict(sorted(reader.kept.dropped.items())), reader.sources)
 
 
 class _Reader:
@@ -122,7 +112,7 @@ class _Reader:
     def __init__(self, task: LampTask, rows: Rows) -> None:
         self.task = task
         self.rows = rows
-        self.dropped: Counter[str] = Counter()
+        self.kept = Kept(task)
         self.sources: list[str] = []
 
     def add_user_file(self, file: Path, role: str | None) -> None:
@@ -225,13 +215,13 @@ class _Reader:
     def _add_block(self, block: Block, role: str | None, heads: list[Head]) -> None:
         columns = (block.ids, block.texts, block.answers)
         if block.clean:
-            queries = [self._query(asked) for _, asked, _ in heads]
+            queries = [self.kept.queries(asked) for _, asked, _ in heads]
             user_ids = [user_id for user_id, _, _ in heads]
             self.rows.add_block(user_ids, role, block.lengths, columns, queries)
             return
         items = zip(*(column.to_list() for column in columns), strict=True)
         for (user_id, asked, _), length in zip(heads, block.lengths.tolist(), strict=True):
-            self._add(user_id, role, self._kept(islice(items, length)), asked)
+            self._add(user_id, role, self.kept.items(islice(items, length)), asked)
 
     def _read_golds(self, file: Path) -> dict[str, str]:
         content = read_json(file)
@@ -251,13 +241,13 @@ class _Reader:
     def _add(
         self, user_id: str, role: str | None, profile: Records, asked: list[tuple[str, str, str]]
     ) -> None:
-        queries = self._query(asked)
+        queries = self.kept.queries(asked)
         if profile.ids:
             self.rows.add(user_id, role, profile, queries)
             return
-        self.dropped[EMPTY_USER] += 1
+        self.kept.dropped[EMPTY_USER] += 1
         if queries.ids:
-            self.dropped[ORPHAN_QUERY] += len(queries.ids)
+            self.kept.dropped[ORPHAN_QUERY] += len(queries.ids)
 
     def _profile(self, record: dict[str, Any], where: str) -> Records:
         """A user's items, checked one by one."""
@@ -276,38 +266,7 @@ class _Reader:
             # Items are told apart by content; an id is only carried along.
             item_id = identifier(item["id"], place, "id") if "id" in item else str(number)
             read.append((item_id, fields[names[0]], fields[names[1]]))
-        return self._kept(read)
-
-    def _kept(self, items: Iterable[tuple[str, str, str]]) -> Records:
-        """Items (id, text, answer) without those that cannot be used, which are counted."""
-        labels = self.task.labels
-        if labels and self.task.items == "built":
-            labels = (*labels, citations.UNASKED)
-        kept: dict[tuple[str, str], str] = {}
-        for item_id, body, answer in items:
-            answer = self._answer(answer)
-            if not body.strip() or not answer.strip():
-                self.dropped[EMPTY_ITEM] += 1
-            elif labels and answer not in labels:
-                self.dropped[UNKNOWN_LABEL] += 1
-            elif (body, answer) in kept:
-                self.dropped[DUPLICATE_ITEM] += 1
-            else:
-                kept[body, answer] = item_id
-        return Records(list(kept.values()), [t for t, _ in kept], [answer for _, answer in kept])
-
-    def _query(self, queries: list[tuple[str, str, str]]) -> Records:
-        kept = Records([], [], [])
-        for query_id, question, gold in queries:
-            gold = self._answer(gold)
-            if not question.strip() or not gold.strip():
-                self.dropped[EMPTY_QUERY] += 1
-            elif self.task.labels and gold not in self.task.labels:
-                self.dropped[UNKNOWN_GOLD] += 1
-            else:
-                for held, value in zip(kept, (query_id, question, gold), strict=True):
-                    held.append(value)
-        return kept
+        return self.kept.items(read)
 
     def _questions(self, papers: list[Any], where: str) -> list[dict[str, Any]]:
         """LaMP-1's papers as items whose title is a question and whose citation is its label.
@@ -332,9 +291,5 @@ class _Reader:
             return read
         questions = citations.questions(read)
         if len(questions) < len(read):
-            self.dropped[NO_NEGATIVE] += len(read) - len(questions)
+            self.kept.dropped[NO_NEGATIVE] += len(read) - len(questions)
         return questions
-
-    def _answer(self, answer: str) -> str:
-        """Labels are looked up stripped, as LaMP's scoring does; free text stays as it is."""
-        return answer.strip() if self.task.labels else answer

@@ -12,8 +12,9 @@ from tasks.errors import InputError
 from tasks.lamp.audit import query_places
 from tasks.lamp.citations import ASKS, as_item, hard_negatives, question
 from tasks.lamp.definitions import get_task
-from tasks.lamp.formats import DUPLICATE_ITEM, EMPTY_ITEM, NO_NEGATIVE, read_users
+from tasks.lamp.formats import read_users
 from tasks.lamp.groups import find_groups, split_users
+from tasks.lamp.kept import DUPLICATE_ITEM, EMPTY_ITEM, NO_NEGATIVE
 from tasks.lamp.prompts import profile_samples, query_samples
 from tests.unit.lamp.helpers import user, write
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tasks.errors import InputError
 from tasks.lamp.definitions import get_task
-from tasks.lamp.formats import (
+from tasks.lamp.formats import read_users
+from tasks.lamp.kept import (
     DUPLICATE_ITEM,
     EMPTY_ITEM,
     EMPTY_QUERY,
@@ -20,7 +21,6 @@ from tasks.lamp.formats import (
     ORPHAN_QUERY,
     UNKNOWN_GOLD,
     UNKNOWN_LABEL,
-    read_users,
 )
 from tests.unit.lamp.helpers import REAL_FILE, movie, needs_real_file, question, user, write
 

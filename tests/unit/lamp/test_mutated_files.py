@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import polars as pl
 import pytest
 
-import tasks.lamp.formats as formats
+import tasks.lamp.kept as kept
 from tasks import prepare
 from tasks.config import resolve
 from tasks.errors import InputError
@@ -133,8 +133,8 @@ def free(task: LampTask) -> bool:
 
 
 ITEM = r"record {user} \(.*\), profile item {item}"
-COUNTED = (formats.EMPTY_ITEM, formats.EMPTY_USER, formats.EMPTY_QUERY, formats.DUPLICATE_ITEM,
-           formats.UNKNOWN_LABEL, formats.UNKNOWN_GOLD)  # fmt: skip
+COUNTED = (kept.EMPTY_ITEM, kept.EMPTY_USER, kept.EMPTY_QUERY, kept.DUPLICATE_ITEM,
+           kept.UNKNOWN_LABEL, kept.UNKNOWN_GOLD)  # fmt: skip
 VALUES: dict[str, Case] = {
     "user is a number": Case(put("user", 5), "record {user}( is|:)"),
     "user is null": Case(put("user", None), "record {user} is null"),
@@ -151,7 +151,7 @@ VALUES: dict[str, Case] = {
     "profile is null": Case(put("user.profile", None), r"record {user} \(.*\): profile is null"),
     "profile is an object": Case(put("user.profile", {}), r"record {user} \(.*\): profile is a"),
     "profile is a string": Case(put("user.profile", "x"), r"record {user} \(.*\): profile is a"),
-    "profile is empty": Case(put("user.profile", []), formats.EMPTY_USER),
+    "profile is empty": Case(put("user.profile", []), kept.EMPTY_USER),
     "item is null": Case(put("item", None), ITEM + " is null"),
     "item is a number": Case(put("item", 1.5), ITEM + " is a number"),
     "item is a string": Case(put("item", "x"), ITEM + " is a string"),
@@ -162,9 +162,9 @@ VALUES: dict[str, Case] = {
     "item of an empty id": Case(put("item.id", ""), ITEM + ": id is empty"),
     "item of an id that is null": Case(put("item.id", None), ITEM + ": id is empty"),
     "item without id": Case(put("item.id", MISSING), None),
-    "text is null": Case(put("item.text", None), formats.EMPTY_ITEM),
-    "text is empty": Case(put("item.text", ""), formats.EMPTY_ITEM),
-    "text is blank": Case(put("item.text", "\u2003\x1c\n"), formats.EMPTY_ITEM),
+    "text is null": Case(put("item.text", None), kept.EMPTY_ITEM),
+    "text is empty": Case(put("item.text", ""), kept.EMPTY_ITEM),
+    "text is blank": Case(put("item.text", "\u2003\x1c\n"), kept.EMPTY_ITEM),
     "text is a list": Case(put("item.text", ["x"]), ITEM + ": .* is a list"),
     "text is an object": Case(put("item.text", {"x": 1}), ITEM + ": .* is a JSON object"),
     "text is false": Case(put("item.text", False), ITEM + ": .* is true or false"),
@@ -175,12 +175,12 @@ VALUES: dict[str, Case] = {
     "text is huge": Case(put("item.text", "long " * 400_000), None),
     "text holds JSON": Case(put("item.text", '"]}, {"user_id": "x", "profile": []}'), None),
     "text holds escapes": Case(put("item.text", '\\" \\\\ \x00 \u2028 \U0001f600 ": '), None),
-    "answer is null": Case(put("item.answer", None), formats.EMPTY_ITEM),
+    "answer is null": Case(put("item.answer", None), kept.EMPTY_ITEM),
     "answer is a list": Case(put("item.answer", [1]), ITEM + ": .* is a list"),
     "answer is true": Case(put("item.answer", True), ITEM + ": .* is true or false"),
-    "answer unknown": Case(put("item.answer", "none"), formats.UNKNOWN_LABEL, only=labelled),
+    "answer unknown": Case(put("item.answer", "none"), kept.UNKNOWN_LABEL, only=labelled),
     "answer is huge": Case(put("item.answer", "long " * 100_000), None, only=free),
-    "item stands twice": Case(item_twice, formats.DUPLICATE_ITEM),
+    "item stands twice": Case(item_twice, kept.DUPLICATE_ITEM),
     "more fields": Case(put("item.new", {"a": [1, {"b": None}]}), None),
     "too deep": Case(put("item.new", "DEEP"), "record {user}: .*recursion"),
     "query is null": Case(put("user.query", None), r"record {user} \(.*\): query is", ("users",)),
@@ -189,11 +189,11 @@ VALUES: dict[str, Case] = {
     "query without gold": Case(put("query.gold", MISSING), "record {user} .*, query 0", ("users",)),
     "query of no id": Case(put("query.id", None), "record {user} .*, query 0: id", ("users",)),
     "query id stands twice": Case(query_id_twice, "record {user} .*record {before}", ("users",)),
-    "query is empty": Case(put("query.input", " "), formats.EMPTY_QUERY, ("users",)),
-    "gold is null": Case(put("query.gold", None), formats.EMPTY_QUERY, ("users",)),
+    "query is empty": Case(put("query.input", " "), kept.EMPTY_QUERY, ("users",)),
+    "gold is null": Case(put("query.gold", None), kept.EMPTY_QUERY, ("users",)),
     "gold is an object": Case(put("query.gold", {}), "record {user} .*, query 0: gold", ("users",)),
     "gold unknown": Case(
-        put("query.gold", "none"), formats.UNKNOWN_GOLD, ("users",), lambda task: bool(task.labels)
+        put("query.gold", "none"), kept.UNKNOWN_GOLD, ("users",), lambda task: bool(task.labels)
     ),
     "no query": Case(put("user.query", MISSING), None, ("users",)),
     "no input": Case(put("user.input", MISSING), "record {user} has no 'input'", ("official",)),

@@ -11,8 +11,9 @@ import pytest
 from tasks.errors import InputError
 from tasks.lamp.citations import ASKS, UNASKED, parts, question
 from tasks.lamp.definitions import get_task
-from tasks.lamp.formats import DUPLICATE_ITEM, EMPTY_ITEM, read_users
+from tasks.lamp.formats import read_users
 from tasks.lamp.groups import find_groups, split_users
+from tasks.lamp.kept import DUPLICATE_ITEM, EMPTY_ITEM
 from tasks.lamp.related import ask_related, has_unasked
 from tests.unit.lamp.helpers import write
 
