@@ -15,6 +15,7 @@ from tasks.lamp import history
 from tasks.lamp.definitions import get_task
 from tasks.lamp.prompts import LAYOUT
 from tasks.prepare import each_user
+from tasks.prepare_lines import naming_dropped
 from tasks.questions import profile_questions, user_queries
 from tasks.running.progress import Progress
 from tasks.stage import gpu_slot, stage, store
@@ -73,10 +74,11 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
             lessons = _lessons(options, lamp_task, prepared["value"]["instruction"], user)
             questions += [(sample.prompt, sample.answer) for sample in lessons]
         if not questions:
-            raise InputError(
-                "base.model: tiny is trained on base users and the data has none; raise "
-                "split.base_share, add user_base_LLM.json, or give base.model"
-            )
+            with naming_dropped(prepared["value"]["dropped"], lamp_task):
+                raise InputError(
+                    "base.model: tiny is trained on base users and the data has none; raise "
+                    "split.base_share, add user_base_LLM.json, or give base.model"
+                )
         progress = Progress("base-model", f"{lamp_task}: training the tiny base model", tiny.steps)
         with gpu_slot():
             trained = train_tiny(

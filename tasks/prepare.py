@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.config import RunConfig
 from tasks.errors import InputError
 from tasks.methods import METHODS
-from tasks.prepare_lines import describe
+from tasks.prepare_lines import describe, naming_dropped
 from tasks.running.progress import Progress
 from tasks.stage import log, stage, store
 from tasks.store.artifacts import Store
@@ -76,7 +76,8 @@ def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
     piece = where.get("prepare", key, make)
     for line in describe(piece.value, lamp_task):
         log(line)
-    _long_enough(options, piece.value["longest_candidate"])
+    with naming_dropped(piece.value["dropped"], lamp_task):
+        _long_enough(options, piece.value["longest_candidate"])
     return piece
 
 
@@ -205,21 +206,44 @@ def _official(options: RunConfig, lamp_task: str) -> Path:
 
 
 def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[str, Any]:
-    import polars as pl
-
-    from tasks.lamp.audit import audit
-    from tasks.lamp.content import keyed
     from tasks.lamp.definitions import get_task
     from tasks.lamp.formats import copy_users
-    from tasks.lamp.prompts import instruction_of
-    from tasks.lamp.related import has_unasked
-    from tasks.lamp.sides import pooled, write_sides
 
     task = get_task(lamp_task)
     # All texts go through the disk: they may be gigabytes, and who stands where needs their keys.
     everyone = out / "everyone.parquet"
     found = copy_users(folder, task, everyone)
-    split = _divide(keyed(everyone, task), task, options)
+    dropped = dict(found.dropped)
+    with naming_dropped(dropped, lamp_task, found.unknown):
+        value = _write_sides(everyone, dropped, options, task)
+    if options.data == "synthetic":
+        from tasks.lamp.synthetic.optimum import optimal_answers, read_truth
+
+        optimal_answers(folder, options.split.few_shot_items).write_parquet(out / OPTIMUM_FILE)
+        _population(read_truth(folder)["users"]).write_parquet(out / POPULATION_FILE)
+    return value
+
+
+def _write_sides(
+    everyone: Path, dropped: dict[str, int], options: RunConfig, task: LampTask
+) -> dict[str, Any]:
+    """Tables of the three sides in place of the one of all users; the stage's value.
+
+    dropped: counts by reason, which grow with what cannot be asked about.
+    """
+    import polars as pl
+
+    from tasks.lamp.audit import audit
+    from tasks.lamp.content import keyed
+    from tasks.lamp.prompts import instruction_of
+    from tasks.lamp.related import has_unasked
+    from tasks.lamp.sides import pooled, write_sides
+
+    out = everyone.parent
+    users = keyed(everyone, task)
+    _check_left(users, dropped)
+    split = _divide(users, task, options)
+    audited = audit(split.users, dropped, task)
     frames = {"base": split.base, "anchor": split.anchor, "few_shot": split.few_shot}
     counts = {"unseen_few_shot_items": 0} | split.counts
     if (most := options.split.few_shot_items) is not None:
@@ -231,25 +255,29 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
     everyone.unlink()
     rows = {role: frames[role] for role in ("base", "anchor")}
     pooled(split.users, rows).write_parquet(out / POOLED_FILE)
-    dropped = dict(found.dropped)
     if task.items == "built" and any(has_unasked(frame) for frame in frames.values()):
-        frames = _asked(out, counts, dropped, lamp_task, options.seed)
-    if options.data == "synthetic":
-        from tasks.lamp.synthetic.optimum import optimal_answers, read_truth
-
-        optimal_answers(folder, options.split.few_shot_items).write_parquet(out / OPTIMUM_FILE)
-        _population(read_truth(folder)["users"]).write_parquet(out / POPULATION_FILE)
+        frames = _asked(out, counts, dropped, task.name, options.seed)
     return {
         "counts": counts,
         "dropped": dropped,
         "split": options.split.model_dump() | {"seed": options.seed},
-        "audit": audit(split.users, found.dropped, task),
+        "audit": audited,
         "authors": {role: _names(frame["group"].to_list()) for role, frame in frames.items()},
         "few_shot": frames["few_shot"]["user_id"].to_list(),
         "longest_candidate": int(frames["anchor"]["profile"].list.len().max()),  # type: ignore[arg-type]
         "instruction": instruction_of(_inputs(out), task),
         "sha256": {role: file_sha256(out / f"{role}.parquet") for role in ROLES},
     }
+
+
+def _check_left(users: pl.DataFrame, dropped: Mapping[str, int]) -> None:
+    """More users of the same kind would not help where all were dropped."""
+    from tasks.lamp.kept import EMPTY_QUERY, UNKNOWN_GOLD
+
+    if users.is_empty():
+        raise InputError("no user is left; mend what was dropped")
+    if not users["query"].list.len().sum() and {EMPTY_QUERY, UNKNOWN_GOLD} & {*dropped}:
+        raise InputError("no query is left to be scored on; mend what was dropped")
 
 
 def _divide(users: pl.DataFrame, task: LampTask, options: RunConfig) -> Split:

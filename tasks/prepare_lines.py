@@ -1,10 +1,12 @@
-"""What the `prepare` stage found, in lines for a log."""
+"""What the `prepare` stage found, in lines for a log; and what it dropped, where it refuses."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from tasks.errors import label
+from tasks.errors import InputError, label
 
 SPLITS = {"grouped": "split by author", "published": "split by user, as published"}
 
@@ -28,9 +30,40 @@ def describe(value: dict[str, Any], lamp_task: str) -> list[str]:
         if counts.get(name):
             lines.append(f"{lamp_task}: {name.replace('_', ' ')}: {counts[name]}")
     lines += [f"{lamp_task}: {line}" for line in _findings(value["audit"])]
-    dropped = "; ".join(f"{count} x {reason}" for reason, count in value["dropped"].items())
-    lines.append(f"{lamp_task}: dropped: {dropped or 'nothing'}")
+    lines.append(f"{lamp_task}: dropped: {_counted(value['dropped']) or 'nothing'}")
     return lines
+
+
+@contextmanager
+def naming_dropped(
+    dropped: Mapping[str, int], lamp_task: str, unknown: Sequence[str] = ()
+) -> Iterator[None]:
+    """A refusal within says first what was dropped: that may be why.
+
+    dropped: counts by reason. unknown: labels that the task does not have. Where such labels were
+    dropped, the line ends with those that the task has.
+    """
+    try:
+        yield
+    except InputError as error:
+        from tasks.lamp.checks import short
+        from tasks.lamp.definitions import get_task
+        from tasks.lamp.kept import UNKNOWN_GOLD, UNKNOWN_LABEL
+
+        if not dropped:
+            raise
+        hint = ""
+        if UNKNOWN_LABEL in dropped or UNKNOWN_GOLD in dropped:
+            shown = f", not {', '.join(map(short, unknown))}" if unknown else ""
+            hint = (
+                f"; {lamp_task} takes the labels {', '.join(get_task(lamp_task).labels)}{shown}: "
+                "a task with labels of its own cannot run under this name"
+            )
+        raise InputError(f"dropped {_counted(dropped)}: {error}{hint}") from None
+
+
+def _counted(dropped: Mapping[str, int]) -> str:
+    return "; ".join(f"{count} x {reason}" for reason, count in dropped.items())
 
 
 def _findings(audit: dict[str, Any]) -> list[str]:

@@ -50,10 +50,12 @@ class Found:
 
     dropped: how many items, queries and users were left out, by reason; no zeros.
     sources: the files that were read.
+    unknown: the first labels outside the task's set, three at most.
     """
 
     dropped: dict[str, int]
     sources: list[str]
+    unknown: list[str]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def read_users(path: Path | str, task: LampTask) -> Loaded:
     users = pl.DataFrame(schema=USERS_SCHEMA)
     if tables:
         users = pl.concat([pl.DataFrame(pl.from_arrow(table)) for table in tables])
-    return Loaded(found.dropped, found.sources, users)
+    return Loaded(**vars(found), users=users)
 
 
 def copy_users(path: Path | str, task: LampTask, to: Path) -> Found:
@@ -103,7 +105,8 @@ def _read(path: Path, task: LampTask, rows: Rows) -> Found:
     if files.official:
         reader.add_official(*files.official)
     rows.flush()
-    return Found(dict(sorted(reader.kept.dropped.items())), reader.sources)
+    kept = reader.kept
+    return Found(dict(sorted(kept.dropped.items())), reader.sources, kept.unknown)
 
 
 class _Reader:
