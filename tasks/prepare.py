@@ -61,6 +61,7 @@ def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
             "known": options.data == "synthetic",
             "seed": options.seed,
         }
+        | _ratings(options, lamp_task)
     )
 
     def make(out: Path) -> dict[str, Any]:
@@ -98,6 +99,11 @@ def _long_enough(options: RunConfig, longest: int) -> None:
             f"longest history has {longest}, and anchors of {', '.join(single)} are single users; "
             "lower it, give longer histories, or leave such methods out"
         )
+
+
+def _ratings(options: RunConfig, lamp_task: str) -> dict[str, str]:
+    """How ratings are read, for the key: "4.0" was none once. Generated worlds have only "4"."""
+    return {"ratings": "float"} if lamp_task == "LaMP-3" and options.data != "synthetic" else {}
 
 
 def _hashes(folder: Path) -> dict[str, str]:

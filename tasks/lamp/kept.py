@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 
 from tasks.lamp import citations
 from tasks.lamp.definitions import LampTask
@@ -70,5 +71,12 @@ class Kept:
             self.unknown.append(label)
 
     def _answer(self, answer: str) -> str:
-        """Labels are looked up stripped, as LaMP's scoring does; free text stays as it is."""
+        """A label as it is looked up; free text stays as it is.
+
+        Stripped, as LaMP's scoring does. A rating is what `float` reads, so "4.0" is the label 4.
+        """
+        if self.task.kind == "rating":
+            with suppress(ValueError):
+                rating = float(answer)
+                return str(int(rating)) if rating.is_integer() else answer.strip()
         return answer.strip() if self.task.labels else answer

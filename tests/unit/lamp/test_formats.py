@@ -25,6 +25,7 @@ from tasks.lamp.kept import (
 from tests.unit.lamp.helpers import REAL_FILE, movie, needs_real_file, question, user, write
 
 MOVIES = get_task("LaMP-2M")
+RATINGS = get_task("LaMP-3")
 TITLES = get_task("LaMP-5")
 
 
@@ -147,12 +148,31 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
     assert [query["id"] for query in kept["query"]] == ["a"]
 
 
-@pytest.mark.parametrize("score", [4, "4", 4.0, " 4 "])
+@pytest.mark.parametrize("score", [4, "4", 4.0, " 4 ", "4.0", " 4.0\n", "4e0", "+04.", "0.4e1"])
 def test_ratings_become_labels(tmp_path: Path, score: Any) -> None:
-    path = write(tmp_path / "u.json", [user(1, {"id": 3, "text": "good", "score": score})])
-    assert read_users(path, get_task("LaMP-3")).users["profile"].to_list() == [
-        [{"id": "3", "text": "good", "answer": "4"}]
-    ]
+    """What Python's float() reads as 4, of an item and of a gold."""
+    query = {"id": "q", "input": "review: fine", "gold": score}
+    path = write(
+        tmp_path / "u.json", [user(1, {"id": 3, "text": "good", "score": score}, query=[query])]
+    )
+    loaded = read_users(path, RATINGS)
+    assert loaded.users["profile"].to_list() == [[{"id": "3", "text": "good", "answer": "4"}]]
+    assert loaded.users["query"].to_list() == [[query | {"gold": "4"}]]
+    assert loaded.dropped == {}
+
+
+@pytest.mark.parametrize("score", [4.5, "4.5", "nan", "inf", "6.0", "-4", "four", "4 stars"])
+def test_what_is_no_rating(tmp_path: Path, score: Any) -> None:
+    query = {"id": "q", "input": "review: fine", "gold": score}
+    items = [{"text": "good", "score": score}, {"text": "bad", "score": 1}]
+    loaded = read_users(write(tmp_path / "u.json", [user(1, *items, query=[query])]), RATINGS)
+    assert loaded.dropped == {UNKNOWN_LABEL: 1, UNKNOWN_GOLD: 1}
+
+
+def test_ratings_are_numbers_for_ratings_alone(tmp_path: Path) -> None:
+    item = {"abstract": "about", "title": " 4.0 "}
+    loaded = read_users(write(tmp_path / "u.json", [user(1, item)]), TITLES)
+    assert loaded.users["profile"].to_list() == [[{"id": "0", "text": "about", "answer": " 4.0 "}]]
 
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
