@@ -218,10 +218,12 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
     task = get_task(lamp_task)
     # All texts go through the disk: they may be gigabytes, and who stands where needs their keys.
     everyone = out / "everyone.parquet"
-    found = copy_users(folder, task, everyone)
+    found = copy_users(folder, task, everyone, options.seed)
     dropped = dict(found.dropped)
     with naming_dropped(dropped, lamp_task, found.unknown):
         value = _write_sides(everyone, dropped, options, task)
+    if found.drawn:
+        value["counts"]["papers_asked_by_a_drawn_citation"] = found.drawn
     if options.data == "synthetic":
         from tasks.lamp.synthetic.optimum import optimal_answers, read_truth
 

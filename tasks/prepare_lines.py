@@ -26,7 +26,7 @@ def describe(value: dict[str, Any], lamp_task: str) -> list[str]:
             lines.append(f"{lamp_task}: {role} authors: {', '.join(map(label, names))}")
     for name in ("queries_in_other_profiles", "pooled_users", "removed_shared_group",
                  "removed_few_shot_without_query", "unseen_few_shot_items", "shared_author",
-                 "papers_asked_by_their_author"):  # fmt: skip
+                 "papers_asked_by_their_author", "papers_asked_by_a_drawn_citation"):  # fmt: skip
         if counts.get(name):
             lines.append(f"{lamp_task}: {name.replace('_', ' ')}: {counts[name]}")
     lines += [f"{lamp_task}: {line}" for line in _findings(value["audit"])]

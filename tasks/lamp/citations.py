@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from tasks.lamp.history import Neighbours
@@ -51,13 +51,15 @@ def as_item(title: str, own: str, other: str, about: str | None = None) -> tuple
 def questions(papers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One user's papers as items: the title a question, the citation its label.
 
-    papers: with title, abstract, citation and negative, strings. Those with an empty title or
+    papers: with title, abstract, citation and negative, strings, and cited, all that the paper
+    cites, of which the citation is one. Those with an empty title or
     citation come back with an empty title; those with nothing to ask against are left out.
     """
     negatives = hard_negatives(
         [f"{paper['title']} {paper['abstract']}" for paper in papers],
         [paper["citation"] for paper in papers],
         [paper["negative"] for paper in papers],
+        [paper["cited"] for paper in papers],
     )
     items = []
     for paper, negative in zip(papers, negatives, strict=True):
@@ -70,25 +72,28 @@ def questions(papers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def hard_negatives(
-    texts: Sequence[str], citations: Sequence[str], given: Sequence[str]
+    texts: Sequence[str],
+    citations: Sequence[str],
+    given: Sequence[str],
+    cited: Sequence[Collection[str]],
 ) -> list[str | None]:
     """For each paper of one user, what its citation is asked against (METHOD, Prompts).
 
-    texts: title and abstract. given: a negative that the data name, which is used if it is not
-    empty and not the citation itself; else it is the citation of the BM25-nearest other paper that
-    is not empty and differs; None if there is none.
+    texts: title and abstract. cited: all that the paper cites. given: a negative that the data
+    name, which is used if it is not empty and not cited; else it is the citation of the
+    BM25-nearest other paper that is not empty and not cited; None if there is none.
     """
     usable = [
-        bool(other.strip()) and other != own for other, own in zip(given, citations, strict=True)
+        bool(other.strip()) and other not in own for other, own in zip(given, cited, strict=True)
     ]
     if all(usable):
         return list(given)
     nearest = Neighbours(texts).others(len(texts))
     found: list[str | None] = []
-    for index, own in enumerate(citations):
+    for index, own in enumerate(cited):
         if usable[index]:
             found.append(given[index])
             continue
         others = (citations[n] for n in nearest[index])
-        found.append(next((c for c in others if c.strip() and c != own), None))
+        found.append(next((c for c in others if c.strip() and c not in own), None))
     return found

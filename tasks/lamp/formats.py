@@ -22,11 +22,11 @@ import polars as pl
 import pyarrow as pa
 
 from tasks.errors import InputError
-from tasks.lamp import citations
-from tasks.lamp.checks import fields_of, identifier, kind, read_json, short, text
+from tasks.lamp.checks import fields_of, identifier, kind, read_json, short
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.folders import find_files
 from tasks.lamp.kept import EMPTY_USER, NO_NEGATIVE, ORPHAN_QUERY, Kept
+from tasks.lamp.papers import read_papers
 from tasks.lamp.records import read_records
 from tasks.lamp.tables import USERS, Records, Rows, parquet
 from tasks.lamp.usual import Block, Usual
@@ -51,11 +51,13 @@ class Found:
     dropped: how many items, queries and users were left out, by reason; no zeros.
     sources: the files that were read.
     unknown: the first labels outside the task's set, three at most.
+    drawn: papers of LaMP-1 with several citations, of which one was drawn.
     """
 
     dropped: dict[str, int]
     sources: list[str]
     unknown: list[str]
+    drawn: int
 
 
 @dataclass(frozen=True)
@@ -70,23 +72,24 @@ class Loaded(Found):
     users: pl.DataFrame
 
 
-def read_users(path: Path | str, task: LampTask) -> Loaded:
+def read_users(path: Path | str, task: LampTask, seed: int = 0) -> Loaded:
     """Read the users of one LaMP task.
 
     path: a user file; or a folder with role-named user files (`folders.ROLE_FILE_NAMES`); or a
     folder with LaMP's official questions and outputs (dev if it is there, else train).
+    seed: decides which citation a paper of LaMP-1 is asked about that names several.
     Empty and repeated items, and labels that the task does not have, are dropped and counted.
     Raises InputError, in one line, for anything that does not have the format's shape.
     """
     tables: list[pa.Table] = []
-    found = _read(Path(path), task, Rows(tables.append))
+    found = _read(Path(path), _Reader(task, Rows(tables.append), seed))
     users = pl.DataFrame(schema=USERS_SCHEMA)
     if tables:
         users = pl.concat([pl.DataFrame(pl.from_arrow(table)) for table in tables])
     return Loaded(**vars(found), users=users)
 
 
-def copy_users(path: Path | str, task: LampTask, to: Path) -> Found:
+def copy_users(path: Path | str, task: LampTask, to: Path, seed: int = 0) -> Found:
     """As `read_users`, with the users written to a parquet file `to` as they are read.
 
     Memory holds a few row groups (tasks/lamp/tables.py) and a few blocks, whatever `path` holds;
@@ -94,27 +97,28 @@ def copy_users(path: Path | str, task: LampTask, to: Path) -> Found:
     and zstd would take as long as reading does. An error leaves an unfinished file.
     """
     with parquet(to, USERS, compression="none") as write:
-        return _read(Path(path), task, Rows(write))
+        return _read(Path(path), _Reader(task, Rows(write), seed))
 
 
-def _read(path: Path, task: LampTask, rows: Rows) -> Found:
-    reader = _Reader(task, rows)
+def _read(path: Path, reader: _Reader) -> Found:
     files = find_files(path)
     for role, file in files.users:
         reader.add_user_file(file, role)
     if files.official:
         reader.add_official(*files.official)
-    rows.flush()
+    reader.rows.flush()
     kept = reader.kept
-    return Found(dict(sorted(kept.dropped.items())), reader.sources, kept.unknown)
+    return Found(dict(sorted(kept.dropped.items())), reader.sources, kept.unknown, reader.drawn)
 
 
 class _Reader:
     """Checks users from one or more files and passes them on."""
 
-    def __init__(self, task: LampTask, rows: Rows) -> None:
+    def __init__(self, task: LampTask, rows: Rows, seed: int) -> None:
         self.task = task
         self.rows = rows
+        self.seed = seed
+        self.drawn = 0
         self.kept = Kept(task)
         self.sources: list[str] = []
 
@@ -260,7 +264,11 @@ class _Reader:
         if not isinstance(items, list):
             raise InputError(f"{where}: profile is {kind(items)}; it must be a list")
         if self.task.items == "built":
-            items = self._questions(items, where)
+            papers = read_papers(items, where, self.task.name, self.seed)
+            items = papers.items
+            self.drawn += papers.drawn
+            if papers.lost:
+                self.kept.dropped[NO_NEGATIVE] += papers.lost
         names = (self.task.text_field, self.task.answer_field)
         read = []
         for number, item in enumerate(items):
@@ -270,29 +278,3 @@ class _Reader:
             item_id = identifier(item["id"], place, "id") if "id" in item else str(number)
             read.append((item_id, fields[names[0]], fields[names[1]]))
         return self.kept.items(read)
-
-    def _questions(self, papers: list[Any], where: str) -> list[dict[str, Any]]:
-        """LaMP-1's papers as items whose title is a question and whose citation is its label.
-
-        A paper may name its own `negative`. Ours do: a citation of the same user, as the nearest
-        paper's is, shows nothing of the user's taste. Where no paper of a profile names a citation,
-        as in LaMP's official files, they stay to be asked about (`related.ask_related`).
-        """
-        named = any(isinstance(paper, dict) and "citation" in paper for paper in papers)
-        read = []
-        for number, paper in enumerate(papers):
-            place = f"{where}, profile item {number}"
-            asked = ("title", "citation") if named else ("title",)
-            fields = fields_of(paper, place, asked, self.task.name)
-            for name in ("abstract", "negative"):
-                fields[name] = text(paper.get(name), place, name)
-            if not named:
-                title = fields["title"].strip()
-                fields |= {"title": f'"{title}"' if title else "", "citation": citations.UNASKED}
-            read.append({"id": str(number), **paper, **fields})
-        if not named:
-            return read
-        questions = citations.questions(read)
-        if len(questions) < len(read):
-            self.kept.dropped[NO_NEGATIVE] += len(read) - len(questions)
-        return questions

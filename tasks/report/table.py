@@ -168,6 +168,8 @@ def notes(summary: dict[str, Any]) -> list[str]:
             f"{name}: no paper names a citation; {papers} papers were asked against another "
             "author's paper instead"
         )
+    if papers := counts.get("papers_asked_by_a_drawn_citation"):
+        lines.append(f"{name}: {papers} papers name several citations; the seed drew one of each")
     if counts["few_shot_groups"] < counts["few_shot_users"]:
         lines.append(
             f"{name}: the {counts['few_shot_users']} few-shot users are "

@@ -54,19 +54,29 @@ def test_order_depends_on_title_and_citation_alone() -> None:
         )
 
 
+def negatives(texts: list[str], own: list[str], given: list[str]) -> list[str | None]:
+    """Of papers with one citation each."""
+    return hard_negatives(texts, own, given, [{citation} for citation in own])
+
+
 def test_negatives_by_hand() -> None:
     texts = ["red fox", "red fox runs", "red whale", "green"]
     none = [""] * 4
     # The nearest other paper's citation; where it is the paper's own, the next nearest one's.
-    assert hard_negatives(texts, ["a", "b", "c", "d"], none) == ["b", "a", "a", "a"]
-    assert hard_negatives(texts, ["a", "a", "c", "d"], none) == ["c", "c", "a", "a"]
-    assert hard_negatives(texts, ["a", " ", "c", "d"], none)[0] == "c"
-    assert hard_negatives(texts, ["a"] * 4, none) == [None] * 4
+    assert negatives(texts, ["a", "b", "c", "d"], none) == ["b", "a", "a", "a"]
+    assert negatives(texts, ["a", "a", "c", "d"], none) == ["c", "c", "a", "a"]
+    assert negatives(texts, ["a", " ", "c", "d"], none)[0] == "c"
+    assert negatives(texts, ["a"] * 4, none) == [None] * 4
     # The data's own, unless it is empty or the citation itself.
     given = ["x", "", "c", " "]
-    assert hard_negatives(texts, ["a", "b", "c", "d"], given) == ["x", "a", "a", "a"]
-    assert hard_negatives(texts, ["a", "b", "c", "d"], ["x"] * 4) == ["x"] * 4
-    assert hard_negatives([], [], []) == []
+    assert negatives(texts, ["a", "b", "c", "d"], given) == ["x", "a", "a", "a"]
+    assert negatives(texts, ["a", "b", "c", "d"], ["x"] * 4) == ["x"] * 4
+    assert negatives([], [], []) == []
+    # Nothing that the paper cites is asked against its citation: not the nearest, nor the given.
+    cited = [{"a", "b"}, {"b"}, {"c", "d"}, {"d"}]
+    assert hard_negatives(texts, ["a", "b", "c", "d"], none, cited) == ["c", "a", "a", "a"]
+    assert hard_negatives(texts, ["a", "b", "c", "d"], ["b", "", "d", ""], cited)[0] == "c"
+    assert hard_negatives(texts[:2], ["a", "b"], none[:2], [{"a", "b"}, {"b"}]) == [None, "a"]
 
 
 def test_reads_papers_as_questions(tmp_path: Path) -> None:
@@ -102,7 +112,11 @@ def test_paper_without_anything_to_ask_against(tmp_path: Path) -> None:
     ("item", "message"),
     [
         ({"id": "1", "citation": "x"}, "has no 'title'"),
-        ({"id": "1", "title": "x", "citation": ["y"]}, "citation is a list"),
+        ({"id": "1", "title": "x", "citation": {"y": 1}}, "citation is a JSON object"),
+        ({"id": "1", "title": "x", "citation": ["y", 5]}, "citation is a list with a number in it"),
+        ({"id": "1", "title": "x", "citation": [["y"]]}, "citation is a list with a list in it"),
+        ({"id": "1", "title": "x", "citation": ["y", None]}, "list with null in it; it must hold"),
+        ({"id": "1", "title": "x", "citation": ["\ud800"]}, "half a character"),
         ({"id": "1", "title": "x", "citation": "y", "negative": {}}, "negative is a JSON object"),
         ("x", "item 0 is a string"),
     ],

@@ -129,6 +129,7 @@ def test_notes_by_hand() -> None:
             "queries_in_other_profiles": 5,
             "shared_author": 6,
             "papers_asked_by_their_author": 8,
+            "papers_asked_by_a_drawn_citation": 7,
         },
     }
     summary["scores"]["mta"]["value"]["rules"] = "mta_published"
@@ -142,6 +143,7 @@ def test_notes_by_hand() -> None:
         "(split.kind published divides users, not authors)",
         "LaMP-2M: no paper names a citation; 8 papers were asked against another author's paper "
         "instead",
+        "LaMP-2M: 7 papers name several citations; the seed drew one of each",
         "LaMP-2M: the 3 few-shot users are 2 authors",
         "LaMP-2M: the texts of 5 of 9 queries stand in the profile of a base user or anchor "
         "candidate too",
