@@ -1,6 +1,7 @@
 """Reads LaMP data in the two formats that exist, checks it, and counts what it leaves out.
 
-User file (OPPU, Per-Pcs, MTA): a list of {user_id, profile: [item], query: [{id, input, gold}]}.
+User file (OPPU, Per-Pcs, MTA): a list of {user_id, profile: [item], query: [{id, input, gold}]},
+or JSON Lines, one such user a line.
 LaMP official: `{split}_questions.json`, a list of {id, input, profile: [item]}, and
 `{split}_outputs.json`, {task, golds: [{id, output}]}; each question is a user of its own.
 
@@ -25,6 +26,7 @@ from tasks.errors import InputError
 from tasks.lamp.checks import fields_of, identifier, kind, read_json, short
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.folders import find_files
+from tasks.lamp.json_lines import is_lines, read_lines
 from tasks.lamp.kept import EMPTY_USER, NO_NEGATIVE, ORPHAN_QUERY, Kept
 from tasks.lamp.papers import read_papers
 from tasks.lamp.records import read_records
@@ -121,17 +123,20 @@ class _Reader:
         self.drawn = 0
         self.kept = Kept(task)
         self.sources: list[str] = []
+        self.unit = "record"  # what the file that is read is a list of
 
     def add_user_file(self, file: Path, role: str | None) -> None:
         users: dict[str, int] = {}
         queries: dict[str, int] = {}
 
         def head(record: Any, index: int) -> Head:
-            where = f"{file}: record {index}"
+            where = f"{file}: {self.unit} {index}"
             if not isinstance(record, dict):
                 raise InputError(f"{where} is {kind(record)}; a user must be a JSON object")
             if "user_id" not in record:
                 hint = "give every user its user_id"
+                if self.unit == "line":
+                    hint += ", as one user a line or as a JSON list of users"
                 if "input" in record:
                     hint = "these are LaMP's own questions: give the folder that holds them"
                 raise InputError(f"{where} has no user_id; {hint}")
@@ -139,7 +144,7 @@ class _Reader:
             where += f" (user_id {short(user_id)})"
             if user_id in users:
                 raise InputError(
-                    f"{where} has the user_id of record {users[user_id]}; merge the two or "
+                    f"{where} has the user_id of {self.unit} {users[user_id]}; merge the two or "
                     "give each its own"
                 )
             users[user_id] = index
@@ -162,7 +167,7 @@ class _Reader:
             # Predictions are matched to golds by query id alone (LaMP's rule).
             if query_id in seen:
                 raise InputError(
-                    f"{place} has the id {short(query_id)}, which a query of record "
+                    f"{place} has the id {short(query_id)}, which a query of {self.unit} "
                     f"{seen[query_id]} has too; give every query its own id"
                 )
             seen[query_id] = index
@@ -176,12 +181,14 @@ class _Reader:
         seen: dict[str, int] = {}
 
         def head(record: Any, index: int) -> Head:
-            where = f"{questions_file}: record {index}"
+            where = f"{questions_file}: {self.unit} {index}"
             fields = fields_of(record, where, ("id", "input"), self.task.name)
             user_id = identifier(record["id"], where, "id")
             where += f" (id {short(user_id)})"
             if user_id in seen:
-                raise InputError(f"{where} has the id of record {seen[user_id]}; ids must differ")
+                raise InputError(
+                    f"{where} has the id of {self.unit} {seen[user_id]}; ids must differ"
+                )
             seen[user_id] = index
             if user_id not in golds:
                 raise InputError(
@@ -206,9 +213,11 @@ class _Reader:
         head: Callable[[Any, int], Head],
     ) -> None:
         """All users of a file. head: what of a record, by its index, is not its profile."""
+        lines = is_lines(file)
+        self.unit = "line" if lines else "record"
         # Papers become questions first, and that is not for columns.
-        usual = None if self.task.items == "built" else Usual(self.task, *asked)
-        for first, records in read_records(file, usual):
+        usual = None if lines or self.task.items == "built" else Usual(self.task, *asked)
+        for first, records in read_lines(file) if lines else read_records(file, usual):
             if isinstance(records, Block):
                 users = enumerate(records.users.to_dicts(), first)
                 self._add_block(records, role, [head(user, index) for index, user in users])

@@ -196,7 +196,7 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        ({}, ["a JSON object", "expected a JSON list"]),
+        ({}, ["line 1 has no user_id", "one user a line or as a JSON list"]),
         ([], ["empty list"]),
         ([user(1, movie("x")), 5], ["record 1", "a number"]),
         ([{"profile": []}], ["record 0", "no user_id"]),

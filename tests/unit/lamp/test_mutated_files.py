@@ -353,7 +353,7 @@ def test_json_of_another_kind(tmp_path: Path, file: str, content: str) -> None:
     users = write(tmp_path, form, *good(task, form))
     (tmp_path / file).write_text(content)
     found = outcome(tmp_path, users if form == "users" else tmp_path, task)
-    check(found, 'record 0|holds|has no list "golds"', tmp_path / file)
+    check(found, 'record 0|line 1 has no|holds|has no list "golds"', tmp_path / file)
 
 
 @pytest.mark.parametrize(
