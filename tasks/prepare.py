@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from tasks.config import RunConfig
 from tasks.errors import InputError
 from tasks.methods import METHODS
+from tasks.prepare_files import VERSION, hashes, source
 from tasks.prepare_lines import describe, naming_dropped
-from tasks.running.progress import Progress
 from tasks.stage import log, stage, store
 from tasks.store.artifacts import Store
 from tasks.store.files import file_sha256
-from tasks.store.pieces import Piece, digest, known_sha256, library_versions
+from tasks.store.pieces import Piece, digest, library_versions
 
 if TYPE_CHECKING:
     import polars as pl
@@ -25,12 +23,10 @@ if TYPE_CHECKING:
     from tasks.lamp.definitions import LampTask
     from tasks.lamp.groups import Split
 
-VERSION = 8
 OPTIMUM_FILE = "optimum.parquet"
 POPULATION_FILE = "population.parquet"
 POOLED_FILE = "pooled.parquet"
 SHOWN_AUTHORS = 40
-MEGABYTE = 10**6
 ROLES = ("base", "anchor", "few_shot")
 # What the other kind of split reads alone.
 UNREAD = {"grouped": "few_shot_users", "published": "allow_shared_groups"}
@@ -49,8 +45,8 @@ def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
     """
     options = RunConfig.model_validate(config)
     where = store()
-    folder = _source(options, lamp_task, where)
-    files = _hashes(folder)
+    folder = source(options, lamp_task, where)
+    files = hashes(folder)
     key = digest(
         {
             "version": VERSION,
@@ -67,7 +63,7 @@ def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
     def make(out: Path) -> dict[str, Any]:
         value = _write(out, folder, options, lamp_task)
         # The key says which files it was made of; unlike the store's these may have changed since.
-        if _hashes(folder) != files:
+        if hashes(folder) != files:
             raise InputError(
                 f"{options.data}: {folder} changed while it was read, so nothing is made of it; "
                 "start the run again when it stays"
@@ -104,15 +100,6 @@ def _long_enough(options: RunConfig, longest: int) -> None:
 def _ratings(options: RunConfig, lamp_task: str) -> dict[str, str]:
     """How ratings are read, for the key: "4.0" was none once. Generated worlds have only "4"."""
     return {"ratings": "float"} if lamp_task == "LaMP-3" and options.data != "synthetic" else {}
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """Name -> sha256 of the files of users in a folder, or of the one file that is given."""
-    # Per-Pcs and MTA keep their few-shot users in a folder of their own.
-    files = [folder]
-    if folder.is_dir():
-        files = sorted([*folder.glob("*.json"), *folder.glob("test_100/*.json")])
-    return {str(file.relative_to(folder)): known_sha256(file) for file in files if file.exists()}
 
 
 def users_of(
@@ -164,51 +151,6 @@ def _names(authors: list[str]) -> list[str]:
     """Author ids of one side where they are few enough to be read; the tables hold all."""
     names = sorted(set(authors))
     return names if len(names) <= SHOWN_AUTHORS else []
-
-
-def _source(options: RunConfig, lamp_task: str, where: Store) -> Path:
-    """The file or folder the users are read from; the synthetic one is written first."""
-    if options.data == "lamp":
-        return _official(options, lamp_task)
-    if options.data != "synthetic":
-        given = Path(options.data).expanduser()
-        per_task = given / lamp_task
-        return per_task if per_task.is_dir() else given
-    from tasks.lamp.synthetic import write_synthetic
-
-    key = digest(
-        {
-            "version": VERSION,
-            "libraries": library_versions(("numpy",)),
-            "lamp_task": lamp_task,
-            "synthetic": options.synthetic.model_dump(),
-            "seed": options.seed,
-        }
-    )
-
-    def write(out: Path) -> dict[str, Any]:
-        write_synthetic(out / "users", lamp_task, options.synthetic, options.seed)
-        return {}
-
-    return where.get("synthetic", key, write).folder / "users"
-
-
-def _official(options: RunConfig, lamp_task: str) -> Path:
-    """The folder of the benchmark's own files, downloaded where they are not in the cache."""
-    from tasks.lamp.download import official_files
-
-    bars: dict[str, Progress] = {}
-
-    def show(name: str, done: int, total: int | None) -> None:
-        # Where the server does not say how much comes, there is always one more.
-        come = math.ceil(done / MEGABYTE)
-        whole = come + 1 if total is None else math.ceil(total / MEGABYTE)
-        if name not in bars:
-            key = re.sub("[^a-z0-9]+", "-", f"download-{lamp_task}-{name}".lower())
-            bars[name] = Progress(key, f"{lamp_task}: MB of {name}", whole)
-        bars[name].update(come, whole)
-
-    return official_files(lamp_task, options.lamp, log, show)
 
 
 def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[str, Any]:

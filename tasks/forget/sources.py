@@ -22,25 +22,28 @@ def in_sources(
     import polars as pl
 
     from tasks.lamp.definitions import TASKS, get_task
+    from tasks.lamp.folders import of_task
     from tasks.lamp.formats import read_users
 
     places = set(_places(runs))
     if data is not None:
-        places |= {(data / name if (data / name).is_dir() else data, name) for name in TASKS}
-    inside = {(folder, name) for folder in where.root.glob("synthetic/*/*/users") for name in TASKS}
+        places |= {(data, name, 0) for name in TASKS}
+    worlds = where.root.glob("synthetic/*/*/users")
+    inside = {(folder, name, 0) for folder in worlds for name in TASKS}
     found: set[str] = set()
     texts: set[str] = set()
     read = False
-    for place, name in sorted(places | inside):
+    for given, name, seed in sorted(places | inside):
         try:
-            users = read_users(place, get_task(name)).users
+            place = of_task(given, name)
+            users = read_users(place, get_task(name), seed).users
         except InputError:
             continue  # gone, or of another task
-        read = read or (place, name) in places
+        read = read or (given, name, seed) in places
         for row in users.filter(pl.col("user_id") == user_id).to_dicts():
             texts |= {item["text"] for item in row["profile"]}
             texts |= {item["input"] for item in row["query"]}
-            if (place, name) in places:
+            if (given, name, seed) in places:
                 found.add(str(place))
     if data is not None and not read:
         raise InputError(f"--data {data}: cannot be read as users of any LaMP task; check the path")
@@ -53,8 +56,8 @@ def in_sources(
     return sorted(found), {text for text in texts if text.strip()}
 
 
-def _places(runs: list[dict[str, Any]]) -> Iterator[tuple[Path, str]]:
-    """Where the runs' data lie, task by task."""
+def _places(runs: list[dict[str, Any]]) -> Iterator[tuple[Path, str, int]]:
+    """Where the runs' data lie, task by task, and each seed that decides how they are read."""
     from tasks.lamp.download.site import FOLDERS, cache_folder
 
     for run in runs:
@@ -66,7 +69,7 @@ def _places(runs: list[dict[str, Any]]) -> Iterator[tuple[Path, str]]:
             if options.data == "lamp" and name in FOLDERS:
                 lamp = options.lamp
                 inside = f"time/{FOLDERS[name]}" if lamp.split == "time" else FOLDERS[name]
-                yield cache_folder(lamp) / inside / lamp.part, name
+                yield cache_folder(lamp) / inside / lamp.part, name, 0
             elif options.data not in ("lamp", "synthetic"):
-                given = Path(options.data).expanduser()
-                yield given / name if (given / name).is_dir() else given, name
+                for seed in options.all_seeds if name == "LaMP-1" else [0]:
+                    yield Path(options.data).expanduser(), name, seed

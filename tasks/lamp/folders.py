@@ -6,18 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.errors import InputError
+from tasks.lamp.definitions import TASKS
 
 ROLE_FILE_NAMES: dict[str, tuple[str, ...]] = {
-    "base": ("user_base_LLM.json",),
-    "anchor": ("user_anchor_candidate.json",),
+    "base": ("user_base_LLM",),
+    "anchor": ("user_anchor_candidate",),
     "few_shot": (
-        "user_few_shot.json",
-        "user_test_100.json",
-        "test_100.json",
-        "test_100/user_test_100.json",
-        "test_100/test_100.json",
+        "user_few_shot",
+        "user_test_100",
+        "test_100",
+        "test_100/user_test_100",
+        "test_100/test_100",
     ),
 }
+# JSON lists and JSON Lines may both be called either.
+SUFFIXES = (".json", ".jsonl")
 # LaMP withholds the golds of its test split, so it is never read.
 SPLITS = ("dev", "train")
 
@@ -31,6 +34,19 @@ class Files:
     official: tuple[Path, Path] | None = None
 
 
+def of_task(data: Path, name: str) -> Path:
+    """What of `data` has the users of one LaMP task: a folder or a file of that name, else all.
+
+    Raises InputError where several have.
+    """
+    found = [data / name] if (data / name).is_dir() else []
+    found += [file for suffix in SUFFIXES if (file := data / f"{name}{suffix}").is_file()]
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise InputError(f"{data}: {names} both hold users of {name}; keep one")
+    return found[0] if found else data
+
+
 def find_files(path: Path) -> Files:
     """The files to read: `path` itself, or those of the folder that it is.
 
@@ -41,7 +57,8 @@ def find_files(path: Path) -> Files:
     if path.is_file():
         return Files(users=[(None, path)])
     users: list[tuple[str | None, Path]] = []
-    for role, names in ROLE_FILE_NAMES.items():
+    for role, stems in ROLE_FILE_NAMES.items():
+        names = [f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
         found = [name for name in names if (path / name).is_file()]
         if len(found) > 1:
             raise InputError(f"{path}: {' and '.join(found)} both hold {role} users; keep one")
@@ -56,13 +73,25 @@ def find_files(path: Path) -> Files:
     if official:
         outputs = official[0].with_name(official[0].name.replace("_questions", "_outputs"))
         return Files(official=(official[0], outputs))
-    if not users:
-        wanted = [name for group in ROLE_FILE_NAMES.values() for name in group]
-        hint = ""
-        if (path / "test_questions.json").is_file():
-            hint = " (LaMP withholds the golds of test_questions.json: use its dev split)"
-        raise InputError(
-            f"{path}: holds no LaMP data; expected {', '.join(wanted)}, or dev_questions.json "
-            f"and dev_outputs.json{hint}"
-        )
-    return Files(users=users)
+    return Files(users=users or [(None, _plain(path))])
+
+
+def _plain(folder: Path) -> Path:
+    """The one file of users in a folder, whatever it is called."""
+    found = sorted(file for suffix in SUFFIXES for file in folder.glob(f"*{suffix}"))
+    others = {*TASKS} - {folder.name}
+    plain = [
+        file
+        for file in found
+        if file.stem not in others and not file.stem.endswith(("_questions", "_outputs"))
+    ]
+    if len(plain) == 1:
+        return plain[0]
+    hint = f" (it holds {', '.join(file.name for file in plain[:5])})" if plain else ""
+    if folder / "test_questions.json" in found:
+        hint = " (LaMP withholds the golds of test_questions.json: use its dev split)"
+    wanted = [f"{stem}.json" for group in ROLE_FILE_NAMES.values() for stem in group]
+    raise InputError(
+        f"{folder}: holds no LaMP data; expected {', '.join(wanted)}, or dev_questions.json and "
+        f"dev_outputs.json, or one file of users alone{hint}"
+    )

@@ -231,7 +231,7 @@ def test_the_benchmarks_own_files(
         def update(self, done: int, total: int) -> None:
             shown.append((self.what, done, total))
 
-    monkeypatch.setattr("tasks.prepare.Progress", Bar)
+    monkeypatch.setattr("tasks.prepare_files.Progress", Bar)
     monkeypatch.delenv("HTTP_PROXY", raising=False)
     monkeypatch.delenv("http_proxy", raising=False)
     questions, outputs = official(users=12, items=3)
