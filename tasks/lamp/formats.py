@@ -77,8 +77,8 @@ class Loaded(Found):
 def read_users(path: Path | str, task: LampTask, seed: int = 0) -> Loaded:
     """Read the users of one LaMP task.
 
-    path: a user file; or a folder with role-named user files (`folders.ROLE_FILE_NAMES`); or a
-    folder with LaMP's official questions and outputs (dev if it is there, else train).
+    path: a user file; or a folder with role-named user files (`folders.ROLE_FILE_NAMES`), with one
+    user file alone, or with LaMP's official questions and outputs (dev if it is there, else train).
     seed: decides which citation a paper of LaMP-1 is asked about that names several.
     Empty and repeated items, and labels that the task does not have, are dropped and counted.
     Raises InputError, in one line, for anything that does not have the format's shape.

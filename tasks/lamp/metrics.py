@@ -156,7 +156,8 @@ def golds_json(task: LampTask, predictions: Mapping[str, str]) -> dict[str, Any]
     """Predictions in LaMP's own file format, ids in the order given.
 
     {"task": "LaMP_2", "golds": [{"id", "output"}]}; the key is `golds` for predictions too.
-    LaMP's evaluation calls both movie tagging (2M) and news categorisation (2N) LaMP_2.
+    LaMP's evaluation calls both movie tagging (2M) and news categorisation (2N) LaMP_2. By that
+    name its present evaluation.py knows movie tags alone: it cannot score 2N (docs/data.md).
     """
     return {
         "task": f"LaMP_{task.name.removeprefix('LaMP-').rstrip('MN')}",
