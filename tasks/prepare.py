@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tasks.config import RunConfig
 from tasks.errors import InputError
 from tasks.methods import METHODS
-from tasks.prepare_files import VERSION, hashes, source
-from tasks.prepare_lines import describe, naming_dropped
+from tasks.prepare_files import VERSION, hashes, ratings, source
+from tasks.prepare_lines import describe, naming_dropped, readable
 from tasks.stage import log, stage, store
 from tasks.store.artifacts import Store
 from tasks.store.files import file_sha256
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 OPTIMUM_FILE = "optimum.parquet"
 POPULATION_FILE = "population.parquet"
 POOLED_FILE = "pooled.parquet"
-SHOWN_AUTHORS = 40
 ROLES = ("base", "anchor", "few_shot")
 # What the other kind of split reads alone.
 UNREAD = {"grouped": "few_shot_users", "published": "allow_shared_groups"}
@@ -57,7 +56,7 @@ def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
             "known": options.data == "synthetic",
             "seed": options.seed,
         }
-        | _ratings(options, lamp_task)
+        | ratings(options, lamp_task)
     )
 
     def make(out: Path) -> dict[str, Any]:
@@ -95,11 +94,6 @@ def _long_enough(options: RunConfig, longest: int) -> None:
             f"longest history has {longest}, and anchors of {', '.join(single)} are single users; "
             "lower it, give longer histories, or leave such methods out"
         )
-
-
-def _ratings(options: RunConfig, lamp_task: str) -> dict[str, str]:
-    """How ratings are read, for the key: "4.0" was none once. Generated worlds have only "4"."""
-    return {"ratings": "float"} if lamp_task == "LaMP-3" and options.data != "synthetic" else {}
 
 
 def users_of(
@@ -145,12 +139,6 @@ def _population(told: dict[str, dict[str, Any]]) -> pl.DataFrame:
             "mixture": [user["mixture"] for user in told.values()],
         }
     )
-
-
-def _names(authors: list[str]) -> list[str]:
-    """Author ids of one side where they are few enough to be read; the tables hold all."""
-    names = sorted(set(authors))
-    return names if len(names) <= SHOWN_AUTHORS else []
 
 
 def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[str, Any]:
@@ -212,7 +200,7 @@ def _write_sides(
         "dropped": dropped,
         "split": options.split.model_dump() | {"seed": options.seed},
         "audit": audited,
-        "authors": {role: _names(frame["group"].to_list()) for role, frame in frames.items()},
+        "authors": {role: readable(frame["group"].to_list()) for role, frame in frames.items()},
         "few_shot": frames["few_shot"]["user_id"].to_list(),
         "longest_candidate": int(frames["anchor"]["profile"].list.len().max()),  # type: ignore[arg-type]
         "instruction": instruction_of(_inputs(out), task),

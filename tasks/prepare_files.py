@@ -28,6 +28,11 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): known_sha256(file) for file in files if file.exists()}
 
 
+def ratings(options: RunConfig, lamp_task: str) -> dict[str, str]:
+    """How ratings are read, for the key: "4.0" was none once. Generated worlds have only "4"."""
+    return {"ratings": "float"} if lamp_task == "LaMP-3" and options.data != "synthetic" else {}
+
+
 def source(options: RunConfig, lamp_task: str, where: Store) -> Path:
     """The file or folder the users are read from; the synthetic one is written first."""
     if options.data == "lamp":

@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks.errors import InputError, label
 
+SHOWN_AUTHORS = 40
 SPLITS = {"grouped": "split by author", "published": "split by user, as published"}
 
 
@@ -32,6 +33,12 @@ def describe(value: dict[str, Any], lamp_task: str) -> list[str]:
     lines += [f"{lamp_task}: {line}" for line in _findings(value["audit"])]
     lines.append(f"{lamp_task}: dropped: {_counted(value['dropped']) or 'nothing'}")
     return lines
+
+
+def readable(authors: list[str]) -> list[str]:
+    """Author ids of one side where they are few enough to be read; the tables hold all."""
+    names = sorted(set(authors))
+    return names if len(names) <= SHOWN_AUTHORS else []
 
 
 @contextmanager
