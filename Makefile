@@ -23,7 +23,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help benchmark up deploy status stop install test lint format audit clean
+.PHONY: help benchmark up deploy status stop install test lint format pictures audit clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ lint: $(INSTALLED_TEST) ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+pictures: $(INSTALLED_TEST) ## make the README's pictures anew from the last run of the benchmark
+	@$(PY) docs/pictures.py
 
 format: $(INSTALLED_TEST) ## let ruff rewrite the code
 	$(PY) -m ruff check --fix .

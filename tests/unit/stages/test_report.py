@@ -9,14 +9,13 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tasks.report.files import write_run, write_state
 from tasks.report.table import (
     costs,
     difference_lines,
     notes,
     rows,
     table_text,
-    write_run,
-    write_state,
 )
 from tasks.report.words import seed_lines
 from tasks.store.artifacts import Store

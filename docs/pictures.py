@@ -1,0 +1,93 @@
+"""Make the README's pictures anew from a run of the benchmark: `make pictures`.
+
+    python docs/pictures.py [--run NAME]
+
+takes the last run (or the one named) of the local stack, which must be up; it needs Chromium and
+the extra `test`. The users' map is the run's own, the other is a screenshot of MLflow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from mlflow import MlflowClient
+
+from tasks.command import in_one_line
+from tasks.errors import InputError
+from tasks.report.files import read_run, shown_run
+from tasks.stage import store
+from tasks.tracking.replay import EXPERIMENT, RUNS_VIEW, mlflow_uris
+
+IMAGES = Path(__file__).parent / "images"
+COMPARED = ("base", "merge_only", "mta")
+WIDE, HIGH = 1280, 800
+
+
+@in_one_line
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python docs/pictures.py", description=__doc__)
+    parser.add_argument("--run", default="last", help="a run's name, id or file; default: the last")
+    where, named = store(), parser.parse_args(arguments).run
+    run = read_run(where, named)
+    cells = next(iter(run["seeds"].values()))
+    lamp_task = "LaMP-2M" if "LaMP-2M" in cells else next(iter(cells))
+    stages = cells[lamp_task]
+    bank = stages["banks"][stages["bank_of"]["mta"]]
+    picture = where.open(bank["map"]["ref"]).folder / "map.png"
+    uri = mlflow_uris(where.root.parent)[0]
+    if not uri.startswith("http"):
+        raise InputError(f"MLflow at {uri}: no server, so no page; `make benchmark` starts one")
+    page = compare_page(uri, run["about"]["name"], lamp_task)
+    screenshot(page, IMAGES / "mlflow_compare.png")
+    shutil.copyfile(picture, IMAGES / "users_map.png")
+    print(f"{IMAGES}: the map and MLflow's page of {shown_run(run)}, {lamp_task}")
+    return 0
+
+
+def compare_page(uri: str, name: str, lamp_task: str) -> str:
+    """MLflow's page that has the run's methods of one LaMP task side by side."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    parents = client.search_runs(
+        [experiment], f"tags.kind = 'benchmark' and attributes.run_name = '{name}'", max_results=1
+    )
+    if not parents:
+        raise InputError(f"MLflow at {uri}: has no run {name}")
+    query = f"tags.kind = 'method' and tags.mlflow.parentRunId = '{parents[0].info.run_id}'"
+    found = {
+        run.data.tags["method"]: run.info.run_id
+        for run in client.search_runs([experiment], query)
+        if run.data.tags["lamp_task"] == lamp_task
+    }
+    runs = quote(json.dumps([found[method] for method in COMPARED]))
+    return (
+        f"{uri}/#/compare-runs{RUNS_VIEW}&runs={runs}&experiments={quote(json.dumps([experiment]))}"
+    )
+
+
+def screenshot(page: str, to: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        raise InputError("there is no chromium on this machine; install it for the screenshot")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        tab: Any = browser.new_page(viewport={"width": WIDE, "height": HIGH})
+        # Nothing but MLflow is asked for anything.
+        tab.route(lambda url: not url.startswith(page.split("#")[0]), lambda route: route.abort())
+        tab.goto(page)
+        tab.get_by_text("Run details").wait_for()
+        tab.get_by_label("Close").last.click(timeout=5000)
+        tab.wait_for_timeout(2000)
+        tab.screenshot(path=to)
+        browser.close()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
