@@ -17,6 +17,7 @@ resamples the sums and so scores by the very same rules.
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
@@ -152,6 +153,19 @@ def remarks(rules: Rules, tokenless: int) -> list[str]:
     return lines
 
 
+def unlabelled(task: LampTask, predictions: Mapping[str, str], rules: Rules = "lamp") -> list[str]:
+    """Ids of the queries whose answer is none of the task's kind, sorted; none for text tasks.
+
+    Classification: the stripped answer is not exactly a label. Rating: float() cannot read it; by
+    the published rules nan and inf are no ratings either. predictions: query id -> text.
+    """
+    return [
+        query_id
+        for query_id in sorted(predictions)
+        if task.labels and not _is_label(task, predictions[query_id].strip(), rules)
+    ]
+
+
 def golds_json(task: LampTask, predictions: Mapping[str, str]) -> dict[str, Any]:
     """Predictions in LaMP's own file format, ids in the order given.
 
@@ -191,6 +205,16 @@ def _label_uses(task: LampTask, pairs: list[tuple[str, str]]) -> np.ndarray:
             if used in labels:
                 columns[row, len(labels) + labels[used]] += 1
     return columns
+
+
+def _is_label(task: LampTask, prediction: str, rules: Rules) -> bool:
+    if task.kind == "classification":
+        return prediction in task.labels
+    try:
+        rating = float(prediction)
+    except ValueError:
+        return False
+    return rules == "lamp" or math.isfinite(rating)
 
 
 def _rating_error(prediction: str, gold: str) -> float:

@@ -15,11 +15,13 @@ from tasks.errors import InputError
 from tasks.lamp.definitions import TASKS, LampTask, get_task
 from tasks.lamp.formats import read_users
 from tasks.lamp.metrics import (
+    Rules,
     example_columns,
     from_sums,
     golds_json,
     golds_without_token,
     score,
+    unlabelled,
 )
 from tasks.lamp.statistics import Scored, bootstrap, intervals
 from tests.official import write_official
@@ -166,6 +168,32 @@ def test_what_float_reads_is_a_rating(prediction: str, mae: float, rmse: float) 
         "mae": pytest.approx(mae, nan_ok=True),
         "rmse": pytest.approx(rmse, nan_ok=True),
     }
+
+
+@pytest.mark.parametrize(
+    ("task", "rules", "expected"),
+    [
+        # LaMP strips and looks up exactly; a sentence around a label is none.
+        (MOVIES, "lamp", ["4", "a", "nan", "number", "sentence", "upper"]),
+        (MOVIES, "mta_published", ["4", "a", "nan", "number", "sentence", "upper"]),
+        # LaMP takes what float() reads; MTA's published scorer takes no nan.
+        (RATINGS, "lamp", ["a", "sentence", "tag", "upper"]),
+        (RATINGS, "mta_published", ["a", "nan", "sentence", "tag", "upper"]),
+        # Any text is a title.
+        (TITLES, "lamp", []),
+    ],
+)
+def test_answers_that_are_no_label(task: LampTask, rules: Rules, expected: list[str]) -> None:
+    answers = {
+        "tag": " dark comedy\n",
+        "sentence": "The movie is a comedy, based on",
+        "upper": "Comedy",
+        "a": "",
+        "number": "9.5",
+        "4": " 4 ",
+        "nan": "nan",
+    }
+    assert unlabelled(task, answers, rules) == expected
 
 
 def test_rouge_by_hand() -> None:
