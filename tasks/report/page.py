@@ -46,7 +46,7 @@ td.mean, th.mean { background: #f2f5f9; }
 .up { color: #00508a; font-weight: 600; }
 .down { color: #a33b00; font-weight: 600; }
 .open { color: #5b6168; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr));
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr));
   gap: 20px; align-items: start; }
 figure { margin: 0; }
 figure img { display: block; max-width: 100%; height: auto; }
