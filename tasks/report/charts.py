@@ -39,11 +39,17 @@ def style(method: str) -> tuple[str, str]:
     return STYLES.get(method, (BROWN, "*"))
 
 
-def bars(title: str, axis: str, estimates: Mapping[str, Mapping[str, float | None]]) -> str:
+def bars(
+    title: str,
+    axis: str,
+    estimates: Mapping[str, Mapping[str, float | None]],
+    numbers: Mapping[str, str],
+) -> str:
     """A bar per method with its 95% interval and its number; methods of LINES as vertical lines.
 
     estimates: method -> {"point", "lo", "hi"}, drawn from the top in that order; no bar where the
-    point is None, no interval where a bound is.
+    point is None, no interval where a bound is. numbers: method -> what stands at the right edge,
+    in one line or two.
     """
     methods = [name for name in estimates if name not in LINES]
     figure, axes = _axes(5.8, 1.25 + 0.34 * len(methods))
@@ -51,25 +57,24 @@ def bars(title: str, axis: str, estimates: Mapping[str, Mapping[str, float | Non
     right = max([*ends, 0.0]) or 1.0
     for row, name in enumerate(methods):
         point, lo, hi = (estimates[name][key] for key in ("point", "lo", "hi"))
+        # Beside the axes, where no line can run through it.
+        axes.text(
+            1.02, row, numbers[name], transform=axes.get_yaxis_transform(), va="center",
+            fontsize=9, color=INK, linespacing=1.0,
+        )  # fmt: skip
         if point is None:
-            axes.text(0, row, " -", va="center", color=INK)
             continue
         axes.barh(row, point, height=0.66, color=style(name)[0])
         if lo is not None and hi is not None:
             axes.plot(
                 [lo, hi], [row, row], color=INK, linewidth=1.3, marker="|", markersize=6, zorder=3
             )
-        end = max(value for value in (point, hi) if value is not None)
-        axes.text(
-            end + 0.015 * right, row, f"{point:.3f}", va="center", fontsize=9, color=INK, zorder=4,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
-        )  # fmt: skip
     for name, dashes in LINES.items():
         if (line := estimates.get(name, {}).get("point")) is not None:
             axes.axvline(line, color=INK, linestyle=dashes, linewidth=1.2, label=name, zorder=2)
     axes.set_yticks(range(len(methods)), methods)
     axes.set_ylim(len(methods) - 0.4, -0.6)
-    axes.set_xlim(min([*ends, 0.0]), right * 1.12)
+    axes.set_xlim(min([*ends, 0.0]), right * 1.03)
     axes.set_xlabel(axis)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

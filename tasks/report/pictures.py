@@ -25,7 +25,10 @@ SCORES = {"mae": "score = 1 - MAE / 4", "accuracy": "score = accuracy", "rougeL"
 
 
 def bar_charts(data: dict[str, Any]) -> str:
-    """One chart of the main metric per LaMP task, and one of the mean."""
+    """One chart of `score` per LaMP task, and one of the mean: a longer bar is a better one.
+
+    The number beside a bar names the main metric, too, where that is another.
+    """
     shown = []
     charts = [
         (task, own["primary"], own["scores"]) for task, own in data["tables"][0]["cells"].items()
@@ -36,12 +39,20 @@ def bar_charts(data: dict[str, Any]) -> str:
         )
     order = [*data["methods"], *(name for name in data["references"] if name != "oracle")]
     for title, metric, scores in charts:
-        estimates = {name: scores[name][metric] for name in order if metric in scores.get(name, {})}
-        axis = AXES.get(metric, metric) + (" (less is better)" if metric == "mae" else "")
+        found = {name: scores[name] for name in order if name in scores}
+        estimates = {name: own["score"] for name, own in found.items()}
+        numbers = {name: _number(one["point"]) for name, one in estimates.items()}
+        if metric == "mae":
+            numbers = {
+                name: f"{number}\nMAE {_number(found[name]['mae']['point'])}"
+                for name, number in numbers.items()
+            }
+        axis = SCORES.get(metric, metric)
         alt = f"{title}, {axis} by method: " + "; ".join(
-            f"{name} {_said(one)}" for name, one in estimates.items()
+            f"{name} {' '.join(numbers[name].split())}{_from_to(one)}"
+            for name, one in estimates.items()
         )
-        shown.append(picture(bars(title, axis, estimates), alt))
+        shown.append(picture(bars(title, axis, estimates, numbers), alt))
     return pictures(shown)
 
 
@@ -203,10 +214,10 @@ def _by_seed(parts: dict[int, str]) -> str:
     )
 
 
-def _said(one: Mapping[str, Any]) -> str:
+def _from_to(one: Mapping[str, Any]) -> str:
     if one["lo"] is None or one["hi"] is None:
-        return _number(one["point"])
-    return f"{_number(one['point'])} from {one['lo']:.3f} to {one['hi']:.3f}"
+        return ""
+    return f" from {one['lo']:.3f} to {one['hi']:.3f}"
 
 
 def _number(value: float | None) -> str:

@@ -22,6 +22,8 @@ def report_case(**changes: Any) -> dict[str, Any]:
         "mta": {"accuracy": estimate(0.61234, 0.5, 0.7), "macro_f1": estimate(0.25)},
         "bayes": {"accuracy": estimate(0.9, 0.8, 1.0), "macro_f1": estimate(0.75, 0.5, 1.0)},
     }
+    for own in scores.values():
+        own["score"] = own["accuracy"]
     scores["mta"]["share_of_attainable"] = estimate(0.25, -0.125, 0.5)
     overall = {
         name: {"score": own["accuracy"], "share_of_attainable": estimate(0.125)}

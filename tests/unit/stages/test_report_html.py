@@ -138,7 +138,10 @@ def test_less_is_better_for_mae_and_ties_are_all_best() -> None:
     cell = data["tables"][0]["cells"]["LaMP-2M"]
     cell |= {
         "primary": "mae",
-        "scores": {"base": {"mae": estimate(0.25)}, "mta": {"mae": estimate(0.5)}},
+        "scores": {
+            "base": {"mae": estimate(0.25), "score": estimate(0.9375)},
+            "mta": {"mae": estimate(0.5), "score": estimate(0.875)},
+        },
     }
     cells = Cells(report_html(data))
     assert cells.one(task="LaMP-2M", method="base", metric="mae")["class"] == "best"
@@ -146,6 +149,22 @@ def test_less_is_better_for_mae_and_ties_are_all_best() -> None:
     cells = Cells(report_html(data))
     for method in ("base", "mta"):
         assert cells.one(task="LaMP-2M", method=method, metric="mae")["class"] == "best"
+
+
+def test_bars_show_the_score_also_of_ratings() -> None:
+    """MAE .25 is a score of 1 - .25 / 4 = .9375: a longer bar is better in every chart."""
+    data = report_case()
+    data["tables"][0]["cells"]["LaMP-3"] = data["tables"][0]["cells"].pop("LaMP-2M") | {
+        "primary": "mae",
+        "scores": {
+            "base": {"mae": estimate(0.25), "score": estimate(0.9375, 0.875, 1.0)},
+            "mta": {"mae": estimate(None), "score": estimate(None)},
+        },
+    }
+    data["curve"] = {}
+    data["differences"]["LaMP-3"] = data["differences"].pop("LaMP-2M")
+    expected = "LaMP-3, score = 1 - MAE / 4 by method: base 0.938 MAE 0.250 from 0.875 to 1.000; "
+    assert f'alt="{expected}mta - MAE -"' in report_html(data)
 
 
 def test_seeds_are_folded_and_marked() -> None:
