@@ -6,12 +6,13 @@ Numbers of one LaMP task are means over the run's seeds; with several seeds each
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tasks.compare import OPPONENTS, read_draws
+from tasks.compare import read_draws
 from tasks.config import RunConfig
 from tasks.methods import METHODS
+from tasks.report.answers import identical
 from tasks.report.chosen import chosen_by_merging
 from tasks.store.artifacts import Store
 
@@ -43,8 +44,9 @@ def report_data(
 
     An estimate is {"point", "lo", "hi"}, each a number or None; a difference has "holds", too.
     `tables`: scores by seed (None: mean over seeds), LaMP task, method, metric; the main metric
-    comes first. `differences`: `score` by LaMP task (or "mean"), method, opponent. `curve`: `score`
-    by LaMP task and method, a point per number of items.
+    comes first. `differences`: `score` by LaMP task (or "mean"), method, opponent; `identical`: by
+    the same, groups of methods that answered alike. `curve`: `score` by LaMP task and method, a
+    point per number of items.
     """
     by_task: dict[str, list[dict[str, Any]]] = {}
     for summary in summaries:
@@ -59,6 +61,7 @@ def report_data(
                 tables.append({"seed": seed, **_table(alone)})
     value = mean["value"]
     scored = {name for cell in cells.values() for name in cell.methods}
+    overall = _mean(where, [summary["compared"] for summary in summaries], metrics=("score",))
     return {
         "about": about
         | {"data": config.data, "preset": config.preset, "base": config.base.model}
@@ -71,8 +74,12 @@ def report_data(
         "overall": {name: value[name] for name in ("cells", "groups", "queries", "intervals")},
         "costs": _costs(table),
         "differences": {
-            "mean": _scores(value["differences"]),
-            **{task: _scores(_differences(cell)) for task, cell in cells.items()},
+            "mean": _differences(overall),
+            **{task: _differences(cell) for task, cell in cells.items()},
+        },
+        "identical": {
+            "mean": identical(summaries, where),
+            **{task: identical(own, where) for task, own in by_task.items()},
         },
         "curve": {task: _curve(config, own, cells[task], where) for task, own in by_task.items()},
         "maps": [one for summary in summaries for one in _maps(summary, where)],
@@ -87,10 +94,12 @@ def report_data(
     }
 
 
-def _mean(where: Store, cells: list[dict[str, Any]]) -> Resampled:
+def _mean(
+    where: Store, cells: list[dict[str, Any]], metrics: Sequence[str] | None = None
+) -> Resampled:
     from tasks.lamp.means import mean_over
 
-    return mean_over([read_draws(where, cell) for cell in cells], metrics=None)
+    return mean_over([read_draws(where, cell) for cell in cells], metrics=metrics)
 
 
 def _table(cells: dict[str, Resampled]) -> dict[str, Any]:
@@ -111,18 +120,15 @@ def _table(cells: dict[str, Resampled]) -> dict[str, Any]:
     return {"cells": found}
 
 
-def _differences(cell: Resampled) -> dict[str, Any]:
+def _differences(cell: Resampled) -> dict[str, dict[str, Any]]:
+    """method -> opponent -> the difference of `score`; of all methods, not of the optimum."""
     from tasks.lamp.statistics import differences
 
-    return differences(cell, [name for name in OPPONENTS if name in cell.methods])
-
-
-def _scores(found: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """method -> opponent -> the difference of `score`; of methods, not of the optimum."""
+    methods = [name for name in cell.methods if name in METHODS]
     return {
         method: {opponent: metrics["score"] for opponent, metrics in own.items()}
-        for method, own in found.items()
-        if method in METHODS
+        for method, own in differences(cell, methods).items()
+        if method in methods
     }
 
 

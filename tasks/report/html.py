@@ -11,15 +11,13 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from tasks.compare import OPPONENTS
-from tasks.report.charts import LINES, style
+from tasks.report.differences import differences_section, leaders
 from tasks.report.page import folded, page, row, section, small, table, tag
-from tasks.report.pictures import AXES, audit, bar_charts, curve_charts, maps, merging
+from tasks.report.pictures import AXES, audit, bar_charts, curve_charts, maps, merging, method_head
 from tasks.report.since import since_section
-from tasks.report.words import difference_text, facts, number, verdict
+from tasks.report.words import facts, number, verdict
 
 MAIN = {**AXES, "mae": "MAE, less is better"}
-LESS_IS_BETTER = ("mae", "rmse")
 SHARE = "share_of_attainable"
 COST_NAMES = {
     "bytes_per_user": "bytes stored",
@@ -40,7 +38,7 @@ def report_html(data: dict[str, Any]) -> str:
                 _scores(data),
                 since_section(data["since"]),
                 section("Score per LaMP task", bar_charts(data)),
-                _differences(data),
+                differences_section(data),
                 section("Score by number of items", curve_charts(data)),
                 _costs(data),
                 section("What merging chose", merging(data)),
@@ -76,10 +74,10 @@ def _scores(data: dict[str, Any]) -> str:
     names = ["mean over seeds" if per_seed else "", *(f"seed {one['seed']}" for one in per_seed)]
     parts = [
         "<p>With 95% intervals, from drawing the groups of users again; an interval belongs to the "
-        "one number beside it, differences have their own below. The best method is bold. "
-        "<em>Set apart</em>: answers of no model, where the best that can be known is known: "
-        "<em>nonpersonal</em> knows the population, <em>bayes</em> also the user's items, "
-        "<em>oracle</em> the user.</p>",
+        "one number beside it, differences have their own below. Bold: the best, and what is not "
+        "shown to be worse. <em>Set apart</em>: answers of no model, where the best that can be "
+        "known is known: <em>nonpersonal</em> knows the population, <em>bayes</em> also the "
+        "user's items, <em>oracle</em> the user.</p>",
         "<h3>Main metric</h3>",
         _main_table(data, first, primary=True),
     ]
@@ -126,12 +124,13 @@ def _main_table(
         tag("th", escape(title) + small(about), class_="mean" if task == "mean" else None)
         for task, title, _, _, about in columns
     ]
-    best = {task: _best(data["methods"], found, metric) for task, _, metric, found, _ in columns}
+    # What differences are known of: not one seed alone, and no shares.
+    best = {task: leaders(data, task) for task, *_ in columns} if primary and seed is None else {}
 
     def line(method: str) -> str:
-        cells = [_method(method)]
+        cells = [method_head(method)]
         for task, _, metric, found, _ in columns:
-            looks = {"mean": task == "mean", "best": method in best[task]}
+            looks = {"mean": task == "mean", "best": method in best.get(task, [])}
             look = " ".join(name for name, there in looks.items() if there)
             one_of = found.get(method, {}).get(metric)
             cells.append(_cell(one_of, task, method, metric, seed, not primary, look or None))
@@ -147,70 +146,17 @@ def _all_metrics(data: dict[str, Any], one: dict[str, Any], task: str) -> str:
 
     def line(method: str) -> str:
         found = own["scores"].get(method, {})
-        return row(
-            [_method(method)]
-            + [
-                _cell(found.get(name), task, method, name, one["seed"], share=name == SHARE)
-                for name in metrics
-            ]
-        )
+        cells = [
+            _cell(found.get(name), task, method, name, one["seed"], share=name == SHARE)
+            for name in metrics
+        ]
+        return row([method_head(method), *cells])
 
     title = f"<h3>{escape(task)}</h3>" + small(
         f"{own['queries']} queries of {own['groups']} groups of users"
     )
     return title + table(
         head, list(map(line, data["methods"])), list(map(line, data["references"]))
-    )
-
-
-def _differences(data: dict[str, Any]) -> str:
-    found = data["differences"]
-    scopes = [*(task for task in found if task != "mean"), "mean"]
-    met = {opponent for own in found["mean"].values() for opponent in own}
-    opponents = [name for name in OPPONENTS if name in met]
-    parts = []
-    for opponent in opponents:
-        head = ["<th>method</th>"]
-        for scope in scopes:
-            head.append(tag("th", escape(scope), class_="mean" if scope == "mean" else None))
-        lines = []
-        for method in data["methods"]:
-            if method == opponent:
-                continue
-            cells = [_method(method)]
-            for scope in scopes:
-                one = found[scope].get(method, {}).get(opponent)
-                cells.append(_difference(one, scope, method, opponent))
-            lines.append(row(cells))
-        parts += [f"<h3>Compared with {escape(opponent)}</h3>", table(head, lines)]
-    return section(
-        "Differences between methods",
-        "<p>Method minus opponent in <em>score</em> (accuracy, 1 - MAE / 4 or ROUGE-L, so more is "
-        "better), on the same draws of the same users. A difference <em>holds</em> when its 95% "
-        "interval excludes 0: ▲ better, ▼ worse; ○ does not hold. Each interval stands for itself; "
-        "of so many, some exclude 0 by chance.</p>",
-        *parts,
-    )
-
-
-def _difference(one: Mapping[str, Any] | None, scope: str, method: str, opponent: str) -> str:
-    sign, word, look = difference_text(one)
-    interval = ""
-    if one and one["lo"] is not None and one["hi"] is not None:
-        interval = small(f"[{one['lo']:+.3f}, {one['hi']:+.3f}]")
-    point = "-" if one is None or one["point"] is None else f"{one['point']:+.3f}"
-    return tag(
-        "td",
-        f"{tag('span', f'{sign} {point}', class_=look)}{interval}{small(word)}",
-        class_="mean" if scope == "mean" else None,
-        data_task=scope,
-        data_method=method,
-        data_opponent=opponent,
-        data_metric="difference",
-        data_value=_raw(one, "point"),
-        data_lo=_raw(one, "lo"),
-        data_hi=_raw(one, "hi"),
-        data_holds=None if one is None or one["holds"] is None else str(one["holds"]).lower(),
     )
 
 
@@ -230,7 +176,7 @@ def _costs(data: dict[str, Any]) -> str:
                         data_value=repr(found[task][method][cost]))
                     for cost in COST_NAMES
                 ]  # fmt: skip
-                lines.append(row([_method(method), *cells]))
+                lines.append(row([method_head(method), *cells]))
         return table(head, lines, full=False)
 
     tasks = [task for task in found if task != "mean"]
@@ -283,19 +229,3 @@ def _cell(
 def _raw(one: Estimate | None, key: str) -> str | None:
     value = (one or {}).get(key)
     return None if value is None else repr(value)
-
-
-def _best(methods: list[str], found: Mapping[str, Any], metric: str) -> set[str]:
-    """The methods with the best value; several where they tie."""
-    known = {
-        name: found[name][metric]["point"]
-        for name in methods
-        if found.get(name, {}).get(metric, {}).get("point") is not None
-    }
-    pick = min if metric in LESS_IS_BETTER else max
-    return {name for name in known if known[name] == pick(known.values())}
-
-
-def _method(name: str) -> str:
-    dot = f'<span class="dot" style="background:{style(name)[0]}"></span>'
-    return tag("th", ("" if name in LINES else dot) + escape(name), scope="row")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from tasks.report.charts import bars, curves, heat
+from tasks.report.charts import LINES, bars, curves, heat, style
 from tasks.report.page import folded, picture, pictures, row, table, tag
 
 AXES = {
@@ -212,6 +212,14 @@ def _by_seed(parts: dict[int, str]) -> str:
     return "".join(parts[seed] for seed in seeds[:1]) + "".join(
         folded(f"Seed {seed}", parts[seed]) for seed in seeds[1:]
     )
+
+
+def method_head(name: str) -> str:
+    """The head of a method's row, with its colour; answers of no model have none."""
+    dot = (
+        "" if name in LINES else tag("span", "", class_="dot", style=f"background:{style(name)[0]}")
+    )
+    return tag("th", dot + escape(name), scope="row")
 
 
 def _from_to(one: Mapping[str, Any]) -> str:

@@ -16,13 +16,6 @@ from tasks.store.pieces import Piece, digest, library_versions
 
 VERSION = 2
 TEXTS = ("lamp_task", "method")
-# What the method is to show, on the mean over LaMP tasks.
-CLAIMS = (
-    ("mta", "merge_only"),
-    ("merge_only", "base"),
-    ("mta", "oppu"),
-    ("mta", "base"),
-)
 
 
 def rows(summaries: list[dict[str, Any]], where: Store) -> list[dict[str, Any]]:
@@ -65,20 +58,6 @@ def mean_rows(mean: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for method, found in value["intervals"].items()
     ]
-
-
-def difference_lines(mean: dict[str, Any]) -> list[str]:
-    """What is better than what, on the mean, and whether that holds."""
-    found = mean["value"]["differences"]
-    lines = []
-    for method, opponent in CLAIMS:
-        if not (one := found.get(method, {}).get(opponent, {}).get("score")):
-            continue
-        verdict = {True: "holds", False: "does not hold", None: "has no interval"}[one["holds"]]
-        interval = "" if one["lo"] is None else f" [{one['lo']:+.4f}, {one['hi']:+.4f}]"
-        point = "-" if one["point"] is None else f"{one['point']:+.4f}"
-        lines.append(f"mean score, {method} - {opponent}: {point}{interval} {verdict}")
-    return lines
 
 
 def _with_intervals(

@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from tasks.report.table import CLAIMS
+from tasks.report.answers import alike
+from tasks.report.differences import CLAIMS, SAME, leaders, none_at_all
 
 
 def verdict(data: dict[str, Any]) -> str:
-    """One paragraph (HTML) made of the numbers: the best method, and which differences hold."""
-    value = data["overall"]
-    known = {
-        name: value["intervals"][name]
-        for name in data["methods"]
-        if value["intervals"].get(name, {}).get("score", {}).get("point") is not None
-    }
-    about = data["about"]
-    tasks, seeds = len(about["lamp_tasks"]), len(about["seeds"])
-    what = f"the mean of {value['cells']} scores"
-    if value["cells"] == tasks * seeds:
-        what = f"the mean of {tasks} LaMP tasks" if tasks > 1 else about["lamp_tasks"][0]
-        what += f" and {seeds} seeds" if seeds > 1 else ""
-    what = (
-        f"On {escape(what)} ({value['queries']:,} queries of {value['groups']:,} groups of users)"
-    )
-    parts = []
-    if known:
-        best = max(known, key=lambda name: known[name]["score"]["point"])
-        told = f"{what} the best method is <strong>{escape(best)}</strong> with a score of "
-        told += _estimate(known[best]["score"])
-        share = known[best].get("share_of_attainable")
-        if share and share["point"] is not None:
-            told += f", {share['point']:.0%} of the attainable"
-        parts.append(told + ".")
+    """One paragraph (HTML) made of the numbers: what is best, and which differences hold.
+
+    A method is called the best only where its difference to every other one holds.
+    """
+    queries = data["overall"]["queries"]
+    parts = [_leaders(data)] if leaders(data, "mean") else []
+    parts += [
+        f"{_names(group)} gave identical answers to all {queries:,} queries."
+        for group in data["identical"]["mean"]
+    ]
     held, open_ones = [], []
     for method, opponent in CLAIMS:
         one = data["differences"]["mean"].get(method, {}).get(opponent)
-        if one is None or one["point"] is None:
+        if (
+            one is None
+            or one["point"] is None
+            or alike(data["identical"]["mean"], method, opponent)
+        ):
             continue
         pair = f"{escape(method)} and {escape(opponent)}"
         if one["holds"]:
@@ -47,6 +37,8 @@ def verdict(data: dict[str, Any]) -> str:
                 f"<strong>{escape(method)}</strong> is {word} than {escape(opponent)} by "
                 + _estimate(one | {"point": abs(one["point"])}, flip=one["point"] < 0)
             )
+        elif none_at_all(one):
+            open_ones.append(f"{pair} ({SAME})")
         else:
             why = "" if one["holds"] is False else ", no interval"
             open_ones.append(f"{pair} ({one['point']:+.3f}{_interval(one, '+.3f')}{why})")
@@ -57,15 +49,34 @@ def verdict(data: dict[str, Any]) -> str:
     return " ".join(parts) or "Nothing was scored."
 
 
-def difference_text(one: Mapping[str, Any] | None) -> tuple[str, str, str]:
-    """Sign, words and CSS class of a difference: told by form, by text and by colour."""
-    if one is None or one["point"] is None:
-        return "", "no number", "open"
-    if one["holds"] is None:
-        return "○", "no interval", "open"
-    if not one["holds"]:
-        return "○", "does not hold", "open"
-    return ("▲", "better, holds", "up") if one["point"] > 0 else ("▼", "worse, holds", "down")
+def _leaders(data: dict[str, Any]) -> str:
+    """Who is best on what, or who is not told apart from the highest score."""
+    value, about = data["overall"], data["about"]
+    tasks, seeds = len(about["lamp_tasks"]), len(about["seeds"])
+    what = f"the mean of {value['cells']} scores"
+    if value["cells"] == tasks * seeds:
+        what = f"the mean of {tasks} LaMP tasks" if tasks > 1 else about["lamp_tasks"][0]
+        what += f" and {seeds} seeds" if seeds > 1 else ""
+    what = f"{escape(what)} ({value['queries']:,} queries of {value['groups']:,} groups of users)"
+    names = leaders(data, "mean")
+    scores = {name: _estimate(value["intervals"][name]["score"]) for name in names}
+    if len(names) > 1:
+        shown = _listed([f"<strong>{escape(name)}</strong> ({scores[name]})" for name in names])
+        return f"On {what} no method is shown to be the best: {shown} are not told apart."
+    share = value["intervals"][names[0]].get("share_of_attainable")
+    told = f"On {what} the best method is <strong>{escape(names[0])}</strong> with a score of "
+    told += scores[names[0]]
+    if share and share["point"] is not None:
+        told += f", {share['point']:.0%} of the attainable"
+    return f"{told}."
+
+
+def _names(names: Sequence[str]) -> str:
+    return _listed([escape(name) for name in names])
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def facts(data: dict[str, Any]) -> list[tuple[str, str]]:

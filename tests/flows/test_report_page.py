@@ -112,6 +112,9 @@ def test_the_report_of_a_run(workplace: Path, mlflow_server: str, page: Any) -> 
     assert shown == {key for key in rows if key[0] == "LaMP-4"}
     # Per task at least: 10 rows of the main metric and of the share, 7 of four costs.
     assert compared > 2 * (10 + 10 + 7 * 4)
+    # Each pair of the 7 methods once per task, and on the mean.
+    pairs = [frozenset((c["method"], c["opponent"], c["task"])) for c in cells if "opponent" in c]
+    assert len(pairs) == len(set(pairs)) == 3 * 7 * 6 // 2
     mean = {cell["method"]: cell["value"] for cell in cells if is_mean_score(cell)}
     expected = {method: row["score"] for (task, method), row in rows.items() if task == "mean of 2"}
     assert mean == expected

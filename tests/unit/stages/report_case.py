@@ -33,7 +33,10 @@ def report_case(**changes: Any) -> dict[str, Any]:
     costs = dict.fromkeys(
         ("bytes_per_user", "steps_per_user", "tokens_per_user", "seconds_per_user"), 1234.5
     )
-    better = {"mta": {"base": difference(0.11234, 0.01, 0.2, True)}, "base": {}}
+    better = {
+        "mta": {"base": difference(0.11234, 0.01, 0.2, True)},
+        "base": {"mta": difference(-0.11234, -0.2, -0.01, True)},
+    }
     data = {
         "about": {
             "name": HOSTILE, "date": "2020-01-02 03:04", "data": HOSTILE, "preset": "embedded",
@@ -45,6 +48,7 @@ def report_case(**changes: Any) -> dict[str, Any]:
         "overall": {"cells": 1, "groups": 5, "queries": 15, "intervals": overall},
         "costs": {"mean": {"mta": costs}, "LaMP-2M": {"mta": costs}},
         "differences": {"mean": better, "LaMP-2M": better},
+        "identical": {"mean": [], "LaMP-2M": []},
         "curve": {
             "LaMP-2M": {
                 "mta": [{"items": 2, **estimate(0.5)}, {"items": 4, **estimate(0.6, 0.5, 0.7)}],

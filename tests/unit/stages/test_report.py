@@ -9,10 +9,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tasks.report.differences import difference_lines
 from tasks.report.files import write_run, write_state
 from tasks.report.table import (
     costs,
-    difference_lines,
     notes,
     rows,
     table_text,
@@ -67,10 +67,17 @@ def test_claims_by_hand() -> None:
         },
         "merge_only": {"base": score(0.01, -0.02, 0.04, False)},
     }
-    assert difference_lines({"value": {"differences": found}}) == [
+    mean = {"value": {"differences": found, "queries": 1234}}
+    assert difference_lines(mean, []) == [
         "mean score, mta - merge_only: +0.0500 [+0.0100, +0.0912] holds",
-        "mean score, merge_only - base: +0.0100 [-0.0200, +0.0400] does not hold",
+        "mean score, merge_only - base: +0.0100 [-0.0200, +0.0400] not shown",
         "mean score, mta - base: +0.2000 has no interval",
+    ]
+    # Right as often with other answers; and, of the methods told to be alike, with the same.
+    found["merge_only"]["base"] = found["mta"]["oppu"] = score(0.0, 0.0, 0.0, False)
+    assert difference_lines(mean, [["base", "merge_only"], ["mta", "rag"]])[1:3] == [
+        "mean score, merge_only - base: identical answers to all 1,234 queries",
+        "mean score, mta - oppu: the same score for every group of users",
     ]
 
 

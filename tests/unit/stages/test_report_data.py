@@ -15,19 +15,23 @@ from tasks.config import resolve
 from tasks.report.data import COSTS, report_data
 from tasks.store.artifacts import Store
 from tasks.store.pieces import digest
+from tests.unit.stages.test_answers import scored
 
-METHODS = ["mta", "base"]
+METHODS = ["mta", "base", "rag"]
 COUNTS = {"base_users": 1, "few_shot_users": 2}
 
 
 def cell(where: Store, base: float, mta: float) -> dict[str, Any]:
-    """A `compare` result: accuracy as given, and 101 draws from .05 below it to .05 above."""
+    """A `compare` result: accuracy as given, and 101 draws from .05 below it to .05 above.
+
+    That of rag lies in the middle of base and mta.
+    """
     spread = np.linspace(-0.05, 0.05, 101)[:, None]
     # What the draws came from is used only where two cells share users.
     tensors: dict[str, Any] = {"groups": np.arange(4), "counts": np.full(4, 2.0)}
-    tensors |= {"sums": np.zeros((4, 2, 1)), "totals": np.zeros((2, 1))}
+    tensors |= {"sums": np.zeros((4, 3, 1)), "totals": np.zeros((3, 1))}
     for name in ("accuracy", "score"):
-        tensors[f"points.{name}"] = np.array([mta, base])
+        tensors[f"points.{name}"] = np.array([mta, base, (base + mta) / 2])
         tensors[f"draws.{name}"] = tensors[f"points.{name}"] + spread
 
     def make(out: Path) -> dict[str, Any]:
@@ -54,6 +58,11 @@ def summary(
         "seed": seed,
         "compared": cell(where, base, mta),
         "curve": curve,
+        "scores": {
+            "mta": scored(where, ["comedy", "action"]),
+            "base": scored(where, ["comedy", "no label"] if seed == 3 else ["no", "none"]),
+            "rag": scored(where, ["comedy", "action" if seed == 3 else "comedy"]),
+        },
         "banks": {},
         "bank_of": {},
         "prepared": {
@@ -75,16 +84,7 @@ def data(where: Store) -> dict[str, Any]:
         summary(where, 3, 0.5, 0.625, {2: fewer, 4: fewer}),
         summary(where, 5, 0.25, 0.75, {2: fewer, 4: None}),
     ]
-    holds = {"point": 0.3125, "lo": 0.3125, "hi": 0.3125, "holds": True}
-    mean = {
-        "value": {
-            "cells": 2,
-            "groups": 8,
-            "queries": 16,
-            "intervals": {},
-            "differences": {"mta": {"base": {"score": holds}}, "bayes": {"base": {"score": holds}}},
-        }
-    }
+    mean = {"value": {"cells": 2, "groups": 8, "queries": 16, "intervals": {}}}
     table = [
         {"lamp_task": "LaMP-2M", "seed": seed, "method": "mta", **dict.fromkeys(COSTS, cost)}
         for seed, cost in ((3, 1.0), (5, 2.0))
@@ -96,7 +96,7 @@ def data(where: Store) -> dict[str, Any]:
 
 
 def test_seeds_are_averaged_and_stand_alone(data: dict[str, Any]) -> None:
-    assert data["methods"] == ["base", "mta"]
+    assert data["methods"] == ["base", "rag", "mta"]
     assert data["references"] == []
     scores = {
         table["seed"]: {
@@ -106,9 +106,9 @@ def test_seeds_are_averaged_and_stand_alone(data: dict[str, Any]) -> None:
         for table in data["tables"]
     }
     assert scores == {
-        None: {"mta": 0.6875, "base": 0.375},
-        3: {"mta": 0.625, "base": 0.5},
-        5: {"mta": 0.75, "base": 0.25},
+        None: {"mta": 0.6875, "base": 0.375, "rag": 0.53125},
+        3: {"mta": 0.625, "base": 0.5, "rag": 0.5625},
+        5: {"mta": 0.75, "base": 0.25, "rag": 0.5},
     }
     first = data["tables"][0]["cells"]["LaMP-2M"]
     assert (first["primary"], first["groups"], first["queries"]) == ("accuracy", 8, 16)
@@ -117,11 +117,27 @@ def test_seeds_are_averaged_and_stand_alone(data: dict[str, Any]) -> None:
     assert (own["lo"], own["hi"]) == (pytest.approx(0.64), pytest.approx(0.735))
 
 
-def test_differences_are_of_methods(data: dict[str, Any]) -> None:
-    """All draws move alike, so the difference is the same in each: it holds."""
-    assert data["differences"]["mean"].keys() == {"mta"}
-    one = data["differences"]["LaMP-2M"]["mta"]["base"]
-    assert one == {"point": 0.3125, "lo": 0.3125, "hi": 0.3125, "holds": True}
+def test_differences_are_of_all_pairs(data: dict[str, Any]) -> None:
+    """All draws move alike, so a difference is the same in each: it holds."""
+    for scope in ("mean", "LaMP-2M"):
+        found = {
+            (method, opponent): tuple(one.values())
+            for method, own in data["differences"][scope].items()
+            for opponent, one in own.items()
+        }
+        half, whole = 0.15625, 0.3125
+        assert found == {
+            pair: (value, value, value, True)
+            for pair, value in {
+                ("mta", "base"): whole, ("mta", "rag"): half, ("rag", "base"): half,
+                ("base", "mta"): -whole, ("rag", "mta"): -half, ("base", "rag"): -half,
+            }.items()
+        }  # fmt: skip
+
+
+def test_who_answered_alike(data: dict[str, Any]) -> None:
+    # mta and rag answer alike with seed 3 only.
+    assert data["identical"] == {"mean": [], "LaMP-2M": []}
 
 
 def test_the_curve_has_what_all_seeds_have_and_the_run_itself(data: dict[str, Any]) -> None:

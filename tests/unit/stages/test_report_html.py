@@ -11,8 +11,9 @@ import pytest
 
 from tasks.methods import METHODS
 from tasks.report.charts import STYLES, style
+from tasks.report.differences import difference_text, leaders
 from tasks.report.html import report_html
-from tasks.report.words import difference_text, verdict
+from tasks.report.words import verdict
 from tests.unit.stages.report_case import HOSTILE, difference, estimate, report_case
 
 
@@ -96,13 +97,16 @@ def test_what_is_missing_stands_in_a_box() -> None:
     [
         (None, ("", "no number", "open")),
         (difference(0.1, None, None, None), ("○", "no interval", "open")),
-        (difference(0.1, -0.1, 0.3, False), ("○", "does not hold", "open")),
+        (difference(0.1, -0.1, 0.3, False), ("○", "not shown", "open")),
+        (difference(0.1, 0.0, 0.3, False), ("○", "not shown", "open")),
+        (difference(0.0, 0.0, 0.0, False), ("=", "same score", "open")),
         (difference(0.1, 0.05, 0.3, True), ("▲", "better, holds", "up")),
         (difference(-0.1, -0.3, -0.05, True), ("▼", "worse, holds", "down")),
     ],
 )
 def test_differences_in_words(one: Any, expected: tuple[str, str, str]) -> None:
     assert difference_text(one) == expected
+    assert difference_text(one, identical=True) == ("=", "identical answers", "open")
 
 
 def test_the_verdict_is_made_of_the_numbers() -> None:
@@ -133,22 +137,66 @@ def test_the_verdict_is_made_of_the_numbers() -> None:
     assert verdict(data).startswith("On the mean of 3 scores (")
 
 
-def test_less_is_better_for_mae_and_ties_are_all_best() -> None:
-    data = report_case()
-    cell = data["tables"][0]["cells"]["LaMP-2M"]
-    cell |= {
-        "primary": "mae",
-        "scores": {
-            "base": {"mae": estimate(0.25), "score": estimate(0.9375)},
-            "mta": {"mae": estimate(0.5), "score": estimate(0.875)},
-        },
+def not_told_apart() -> dict[str, Any]:
+    """mta is highest: shown to be above base, not above oppu; merge_only is oppu, word for word."""
+    data = report_case(methods=["base", "oppu", "merge_only", "mta"])
+    data["identical"]["mean"] = [["oppu", "merge_only"]]
+    touches, zero = difference(0.125, 0.0, 0.292, False), difference(0.0, 0.0, 0.0, False)
+    data["overall"]["intervals"] |= {
+        name: {"score": estimate(0.48734, 0.4, 0.5)} for name in ("oppu", "merge_only")
     }
+    data["differences"]["mean"] = {
+        "mta": {"base": difference(0.25, 0.1, 0.4, True), "oppu": touches, "merge_only": touches},
+        "merge_only": {"base": zero, "oppu": zero},
+    }
+    return data
+
+
+def test_nobody_is_best_whom_an_interval_does_not_show_to_be() -> None:
+    assert leaders(report_case(), "mean") == leaders(report_case(), "LaMP-2M") == ["mta"]
+    data = not_told_apart()
+    assert leaders(data, "mean") == ["oppu", "merge_only", "mta"]
+    assert verdict(data) == (
+        "On LaMP-2M (15 queries of 5 groups of users) no method is shown to be the best: "
+        "<strong>oppu</strong> (0.487 [0.400, 0.500]), "
+        "<strong>merge_only</strong> (0.487 [0.400, 0.500]) and "
+        "<strong>mta</strong> (0.612 [0.500, 0.700]) are not told apart. "
+        "oppu and merge_only gave identical answers to all 15 queries. "
+        "These differences hold: <strong>mta</strong> is better than base by 0.250 [0.100, 0.400]. "
+        "Not shown to differ: mta and merge_only (+0.125 [+0.000, +0.292]); "
+        "merge_only and base (the same score for every group of users); "
+        "mta and oppu (+0.125 [+0.000, +0.292])."
+    )
+    # In the table the same methods are bold.
     cells = Cells(report_html(data))
-    assert cells.one(task="LaMP-2M", method="base", metric="mae")["class"] == "best"
-    cell["scores"]["mta"]["mae"] = estimate(0.25)
-    cells = Cells(report_html(data))
-    for method in ("base", "mta"):
-        assert cells.one(task="LaMP-2M", method=method, metric="mae")["class"] == "best"
+    looks = {m: cells.one(task="mean", method=m, metric="score")["class"] for m in data["methods"]}
+    assert looks == {"base": "mean"} | dict.fromkeys(("oppu", "merge_only", "mta"), "mean best")
+    data["overall"]["intervals"] = {}
+    assert verdict(data).startswith("oppu and merge_only gave identical")
+
+
+def test_each_pair_stands_once_in_one_matrix() -> None:
+    cells = Cells(report_html(not_told_apart())).found
+    pairs = {
+        (cell["data-method"], cell["data-opponent"]): " ".join(cell["text"].split())
+        for cell in cells
+        if cell.get("data-metric") == "difference" and cell["data-task"] == "mean"
+    }
+    assert pairs == {
+        ("oppu", "base"): "- no number",
+        ("merge_only", "base"): "= same score",
+        ("merge_only", "oppu"): "= identical answers",
+        ("mta", "base"): "▲ +0.250 [+0.100, +0.400] better, holds",
+        ("mta", "oppu"): "○ +0.125 [+0.000, +0.292] not shown",
+        ("mta", "merge_only"): "○ +0.125 [+0.000, +0.292] not shown",
+    }
+    # One LaMP task and its mean are the same: one matrix.
+    assert {cell["data-task"] for cell in cells if "data-opponent" in cell} == {"mean"}
+    data = not_told_apart()
+    data["differences"]["LaMP-3"] = data["differences"]["LaMP-2M"]
+    data["identical"]["LaMP-3"] = []
+    folded = report_html(data).split("Per LaMP task</summary>")[1]
+    assert 'data-task="LaMP-3" data-method="mta" data-opponent="base"' in folded
 
 
 def test_bars_show_the_score_also_of_ratings() -> None:
@@ -162,9 +210,13 @@ def test_bars_show_the_score_also_of_ratings() -> None:
         },
     }
     data["curve"] = {}
-    data["differences"]["LaMP-3"] = data["differences"].pop("LaMP-2M")
+    for by_task in (data["differences"], data["identical"]):
+        by_task["LaMP-3"] = by_task.pop("LaMP-2M")
     expected = "LaMP-3, score = 1 - MAE / 4 by method: base 0.938 MAE 0.250 from 0.875 to 1.000; "
-    assert f'alt="{expected}mta - MAE -"' in report_html(data)
+    text = report_html(data)
+    assert f'alt="{expected}mta - MAE -"' in text
+    # In the table the least MAE is the best.
+    assert Cells(text).one(task="LaMP-3", method="base", metric="mae")["class"] == "best"
 
 
 def test_seeds_are_folded_and_marked() -> None:
