@@ -55,7 +55,7 @@ from tasks.report.files import REPORT_FILE, TABLE_FILE, report_name, write_repor
 from tasks.report.html import report_html
 from tasks.report.since import since, since_lines
 from tasks.report.summary import data_lines, run_summary
-from tasks.report.table import mean_rows, notes, rows, table_text
+from tasks.report.table import mean_rows, notes, rows, share_lines, table_text
 from tasks.report.words import seed_lines
 from tasks.running.faults import DISK_FULL, disk_full
 from tasks.running.runner import everywhere, runner_of, shared
@@ -203,7 +203,7 @@ def _benchmark(config: RunConfig, tracker: Tracker, telling: ThreadPoolExecutor)
     about = {"name": flow_run.get_name() or "mta", "date": f"{datetime.now():%Y-%m-%d %H:%M}"}
     about["report"] = report_name(about["name"], str(flow_run.get_id()))
     changed = since(where, settings, summaries)
-    noted = data_notes + difference_lines(mean, identical(summaries, where))
+    noted = data_notes + share_lines(table) + difference_lines(mean, identical(summaries, where))
     noted += since_lines(changed)
     write_run(str(flow_run.get_id()), settings, summaries, about)
     write_report(about["report"], TABLE_FILE, table_text(table, noted, missing))

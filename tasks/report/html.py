@@ -15,6 +15,7 @@ from tasks.report.differences import differences_section, leaders
 from tasks.report.page import folded, page, row, section, small, table, tag
 from tasks.report.pictures import AXES, audit, bar_charts, curve_charts, maps, merging, method_head
 from tasks.report.since import since_section
+from tasks.report.table import BELOW_ZERO
 from tasks.report.words import facts, number, verdict
 
 MAIN = {**AXES, "mae": "MAE, less is better"}
@@ -85,7 +86,8 @@ def _scores(data: dict[str, Any]) -> str:
         parts += [
             "<h3>Share of the attainable</h3>",
             "<p>(score - nonpersonal) / (bayes - nonpersonal): 0% is what can be had without "
-            "knowing the user, 100% the best that can be done with the user's items.</p>",
+            "knowing the user, 100% the best that can be done with the user's items. "
+            f"{escape(BELOW_ZERO)}.</p>",
             _main_table(data, first, primary=False),
         ]
     for one in per_seed:

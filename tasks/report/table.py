@@ -16,6 +16,11 @@ from tasks.store.pieces import Piece, digest, library_versions
 
 VERSION = 2
 TEXTS = ("lamp_task", "method")
+# Beside any share of the attainable that is below 0.
+BELOW_ZERO = (
+    "A share of the attainable below 0 is worse than the best answers that ignore who asks "
+    "(nonpersonal); far below 0, the model has not learned the task"
+)
 
 
 def rows(summaries: list[dict[str, Any]], where: Store) -> list[dict[str, Any]]:
@@ -117,6 +122,12 @@ def costs(summary: dict[str, Any], method: MethodName, where: Store) -> dict[str
 def _mean(values: Iterable[float]) -> float:
     listed = list(values)
     return sum(listed) / len(listed)
+
+
+def share_lines(table: list[dict[str, Any]]) -> list[str]:
+    """What a share of the attainable below 0 means, where a method has one. table: `rows`."""
+    shares = [row.get("share_of_attainable") for row in table]
+    return [BELOW_ZERO] if any(share is not None and share < 0 for share in shares) else []
 
 
 def notes(summary: dict[str, Any]) -> list[str]:

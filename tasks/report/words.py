@@ -68,6 +68,7 @@ def _leaders(data: dict[str, Any]) -> str:
     told += scores[names[0]]
     if share and share["point"] is not None:
         told += f", {share['point']:.0%} of the attainable"
+        told += ": worse than the best answers that ignore who asks" * (share["point"] < 0)
     return f"{told}."
 
 

@@ -15,6 +15,7 @@ from tasks.report.table import (
     costs,
     notes,
     rows,
+    share_lines,
     table_text,
 )
 from tasks.report.words import seed_lines
@@ -78,6 +79,17 @@ def test_claims_by_hand() -> None:
     assert difference_lines(mean, [["base", "merge_only"], ["mta", "rag"]])[1:3] == [
         "mean score, merge_only - base: identical answers to all 1,234 queries",
         "mean score, mta - oppu: the same score for every group of users",
+    ]
+
+
+def test_a_share_below_0_is_explained_once() -> None:
+    shares = [{"share_of_attainable": share} for share in (0.0, None, 1.0)]
+    assert share_lines([*shares, {}]) == []
+    assert share_lines(
+        [*shares, {"share_of_attainable": -0.09}, {"share_of_attainable": -2.4}]
+    ) == [
+        "A share of the attainable below 0 is worse than the best answers that ignore who asks "
+        "(nonpersonal); far below 0, the model has not learned the task"
     ]
 
 

@@ -135,6 +135,8 @@ def test_the_verdict_is_made_of_the_numbers() -> None:
     # A cell that is missing: the mean is of fewer than tasks times seeds.
     data["overall"] |= {"cells": 3}
     assert verdict(data).startswith("On the mean of 3 scores (")
+    data["overall"]["intervals"]["mta"]["share_of_attainable"] = estimate(-2.4)
+    assert "-240% of the attainable: worse than the best answers that ignore who" in verdict(data)
 
 
 def not_told_apart() -> dict[str, Any]:
@@ -217,6 +219,11 @@ def test_bars_show_the_score_also_of_ratings() -> None:
     assert f'alt="{expected}mta - MAE -"' in text
     # In the table the least MAE is the best.
     assert Cells(text).one(task="LaMP-3", method="base", metric="mae")["class"] == "best"
+
+
+def test_a_share_below_0_is_explained() -> None:
+    text = report_html(report_case())
+    assert "below 0 is worse than the best answers that ignore who asks" in text
 
 
 def test_seeds_are_folded_and_marked() -> None:
