@@ -198,7 +198,7 @@ def _benchmark(config: RunConfig, tracker: Tracker, telling: ThreadPoolExecutor)
     table += means
     # Files first: what was found out must not depend on MLflow answering.
     data_notes = data_lines(config)
-    data_notes += [line for summary in summaries for line in notes(summary)]
+    data_notes += [line for summary in summaries for line in notes(summary, where)]
     data_notes += seed_lines(summaries)
     about = {"name": flow_run.get_name() or "mta", "date": f"{datetime.now():%Y-%m-%d %H:%M}"}
     about["report"] = report_name(about["name"], str(flow_run.get_id()))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.compare import read_draws
 from tasks.config import RunConfig
 from tasks.methods import METHODS
-from tasks.report.answers import identical
+from tasks.report.answers import identical, no_labels
 from tasks.report.chosen import chosen_by_merging
 from tasks.store.artifacts import Store
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 REFERENCES = ("nonpersonal", "bayes", "oracle")
 # A cell's main metric is the first of these that it has.
 PRIMARY = ("accuracy", "mae", "rougeL")
+OVERALL = ("cells", "groups", "queries", "intervals")
 COSTS = ("bytes_per_user", "steps_per_user", "tokens_per_user", "seconds_per_user")
 
 
@@ -35,7 +36,7 @@ def report_data(
     said: dict[str, Any],
     where: Store,
 ) -> dict[str, Any]:
-    """Everything the report shows; nothing in it is a text that a user wrote.
+    """Everything the report shows; of texts, only answers of methods: nothing that a user wrote.
 
     about: `name` and `date` of the run. summaries: one per LaMP task and seed, as the flow has
     them. mean: the `overall` result. table: `report.rows` of all summaries (their costs are taken).
@@ -44,24 +45,21 @@ def report_data(
 
     An estimate is {"point", "lo", "hi"}, each a number or None; a difference has "holds", too.
     `tables`: scores by seed (None: mean over seeds), LaMP task, method, metric; the main metric
-    comes first. `differences`: `score` by LaMP task (or "mean"), method, opponent; `identical`: by
-    the same, groups of methods that answered alike. `curve`: `score` by LaMP task and method, a
+    comes first; `no_label` is by method. `differences`: `score` by LaMP task (or "mean"), method,
+    opponent; `identical`: by the same, groups of methods that answered alike. `no_label`: as
+    `answers.no_labels`, per LaMP task, seed and method. `curve`: `score` by LaMP task and method, a
     point per number of items.
     """
     by_task: dict[str, list[dict[str, Any]]] = {}
     for summary in summaries:
         by_task.setdefault(summary["lamp_task"], []).append(summary)
     cells = {task: _mean(where, [s["compared"] for s in own]) for task, own in by_task.items()}
-    tables = [{"seed": None, **_table(cells)}]
+    unlabelled = _unlabelled(summaries, where)
+    tables = [{"seed": None, **_table(cells, unlabelled)}]
     if len(config.all_seeds) > 1:
-        for seed in config.all_seeds:
-            of_seed = {s["lamp_task"]: s["compared"] for s in summaries if s["seed"] == seed}
-            alone = {task: _mean(where, [cell]) for task, cell in of_seed.items()}
-            if alone:
-                tables.append({"seed": seed, **_table(alone)})
-    value = mean["value"]
+        tables += _per_seed(config, summaries, unlabelled, where)
     scored = {name for cell in cells.values() for name in cell.methods}
-    overall = _mean(where, [summary["compared"] for summary in summaries], metrics=("score",))
+    overall = _mean(where, [one["compared"] for one in summaries], metrics=("score",))
     return {
         "about": about
         | {"data": config.data, "preset": config.preset, "base": config.base.model}
@@ -71,22 +69,19 @@ def report_data(
         "methods": [name for name in METHODS if name in scored],
         "references": [name for name in REFERENCES if name in scored],
         "tables": tables,
-        "overall": {name: value[name] for name in ("cells", "groups", "queries", "intervals")},
+        "overall": {name: mean["value"][name] for name in OVERALL},
         "costs": _costs(table),
         "differences": {
-            "mean": _differences(overall),
-            **{task: _differences(cell) for task, cell in cells.items()},
+            scope: _differences(cell) for scope, cell in {"mean": overall, **cells}.items()
         },
         "identical": {
-            "mean": identical(summaries, where),
-            **{task: identical(own, where) for task, own in by_task.items()},
+            scope: identical(own, where) for scope, own in {"mean": summaries, **by_task}.items()
         },
+        "no_label": unlabelled,
         "curve": {task: _curve(config, own, cells[task], where) for task, own in by_task.items()},
         "maps": [one for summary in summaries for one in _maps(summary, where)],
         "chosen": [
-            {"lamp_task": summary["lamp_task"], "seed": summary["seed"], **one}
-            for summary in summaries
-            for one in chosen_by_merging(summary, where)
+            _of(summary) | one for summary in summaries for one in chosen_by_merging(summary, where)
         ],
         "audit": [_audit(summary) for summary in summaries],
         **said,
@@ -102,7 +97,7 @@ def _mean(
     return mean_over([read_draws(where, cell) for cell in cells], metrics=metrics)
 
 
-def _table(cells: dict[str, Resampled]) -> dict[str, Any]:
+def _table(cells: dict[str, Resampled], unlabelled: list[dict[str, Any]]) -> dict[str, Any]:
     from tasks.lamp.statistics import intervals
 
     found = {}
@@ -112,12 +107,47 @@ def _table(cells: dict[str, Resampled]) -> dict[str, Any]:
             "primary": main,
             "groups": cell.groups,
             "queries": cell.queries,
+            "no_label": _shares([one for one in unlabelled if one["lamp_task"] == task]),
             "scores": {
                 method: {name: own[name] for name in [main, *(n for n in own if n != main)]}
                 for method, own in intervals(cell).items()
             },
         }
     return {"cells": found}
+
+
+def _of(summary: dict[str, Any]) -> dict[str, Any]:
+    return {name: summary[name] for name in ("lamp_task", "seed")}
+
+
+def _unlabelled(summaries: list[dict[str, Any]], where: Store) -> list[dict[str, Any]]:
+    return [
+        _of(summary) | {"method": method, **one}
+        for summary in summaries
+        for method, one in no_labels(summary, where).items()
+    ]
+
+
+def _per_seed(
+    config: RunConfig,
+    summaries: list[dict[str, Any]],
+    unlabelled: list[dict[str, Any]],
+    where: Store,
+) -> Iterable[dict[str, Any]]:
+    for seed in config.all_seeds:
+        of_seed = {s["lamp_task"]: s["compared"] for s in summaries if s["seed"] == seed}
+        alone = {task: _mean(where, [cell]) for task, cell in of_seed.items()}
+        if alone:
+            own = [one for one in unlabelled if one["seed"] == seed]
+            yield {"seed": seed, **_table(alone, own)}
+
+
+def _shares(unlabelled: list[dict[str, Any]]) -> dict[str, float]:
+    """method -> mean over seeds."""
+    shares: dict[str, list[float]] = {}
+    for one in unlabelled:
+        shares.setdefault(one["method"], []).append(one["share"])
+    return {method: sum(own) / len(own) for method, own in shares.items()}
 
 
 def _differences(cell: Resampled) -> dict[str, dict[str, Any]]:

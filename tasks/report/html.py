@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from tasks.report.answers import no_label_section
 from tasks.report.differences import differences_section, leaders
 from tasks.report.page import folded, page, row, section, small, table, tag
 from tasks.report.pictures import AXES, audit, bar_charts, curve_charts, maps, merging, method_head
@@ -37,6 +38,7 @@ def report_html(data: dict[str, Any]) -> str:
             [
                 _head(data),
                 _scores(data),
+                no_label_section(data["no_label"]),
                 since_section(data["since"]),
                 section("Score per LaMP task", bar_charts(data)),
                 differences_section(data),
@@ -135,7 +137,11 @@ def _main_table(
             looks = {"mean": task == "mean", "best": method in best.get(task, [])}
             look = " ".join(name for name, there in looks.items() if there)
             one_of = found.get(method, {}).get(metric)
-            cells.append(_cell(one_of, task, method, metric, seed, not primary, look or None))
+            share = one["cells"].get(task, {}).get("no_label", {}).get(method)
+            remark = f"{share:.0%} no label" if primary and share else ""
+            cells.append(
+                _cell(one_of, task, method, metric, seed, not primary, look or None, remark)
+            )
         return row(cells)
 
     return table(head, list(map(line, data["methods"])), list(map(line, data["references"])))
@@ -145,6 +151,8 @@ def _all_metrics(data: dict[str, Any], one: dict[str, Any], task: str) -> str:
     own = one["cells"][task]
     metrics = list(dict.fromkeys(name for found in own["scores"].values() for name in found))
     head = ["<th>method</th>"] + [f"<th>{escape(AXES.get(name, name))}</th>" for name in metrics]
+    if own["no_label"]:
+        head.append("<th>no label</th>")
 
     def line(method: str) -> str:
         found = own["scores"].get(method, {})
@@ -152,6 +160,11 @@ def _all_metrics(data: dict[str, Any], one: dict[str, Any], task: str) -> str:
             _cell(found.get(name), task, method, name, one["seed"], share=name == SHARE)
             for name in metrics
         ]
+        if own["no_label"]:
+            share = own["no_label"].get(method)
+            about = {"data_task": task, "data_method": method, "data_seed": one["seed"]}
+            text = "-" if share is None else f"{share:.1%}"
+            cells.append(tag("td", text, **about, data_metric="no_label", data_value=share))
         return row([method_head(method), *cells])
 
     title = f"<h3>{escape(task)}</h3>" + small(
@@ -205,6 +218,7 @@ def _cell(
     seed: int | None,
     share: bool = False,
     class_: str | None = None,
+    remark: str = "",
 ) -> str:
     point, lo, hi = ((one or {}).get(key) for key in ("point", "lo", "hi"))
     shown = "-"
@@ -213,7 +227,7 @@ def _cell(
         bounds = "-"
         if lo is not None and hi is not None:
             bounds = f"[{lo:.0%}, {hi:.0%}]" if share else f"[{lo:.3f}, {hi:.3f}]"
-        shown += small(bounds)
+        shown += small(bounds) + (small(remark) if remark else "")
     return tag(
         "td",
         shown,

@@ -10,6 +10,7 @@ from tasks.fusion import read_recipes
 from tasks.lamp.metrics import remarks
 from tasks.methods import METHODS, MethodName
 from tasks.prepare import each_user
+from tasks.report.answers import no_label_lines, no_labels
 from tasks.stage import stage, store
 from tasks.store.artifacts import Store
 from tasks.store.pieces import Piece, digest, library_versions
@@ -26,12 +27,14 @@ BELOW_ZERO = (
 def rows(summaries: list[dict[str, Any]], where: Store) -> list[dict[str, Any]]:
     """One row per LaMP task and method: metrics with their intervals, and cost per user.
 
-    `<metric>_lo` and `_hi` are the 95% interval. Where the optimum is known it has rows of its own,
-    without costs.
+    `<metric>_lo` and `_hi` are the 95% interval; `no_label` is the share (0..1) of the answers that
+    are no label, of tasks that have any. Where the optimum is known it has rows of its own, without
+    costs.
     """
     table = []
     for summary in summaries:
         compared = summary["compared"]["value"]
+        unlabelled = no_labels(summary, where)
         for method, found in compared["intervals"].items():
             scored = summary["scores"].get(method)
             table.append(
@@ -41,6 +44,7 @@ def rows(summaries: list[dict[str, Any]], where: Store) -> list[dict[str, Any]]:
                     "method": method,
                     # The metric first: MLflow's compare page draws the first it finds.
                     **_with_intervals(found, skip="score"),
+                    **({"no_label": unlabelled[method]["share"]} if method in unlabelled else {}),
                     **(costs(summary, method, where) if scored else {}),
                     "users": summary["scores"][next(iter(summary["scores"]))]["value"]["users"],
                     "groups": compared["groups"],
@@ -130,8 +134,8 @@ def share_lines(table: list[dict[str, Any]]) -> list[str]:
     return [BELOW_ZERO] if any(share is not None and share < 0 for share in shares) else []
 
 
-def notes(summary: dict[str, Any]) -> list[str]:
-    """What a reader of the numbers must know of the data: what was left out, and how few."""
+def notes(summary: dict[str, Any], where: Store) -> list[str]:
+    """What a reader of the numbers must know: what was left out, how few, what is no answer."""
     name, prepared = summary["lamp_task"], summary["prepared"]["value"]
     lines = [f"{name}: dropped {count} x {what}" for what, count in prepared["dropped"].items()]
     for method, own in summary["banks"].items():
@@ -143,6 +147,7 @@ def notes(summary: dict[str, Any]) -> list[str]:
             lines.append(
                 f"{name}, {method}: {len(chosen['anchors'])} anchors of {chosen['asked']} asked"
             )
+    lines += no_label_lines(summary, where)
     # All methods are scored by the same rules, against the same golds.
     scored = next(iter(summary["scores"].values()))
     said = remarks(scored["value"]["rules"], scored["notes"]["golds_without_token"])

@@ -170,8 +170,8 @@ def test_no_text_is_printed_or_said(ran: tuple[Path, dict[str, Any], str]) -> No
     assert "10 few-shot users" in said  # the log was caught
     assert MARK not in said
     own = {"kind": done["config"], "anchors": done["anchors"]}
-    summary = {**done, "missing": [], "banks": {"mta": own}, "scores": done["scores"]}
-    assert MARK not in "\n".join(notes(summary))
+    summary = {**done, "missing": [], "banks": {"mta": own}, "several_seeds": False}
+    assert MARK not in "\n".join(notes(summary, store()))
     values = [done[name]["value"] for name in ("prepared", "embedded", "anchors", "bank", "fusion")]
     values += [one["value"] for one in (*done["scores"].values(), *done["stacking"]["mta"])]
     assert MARK not in json.dumps(values, default=str)

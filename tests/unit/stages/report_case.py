@@ -29,7 +29,12 @@ def report_case(**changes: Any) -> dict[str, Any]:
         name: {"score": own["accuracy"], "share_of_attainable": estimate(0.125)}
         for name, own in scores.items()
     }
-    cells = {"LaMP-2M": {"primary": "accuracy", "groups": 5, "queries": 15, "scores": scores}}
+    cells = {
+        "LaMP-2M": {
+            "primary": "accuracy", "groups": 5, "queries": 15, "scores": scores,
+            "no_label": {"base": 0.8125, "mta": 0.0},
+        }
+    }  # fmt: skip
     costs = dict.fromkeys(
         ("bytes_per_user", "steps_per_user", "tokens_per_user", "seconds_per_user"), 1234.5
     )
@@ -37,6 +42,8 @@ def report_case(**changes: Any) -> dict[str, Any]:
         "mta": {"base": difference(0.11234, 0.01, 0.2, True)},
         "base": {"mta": difference(-0.11234, -0.2, -0.01, True)},
     }
+    no_label = {"lamp_task": "LaMP-2M", "seed": 0, "method": "base", "share": 0.8125}
+    no_label |= {"examples": [[HOSTILE, HOSTILE], ["q2", " \n"], ["q3", "word " * 40]]}
     data = {
         "about": {
             "name": HOSTILE, "date": "2020-01-02 03:04", "data": HOSTILE, "preset": "embedded",
@@ -49,6 +56,7 @@ def report_case(**changes: Any) -> dict[str, Any]:
         "costs": {"mean": {"mta": costs}, "LaMP-2M": {"mta": costs}},
         "differences": {"mean": better, "LaMP-2M": better},
         "identical": {"mean": [], "LaMP-2M": []},
+        "no_label": [no_label, no_label | {"method": "mta", "share": 0.0, "examples": []}],
         "curve": {
             "LaMP-2M": {
                 "mta": [{"items": 2, **estimate(0.5)}, {"items": 4, **estimate(0.6, 0.5, 0.7)}],

@@ -22,6 +22,7 @@ from tasks.report.words import seed_lines
 from tasks.store.artifacts import Store
 from tasks.store.pieces import digest
 from tasks.tracking.values import manifest
+from tests.unit.stages.test_answers import scored
 
 
 def test_table_by_hand() -> None:
@@ -74,7 +75,7 @@ def test_claims_by_hand() -> None:
         "mean score, merge_only - base: +0.0100 [-0.0200, +0.0400] not shown",
         "mean score, mta - base: +0.2000 has no interval",
     ]
-    # Right as often with other answers; and, of the methods told to be alike, with the same.
+    # Told to be alike; and right as often, with other answers.
     found["merge_only"]["base"] = found["mta"]["oppu"] = score(0.0, 0.0, 0.0, False)
     assert difference_lines(mean, [["base", "merge_only"], ["mta", "rag"]])[1:3] == [
         "mean score, merge_only - base: identical answers to all 1,234 queries",
@@ -119,7 +120,7 @@ def test_seeds_by_hand() -> None:
     assert seed_lines(found[:2]) == []
 
 
-def test_notes_by_hand() -> None:
+def test_notes_by_hand(where: Store) -> None:
     """What was dropped, fewer anchors than asked, several users by one author, seen queries."""
     counts = {
         "few_shot_groups": 3,
@@ -130,7 +131,10 @@ def test_notes_by_hand() -> None:
     summary: dict[str, Any] = {
         "lamp_task": "LaMP-2M",
         "prepared": {"value": {"dropped": {}, "counts": counts}},
-        "scores": {"mta": {"value": {"rules": "lamp"}, "notes": {"golds_without_token": 0}}},
+        "seed": 0,
+        "several_seeds": False,
+        "base": {},
+        "scores": {"mta": scored(where, ["comedy"])},
         "banks": {
             "mta": {
                 "kind": {"anchors": {"train_on": "user"}},
@@ -138,7 +142,7 @@ def test_notes_by_hand() -> None:
             }
         },
     }
-    assert notes(summary) == []
+    assert notes(summary, where) == []
     summary["prepared"]["value"] = {
         "dropped": {"bad item": 4},
         "counts": counts
@@ -150,12 +154,14 @@ def test_notes_by_hand() -> None:
             "papers_asked_by_a_drawn_citation": 7,
         },
     }
-    summary["scores"]["mta"]["value"]["rules"] = "mta_published"
+    summary["scores"]["mta"] = scored(where, ["It is a comedy"], "mta_published")
     own = summary["banks"]["mta"]
     own["anchors"]["value"]["asked"] = 7
-    assert notes(summary) == [
+    assert notes(summary, where) == [
         "LaMP-2M: dropped 4 x bad item",
         "LaMP-2M, mta: 2 anchors of 7 asked",
+        "LaMP-2M: answers that are no label, so wrong: mta 100%; scoring.answer=likelihood chooses "
+        "among the labels, base.task_adapt.enabled=true teaches them",
         "LaMP-2M: metrics by the rules of MTA's published scorer, not by LaMP's",
         "LaMP-2M: 6 base users or anchor candidates are of one author with a user of another side "
         "(split.kind published divides users, not authors)",
@@ -182,17 +188,19 @@ def test_notes_by_hand() -> None:
         ),
     ],
 )
-def test_golds_that_no_answer_meets_are_noted(rules: str, said: str) -> None:
+def test_golds_that_no_answer_meets_are_noted(where: Store, rules: str, said: str) -> None:
     counts = {"few_shot_groups": 1, "few_shot_users": 1, "queries_in_other_profiles": 0}
-    scored = {"value": {"rules": rules}, "notes": {"golds_without_token": 2}}
     summary: dict[str, Any] = {
         "lamp_task": "LaMP-4",
         "prepared": {"value": {"dropped": {}, "counts": counts}},
-        "scores": {"base": scored},
+        "seed": 0,
+        "several_seeds": False,
+        "base": {},
+        "scores": {"base": scored(where, ["a title"], rules, tokenless=2)},
         "banks": {},
     }
     rule = "LaMP-4: ROUGE of words of any script (scoring.tokens), not by LaMP's rule"
-    assert notes(summary) == [*([rule] if rules == "unicode" else []), said]
+    assert notes(summary, where) == [*([rule] if rules == "unicode" else []), said]
 
 
 @pytest.fixture
@@ -219,7 +227,8 @@ def summary(where: Store) -> dict[str, Any]:
         },
         "notes": {"per_user": [0.5, 0.7]},
     }
-    scored = {"value": {"users": 2, "queries": 9, "metrics": {"accuracy": 0.5}}}
+    score = scored(where, ["comedy", "no", "no", "comedy"])
+    score["value"] |= {"users": 2, "queries": 9, "metrics": {"accuracy": 0.5}}
     found = {
         "accuracy": {"point": 0.5, "lo": 0.25, "hi": None},
         "score": {"point": 0.5, "lo": 0.25, "hi": None},
@@ -231,7 +240,7 @@ def summary(where: Store) -> dict[str, Any]:
         "seed": 0,
         "several_seeds": False,
         "answered": dict.fromkeys(methods, answered),
-        "scores": dict.fromkeys(methods, scored),
+        "scores": dict.fromkeys(methods, score),
         "compared": {"value": compared | {"intervals": dict.fromkeys([*methods, "bayes"], found)}},
         "banks": {"merge_only": {"fusion": {"ref": fused.ref}, "evidence": None}},
         "bank_of": {"merge_only": "merge_only", "mta": "merge_only"},
@@ -264,8 +273,15 @@ def test_one_row_per_task_and_method(where: Store, summary: dict[str, Any]) -> N
         "lamp_task": "LaMP-2M",
         "method": "mta",
         **known,
+        "no_label": 0.5,
         **costs(summary, "mta", where),
     }
+    # Beside the score, before what it cost.
+    assert list(table[2])[:6] == [
+        "lamp_task", "method", "accuracy", "accuracy_lo", "accuracy_hi", "no_label"
+    ]  # fmt: skip
+    # Headlines have no labels.
+    assert all("no_label" not in row for row in rows([summary | {"lamp_task": "LaMP-4"}], where))
     # The optimum is nobody's work: it has no costs.
     assert table[3] == {"lamp_task": "LaMP-2M", "method": "bayes", **known}
     (with_seed, *_) = rows([summary | {"seed": 7, "several_seeds": True}], where)

@@ -135,7 +135,16 @@ def test_differences_are_of_all_pairs(data: dict[str, Any]) -> None:
         }  # fmt: skip
 
 
-def test_who_answered_alike(data: dict[str, Any]) -> None:
+def test_what_was_answered(data: dict[str, Any]) -> None:
+    """No label: of base one of two answers with seed 3, both with seed 5."""
+    shares = {one["seed"]: one["cells"]["LaMP-2M"]["no_label"] for one in data["tables"]}
+    assert shares == {
+        seed: {"mta": 0.0, "base": share, "rag": 0.0}
+        for seed, share in {None: 0.75, 3: 0.5, 5: 1.0}.items()
+    }
+    examples = {(one["seed"], one["method"]): one["examples"] for one in data["no_label"]}
+    assert examples[3, "base"] == [["q1", "no label"]]
+    assert examples[5, "mta"] == []
     # mta and rag answer alike with seed 3 only.
     assert data["identical"] == {"mean": [], "LaMP-2M": []}
 

@@ -221,6 +221,29 @@ def test_bars_show_the_score_also_of_ratings() -> None:
     assert Cells(text).one(task="LaMP-3", method="base", metric="mae")["class"] == "best"
 
 
+def test_answers_that_are_no_label_stand_beside_the_score() -> None:
+    text = report_html(report_case())
+    cells = Cells(text)
+    shown = cells.one(task="LaMP-2M", method="base", metric="accuracy")
+    assert shown["text"].split() == ["0.500", "[0.400,", "0.625]", "81%", "no", "label"]
+    assert "label" not in cells.one(task="LaMP-2M", method="mta", metric="accuracy")["text"]
+    share = cells.one(task="LaMP-2M", method="base", metric="no_label")
+    assert (share["text"].split(), share["data-value"]) == (["81.2%"], "0.8125")
+    assert cells.one(task="LaMP-2M", method="bayes", metric="no_label")["text"].split() == ["-"]
+    # Escaped, empty, and cut to 80 letters.
+    (listed,) = re.findall("<ul class=.notes.>(<li>.*?)</ul></td>", text)
+    hostile = HOSTILE.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    hostile = hostile.replace('"', "&quot;")
+    assert listed == (
+        f"<li>{hostile}: <q>{hostile}</q></li><li>q2: <em>empty</em></li>"
+        f"<li>q3: <q>{'word ' * 15}w ...</q></li>"
+    )
+    assert len("word " * 15 + "w ...") == 80
+    data = report_case(no_label=[])
+    data["tables"][0]["cells"]["LaMP-2M"]["no_label"] = {}
+    assert "no label" not in report_html(data)
+
+
 def test_a_share_below_0_is_explained() -> None:
     text = report_html(report_case())
     assert "below 0 is worse than the best answers that ignore who asks" in text
