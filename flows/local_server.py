@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+from tasks.store.databases import PREFECT, make_whole
+
 # Says in a server's environment which process it was started for.
 OWNER = "MTA_LOCAL_OWNER"
 
@@ -34,6 +36,7 @@ def local_server(home: Path) -> Iterator[None]:
         PREFECT_RESULTS_DEFAULT_SERIALIZER,
         PREFECT_SERVER_ANALYTICS_ENABLED,
         PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE,
+        PREFECT_SERVER_DATABASE_CONNECTION_URL,
         PREFECT_SERVER_EPHEMERAL_ENABLED,
         PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
         temporary_settings,
@@ -41,6 +44,7 @@ def local_server(home: Path) -> Iterator[None]:
 
     home.mkdir(parents=True, exist_ok=True)
     alone = end_orphans(home)
+    database = home / "prefect.db"
     os.environ[OWNER] = str(os.getpid())
     settings: dict[Any, Any] = {
         PREFECT_HOME: home,
@@ -55,6 +59,9 @@ def local_server(home: Path) -> Iterator[None]:
         PREFECT_RESULTS_DEFAULT_SERIALIZER: "json",
     }
     with temporary_settings(updates=settings, restore_defaults={PREFECT_API_URL}):
+        # Unless the user has set another.
+        if PREFECT_SERVER_DATABASE_CONNECTION_URL.value() == f"sqlite+aiosqlite:///{database}":
+            make_whole(PREFECT, database)
         server = SubprocessASGIServer()
         server.start()
         over = threading.Event()

@@ -132,6 +132,9 @@ def integer(environ: Mapping[str, str], name: str, default: int, *, least: int, 
 PREFECT_DATABASE = "MTA_PREFECT_DATABASE"
 MLFLOW_DATABASE = "MTA_MLFLOW_DATABASE"
 MLFLOW_ARTIFACTS = "MTA_MLFLOW_ARTIFACTS"
+# Where the servers read the addresses of their databases.
+PREFECT_ADDRESS = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+MLFLOW_ADDRESS = "MLFLOW_BACKEND_STORE_URI"
 
 
 def base_environment(layout: Layout, environ: Mapping[str, str]) -> dict[str, str]:
@@ -158,7 +161,7 @@ def prefect_environment(base: Mapping[str, str], environ: Mapping[str, str]) -> 
     """The environment of the Prefect server: on its SQLite file, or on MTA_PREFECT_DATABASE."""
     address = environ.get(PREFECT_DATABASE, "").strip()
     # Not as an argument: those can be read by everybody on the machine.
-    return {**base, **({"PREFECT_SERVER_DATABASE_CONNECTION_URL": address} if address else {})}
+    return {**base, **({PREFECT_ADDRESS: address} if address else {})}
 
 
 def mlflow_environment(
@@ -169,7 +172,7 @@ def mlflow_environment(
     artifacts = environ.get(MLFLOW_ARTIFACTS, "").strip()
     env = {
         **base,
-        "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{layout.mlflow / 'mlflow.db'}",
+        MLFLOW_ADDRESS: database or f"sqlite:///{layout.mlflow / 'mlflow.db'}",
         "MLFLOW_ARTIFACTS_DESTINATION": artifacts or str(layout.mlflow / "artifacts"),
         # Its job queue is for features that are not used here, and is several processes more.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

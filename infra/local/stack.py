@@ -29,6 +29,8 @@ from infra.local.processes import (
 from infra.local.register import ensure_deployment, ensure_gpu_limit, ensure_work_pool
 from infra.local.settings import (
     HOST,
+    MLFLOW_ADDRESS,
+    PREFECT_ADDRESS,
     WORK_POOL,
     WORKER,
     WORKER_HEARTBEAT_SECONDS,
@@ -131,10 +133,16 @@ def _server(
     if name == SERVER:
         argv = [*module, "infra.local.prefect_server", "server", "start"]
         argv += ["--host", HOST, "--port", str(chosen)]
+        database = layout.prefect_home / "prefect.db"
+        ours = PREFECT_ADDRESS not in env
         write_prefect_toml(layout, chosen)  # before the start: the server reads it once
     else:
         argv = [*module, "mlflow", "server", "--host", HOST, "--port", str(chosen)]
         argv += ["--workers", "1", "--serve-artifacts"]
+        database = layout.mlflow / "mlflow.db"
+        ours = env[MLFLOW_ADDRESS] == f"sqlite:///{database}"
+    if ours:  # first of all the file is made whole: both at the same time, each takes seconds
+        argv = [*module, "tasks.store.databases", name, str(database), *argv]
     say(f"starting {name} on port {chosen}")
     log = layout.logs / f"{name}.log"
     record = start(name, argv, env=env, cwd=layout.root, log=log, port=chosen)

@@ -22,6 +22,7 @@ from tasks.config import RunConfig
 from tasks.errors import label, masked
 from tasks.methods import MethodName
 from tasks.report.files import REPORT_FILE
+from tasks.store.databases import MLFLOW, make_whole
 from tasks.tracking.replay import NOTE_TAG, RUNS_VIEW, Replay, methods_page
 from tasks.tracking.spool import FOLDER, Spool, catch_up
 from tasks.tracking.values import flat, manifest, scope, texts, thinned
@@ -280,12 +281,16 @@ class Tracker:
 
 
 def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or a sqlite file beside the store, which no server has open."""
+    """`MLFLOW_TRACKING_URI`, or a sqlite file beside the store, which no server has open.
+
+    Raises InputError where that file cannot be used or made (`databases.make_whole`).
+    """
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if given:
         return given
     folder = _state() / "local"
     folder.mkdir(parents=True, exist_ok=True)
+    make_whole(MLFLOW, folder / "mlflow.db")
     return f"sqlite:///{folder / 'mlflow.db'}"
 
 
