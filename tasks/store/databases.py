@@ -118,9 +118,13 @@ def _make(kind: Kind, file: Path) -> None:
         check=False,
     )  # fmt: skip
     if done.returncode:
-        said = [*(done.stdout + done.stderr).split("\n")]
+        said = (done.stdout + done.stderr).split("\n")
         last = next((line.strip() for line in reversed(said) if line.strip()), "no word")
-        raise InputError(f"{file.parent.parent}: {kind.name} made no database there: {last[:300]}")
+        if done.returncode < 0:
+            last = f"it was ended by signal {-done.returncode}"
+        raise InputError(
+            f"{file.parent.parent}: {kind.name} made no database there ({last[:300]}); try again"
+        )
     with closing(sqlite3.connect(file)) as database:
         _settle(database)
         database.execute(f"PRAGMA application_id = {WHOLE}")

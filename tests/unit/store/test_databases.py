@@ -149,8 +149,11 @@ def test_no_database_at_all_is_one_line(tmp_path: Path, steps: Kind) -> None:
     with pytest.raises(InputError, match=r"a\.db: Steps cannot use it .*: move it away"):
         make_whole(steps, tmp_path / "a.db")
     broken = Kind("Broken", ("-c", "raise SystemExit('no room')"), (), "runs")
-    with pytest.raises(InputError, match=r"Broken made no database there: no room"):
+    with pytest.raises(InputError, match=r"Broken made no database there \(no room\); try again"):
         make_whole(broken, tmp_path / "b.db")
+    killed = Kind("Killed", ("-c", "import os; os.kill(os.getpid(), 9)"), (), "runs")
+    with pytest.raises(InputError, match=r"there \(it was ended by signal 9\); try again"):
+        make_whole(killed, tmp_path / "b.db")
     assert names(tmp_path) == {"a.db", "b.db.lock"}
 
 
