@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.faults import early
 from tests.faults.kinds import ALONE, ON_RAY, ON_STACK, Draw, Strike, disk_freed
 from tests.faults.pieces import Ledger, Pieces, Shown, whole
 from tests.faults.ways import (
@@ -28,7 +29,11 @@ from tests.faults.ways import (
 from tests.ray_nodes import installed
 from tests.small import SMALL
 
-KINDS = {"stack": ON_STACK, "alone": ALONE, "ray": ON_RAY}
+KINDS = {
+    "stack": ON_STACK | {"early": early.on_stack},
+    "alone": ALONE | {"early": early.alone},
+    "ray": ON_RAY,
+}
 # As for the flow tests, but in more jobs: eight anchors, two or three of which share one.
 SECTIONS: dict[str, Any] = SMALL | {
     "synthetic": SMALL["synthetic"] | {"few_shot_users": 6},
@@ -177,6 +182,8 @@ class Driver:
         if kind == "disk_full":
             self._say(f"       {self._end(way).message[:200]}")
             disk_freed(way)
+        elif kind == "early":
+            self._begin(way)
         elif kind in ("worker", "server", "mlflow", "ray_node"):
             way.mend()
         return True

@@ -38,7 +38,7 @@ class Draw:
 Strike = Callable[[Way, Draw, Ledger], str | None]
 
 
-def _killed(process: psutil.Process | None) -> str | None:
+def killed(process: psutil.Process | None) -> str | None:
     if process is None:
         return None
     try:
@@ -52,11 +52,11 @@ def _killed(process: psutil.Process | None) -> str | None:
 
 
 def worker(way: Way, _draw: Draw, _ledger: Ledger) -> str | None:
-    return _killed(way.process("worker"))
+    return killed(way.process("worker"))
 
 
 def job(way: Way, _draw: Draw, _ledger: Ledger) -> str | None:
-    return _killed(way.process("job"))
+    return killed(way.process("job"))
 
 
 def helper(way: Way, draw: Draw, _ledger: Ledger) -> str | None:
@@ -66,12 +66,12 @@ def helper(way: Way, draw: Draw, _ledger: Ledger) -> str | None:
         helpers = parent.children(recursive=True) if parent else []
     except psutil.Error:
         return None
-    return _killed(helpers[int(draw.target * len(helpers))]) if helpers else None
+    return killed(helpers[int(draw.target * len(helpers))]) if helpers else None
 
 
 def server(way: Way, draw: Draw, _ledger: Ledger) -> str | None:
     """The Prefect server; its user notices after a moment."""
-    said = _killed(way.process("server"))
+    said = killed(way.process("server"))
     if said:
         time.sleep(5 * draw.detail)
     return said
@@ -79,7 +79,7 @@ def server(way: Way, draw: Draw, _ledger: Ledger) -> str | None:
 
 def mlflow(way: Way, _draw: Draw, _ledger: Ledger) -> str | None:
     """The MLflow server's first process: those that serve for it are left, and hold its port."""
-    return _killed(way.process("mlflow"))
+    return killed(way.process("mlflow"))
 
 
 def ray_node(way: Way, draw: Draw, _ledger: Ledger) -> str | None:
