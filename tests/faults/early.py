@@ -1,7 +1,7 @@
 """The fault `early`: kills in the first three seconds of a database, everything but the store new.
 
-The seconds are counted from the first file of that name, wherever it is being made: importing what
-makes it takes as long again.
+The seconds are counted from when the file has some tables, wherever it is being made: until then
+its maker imports.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from tests.faults.pieces import Ledger
 from tests.faults.ways import FaultError, Way
 
 EARLY_SECONDS = 3.0
+# A tenth of what a whole database takes.
+SOME_TABLES = 100_000
 # What else the project keeps: databases, what is logged to them, what was deployed there.
 STATE = ("local", "mlflow", "prefect", "spool", "deployed.json")
 PREFECT, MLFLOW = "prefect.db", "mlflow.db"
@@ -79,13 +81,14 @@ def _kill_early(way: Way, targets: dict[str, tuple[str, float]]) -> str:
 
 def _stamps(way: Way) -> set[tuple[Path, int]]:
     """The files of databases and when each was last written; but of those that are being made only
-    that they are there: what made them for a run that was killed goes on for a moment."""
+    that they have tables: what made them for a run that was killed goes on for a moment."""
     found = set()
     for folder, _, names in os.walk(way.layout.state):
         for path in (Path(folder, name) for name in names if name.endswith((".db", ".db-wal"))):
             with suppress(FileNotFoundError):
-                made = PARTIAL in path.parent.name
-                found.add((path, 0 if made else path.stat().st_mtime_ns))
+                made, stat = PARTIAL in path.parent.name, path.stat()
+                if stat.st_size >= SOME_TABLES:
+                    found.add((path, 0 if made else stat.st_mtime_ns))
     return found
 
 
