@@ -5,10 +5,12 @@ A merged LoRA is computed from its recipe when it is needed and never stored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.config import RunConfig
+from tasks.errors import InputError, label
 from tasks.evidence import read_evidence
 from tasks.options import FusionOptions
 from tasks.similarity import unit_vectors
@@ -50,6 +52,8 @@ def fusion(
             "members": banked["value"]["users"],
             "evidence": weighed["ref"]["sha256"] if weighed else None,
             "fusion": options.fusion.model_dump(exclude={"merge"}),
+            # Negative similarities counted as nothing before.
+            **({"published": 2} if options.fusion.order == "published" else {}),
         }
     )
 
@@ -61,6 +65,7 @@ def fusion(
             found = by_evidence(few_shot @ bank.T, read_evidence(where, weighed), options.fusion)
         else:
             found = search(few_shot, bank, options.fusion)
+            _refuse_no_mixture(users, *found[1:])
         chosen, similarities, weights = found
         anchors = pl.Series(members).gather(chosen.ravel()).reshape(chosen.shape)
         pl.DataFrame(
@@ -78,7 +83,8 @@ def fusion(
         }
 
     piece = where.get("fusion", key, make)
-    lost = piece.value["without_similar_anchor"] if weighed is None else 0
+    equal = options.fusion.weights == "cosine" and options.fusion.order == "right"
+    lost = piece.value["without_similar_anchor"] if equal else 0
     log(
         f"{lamp_task}: recipes of {piece.value['users']} users from "
         f"{piece.value['anchors_per_user']} anchors each"
@@ -111,7 +117,8 @@ def recipes(similarities: np.ndarray, options: FusionOptions) -> Recipes:
     Equal similarities go to the earlier member. `cosine`: w_i = s_i / sum(s), negative
     similarities counting as 0, equal weights where all are. `softmax`: w_i = exp(s_i /
     temperature) / sum. `order=published` hands the weights out in reverse, as the published script
-    does (its merger weighs the first adapter by the second's).
+    does (its merger weighs the first adapter by the second's), and its `cosine` leaves negative
+    similarities as they are: where signs differ, weights lie outside 0 to 1 (or are NaN, sum 0).
     """
     import numpy as np
 
@@ -126,13 +133,31 @@ def recipes(similarities: np.ndarray, options: FusionOptions) -> Recipes:
     members, chosen = keys % count, -(keys // count) / 1e6
     if options.weights == "softmax":
         raw = np.exp((chosen - chosen[:, :1]) / options.temperature)
+    elif options.order == "published":
+        raw = chosen
     else:
         raw = np.maximum(chosen, 0.0)
         raw[raw[:, 0] == 0.0] = 1.0
-    weights = raw / raw.sum(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = raw / raw.sum(axis=1, keepdims=True)
     if options.order == "published":
         weights = weights[:, ::-1]
     return members, chosen, weights
+
+
+def _refuse_no_mixture(users: Sequence[str], similarities: np.ndarray, weights: np.ndarray) -> None:
+    """Raises InputError for a user with a weight outside 0 to 1, as the published merger does."""
+    import numpy as np
+
+    wrong = np.flatnonzero(~((weights >= 0) & (weights <= 1)).all(axis=1))
+    if len(wrong):
+        own = ", ".join(f"{one:g}" for one in similarities[wrong[0]])
+        raise InputError(
+            f"fusion.order published: user {label(users[wrong[0]])} has the similarities {own}, "
+            f"whose shares are no weights from 0 to 1 (so have {len(wrong)} of {len(users)} "
+            "users), and the published merger raises there, too; use order=right or "
+            "weights=softmax, or leave out the method mta_published, which has this order"
+        )
 
 
 def by_evidence(similarities: np.ndarray, evidence: np.ndarray, options: FusionOptions) -> Recipes:

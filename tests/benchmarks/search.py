@@ -45,10 +45,13 @@ def recipe_alone(
     chosen = similarities[top]
     if options.weights == "softmax":
         raw = np.exp((chosen - chosen.max()) / options.temperature)
+    elif options.order == "published":
+        raw = chosen
     else:
         raw = np.maximum(chosen, 0.0)
         raw = raw if raw.sum() > 0 else np.ones(len(top))
-    weights = raw / raw.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = raw / raw.sum()
     if options.order == "published":
         weights = weights[::-1]
     return {

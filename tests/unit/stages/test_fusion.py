@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.fusion import recipes, search
+from tasks.config import overlay, resolve
+from tasks.fusion import fusion, read_recipes, recipes, search
 from tasks.options import FusionOptions
+from tasks.store.artifacts import Store
 from tests.benchmarks.search import recipe_alone, unit_vectors
+from tests.unit.stages.test_whole_clusters import table
+from tests.unit.stages.users import result
 
 MEMBERS = ["a", "b", "c", "d"]
 
@@ -42,6 +46,49 @@ def test_published_hands_them_out_the_wrong_way_round() -> None:
     assert got["similarities"] == [0.8, 0.2]
     alpha = 0.8 / (0.8 + 0.2)
     assert got["weights"] == pytest.approx([1 - alpha, alpha])
+
+
+def test_published_leaves_negative_similarities_as_they_are() -> None:
+    """alpha = -0.1 / (-0.1 - 0.2) = 1/3; the first adapter weighs 1 - alpha."""
+    got = made([-0.2, -0.1], top_m=2, order="published")
+    assert got["anchors"] == ["b", "a"]
+    assert got["weights"] == pytest.approx([2 / 3, 1 / 3], abs=1e-12)
+
+
+def fused(where: Store, cosines: list[float], **options: Any) -> Any:
+    """The stage, for the users alike and u of two anchors of these cosines with u."""
+    vectors = {
+        "anchor": {
+            name: [one, (1 - one * one) ** 0.5] for name, one in zip("ab", cosines, strict=True)
+        },
+        "few_shot": {"alike": [0.0, 1.0], "u": [1.0, 0.0]},
+    }
+    bank = {"value": {"ids": ["a", "b"], "users": {"a": ["a"], "b": ["b"]}}}
+    given = {"anchors": {"embedding": "text"}, "fusion": {"top_m": 2, "weights": "cosine"}}
+    config = resolve(overlay(given, {"fusion": options})).model_dump(mode="json")
+    return fusion.fn(config, "LaMP-2M", table(where, **vectors), bank, None)
+
+
+@pytest.mark.parametrize(
+    ("cosines", "told"), [([0.8, -0.1], "0.8, -0.1"), ([0.25, -0.25], "0.25, -0.25")]
+)
+def test_published_refuses_what_its_merger_refuses(
+    where: Store, cosines: list[float], told: str
+) -> None:
+    """0.8 / 0.7 > 1: "Alpha must be between 0 and 1" there; and a sum of 0 has no shares."""
+    state = fused(where, cosines, order="published")
+    assert state.is_failed()
+    assert f"user u has the similarities {told}, whose shares" in state.message
+    assert "use order=right" in state.message
+    assert "\n" not in state.message
+    for options in ({}, {"order": "published", "weights": "softmax"}):
+        assert fused(where, cosines, **options).is_completed()
+
+
+def test_published_weights_reach_the_recipe(where: Store) -> None:
+    recipe = read_recipes(where, result(fused(where, [-0.1, -0.2], order="published")))["u"]
+    assert recipe["anchors"] == ["a", "b"]
+    assert recipe["weights"] == pytest.approx([2 / 3, 1 / 3], abs=1e-6)
 
 
 def test_negative_similarities_count_as_nothing() -> None:
@@ -96,6 +143,8 @@ def test_ties_go_to_the_first_of_the_bank() -> None:
     st.sampled_from(["right", "published"]),
 )
 def test_any_recipe(similarities: list[float], top_m: int, weights: str, order: str) -> None:
+    if order == "published":
+        similarities = [abs(one) + 1e-3 for one in similarities]
     got = made(similarities, top_m=top_m, weights=weights, order=order)
     count = min(top_m, len(similarities))
     assert len(set(got["anchors"])) == len(got["anchors"]) == len(got["weights"]) == count
@@ -128,7 +177,7 @@ def test_all_users_at_once_as_one_by_one(options: FusionOptions) -> None:
             alone = recipe_alone(similarities[user], range(13), options)
             assert members[user].tolist() == alone["anchors"]
             assert values[user].tolist() == alone["similarities"]
-            assert weights[user] == pytest.approx(alone["weights"], abs=1e-6)
+            assert weights[user] == pytest.approx(alone["weights"], abs=1e-6, nan_ok=True)
 
 
 @pytest.mark.parametrize("options", ALL_OPTIONS)
