@@ -10,14 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tasks.base_model import (
-    HUB_FILES,
-    LIBRARIES,
-    load,
-    model_parts,
-    prompt_parts,
-    unload,
-)
+from tasks.base_model import LIBRARIES, load, model_parts, prompt_parts, unload
 from tasks.config import RunConfig, derive_seed
 from tasks.errors import InputError
 from tasks.lamp.definitions import get_task
@@ -27,7 +20,7 @@ from tasks.running.progress import Progress
 from tasks.stage import gpu_slot, log, stage, store
 from tasks.store.artifacts import Store
 from tasks.store.pieces import Piece, Ref, digest, library_versions
-from tasks.text_encoder import Profile, text_vectors
+from tasks.text_encoder import Profile, encoder_folder, encoder_hash, text_vectors
 from tasks.tokens import tokens_of
 from tasks.whitening import (
     WHITENED,
@@ -67,13 +60,8 @@ def embed(
     options = RunConfig.model_validate(config)
     where = store()
     instruction = prepared["value"]["instruction"]
-    shared = digest(
-        {
-            "version": VERSION,
-            "lamp_task": lamp_task,
-            **_method(options, base, instruction, where),
-        }
-    )
+    method = _method(options, base, instruction, where)
+    shared = digest({"version": VERSION, "lamp_task": lamp_task, **method})
     users: list[tuple[str, str]] = []
     rows: list[str] = []
     for role in roles_of(options):
@@ -103,7 +91,7 @@ def embed(
         elif options.anchors.text_model == OWN_MODEL:
             made = _means(_own_states(options, lamp_task, parts(chosen), where, base))
         else:
-            made = text_vectors(options, lamp_task, parts(chosen))
+            made = text_vectors(options, lamp_task, parts(chosen), where, method["text"])
         known |= dict(zip((rows[index] for index in todo), made, strict=True))
         table = {
             "role": [role for role, _ in users],
@@ -218,12 +206,6 @@ def _method(
         }
     if options.anchors.text_model == OWN_MODEL:
         return {"text": OWN_MODEL, **model_parts(options, base)}
-    folder = Path(options.anchors.text_model).expanduser()
-    model = (
-        where.hash_folder(folder, [*HUB_FILES, *(f"*/{name}" for name in HUB_FILES)])
-        if folder.is_dir()
-        else options.anchors.text_model
-    )
     try:
         libraries = library_versions(("sentence-transformers", *LIBRARIES))
     except PackageNotFoundError as error:
@@ -231,7 +213,8 @@ def _method(
             "anchors.embedding: text needs the extra `text` (pip install -e '.[text]'), "
             "or use signature"
         ) from error
-    return {"text": model, "libraries": libraries}
+    folder = encoder_folder(options.anchors.text_model)
+    return {"text": encoder_hash(where, folder), "libraries": libraries}
 
 
 def _known(where: Store, rows: list[str]) -> dict[str, np.ndarray]:
@@ -242,7 +225,6 @@ def _known(where: Store, rows: list[str]) -> dict[str, np.ndarray]:
     for piece, _ in found.values():
         if piece.folder not in tables:
             vectors = pl.read_parquet(piece.folder / "embeddings.parquet")["vector"]
-            # Not through Python lists: thousands of users times thousands of numbers.
             tables[piece.folder] = vectors.explode().to_numpy().reshape(len(vectors), -1)
     return {row: tables[piece.folder][number] for row, (piece, number) in found.items()}
 

@@ -123,15 +123,23 @@ def test_a_pickle_named_as_safetensors_is_refused(bomb: bytes, model: Path, tmp_
         read_peft(tmp_path)
 
 
-def test_a_pickle_in_an_encoder_is_refused(bomb: bytes, tmp_path: Path) -> None:
+def test_a_pickle_in_an_encoder_is_refused(
+    bomb: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     encoder = tmp_path / "encoder"
     (encoder / "2_Dense").mkdir(parents=True)
     (encoder / "model.safetensors").write_bytes(b"")
     (encoder / "training_args.bin").write_bytes(bomb)
+    (encoder / "openvino").mkdir()
+    (encoder / "openvino" / "openvino_model.bin").write_bytes(b"")
     assert encoder_folder(str(encoder)) == encoder
     (encoder / "2_Dense" / "pytorch_model.bin").write_bytes(bomb)
     with pytest.raises(InputError, match=r"2_Dense/pytorch_model\.bin: a pickle is not read"):
         encoder_folder(str(encoder))
+    # Nor where another program fetched all of a hub's model.
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(encoder))
+    with pytest.raises(InputError, match=r"2_Dense/pytorch_model\.bin: a pickle is not read"):
+        encoder_folder("some/encoder")
     shutil.rmtree(encoder)
 
 

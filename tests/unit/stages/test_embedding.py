@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import polars as pl
 import pytest
@@ -39,7 +42,9 @@ def minilm() -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_texts_are_the_mean_of_the_encoders_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_the_mean_of_the_encoders_vectors(
+    where: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against sentence-transformers' own `encode`, one item at a time, no network."""
     folder = minilm()
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
@@ -57,7 +62,9 @@ def test_texts_are_the_mean_of_the_encoders_vectors(monkeypatch: pytest.MonkeyPa
         [{"text": "an old letter changes a life", "answer": "romance"}],
     ]
     options = resolve({"anchors": {"embedding": "text", "text_model": str(folder)}})
-    got = text_encoder.text_vectors(options, "LaMP-2M", [profiles[:1], profiles[1:]])
+    content = text_encoder.encoder_hash(where, folder)
+    parts = [profiles[:1], profiles[1:]]
+    got = text_encoder.text_vectors(options, "LaMP-2M", parts, where, content)
     encoder = SentenceTransformer(str(folder))
     for vector, profile in zip(got, profiles, strict=True):
         single = [encoder.encode(f"{item['text']} {item['answer']}") for item in profile]
@@ -66,14 +73,13 @@ def test_texts_are_the_mean_of_the_encoders_vectors(monkeypatch: pytest.MonkeyPa
     assert np.abs(np.array(got[0]) - np.array(got[1])).max() > 0.05
 
 
-def test_an_encoder_that_is_not_there(tmp_path: Path) -> None:
+def test_an_encoder_that_is_not_there(where: Store, tmp_path: Path) -> None:
     minilm()
-    options = resolve({"anchors": {"embedding": "text", "text_model": str(tmp_path / "absent")}})
-    with pytest.raises(
-        InputError, match=r"anchors\.text_model .*absent: cannot be loaded"
-    ) as caught:
-        text_encoder.text_vectors(options, "LaMP-2M", [[[{"text": "a", "answer": "b"}]]])
-    assert "\n" not in str(caught.value)
+    anchors = TEXT["anchors"] | {"text_model": str(tmp_path / "absent")}
+    _, state = run(write_users(tmp_path / "data", **ROLES), anchors=anchors)
+    assert state.is_failed()
+    assert re.match(r"anchors\.text_model .*absent: cannot be loaded", state.message)
+    assert "\n" not in state.message
 
 
 ROLES = {
@@ -84,12 +90,12 @@ ROLES = {
 
 
 @pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Stands in for the encoder: a vector is (items, 1); keeps whom it was asked for."""
     asked: list[list[str]] = []
 
     def texts(
-        _options: RunConfig, _lamp_task: str, parts: Iterable[list[embedding.Profile]]
+        _options: RunConfig, _lamp_task: str, parts: Iterable[list[embedding.Profile]], *_: Any
     ) -> list[list[float]]:
         profiles = [profile for part in parts for profile in part]
         asked.append([profile[0]["text"].split()[0] for profile in profiles])
@@ -98,7 +104,27 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr(embedding, "text_vectors", texts)
     monkeypatch.setattr(embedding, "Progress", Quiet)
     monkeypatch.setattr(embedding, "library_versions", lambda names: dict.fromkeys(names, "1"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for model in ("some/encoder", "another/encoder"):
+        in_the_hub(tmp_path, model, "a" * 40, model.encode())
     return asked
+
+
+def in_the_hub(tmp_path: Path, model: str, commit: str, weights: bytes) -> None:
+    """A commit of an encoder, with a module in a folder of its own, as the hub's cache has it."""
+    place = tmp_path / "hub" / f"models--{model.replace('/', '--')}"
+    write_encoder(place / "snapshots" / commit, weights)
+    (place / "refs").mkdir(exist_ok=True)
+    (place / "refs" / "main").write_text(commit)
+
+
+def write_encoder(folder: Path, weights: bytes) -> Path:
+    (folder / "2_Dense").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "2_Dense" / "model.safetensors").write_bytes(weights)
+    return folder
 
 
 def run(folder: Path, **given: Any) -> tuple[dict[str, Any], Any]:
@@ -148,6 +174,40 @@ def test_another_encoder_is_other_work(
     _, other = run(folder, anchors=TEXT["anchors"] | {"text_model": "another/encoder"})
     assert other.name == "Completed"
     assert len(encoded[1]) == 4
+
+
+def test_other_weights_under_one_hub_id_are_other_work(
+    where: Store, tmp_path: Path, encoded: list[list[str]]
+) -> None:
+    """The key is of what is loaded: a new commit counts where its weights differ; the same weights
+    in a folder are the same work."""
+    folder = write_users(tmp_path / "data", **ROLES)
+    _, first = run(folder)
+    in_the_hub(tmp_path, "some/encoder", "b" * 40, b"other/encodr")
+    _, changed = run(folder)
+    in_the_hub(tmp_path, "some/encoder", "c" * 40, b"some/encoder")
+    _, back = run(folder)
+    own = write_encoder(tmp_path / "encoder", b"some/encoder")
+    _, same = run(folder, anchors=TEXT["anchors"] | {"text_model": str(own)})
+    names = [state.name for state in (first, changed, back, same)]
+    assert names == ["Completed", "Completed", "Cached", "Cached"]
+    assert len(encoded[1]) == 4
+    refs = [result(state)["ref"]["uri"] for state in (first, changed, back, same)]
+    assert refs[1] != refs[0] == refs[2] == refs[3]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_encoder_that_changed_is_not_used(
+    where: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one than the stage hashed: its vectors would stand under the first one's key."""
+    folder = shutil.copytree(minilm(), tmp_path / "encoder")
+    content = text_encoder.encoder_hash(where, folder)
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text(pooling.read_text() + " ")
+    options = resolve({"anchors": {"embedding": "text", "text_model": str(folder)}})
+    with pytest.raises(InputError, match=r"anchors\.text_model .*is not the encoder that this run"):
+        text_encoder.text_vectors(options, "LaMP-2M", [], where, content)
 
 
 def embedded(where: Store, **roles: dict[str, list[float]]) -> dict[str, Any]:
