@@ -26,6 +26,8 @@ warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", categ
 _LOADING = threading.Lock()
 # Positions kept free for an answer where the model has only so many.
 ANSWER_ROOM = 64
+# Kinds of layers (`layer_types`) that packing and padding are right for.
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 # Stands for an answer where it is asked what a chat template writes after one.
 _ANSWER = "the answer of the assistant"
 
@@ -83,7 +85,8 @@ def load_base(
     lowered to what the model has positions for. With `chat` "never" the tokenizer's chat template
     is left unused. With `quantisation` "nf4" the linear layers but the output embedding are in 4
     bits, and compute in bfloat16.
-    Raises InputError when the folder holds no whole model that transformers can load this way.
+    Raises InputError when the folder holds no whole model that transformers can load this way, or
+    one that the engine does not fit (`attention_only`).
     """
     whole_model(folder)
     where = pick_device(device)
@@ -91,6 +94,7 @@ def load_base(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        attention_only(str(folder), config)
         for part in {id(c): c for c in (config, config.get_text_config())}.values():
             _without_dropout(part)
         # While it loads, transformers changes the default dtype of the whole process.
@@ -104,7 +108,7 @@ def load_base(
                 output_loading_info=True,
                 **quantised,
             )
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, InputError):
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -133,6 +137,30 @@ def load_base(
         # Non-reentrant: gradients must reach the LoRAs although the embeddings are frozen.
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Base(model.eval(), tokenizer, where, most_tokens(config, max_tokens), end)
+
+
+def attention_only(model: str, config: Any) -> None:
+    """Raises InputError where not every layer of a model is attention, and all of them alike.
+
+    A recurrent layer carries a state across padding, and from one sample of a row to the next: its
+    numbers would be others than those of each sample alone, which is what the engine promises.
+    """
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ()) - _ATTENTION
+    if config.is_encoder_decoder:
+        why = "has an encoder"
+    elif getattr(text, "is_heterogeneous", False):
+        why = "has layers of unlike sizes"
+    elif kinds:
+        why = f"has layers of the kind {sorted(kinds)[0]}"
+    elif not getattr(text, "num_attention_heads", None):
+        why = "has no attention heads"
+    else:
+        return
+    raise InputError(
+        f"base.model {model}: its architecture, {config.model_type}, {why}; this works with "
+        "decoders whose layers all are attention (Llama, Qwen, Mistral, Gemma, ...): give another"
+    )
 
 
 def most_tokens(config: Any, max_tokens: int) -> int:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from tasks.base_model import find_model
 from tasks.config import RunConfig
 from tasks.errors import InputError
-from tasks.lora.base import Base, end_of_turn, most_tokens
+from tasks.lora.base import Base, attention_only, end_of_turn, most_tokens
 from tasks.lora.cost import ModelShape, shape_of
 from tasks.lora.grouped import Shapes, shapes_of
 from tasks.lora.tiny import tiny_config
@@ -74,6 +74,7 @@ def planned(options: RunConfig) -> Planned:
 
     notes: list[str] = []
     config, folder = _config(options, notes)
+    attention_only(options.base.model, config)
     gpu = options.compute.device != "cpu"
     dtype = options.base.dtype
     each = 2 if dtype == "bfloat16" or (dtype == "auto" and gpu) else 4

@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import MambaConfig, MambaForCausalLM
 
 from tasks import base_model as stage_module
 from tasks.base_model import base_model, load, model_name, model_parts, prompt_parts
 from tasks.config import RunConfig, resolve
 from tasks.errors import InputError
 from tasks.lora.base import Base, load_base
+from tasks.plan.model import planned
 from tasks.store.artifacts import Store
 from tasks.store.pieces import digest
 from tests.unit.lora.helpers import tiny_base
@@ -68,6 +70,19 @@ def test_a_model_that_lacks_weights_fails_here(where: Store, folder: Path) -> No
     assert state.is_failed()
     assert "cannot be loaded" in state.message
     assert "\n" not in state.message
+
+
+def test_a_model_without_attention_fails_here(where: Store, folder: Path) -> None:
+    """A Mamba loads as any other; its embedding would be the first to fail."""
+    config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, state_size=4)
+    MambaForCausalLM(config).save_pretrained(folder)
+    state = checked(folder)
+    assert state.is_failed()
+    assert "its architecture, mamba, has layers of the kind linear_attention; " in state.message
+    assert "\n" not in state.message
+    # A dry run says so, too.
+    with pytest.raises(InputError, match="its architecture, mamba, "):
+        planned(given(folder))
 
 
 def test_a_model_damaged_while_it_was_loaded_is_not_kept(
