@@ -26,6 +26,7 @@ from pydantic import Field
 from flows.cells import cells
 from flows.dry_run import dry_run as dry_run_of
 from flows.local_server import server_name
+from tasks.adapted import adapted_notes
 from tasks.compare import overall
 from tasks.config import RunConfig, resolve
 from tasks.errors import InputError, masked
@@ -199,7 +200,7 @@ def _benchmark(config: RunConfig, tracker: Tracker, telling: ThreadPoolExecutor)
     # Files first: what was found out must not depend on MLflow answering.
     data_notes = data_lines(config)
     data_notes += [line for summary in summaries for line in notes(summary, where)]
-    data_notes += seed_lines(summaries)
+    data_notes += adapted_notes(summaries) + seed_lines(summaries)
     about = {"name": flow_run.get_name() or "mta", "date": f"{datetime.now():%Y-%m-%d %H:%M}"}
     about["report"] = report_name(about["name"], str(flow_run.get_id()))
     changed = since(where, settings, summaries)

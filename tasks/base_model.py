@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.adapted import noted
 from tasks.config import RunConfig, derive_seed, overlay
 from tasks.errors import InputError
 from tasks.lamp import history
@@ -107,7 +108,7 @@ def base_model(config: dict[str, Any], lamp_task: str, prepared: dict[str, Any])
 
     piece = where.get("base_model", key, make)
     remove(where, "base_model", key)
-    return piece
+    return noted(options, where, piece, piece.folder / "model")
 
 
 def _lessons(
@@ -334,4 +335,4 @@ def _external(options: RunConfig, where: Store) -> Piece:
         }
 
     key = digest({"version": VERSION, "external": content, "revision": revision})
-    return where.get("base_model", key, check)
+    return noted(options, where, where.get("base_model", key, check), folder)

@@ -163,6 +163,15 @@ def attention_only(model: str, config: Any) -> None:
     )
 
 
+def without_weights(config: Any) -> Any:
+    """The model of a configuration on torch's meta device: all shapes, and no memory."""
+    with torch.device("meta"):
+        # With a dtype given, transformers leaves the default dtype of the process alone.
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=False
+        )
+
+
 def most_tokens(config: Any, max_tokens: int) -> int:
     """`max_tokens`, or fewer where the model has not the positions for them and an answer."""
     text = config.get_text_config()

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoConfig, AutoModel, AutoTokenizer, LlamaConfig
 
 from tasks.base_model import find_model
 from tasks.config import RunConfig
 from tasks.errors import InputError
-from tasks.lora.base import Base, attention_only, end_of_turn, most_tokens
+from tasks.lora.base import Base, attention_only, end_of_turn, most_tokens, without_weights
 from tasks.lora.cost import ModelShape, shape_of
 from tasks.lora.grouped import Shapes, shapes_of
 from tasks.lora.tiny import tiny_config
@@ -78,8 +78,7 @@ def planned(options: RunConfig) -> Planned:
     gpu = options.compute.device != "cpu"
     dtype = options.base.dtype
     each = 2 if dtype == "bfloat16" or (dtype == "auto" and gpu) else 4
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    model = without_weights(config)
     most = most_tokens(config, options.base.max_tokens)
     if options.base.quantisation != "none":
         notes.append(
