@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import RunConfig
-from tasks.methods import METHODS, config_of
+from tasks.methods import METHODS
 from tasks.options import TrainingOptions
 from tasks.stage import log
 from tasks.store.artifacts import Store
@@ -74,7 +74,7 @@ def _sections(options: RunConfig) -> dict[str, list[str]]:
     if options.base.task_adapt.enabled:
         used["base.task_adapt"] = options.base.task_adapt
     for name in options.methods:
-        own, method = config_of(options, name), METHODS[name]
+        own, method = options.for_method(name), METHODS[name]
         if method.merged:
             used["meta_lora"] = own.meta_lora
         if method.trained:
