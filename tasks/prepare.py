@@ -150,7 +150,7 @@ def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[
     everyone = out / "everyone.parquet"
     found = copy_users(folder, task, everyone, options.seed)
     dropped = dict(found.dropped)
-    with naming_dropped(dropped, lamp_task, found.unknown):
+    with naming_dropped(dropped, lamp_task):
         value = _write_sides(everyone, dropped, options, task)
     if found.drawn:
         value["counts"]["papers_asked_by_a_drawn_citation"] = found.drawn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,18 +42,15 @@ def readable(authors: list[str]) -> list[str]:
 
 
 @contextmanager
-def naming_dropped(
-    dropped: Mapping[str, int], lamp_task: str, unknown: Sequence[str] = ()
-) -> Iterator[None]:
+def naming_dropped(dropped: Mapping[str, int], lamp_task: str) -> Iterator[None]:
     """A refusal within says first what was dropped: that may be why.
 
-    dropped: counts by reason. unknown: labels that the task does not have. Where such labels were
-    dropped, the line ends with those that the task has.
+    dropped: counts by reason. Where labels were that the task does not have, the line ends with
+    those that it has; not with what was there instead, which may be a user's text.
     """
     try:
         yield
     except InputError as error:
-        from tasks.lamp.checks import short
         from tasks.lamp.definitions import get_task
         from tasks.lamp.kept import UNKNOWN_GOLD, UNKNOWN_LABEL
 
@@ -61,9 +58,8 @@ def naming_dropped(
             raise
         hint = ""
         if UNKNOWN_LABEL in dropped or UNKNOWN_GOLD in dropped:
-            shown = f", not {', '.join(map(short, unknown))}" if unknown else ""
             hint = (
-                f"; {lamp_task} takes the labels {', '.join(get_task(lamp_task).labels)}{shown}: "
+                f"; {lamp_task} takes the labels {', '.join(get_task(lamp_task).labels)}: "
                 "a task with labels of its own cannot run under this name"
             )
         raise InputError(f"dropped {_counted(dropped)}: {error}{hint}") from None

@@ -52,13 +52,11 @@ class Found:
 
     dropped: how many items, queries and users were left out, by reason; no zeros.
     sources: the files that were read.
-    unknown: the first labels outside the task's set, three at most.
     drawn: papers of LaMP-1 with several citations, of which one was drawn.
     """
 
     dropped: dict[str, int]
     sources: list[str]
-    unknown: list[str]
     drawn: int
 
 
@@ -110,7 +108,7 @@ def _read(path: Path, reader: _Reader) -> Found:
         reader.add_official(*files.official)
     reader.rows.flush()
     kept = reader.kept
-    return Found(dict(sorted(kept.dropped.items())), reader.sources, kept.unknown, reader.drawn)
+    return Found(dict(sorted(kept.dropped.items())), reader.sources, reader.drawn)
 
 
 class _Reader:

@@ -18,21 +18,17 @@ EMPTY_QUERY = "query with empty input or gold"
 UNKNOWN_GOLD = "query with a gold outside the task's set"
 EMPTY_USER = "user with no profile items left"
 ORPHAN_QUERY = "query of a user with no profile items left"
-# So many labels outside the task's set are shown.
-SHOWN = 3
 
 
 class Kept:
     """Picks out what can be used.
 
-    dropped: how many items, queries and users were left out so far, by reason. unknown: the first
-    labels outside the task's set, SHOWN at most.
+    dropped: how many items, queries and users were left out so far, by reason.
     """
 
     def __init__(self, task: LampTask) -> None:
         self.task = task
         self.dropped: Counter[str] = Counter()
-        self.unknown: list[str] = []
 
     def items(self, items: Iterable[tuple[str, str, str]]) -> Records:
         """Items (id, text, answer) without those that cannot be used, which are counted."""
@@ -45,7 +41,7 @@ class Kept:
             if not body.strip() or not answer.strip():
                 self.dropped[EMPTY_ITEM] += 1
             elif labels and answer not in labels:
-                self._unknown(UNKNOWN_LABEL, answer)
+                self.dropped[UNKNOWN_LABEL] += 1
             elif (body, answer) in kept:
                 self.dropped[DUPLICATE_ITEM] += 1
             else:
@@ -59,16 +55,11 @@ class Kept:
             if not question.strip() or not gold.strip():
                 self.dropped[EMPTY_QUERY] += 1
             elif self.task.labels and gold not in self.task.labels:
-                self._unknown(UNKNOWN_GOLD, gold)
+                self.dropped[UNKNOWN_GOLD] += 1
             else:
                 for held, value in zip(kept, (query_id, question, gold), strict=True):
                     held.append(value)
         return kept
-
-    def _unknown(self, reason: str, label: str) -> None:
-        self.dropped[reason] += 1
-        if len(self.unknown) < SHOWN and label not in self.unknown:
-            self.unknown.append(label)
 
     def _answer(self, answer: str) -> str:
         """A label as it is looked up; free text stays as it is.

@@ -94,18 +94,16 @@ def test_where_all_is_dropped_that_is_why(
 
 
 def test_labels_of_ones_own_are_set_against_the_tasks(where: Store, tmp_path: Path) -> None:
-    """Three of the four that are there, cut to 40 characters; all 15 of the task."""
+    """All 15 of the task; what was there instead may be a user's text, and lines are logged."""
     file = tmp_path / "users.json"
     file.write_text(json.dumps(users(change=own_labels)))
     line = refusal(file)
     assert line.endswith(
         "LaMP-2M takes the labels sci-fi, based on a book, comedy, action, twist ending, dystopia, "
         "dark comedy, classic, psychology, fantasy, romance, thought-provoking, social commentary, "
-        "violence, true story, not 'good', 'bad', 'so so, " + "x" * 30 + "...': a task with labels "
-        "of its own cannot run under this name"
+        "violence, true story: a task with labels of its own cannot run under this name"
     )
-    assert "meh" not in line
-    assert len(line) < 600
+    assert not any(label in line for label in OWN)
 
 
 def test_a_side_without_users(where: Store, tmp_path: Path) -> None:
@@ -117,7 +115,7 @@ def test_a_side_without_users(where: Store, tmp_path: Path) -> None:
     }
     line = refusal(write_users(tmp_path / "data", **roles))
     assert line.startswith(f"dropped 8 x {LABELS}; 2 x {GOLDS}; 2 x {NOBODY}: no anchor candidate")
-    assert "not 'good', 'bad'" in line
+    assert "good" not in line
 
 
 def test_histories_that_became_too_short(where: Store, tmp_path: Path) -> None:
