@@ -71,19 +71,10 @@ def stages(config: Config, lamp_task: str) -> dict[str, Any]:
     methods: list[MethodName] = config["methods"]
     options = RunConfig.model_validate(config)
     configs = {method: options.for_method(method).model_dump(mode="json") for method in methods}
-    banks: dict[str, dict[str, Any]] = {}
-    bank_of: dict[str, str] = {}
-    for method in methods:
-        if METHODS[method].merged:
-            # Methods that choose and merge anchors by the same options share what comes of it.
-            kind = bank_kind(configs[method])
-            bank_of[method] = next((m for m, own in banks.items() if own["kind"] == kind), method)
-            if bank_of[method] == method:
-                over = made_over(kind, prepared, base)
-                known = known_bank(method, over)
-                made = bank_and_recipes(configs[method], lamp_task, prepared, base, known, missing)
-                banks[method] = {"kind": kind, "over": over, **made}
-
+    banks, bank_of = banks_of(configs, lamp_task, prepared, base, missing)
+    methods = [name for name in methods if name in bank_of or not METHODS[name].merged]
+    if not methods:
+        raise StageFailed(missing[0])
     batches = dict(enumerate(chunks(prepared["value"]["few_shot"], config)))
     trained: dict[tuple[MethodName, int], Result] = {}
     answered: dict[tuple[MethodName, int], Result] = {}
@@ -129,6 +120,43 @@ def stages(config: Config, lamp_task: str) -> dict[str, Any]:
         "scores": scores,
         "missing": missing,
     }
+
+
+def banks_of(
+    configs: dict[MethodName, Config],
+    lamp_task: str,
+    prepared: Result,
+    base: Result,
+    missing: list[str],
+) -> tuple[dict[MethodName, dict[str, Any]], dict[MethodName, MethodName]]:
+    """The banks of the methods that merge, and which of them each method takes.
+
+    Methods that choose and merge anchors by the same options share what comes of it, by the name of
+    the first. A method whose bank or recipes cannot be made has none, and is named in `missing`.
+    """
+    banks: dict[MethodName, dict[str, Any]] = {}
+    bank_of: dict[MethodName, MethodName] = {}
+    failed: list[dict[str, Any]] = []
+    merging = {name: own for name, own in configs.items() if METHODS[name].merged}
+    for method, config in merging.items():
+        kind = bank_kind(config)
+        if kind in failed:
+            continue
+        first = next((name for name, own in banks.items() if own["kind"] == kind), method)
+        if first == method:
+            over = made_over(kind, prepared, base)
+            known = known_bank(method, over)
+            try:
+                made = bank_and_recipes(config, lamp_task, prepared, base, known, missing)
+            except StageFailed as error:
+                failed.append(kind)
+                sharing = ", ".join(name for name, own in merging.items() if bank_kind(own) == kind)
+                missing.append(f"{lamp_task}: {sharing}: {error}")
+                log(f"missing: {missing[-1]}", warning=True)
+                continue
+            banks[method] = {"kind": kind, "over": over, **made}
+        bank_of[method] = first
+    return banks, bank_of
 
 
 def made_over(kind: dict[str, Any], prepared: Result, base: Result) -> str:

@@ -53,7 +53,7 @@ def fusion(
             "evidence": weighed["ref"]["sha256"] if weighed else None,
             "fusion": options.fusion.model_dump(exclude={"merge"}),
             # Negative similarities counted as nothing before.
-            **({"published": 2} if options.fusion.order == "published" else {}),
+            **({"published": 2} if _as_published(options.fusion) else {}),
         }
     )
 
@@ -133,7 +133,7 @@ def recipes(similarities: np.ndarray, options: FusionOptions) -> Recipes:
     members, chosen = keys % count, -(keys // count) / 1e6
     if options.weights == "softmax":
         raw = np.exp((chosen - chosen[:, :1]) / options.temperature)
-    elif options.order == "published":
+    elif _as_published(options):
         raw = chosen
     else:
         raw = np.maximum(chosen, 0.0)
@@ -143,6 +143,11 @@ def recipes(similarities: np.ndarray, options: FusionOptions) -> Recipes:
     if options.order == "published":
         weights = weights[:, ::-1]
     return members, chosen, weights
+
+
+def _as_published(options: FusionOptions) -> bool:
+    """Whether negative similarities are shares, too, as in the published script."""
+    return options.order == "published" and options.weights == "cosine"
 
 
 def _refuse_no_mixture(users: Sequence[str], similarities: np.ndarray, weights: np.ndarray) -> None:
