@@ -317,7 +317,7 @@ def _external(options: RunConfig, where: Store) -> Piece:
     revision = None if given.is_dir() else folder.name
 
     def check(_out: Path) -> dict[str, Any]:
-        from tasks.lora.base import load_base
+        from tasks.lora.base import check_causal, load_base
 
         use_threads(options)
         with gpu_slot():
@@ -327,6 +327,7 @@ def _external(options: RunConfig, where: Store) -> Piece:
                 device=options.compute.device,
                 dtype=options.base.dtype,
             )
+            check_causal(loaded)
         return {
             "model": loaded.model.config.model_type,
             "parameters": loaded.model.num_parameters(),

@@ -163,6 +163,25 @@ def attention_only(model: str, config: Any) -> None:
     )
 
 
+@torch.no_grad()
+def check_causal(base: Base) -> None:
+    """Raises InputError where what a model says of a token depends on the tokens after it.
+
+    transformers takes an encoder (BERT) for a language model, too, and no field of its
+    configuration tells it from a decoder (GPT-NeoX says `is_decoder` false).
+    """
+    ids = torch.tensor([[0, 0, 0], [0, 1, 1]], device=base.device)
+    logits = base.model(input_ids=ids, use_cache=False).logits[:, 0]
+    one, other = logits.float()
+    # Above what rounding leaves, below what another token does.
+    rounding = 1e-4 if logits.dtype == torch.float32 else 0.02
+    if (one - other).abs().max() > rounding * one.abs().max():
+        raise InputError(
+            f"base.model: {base.model.config.model_type} reads a text in both directions, so it "
+            "sees the answers it is asked for; give a decoder (Llama, Qwen, Mistral, Gemma, ...)"
+        )
+
+
 def without_weights(config: Any) -> Any:
     """The model of a configuration on torch's meta device: all shapes, and no memory."""
     with torch.device("meta"):

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.errors import InputError
 from tasks.lora.answer import answer_users, log_likelihoods
-from tasks.lora.base import Base, attention_only, load_base
+from tasks.lora.base import Base, attention_only, check_causal, load_base
 from tasks.lora.grouped import grouped
 from tasks.lora.tiny import train_tokenizer
 from tests.unit.lora.group_case import BOUND, CASES, SEEDS, Group, histories
@@ -109,6 +109,7 @@ def base_of(name: str) -> Base:
 def test_the_engine_is_stock_peft(name: str) -> None:
     """Three users together: their LoRAs, log-likelihoods and answers are those of each alone."""
     base = base_of(name)
+    check_causal(base)
     recipe = CASES["constant, warm-up, bare base"][0]
     these = Group(base, recipe, histories()[:3], list(SEEDS[:3]))
     trained, _ = these.together()

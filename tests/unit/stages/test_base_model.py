@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import BertConfig, BertLMHeadModel, MambaConfig, MambaForCausalLM
 
 from tasks import base_model as stage_module
 from tasks.base_model import base_model, load, model_name, model_parts, prompt_parts
@@ -83,6 +83,19 @@ def test_a_model_without_attention_fails_here(where: Store, folder: Path) -> Non
     # A dry run says so, too.
     with pytest.raises(InputError, match="its architecture, mamba, "):
         planned(given(folder))
+
+
+def test_an_encoder_fails_here(where: Store, folder: Path) -> None:
+    """transformers loads a BERT as a language model; it would see the answers that follow."""
+    config = BertConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=128,
+    )  # fmt: skip
+    BertLMHeadModel(config).save_pretrained(folder)
+    state = checked(folder)
+    assert state.is_failed()
+    assert "base.model: bert reads a text in both directions" in state.message
+    assert "\n" not in state.message
 
 
 def test_a_model_damaged_while_it_was_loaded_is_not_kept(
