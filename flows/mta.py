@@ -26,7 +26,6 @@ from pydantic import Field
 from flows.cells import cells
 from flows.dry_run import dry_run as dry_run_of
 from flows.local_server import server_name
-from tasks.adapted import adapted_notes
 from tasks.compare import overall
 from tasks.config import RunConfig, resolve
 from tasks.errors import InputError, masked
@@ -55,9 +54,8 @@ from tasks.report.differences import difference_lines
 from tasks.report.files import REPORT_FILE, TABLE_FILE, report_name, write_report, write_run
 from tasks.report.html import report_html
 from tasks.report.since import since, since_lines
-from tasks.report.summary import data_lines, run_summary
-from tasks.report.table import mean_rows, notes, rows, share_lines, table_text
-from tasks.report.words import seed_lines
+from tasks.report.summary import data_lines, run_notes, run_summary
+from tasks.report.table import mean_rows, rows, share_lines, table_text
 from tasks.running.faults import DISK_FULL, disk_full
 from tasks.running.runner import everywhere, runner_of, shared
 from tasks.stage import StageFailed, flow_run_is_over, log, result_of, store
@@ -132,6 +130,8 @@ def mta(
     tracker = None
     try:
         config = everywhere(resolve(given))
+        for known in data_lines(config):
+            log(known, warning=True)
         store().sweep()
         sweep(store())
         if config.dry_run:
@@ -198,15 +198,13 @@ def _benchmark(config: RunConfig, tracker: Tracker, telling: ThreadPoolExecutor)
     means = mean_rows(mean)
     table += means
     # Files first: what was found out must not depend on MLflow answering.
-    data_notes = data_lines(config)
-    data_notes += [line for summary in summaries for line in notes(summary, where)]
-    data_notes += adapted_notes(summaries) + seed_lines(summaries)
     about = {"name": flow_run.get_name() or "mta", "date": f"{datetime.now():%Y-%m-%d %H:%M}"}
     about["report"] = report_name(about["name"], str(flow_run.get_id()))
     changed = since(where, settings, summaries)
+    write_run(str(flow_run.get_id()), settings, summaries, about)
+    data_notes = run_notes(config, summaries, where)
     noted = data_notes + share_lines(table) + difference_lines(mean, identical(summaries, where))
     noted += since_lines(changed)
-    write_run(str(flow_run.get_id()), settings, summaries, about)
     write_report(about["report"], TABLE_FILE, table_text(table, noted, missing))
 
     def gathered() -> dict[str, Any]:
@@ -285,8 +283,6 @@ def _show_report(name: str, text: str, tracker: Tracker) -> None:
 
 def _show_run(config: RunConfig, tracker: Tracker) -> None:
     """The resolved configuration and the way to MLflow, in the Prefect UI."""
-    for line in data_lines(config):
-        log(line, warning=True)
     create_markdown_artifact(
         key="configuration", markdown=f"```json\n{config.model_dump_json(indent=2)}\n```"
     )

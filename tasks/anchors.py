@@ -110,12 +110,16 @@ def anchors(
         }
 
     piece = where.get("anchors", key, make)
-    alone = len(piece.value["anchors"]) - piece.value["whole_clusters"]
     log(
         f"{lamp_task}: {described(piece.value, chosen.min_items)}",
-        warning=0 < alone < piece.value["asked"],
+        warning=0 < single_users(piece.value) < piece.value["asked"],
     )
     return piece
+
+
+def single_users(value: dict[str, Any]) -> int:
+    """How many of the anchors are no whole clusters, by the value of an `anchors` result."""
+    return len(value["anchors"]) - int(value["whole_clusters"])
 
 
 def described(value: dict[str, Any], min_items: int) -> str:
@@ -123,7 +127,7 @@ def described(value: dict[str, Any], min_items: int) -> str:
     whole = value["whole_clusters"]
     kinds = [f"{whole} whole clusters"] if whole else []
     among = f"{value['candidates']} candidates"
-    if alone := len(value["anchors"]) - whole:
+    if alone := single_users(value):
         kinds.append(f"{alone} users of {value['asked']} asked")
         among += f" ({value['eligible']} with {min_items} items or more)"
     return (

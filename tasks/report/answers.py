@@ -14,6 +14,7 @@ from tasks.lamp.definitions import get_task
 from tasks.lamp.metrics import unlabelled
 from tasks.report.page import folded, row, section, table, tag
 from tasks.store.artifacts import Store
+from tasks.store.pieces import digest
 
 # Above this share a line under the table says what helps.
 MANY = 0.2
@@ -68,12 +69,15 @@ def no_label_lines(summary: dict[str, Any], where: Store) -> list[str]:
 
 def identical(summaries: Sequence[dict[str, Any]], where: Store) -> list[list[str]]:
     """Groups of methods that gave the same answers to all queries of all these LaMP tasks."""
-    cells = [answers(summary, where) for summary in summaries]
-    groups: dict[Any, list[str]] = {}
+    # By their digests: the answers of all cells together may be more than memory takes.
+    cells = [
+        {method: digest(given) for method, given in answers(summary, where).items()}
+        for summary in summaries
+    ]
+    groups: dict[tuple[str, ...], list[str]] = {}
     for method in cells[0]:
         if all(method in cell for cell in cells):
-            given = tuple(frozenset(cell[method].items()) for cell in cells)
-            groups.setdefault(given, []).append(method)
+            groups.setdefault(tuple(cell[method] for cell in cells), []).append(method)
     return [group for group in groups.values() if len(group) > 1]
 
 

@@ -214,7 +214,7 @@ def _maps(summary: dict[str, Any], where: Store) -> Iterable[dict[str, Any]]:
             "seed": summary["seed"],
             "methods": [name for name, bank in summary["bank_of"].items() if bank == method],
             **{name: chosen[name] for name in ("candidates", "clusters", "noise")},
-            "anchors": len(chosen["anchors"]),
+            "anchors": len(own["bank"]["value"]["users"]),
             "png": base64.b64encode(picture).decode(),
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,14 @@ def read_run(where: Store, wanted: str = "last") -> dict[str, Any]:
         raise InputError(f"{where.root.parent / RUNS_FOLDER}: no run yet; run the flow first")
     if wanted == "last":
         return _read(files[0])
-    for file in (Path(wanted), *files):
-        if file.is_file() and wanted in (str(file), file.stem):
+    for file in (Path(wanted), *(file for file in files if file.stem == wanted)):
+        if file.is_file():
             return _read(file)
     named: dict[str, dict[str, Any]] = {}
-    for run in map(_read, files):
-        named.setdefault(str((run.get("about") or {}).get("name")), run)
+    for file in files:
+        with suppress(InputError):  # another run's file, which cannot be read
+            run = _read(file)
+            named.setdefault(str((run.get("about") or {}).get("name")), run)
     if wanted not in named:
         few = ", ".join(list(named)[:5])
         raise InputError(f"--run {wanted}: neither a run nor a file of one; the last are {few}")
@@ -104,8 +107,8 @@ def read_run(where: Store, wanted: str = "last") -> dict[str, Any]:
 
 def shown_run(run: dict[str, Any]) -> str:
     """How a run is called where something is taken from it."""
-    about = run.get("about") or {}
-    return f"the run {about.get('name', 'without a name')} of {about.get('date', 'an unknown day')}"
+    about = run.get("about")
+    return f"the run {about['name']} of {about['date']}" if about else "this run"
 
 
 def _read(file: Path) -> dict[str, Any]:

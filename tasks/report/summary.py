@@ -6,9 +6,12 @@ import re
 from html import unescape
 from typing import Any
 
+from tasks.adapted import adapted_notes
 from tasks.base_model import model_name
 from tasks.config import RunConfig
-from tasks.report.words import verdict
+from tasks.report.table import notes
+from tasks.report.words import seed_lines, verdict
+from tasks.store.artifacts import Store
 
 
 def run_summary(data: dict[str, Any]) -> list[str]:
@@ -30,3 +33,10 @@ def data_lines(config: RunConfig) -> list[str]:
         f"data=synthetic: the users are generated, of words that mean nothing to the model "
         f"{model_name(config)}; give data=FOLDER or data=lamp"
     ]
+
+
+def run_notes(config: RunConfig, summaries: list[dict[str, Any]], where: Store) -> list[str]:
+    """What must be known of a run's numbers: its data, its LoRAs, how far its seeds lie apart."""
+    lines = data_lines(config)
+    lines += [line for summary in summaries for line in notes(summary, where)]
+    return lines + adapted_notes(summaries) + seed_lines(summaries)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tasks.anchors import single_users
 from tasks.fusion import read_recipes
 from tasks.lamp.metrics import remarks
 from tasks.methods import METHODS, MethodName
@@ -140,13 +141,8 @@ def notes(summary: dict[str, Any], where: Store) -> list[str]:
     lines = [f"{name}: dropped {count} x {what}" for what, count in prepared["dropped"].items()]
     for method, own in summary["banks"].items():
         chosen = own["anchors"]["value"]
-        if (
-            len(chosen["anchors"]) < chosen["asked"]
-            and own["kind"]["anchors"]["train_on"] == "user"
-        ):
-            lines.append(
-                f"{name}, {method}: {len(chosen['anchors'])} anchors of {chosen['asked']} asked"
-            )
+        if 0 < (alone := single_users(chosen)) < chosen["asked"]:
+            lines.append(f"{name}, {method}: {alone} users as anchors of {chosen['asked']} asked")
     lines += no_label_lines(summary, where)
     # All methods are scored by the same rules, against the same golds.
     scored = next(iter(summary["scores"].values()))

@@ -65,6 +65,8 @@ def _leaders(data: dict[str, Any]) -> str:
         return f"On {what} no method is shown to be the best: {shown} are not told apart."
     share = value["intervals"][names[0]].get("share_of_attainable")
     told = f"On {what} the best method is <strong>{escape(names[0])}</strong> with a score of "
+    if len(data["methods"]) == 1:
+        told = f"On {what} the method <strong>{escape(names[0])}</strong> has a score of "
     told += scores[names[0]]
     if share and share["point"] is not None:
         told += f", {share['point']:.0%} of the attainable"

@@ -84,7 +84,7 @@ def make_whole(kind: Kind, file: Path) -> None:
 
 
 def _usable(kind: Kind, file: Path) -> bool:
-    """Whether the file is there and whole, or has runs, or is in use."""
+    """Whether the file is there and whole, or has runs, or is locked."""
     if not file.exists():
         return False
     try:

@@ -105,6 +105,11 @@ def test_whole_run_then_cached_then_changed(
     assert [row[1] for row in rows[:6]] == ["base", "merge_only", "mta", *known]
     assert [row[3] for row in rows[6:]] == [row[1] for row in rows[:6]]  # "mean of 1"
 
+    # What the LoRAs are on is said beside the numbers: of one layer its seven linear ones.
+    page = (workplace / ".mta" / "report.html").read_text(encoding="utf-8")
+    for shown in (table, page):
+        assert "meta_lora, stacking: a LoRA on 7 of 7 linear layers, " in shown
+
     parent, children = mlflow_runs(mlflow_server, first)
     kinds = sorted(child.data.tags["kind"] for child in children)
     assert kinds == ["anchor"] * 3 + ["method"] * 3

@@ -110,7 +110,9 @@ def test_the_link_to_mlflow_has_no_password(monkeypatch: pytest.MonkeyPatch) -> 
     tracker.replay = SimpleNamespace(  # type: ignore[assignment]
         uri=tracking.tracking_uri(), experiment="1", known={"key": "2"}.get
     )
-    assert tracker.url == "http://***@host:5000/#/experiments/1/runs/2"
+    assert (
+        tracker.url == "http://***@host:5000/#/experiments/1/runs/2?workflowType=machine_learning"
+    )
     assert tracking.tracking_uri().endswith("@host:5000")  # what connects still has it
 
 

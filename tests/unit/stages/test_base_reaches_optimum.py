@@ -30,7 +30,7 @@ def test_as_good_as_an_answer_without_the_user_can_be(
     for module in (base_model_stage, scoring):
         monkeypatch.setattr(module, "gpu_slot", contextlib.nullcontext)
     monkeypatch.setattr(base_model_stage, "Progress", Quiet)
-    options = resolve({"lamp_tasks": [lamp_task], "methods": ["base"]}).for_task(lamp_task)
+    options = resolve({"lamp_tasks": [lamp_task], "methods": ["base"]}).for_task(lamp_task, 0)
     config = options.model_dump(mode="json")
     prepared = result(prepare.fn(config, lamp_task))
     given = {

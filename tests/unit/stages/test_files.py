@@ -52,7 +52,7 @@ def test_any_name_of_a_run_is_a_file_name(where: Store, run: str, wanted: str) -
 
 def test_a_run_is_found_by_name_id_and_file(where: Store, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"runs: no run yet; run the flow first"):
-        read_run(where)
+        read_run(where, "last")
     for number, name in enumerate(["owl", "fox", "owl"]):
         about = {"name": name, "date": f"day {number}", "report": name}
         file = write_run(f"id-{number}", {"seed": number}, [], about)
@@ -69,6 +69,9 @@ def test_a_run_is_found_by_name_id_and_file(where: Store, tmp_path: Path) -> Non
     assert str(caught.value) == (
         "--run hen: neither a run nor a file of one; the last are owl, fox"
     )
+    relative = os.path.relpath(file, Path.cwd())
+    assert read_run(where, f"./{relative}")["config"] == {"seed": 2}
     file.write_text("{")
+    assert shown_run(read_run(where, "owl")) == "the run owl of day 0"
     with pytest.raises(InputError, match=r"--run .*id-2\.json: cannot be read"):
-        read_run(where)
+        read_run(where, "last")

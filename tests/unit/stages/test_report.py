@@ -138,7 +138,7 @@ def test_notes_by_hand(where: Store) -> None:
         "banks": {
             "mta": {
                 "kind": {"anchors": {"train_on": "user"}},
-                "anchors": {"value": {"anchors": [1, 2], "asked": 2}},
+                "anchors": {"value": {"anchors": [1, 2], "whole_clusters": 0, "asked": 2}},
             }
         },
     }
@@ -159,7 +159,7 @@ def test_notes_by_hand(where: Store) -> None:
     own["anchors"]["value"]["asked"] = 7
     assert notes(summary, where) == [
         "LaMP-2M: dropped 4 x bad item",
-        "LaMP-2M, mta: 2 anchors of 7 asked",
+        "LaMP-2M, mta: 2 users as anchors of 7 asked",
         "LaMP-2M: answers that are no label, so wrong: mta 100%; scoring.answer=likelihood chooses "
         "among the labels, base.task_adapt.enabled=true teaches them",
         "LaMP-2M: metrics by the rules of MTA's published scorer, not by LaMP's",
