@@ -21,7 +21,7 @@ from tasks.command import in_one_line
 from tasks.errors import InputError
 from tasks.report.files import read_run, shown_run
 from tasks.stage import store
-from tasks.tracking.replay import EXPERIMENT, RUNS_VIEW, mlflow_uris
+from tasks.tracking.replay import EXPERIMENT, mlflow_uris
 
 IMAGES = Path(__file__).parent / "images"
 COMPARED = ("base", "merge_only", "mta")
@@ -65,9 +65,7 @@ def compare_page(uri: str, name: str, lamp_task: str) -> str:
         if run.data.tags["lamp_task"] == lamp_task
     }
     runs = quote(json.dumps([found[method] for method in COMPARED]))
-    return (
-        f"{uri}/#/compare-runs{RUNS_VIEW}&runs={runs}&experiments={quote(json.dumps([experiment]))}"
-    )
+    return f"{uri}/#/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment]))}"
 
 
 def screenshot(page: str, to: Path) -> None:

@@ -15,6 +15,7 @@ from tasks.lamp.metrics import unlabelled
 from tasks.report.page import folded, row, section, table, tag
 from tasks.store.artifacts import Store
 from tasks.store.pieces import digest
+from tasks.tracking.values import scope
 
 # Above this share a line under the table says what helps.
 MANY = 0.2
@@ -64,7 +65,7 @@ def no_label_lines(summary: dict[str, Any], where: Store) -> list[str]:
     helps = "scoring.answer=likelihood chooses among the labels"
     if "adapter" not in summary["base"]:
         helps += ", base.task_adapt.enabled=true teaches them"
-    return [f"{_cell(summary)}: answers that are no label, {wrong}: {listed}; {helps}"]
+    return [f"{scope(summary)}: answers that are no label, {wrong}: {listed}; {helps}"]
 
 
 def identical(summaries: Sequence[dict[str, Any]], where: Store) -> list[list[str]]:
@@ -123,8 +124,3 @@ def _shown(answer: str) -> str:
     text = printable(answer.strip())
     short = text if len(text) <= SHOWN_LETTERS else f"{text[: SHOWN_LETTERS - 4]} ..."
     return f"<q>{escape(short)}</q>" if short else "<em>empty</em>"
-
-
-def _cell(summary: dict[str, Any]) -> str:
-    name: str = summary["lamp_task"]
-    return f"{name}, seed {summary['seed']}" if summary["several_seeds"] else name

@@ -77,7 +77,7 @@ def test_a_line_says_what_helps(where: Store, lamp_task: str, wrong: str) -> Non
     taught = ", base.task_adapt.enabled=true teaches them"
     assert no_label_lines(one, where) == [f"{lamp_task}: {line}{taught}"]
     one |= {"base": {"adapter": {}}, "several_seeds": True}
-    assert no_label_lines(one, where) == [f"{lamp_task}, seed 5: {line}"]
+    assert no_label_lines(one, where) == [f"{lamp_task} seed 5: {line}"]
     assert no_label_lines(summary(lamp_task, mta=given["mta"]), where) == []
 
 
