@@ -103,6 +103,15 @@ def predicted(done: dict[str, Any], method: str, **changes: Any) -> tuple[str, d
     return state.name, dict(zip(table["query_id"], table["prediction"], strict=True))
 
 
+def shown_before(item: dict[str, str], user: dict[str, Any]) -> list[str]:
+    """Compact prompts of the user's queries, with one item of the history before each."""
+    return [
+        f"description: {item['description']} tag: {item['tag']}\n"
+        f"description: {query['input'].partition('description: ')[2]} tag:"
+        for query in user["query"]
+    ]
+
+
 def test_rag_asks_with_history(place: Path, done: dict[str, Any]) -> None:
     """Answers are transformers' own to the prompt that METHOD describes.
 
@@ -115,13 +124,8 @@ def test_rag_asks_with_history(place: Path, done: dict[str, Any]) -> None:
     _, plain = predicted(done, "base")
     for number, user in enumerate(ROLES["few_shot"]):
         shown = user["profile"][0 if number else 1]
-        prompts = [
-            f"description: {shown['description']} tag: {shown['tag']}\n"
-            f"description: {query['input'].partition('description: ')[2]} tag:"
-            for query in user["query"]
-        ]
         own = [answers[query["id"]] for query in user["query"]]
-        assert own == stock_answers(place, None, prompts)
+        assert own == stock_answers(place, None, shown_before(shown, user))
     assert answers != plain
     assert predicted(done, "rag")[0] == "Cached"
     two = predicted(done, "rag", rag={"history_items": 2})
@@ -136,13 +140,8 @@ def test_rag_asks_by_the_published_index(place: Path, done: dict[str, Any]) -> N
     assert name == "Completed"
     for user in ROLES["few_shot"]:
         shown = user["profile"][0]
-        prompts = [
-            f"description: {shown['description']} tag: {shown['tag']}\n"
-            f"description: {query['input'].partition('description: ')[2]} tag:"
-            for query in user["query"]
-        ]
         own = [answers[query["id"]] for query in user["query"]]
-        assert own == stock_answers(place, None, prompts)
+        assert own == stock_answers(place, None, shown_before(shown, user))
     # What shows no history is found again.
     predicted(done, "base")
     assert predicted(done, "base", **published)[0] == "Cached"
