@@ -1,6 +1,6 @@
-"""What a fair evaluation must know about its data: authors, leaks, duplicates, labels, lengths.
+"""Audit of the data before training: authors, leaks, duplicates, labels, lengths.
 
-Found by content alone, before anything is trained: ids and file names say nothing about it.
+It goes by content alone, as ids and file names do not tell.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from tasks.lamp.kept import DUPLICATE_ITEM, EMPTY_ITEM, EMPTY_QUERY, EMPTY_USER,
 
 
 def audit(users: pl.DataFrame, dropped: Mapping[str, int], task: LampTask) -> dict[str, Any]:
-    """Everything a reader of the scores must know of the users they come from, ready for JSON.
+    """What a reader of the scores must know of the users they come from, ready for JSON.
 
-    users: columns user_id, group, role (base, anchor, few_shot), profile, query; all users as they
-    were read, before any is removed or pooled (`groups.Split.users`), with texts or their keys
-    (`content.keyed`). dropped: counts by reason (`formats.Found.dropped`).
+    users: all users as they were read, before any is removed or pooled (`groups.Split.users`), with
+    texts or their keys (`content.keyed`). dropped: counts by reason (`formats.Found.dropped`).
 
     Returns
     groups: {"all", "few_shot"}: {size: how many groups have it}, sizes as text.
@@ -42,6 +41,7 @@ def audit(users: pl.DataFrame, dropped: Mapping[str, int], task: LampTask) -> di
     few_shot = users.filter(pl.col("role") == "few_shot")
     items = _flat(users, "profile", task)
     golds = _flat(few_shot, "query", task)
+    asked = {"all": _flat(users, "query", task), "few_shot": golds}
     return {
         "groups": {"all": _sizes(users), "few_shot": _sizes(few_shot)},
         "queries": {
@@ -50,7 +50,7 @@ def audit(users: pl.DataFrame, dropped: Mapping[str, int], task: LampTask) -> di
                 "text": _places(queries, items, ["about"]),
                 "text_and_answer": _places(queries, items, ["about", "answer"]),
             }
-            for name, queries in (("all", _flat(users, "query", task)), ("few_shot", golds))
+            for name, queries in asked.items()
         },
         "shared_groups": shared_groups(users),
         "duplicates": {"dropped": dropped.get(DUPLICATE_ITEM, 0), **_repeated(items)},
@@ -70,28 +70,24 @@ def audit(users: pl.DataFrame, dropped: Mapping[str, int], task: LampTask) -> di
     }
 
 
-def query_places(
-    asking: pl.DataFrame, profiles: pl.DataFrame, task: LampTask, *, with_gold: bool = False
-) -> dict[str, int]:
+def query_places(asking: pl.DataFrame, profiles: pl.DataFrame, task: LampTask) -> dict[str, int]:
     """In how many queries of `asking` the text stands in a profile of `profiles`.
 
-    Both frames: columns user_id, group, profile, query. A text is where an item is about the same
-    (tasks/lamp/content.py: of LaMP-1's the paper's title alone, of LaMP-7's queries the gold);
-    answers are not looked at, unless `with_gold`: then the item must carry the query's gold too.
+    Both frames: columns user_id, group, profile, query. A text stands where an item is about the
+    same (tasks/lamp/content.py), whatever its answer.
 
     Returns counts of queries, each query counted once per key:
     any: in any profile; own: in the asking user's; sibling: in another user's of the same group;
     other: in a profile of another group.
     """
-    by = ["about", "answer"] if with_gold else ["about"]
-    return _places(_flat(asking, "query", task), _flat(profiles, "profile", task), by)
+    return _places(_flat(asking, "query", task), _flat(profiles, "profile", task), ["about"])
 
 
 def shared_groups(users: pl.DataFrame) -> dict[str, int]:
-    """How many anchor candidates and base users stand in a group that a later side has too.
+    """Count the users whose group has a user on a later side as well.
 
-    users: columns group and role. Returns {"anchor": of those in a few-shot user's group, "base":
-    in a few-shot user's or an anchor candidate's}.
+    users: columns group and role. Returns {"anchor": candidates in a few-shot user's group, "base":
+    base users in a few-shot user's or an anchor candidate's}.
     """
     sides = {role: users.filter(pl.col("role") == role) for role in ("base", "anchor", "few_shot")}
     later = pl.concat([sides["anchor"], sides["few_shot"]])
@@ -120,7 +116,7 @@ def _flat(users: pl.DataFrame, column: str, task: LampTask) -> pl.DataFrame:
 
 
 def _places(queries: pl.DataFrame, items: pl.DataFrame, by: list[str]) -> dict[str, int]:
-    """By the number of users who hold what is asked: of all, of the group, the user alone."""
+    """`query_places`, by counting who holds what is asked: all users, the group's, the user."""
     asked_for = items.join(queries, on=by, how="semi")
     holders = asked_for.select(*by, "group", "user").unique()
     found = queries.select(*by, "group", "user")

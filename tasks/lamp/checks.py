@@ -1,4 +1,4 @@
-"""Reading JSON that a person gave: every fault becomes one line that says where and what to do."""
+"""Check the JSON that a user gives: each fault becomes one line with its place and the remedy."""
 
 from __future__ import annotations
 
@@ -12,32 +12,31 @@ from typing import Any, NoReturn
 
 from tasks.errors import InputError
 
-# LaMP's largest outputs are a few megabytes; what is read whole may not be more than this.
+# The largest file that is read as a whole. LaMP's largest outputs are a few megabytes.
 WHOLE = 64 << 20
 
 
 def text(value: Any, where: str, name: str) -> str:
-    """A JSON string or number as a string, null as the empty one; else InputError."""
+    """Return a JSON string or number as a string, null as ""; else raise InputError."""
     if value is None:
         return ""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # a rating written 4.0 is the label 4
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise InputError(f"{where}: {name} is {kind(value)}; it must be a string or a number")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{where}: {name} is a number too large to be read; repair it")
-    string = str(value)
+    if not isinstance(value, str):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{where}: {name} is {kind(value)}; it must be a string or a number")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{where}: {name} is a number too large to be read; repair it")
+        return str(int(value) if value == int(value) else value)  # 4.0 is the label 4
     try:
-        string.encode("utf-8")
+        value.encode("utf-8")
     except UnicodeEncodeError:
         raise InputError(
             f"{where}: {name} holds half a character (a lone \\ud800-\\udfff escape); repair it"
         ) from None
-    return string
+    return value
 
 
 def fields_of(value: Any, where: str, names: tuple[str, ...], task: str) -> dict[str, str]:
-    """The fields of a JSON object that a task needs, as strings; null counts as empty."""
+    """Return the fields of a JSON object that a task needs, as strings (`text`)."""
     if not isinstance(value, dict):
         raise InputError(f"{where} is {kind(value)}; it must be a JSON object")
     for name in names:
@@ -48,7 +47,7 @@ def fields_of(value: Any, where: str, names: tuple[str, ...], task: str) -> dict
 
 
 def identifier(value: Any, where: str, name: str) -> str:
-    """An id as a string; it must not be empty."""
+    """Return an id as a string; raise InputError for an empty one."""
     string = text(value, where, name)
     if not string.strip():
         raise InputError(f"{where}: {name} is empty; give it a string or a whole number")
@@ -56,7 +55,7 @@ def identifier(value: Any, where: str, name: str) -> str:
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file of at most WHOLE bytes holds; InputError says where it stops being JSON."""
+    """Return the content of a JSON file; raise InputError for one that is no JSON or too large."""
     with reading(file):
         if file.stat().st_size > WHOLE:
             raise InputError(
@@ -85,7 +84,7 @@ def read_json(file: Path) -> Any:
 
 
 def decoder() -> json.JSONDecoder:
-    """The standard library's, without the constants that are not JSON."""
+    """Return a JSON decoder that refuses NaN and Infinity."""
 
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not JSON")
@@ -95,7 +94,7 @@ def decoder() -> json.JSONDecoder:
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """A file that cannot be read, at any point, is one line."""
+    """Turn an OSError within into an InputError."""
     try:
         yield
     except OSError as error:
@@ -103,7 +102,7 @@ def reading(file: Path) -> Iterator[None]:
 
 
 def not_a_list(file: Path) -> NoReturn:
-    """Say what a file holds that does not begin with a list."""
+    """Raise InputError for a file that does not begin with a list."""
     if file.stat().st_size > WHOLE:
         raise InputError(f"{file}: does not begin with a JSON list; is it another file?")
     content = read_json(file)
@@ -113,10 +112,10 @@ def not_a_list(file: Path) -> NoReturn:
 def not_json(
     where: str, file: Path, place: int, what: str, *, cut: bool = True, web: bool = False
 ) -> NoReturn:
-    """Say where a file stops being JSON.
+    """Raise InputError for a file that stops being JSON.
 
-    where: the file, and the record if there is one. place: the byte. cut: that may be because its
-    end is missing. web: it is a web page.
+    where: the file, and the record if there is one. place: the byte. cut: the end may be missing.
+    web: it is a web page.
     """
     hint = "is it truncated? get it again" if cut else "repair it, or get the file again"
     if web:
@@ -128,7 +127,7 @@ def not_json(
 
 
 def _line_of(file: Path, place: int) -> tuple[int, int]:
-    """Line and column (in characters) of a byte; the file is read again up to there."""
+    """Line and column (in characters) of a byte, by reading the file up to there."""
     line = column = 1
     decode = codecs.getincrementaldecoder("utf-8-sig")("replace").decode
     with reading(file), file.open("rb") as handle:
@@ -142,11 +141,11 @@ def _line_of(file: Path, place: int) -> tuple[int, int]:
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """Name the type of a JSON value."""
     names = {dict: "a JSON object", list: "a list", str: "a string", bool: "true or false"}
     return "null" if value is None else names.get(type(value), "a number")
 
 
 def short(string: str) -> str:
-    """Quoted and cut, so that strange data stays within one readable line."""
+    """Quote a string and cut it to 40 characters, for a message."""
     return repr(string if len(string) <= 40 else string[:37] + "...")

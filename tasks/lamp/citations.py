@@ -1,12 +1,11 @@
-"""LaMP-1's question: which of two references belongs to a paper? Wording as in LaMP's own data.
+"""LaMP-1's question, in the wording of LaMP's data: which of two references belongs to a paper?
 
-A profile item of LaMP-1 is a paper, not a question, so one is built. Where the data name what a
-paper cites (the user files of OPPU and Per-Pcs): its own citation against another one. LaMP's
-official files do not, and nothing can be asked about a citation that is not there: what is asked
-of those instead is in tasks/lamp/related.py.
+A profile item of LaMP-1 is a paper, not a question, so a question is built. Where the data name
+what a paper cites (the user files of OPPU and Per-Pcs), it asks for that citation against another
+one. LaMP's official files do not; see tasks/lamp/related.py.
 
-The order of the two references depends on what is asked about alone. Windows over one author's
-papers so agree on it, whatever stands beside it.
+The order of the two references depends only on what is asked about, so windows over one author's
+papers agree on it.
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ from tasks.lamp.history import Neighbours
 
 ASKS = ", which reference is related? Just answer with [1] or [2] without explanation."
 LABELS = ("[1]", "[2]")
-# The answer of a paper that nothing was asked about yet; its text is its title as a query has it.
+# The answer of a paper without a question yet; its text is its title as a query has it.
 UNASKED = "no citation"
 
 _QUESTION = re.compile(f'^"(.*)"{re.escape(ASKS)} \\[1\\]: "(.*)" \\[2\\]: "(.*)"$', re.DOTALL)
 
 
 def question(title: str, first: str, second: str) -> str:
-    """What stands after "... the paper with the title " in a query."""
+    """The question as it stands in a query, after "... the paper with the title "."""
     return f'"{title}"{ASKS} [1]: "{first}" [2]: "{second}"'
 
 
 def parts(text: str) -> tuple[str, str, str] | None:
-    """Title, first and second reference of what `question` gives; None for any other text."""
+    """Title, first and second reference of a `question`; None for any other text."""
     found = _QUESTION.match(text)
     return None if found is None else (found[1], found[2], found[3])
 
 
 def as_item(title: str, own: str, other: str, about: str | None = None) -> tuple[str, str]:
-    """(question, answer) about one paper: its `own` reference, against `other`.
+    """Return (question, label) about one paper: its `own` reference against the `other`.
 
-    about: what decides the order; None: the title and its own reference.
+    about: the text that decides their order; None: the title and its own reference.
     """
     decides = f"{title}\x1f{own}" if about is None else about
     if hashlib.sha256(decides.encode()).digest()[0] % 2:
@@ -49,11 +48,11 @@ def as_item(title: str, own: str, other: str, about: str | None = None) -> tuple
 
 
 def questions(papers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One user's papers as items: the title a question, the citation its label.
+    """Return one user's papers as items: the title becomes a question, the citation its label.
 
-    papers: with title, abstract, citation and negative, strings, and cited, all that the paper
-    cites, of which the citation is one. Those with an empty title or
-    citation come back with an empty title; those with nothing to ask against are left out.
+    papers: strings title, abstract, citation, negative; cited: all that the paper cites. Papers
+    with an empty title or citation get an empty title; papers without another citation to be asked
+    against are left out.
     """
     negatives = hard_negatives(
         [f"{paper['title']} {paper['abstract']}" for paper in papers],
@@ -77,11 +76,11 @@ def hard_negatives(
     given: Sequence[str],
     cited: Sequence[Collection[str]],
 ) -> list[str | None]:
-    """For each paper of one user, what its citation is asked against (METHOD, Prompts).
+    """For each paper of one user, the reference that its citation is asked against.
 
-    texts: title and abstract. cited: all that the paper cites. given: a negative that the data
-    name, which is used if it is not empty and not cited; else it is the citation of the
-    BM25-nearest other paper that is not empty and not cited; None if there is none.
+    texts: title and abstract. given: the negative that the data name. cited: all that the paper
+    cites. The given negative is used if it is not empty and not cited; else the citation of the
+    BM25-nearest other paper for which that holds; None if there is none.
     """
     usable = [
         bool(other.strip()) and other not in own for other, own in zip(given, cited, strict=True)

@@ -1,9 +1,9 @@
-"""What of an item and of a query tells them from others, and short keys that stand for it.
+"""What items and queries are about, and short keys that stand for it.
 
 Two items are about the same when their subjects (`LampTask.subject`) agree, white space normalised;
-a query asks for the item that is about the same. Of LaMP-7's queries it is the gold that is asked
-for: their text is a paraphrase, the gold is the tweet. Who is the same author, what is a duplicate
-and what has leaked are questions of equality alone, so at size they are asked of keys, not texts.
+a query asks for the item that is about the same. LaMP-7's queries ask for their gold: their text is
+a paraphrase, the gold is the tweet. Same author, duplicate and leak are questions of equality, so
+keys answer them as well as gigabytes of text.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import polars as pl
 from tasks.lamp.citations import UNASKED
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.tables import ITEM, QUERY, USERS, lists, row_groups
-from tasks.lamp.usual import WHITE_SPACE
 
+# What `str.strip` strips; polars strips a little less.
+WHITE_SPACE = "".join(c for c in map(chr, range(0x3001)) if c.isspace())
 _CLASS = "".join(f"\\x{{{ord(c):x}}}" for c in WHITE_SPACE)
 _SPACES = f"[{_CLASS}]+"
-# Most texts have single blanks between words and nothing else, which is quick to see.
+# Texts whose white space is not single blanks between words; most texts are quickly passed over.
 _UNEVEN = f"[{_CLASS.replace(chr(92) + 'x{20}', '')}]|  |^ | $"
 
 
 def about(texts: pl.Series, task: LampTask | None) -> pl.Series:
-    """What items' texts are about. task: None takes the whole text."""
+    """What items' texts are about. task: None is the whole text."""
     if task and task.asks:
         texts = texts.str.splitn(task.asks, 2).struct.field("field_0").rename(texts.name)
     uneven = texts.str.contains(_UNEVEN).fill_null(False).arg_true()
@@ -36,7 +37,7 @@ def about(texts: pl.Series, task: LampTask | None) -> pl.Series:
 
 
 def asked(inputs: pl.Series, task: LampTask) -> pl.Series:
-    """What queries are about: the item's own text, as `prompts.question_text` has it."""
+    """What queries are about: the item's own text (`prompts.question_text`)."""
     parts = inputs.str.splitn(task.marker, 2).struct
     own = pl.select(pl.coalesce(parts.field("field_1"), parts.field("field_0"))).to_series()
     return about(own.alias(inputs.name), task)
@@ -45,8 +46,8 @@ def asked(inputs: pl.Series, task: LampTask) -> pl.Series:
 def told(records: pl.Series, task: LampTask | None) -> tuple[pl.Series, pl.Series]:
     """What items (id, text, answer) or queries (id, input, gold) are about, and their answers.
 
-    Answers are as they stand, but where an item's answer is its text (LaMP-7) both are compared
-    alike. task: None is for items alone, and takes the whole text.
+    Where an item's answer is its text (LaMP-7), white space in answers is normalised as well.
+    task: None is the whole text, for items only.
     """
     _, text, answer = (records.struct.field(name) for name in records.struct.fields)
     if task and task.items == "completed":
@@ -55,12 +56,12 @@ def told(records: pl.Series, task: LampTask | None) -> tuple[pl.Series, pl.Serie
 
 
 def keyed(users: Path, task: LampTask) -> pl.DataFrame:
-    """The users of a parquet file (`formats.copy_users`) with keys for what they are about.
+    """Return the users of a parquet file (`formats.copy_users`) with keys instead of texts.
 
     The columns of `formats.Loaded.users`, but an item's text and a query's input are keys, short
     numbers as text; so are answers and golds where the task has no labels. An id is the number of
-    the item, or of the query, in the file (`sides.write_sides`). Keys are told apart by hashes of
-    64 bits: of ten million texts two have one key with a probability of three in a million.
+    the item, or of the query, in the file (`sides.write_sides`). Keys come from hashes of 64 bits:
+    among ten million texts, two have the same key with a probability of three in a million.
     """
     owners: list[pl.DataFrame] = []
     found: dict[str, list[pl.DataFrame]] = {"profile": [], "query": []}
@@ -88,17 +89,15 @@ def keyed(users: Path, task: LampTask) -> pl.DataFrame:
 
 
 def _hashed(column: pl.Series, task: LampTask) -> pl.DataFrame:
-    """text: the hash of what each item or query of a column of lists is about; answer: its label,
-    or its answer's hash."""
+    """Per item or query of a column of lists: hash of what it is about; label or answer's hash."""
     text, answer = told(column.explode(empty_as_null=False), task)
-    # A label of LaMP-1 too: nothing was asked yet.
     labels = pl.Enum([*task.labels, UNASKED])
     short = answer.cast(labels) if task.labels else answer.hash()
     return pl.DataFrame({"text": text.hash(), "answer": short})
 
 
 def _numbered(columns: list[pl.Series]) -> list[pl.Series]:
-    """The same number for the same hash in all, as text: so short that no text lies elsewhere."""
+    """Numbers for hashes, the same in all columns, as short text."""
     numbers = pl.concat(columns).rank("dense").cast(pl.String)
     ends = np.cumsum([len(column) for column in columns]).tolist()
     return [numbers[end - len(own) : end] for own, end in zip(columns, ends, strict=True)]

@@ -1,8 +1,8 @@
-"""The LaMP tasks this project runs, one definition each: all that tells one task from another.
+"""The LaMP tasks, one definition each: all that tells one task from another.
 
-Source: LaMP, arXiv 2304.11406, table 1 and appendix A; the query wordings are those of its data.
-LaMP-2 exists twice: movie tagging (2M, the newer) and news categorisation (2N, the first). LaMP-6
-is e-mail subjects of a licensed corpus: its shape is here, nobody ships the data.
+Source: LaMP, arXiv 2304.11406, table 1 and appendix A; the wordings are those of its data. LaMP-2
+exists twice: movie tagging (2M, the newer) and news categorisation (2N, the first). LaMP-6 is
+subjects of e-mails of a licensed corpus, which nobody ships.
 """
 
 from __future__ import annotations
@@ -14,47 +14,23 @@ from tasks.errors import InputError
 from tasks.lamp.citations import ASKS, LABELS
 
 MOVIE_TAGS = (
-    "sci-fi",
-    "based on a book",
-    "comedy",
-    "action",
-    "twist ending",
-    "dystopia",
-    "dark comedy",
-    "classic",
-    "psychology",
-    "fantasy",
-    "romance",
-    "thought-provoking",
-    "social commentary",
-    "violence",
-    "true story",
-)
+    "sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy",
+    "classic", "psychology", "fantasy", "romance", "thought-provoking", "social commentary",
+    "violence", "true story",
+)  # fmt: skip
 NEWS_CATEGORIES = (
-    "women",
-    "religion",
-    "politics",
-    "style & beauty",
-    "entertainment",
-    "culture & arts",
-    "sports",
-    "science & technology",
-    "travel",
-    "business",
-    "crime",
-    "education",
-    "healthy living",
-    "parents",
+    "women", "religion", "politics", "style & beauty", "entertainment", "culture & arts", "sports",
+    "science & technology", "travel", "business", "crime", "education", "healthy living", "parents",
     "food & drink",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """How the MTA code finds an item of the history: by BM25 over words between blanks, as written.
+    """How the MTA code finds an item of the history: by BM25 over words as written.
 
     with_answer: items are indexed with their answers. by_input: a query asks with its whole
-    `input`, the instruction too. separator: what words stand between; None: any white space.
+    `input`, instruction included. separator: what stands between words; None: any white space.
     """
 
     with_answer: bool = False
@@ -67,27 +43,25 @@ class LampTask:
     """One task of the benchmark.
 
     name: as in `lamp_tasks` of the configuration, for example "LaMP-2M".
-    text_field, answer_field: the keys of a profile item that hold its text and its answer; compact
-        prompts call them so.
-    shown_as: what published prompts call the text and the answer ("Review: ... Score:").
-    marker: the piece of a query's `input` after whose first occurrence the item's own text
-        stands; what comes before it, and the marker, is the instruction.
+    text_field, answer_field: the keys of a profile item's text and answer, and their names in
+        compact prompts.
+    shown_as: the names of text and answer in published prompts ("Review: ... Score:").
+    marker: the end of the instruction in a query's `input`; the item's own text follows its first
+        occurrence.
     marker_names_text: the marker only names the text ("... review: "), so a prompt that names it
-        itself leaves it out. Elsewhere it ends a sentence ("... the following article: ").
-    instruction: our own wording, used only when no query of the data carries the marker;
-        ends with the marker.
+        itself leaves it out. Otherwise it ends a sentence ("... the following article: ").
+    instruction: our own wording, for data whose queries lack the marker; ends with the marker.
     labels: every possible answer, in the order the queries list them; empty for free text.
     kind: decides the metrics (tasks/lamp/metrics.py).
-    max_new_tokens: the most tokens an answer may take when it is generated.
-    items: how a profile item becomes a question. `asked`: its text as a query's is, the answer is
-        its own. `built`: the item is no question, so one is built of it (tasks/lamp/citations.py).
-        `completed`: there is nothing to ask: the bare cue, and the item's text is the answer, which
-        is how OPPU and Per-Pcs train on tweets. (The MTA code gives the tweet as the question and
-        the same tweet as its answer, which teaches copying; it has no prompt for it.)
-    asks: the piece of an item's text that is instruction, where the text holds one: compact
-        prompts leave it out, and what stands before it is what the item is about (`subject`).
-    lookup: how published prompts look history up (`prompt.history_index`). Of LaMP-2N, 6 and 7,
-        which the MTA code has not, as OPPU's indexes have it: with the answer, but tweets alone.
+    max_new_tokens: the most tokens of a generated answer.
+    items: how a profile item becomes a question. `asked`: like a query, with its own answer.
+        `built`: a question is built of it (tasks/lamp/citations.py). `completed`: the prompt is the
+        bare cue and the answer the item's text, as OPPU and Per-Pcs train on tweets. (The MTA code
+        gives the tweet as both question and answer, which teaches copying.)
+    asks: the instruction within an item's text, where there is one. Compact prompts leave it out;
+        what stands before it is what the item is about (`subject`).
+    lookup: how published prompts look history up (`prompt.history_index`). The MTA code lacks
+        LaMP-2N, 6 and 7; for those as OPPU's indexes: with the answer, for tweets without.
     """
 
     name: str
@@ -96,9 +70,9 @@ class LampTask:
     shown_as: tuple[str, str]
     marker: str
     instruction: str
-    labels: tuple[str, ...]
     kind: Literal["classification", "rating", "text"]
     max_new_tokens: int
+    labels: tuple[str, ...] = ()
     marker_names_text: bool = False
     items: Literal["asked", "built", "completed"] = "asked"
     asks: str = ""
@@ -106,15 +80,15 @@ class LampTask:
 
     @property
     def cue(self) -> str:
-        """What compact prompts call the answer."""
+        """The name of the answer in compact prompts."""
         return self.shown_as[1].lower() if self.items == "completed" else self.answer_field
 
     def subject(self, text: str) -> str:
-        """What of an item's text tells it from others: two items are one by that and the answer."""
+        """What an item's text is about. Items with the same subject and answer are the same."""
         return text.partition(self.asks)[0] if self.asks else text
 
     def whole(self, text: str, answer: str) -> str:
-        """All that an item says, once."""
+        """Text and answer, without repeating a text that is its own answer."""
         return text if self.items == "completed" else f"{text} {answer}"
 
 
@@ -123,7 +97,7 @@ TASKS: dict[str, LampTask] = {
     for task in (
         LampTask(
             name="LaMP-1",
-            # As read: the question that tasks/lamp/citations.py builds from a paper, and its label.
+            # After reading: the question that tasks/lamp/citations.py builds, and its label.
             text_field="title",
             answer_field="citation",
             shown_as=("Paper Title", "Citation"),
@@ -132,7 +106,7 @@ TASKS: dict[str, LampTask] = {
             labels=LABELS,
             kind="classification",
             max_new_tokens=8,
-            # What follows it, the two references, is no part of the paper: one is a negative.
+            # The two references follow; they are no part of the paper, one is a negative.
             asks=ASKS,
             items="built",
         ),
@@ -188,7 +162,6 @@ TASKS: dict[str, LampTask] = {
             shown_as=("Article", "Headline"),
             marker=" article: ",
             instruction="Write the headline of this news article: ",
-            labels=(),
             kind="text",
             max_new_tokens=32,
             lookup=Lookup(with_answer=True),
@@ -200,7 +173,6 @@ TASKS: dict[str, LampTask] = {
             shown_as=("Abstract", "Title"),
             marker=" paper: ",
             instruction="Write the title of this scholarly paper: ",
-            labels=(),
             kind="text",
             max_new_tokens=48,
         ),
@@ -211,7 +183,6 @@ TASKS: dict[str, LampTask] = {
             shown_as=("Email", "Subject"),
             marker=" email: ",
             instruction="Write the subject of this email: ",
-            labels=(),
             kind="text",
             max_new_tokens=32,
             lookup=Lookup(with_answer=True),
@@ -224,7 +195,6 @@ TASKS: dict[str, LampTask] = {
             shown_as=("Text", "Tweet"),
             marker=" before or after it: ",
             instruction="Write this as a tweet, with nothing before or after it: ",
-            labels=(),
             kind="text",
             max_new_tokens=64,
             items="completed",
@@ -234,7 +204,7 @@ TASKS: dict[str, LampTask] = {
 
 
 def get_task(name: str) -> LampTask:
-    """The task called `name`; raises InputError listing the names there are."""
+    """Return the task called `name`; raise InputError for another name."""
     if name not in TASKS:
         raise InputError(f"LaMP task {name!r} is not known: use one of {', '.join(TASKS)}")
     return TASKS[name]

@@ -1,4 +1,4 @@
-"""Which files of a folder hold LaMP data, and who is in them, by their names."""
+"""Find the files of a folder that hold LaMP data, and their role, by their names."""
 
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ SPLITS = ("dev", "train")
 
 @dataclass(frozen=True)
 class Files:
-    """Either user files, each with the role of its users (None: not said), or LaMP's own
-    questions and outputs."""
+    """User files with the role of their users (None: not said); or LaMP's questions and outputs."""
 
     users: list[tuple[str | None, Path]] = field(default_factory=list)
     official: tuple[Path, Path] | None = None
 
 
 def of_task(data: Path, name: str) -> Path:
-    """What of `data` has the users of one LaMP task: a folder or a file of that name, else all.
+    """Return the folder or file in `data` that is named after a LaMP task, or else `data` itself.
 
-    Raises InputError where several have.
+    Raises InputError where several are.
     """
     found = [data / name] if (data / name).is_dir() else []
     found += [file for suffix in SUFFIXES if (file := data / f"{name}{suffix}").is_file()]
@@ -48,9 +47,9 @@ def of_task(data: Path, name: str) -> Path:
 
 
 def find_files(path: Path) -> Files:
-    """The files to read: `path` itself, or those of the folder that it is.
+    """Return the files to read: `path` itself, or those in the folder `path`.
 
-    Raises InputError where there is none, or more than can be meant.
+    Raises InputError for no file, or files that exclude each other.
     """
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder; check the path of the data")
@@ -77,7 +76,7 @@ def find_files(path: Path) -> Files:
 
 
 def _plain(folder: Path) -> Path:
-    """The one file of users in a folder, whatever it is called."""
+    """Return the only file of users in a folder, whatever its name."""
     found = sorted(file for suffix in SUFFIXES for file in folder.glob(f"*{suffix}"))
     others = {*TASKS} - {folder.name}
     plain = [

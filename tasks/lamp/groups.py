@@ -1,8 +1,8 @@
-"""Who is the same author, and which side of the experiment each author stands on.
+"""Which users are one author, and on which side of the experiment each author is.
 
-LaMP's "users" can be sliding windows over one author's items, and then a test user's query stands
-in a neighbour's profile. So users that share content form a group, groups never straddle sides,
-and an author's windows are pooled into one user before anything is trained on them.
+LaMP's "users" can be sliding windows over one author's items; then a test user's query stands in a
+neighbour's profile. So users that share content form a group, a group is on one side only, and a
+base or anchor author's windows are pooled into one user.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
 from tasks.errors import InputError
@@ -19,9 +20,8 @@ from tasks.lamp.content import told
 from tasks.lamp.definitions import LampTask
 
 SIDES = ("base", "anchor", "few_shot")
-_SIDE_NUMBERS = {side: number for number, side in enumerate(SIDES)}
-
-# How the search for shared content is bounded (`_sharing_pairs`); neither changes what it finds.
+COLUMNS = ("user_id", "group", "profile", "query")
+# They bound the search for shared content (`_sharing_pairs`); neither changes what it finds.
 PREFIX_MATCHES = 4
 JOINED_ROWS = 5_000_000
 
@@ -31,9 +31,8 @@ class Split:
     """The three sides, each with columns user_id, group, profile, query, sorted by user_id.
 
     base and anchor: one row per author, user_id = group, distinct items and queries in the order
-    first seen. few_shot: the users as they came.
-    users: all users as they came, with their group and their side (role): what `audit` reads.
-    counts: see `split_users`.
+    first seen. few_shot: the users as they came. users: all users as they came, with their group
+    and their side (role). counts: see `split_users`.
     """
 
     base: pl.DataFrame
@@ -50,6 +49,9 @@ def find_groups(users: pl.DataFrame, share: float, task: LampTask | None = None)
     pairs of the smaller profile, or have the same user_id; and so on through third users. Texts are
     one if they are about the same (`content.told`); task: None takes the whole text.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components  # not above: scipy takes long
+
     items = (
         users.select(pl.int_range(pl.len()).alias("row"), "profile")
         .explode("profile")
@@ -65,19 +67,14 @@ def find_groups(users: pl.DataFrame, share: float, task: LampTask | None = None)
         "row", "pair", "users", size=pl.len().over("row"), order=_rarity_order()
     )
     shared = _sharing_pairs(items, share)
-    ids = users["user_id"].to_list()
-    parents = list(range(len(ids)))
-    first_row: dict[str, int] = {}
-    edges = [(row, first_row.setdefault(user_id, row)) for row, user_id in enumerate(ids)]
-    edges += list(shared.iter_rows())
-    for left, right in edges:
-        left, right = _root(parents, left), _root(parents, right)
-        # The root is the smallest user_id, so it names the group whatever the order of edges.
-        if (ids[right], right) < (ids[left], left):
-            left, right = right, left
-        parents[right] = left
-    names = [ids[_root(parents, row)] for row in range(len(ids))]
-    return pl.Series("group", names, dtype=pl.String)
+    ids = users.select("user_id").with_row_index("row")
+    first = ids.select(row_other=pl.first("row").over("user_id"))
+    left = np.concatenate([shared["row"], ids["row"]])
+    right = np.concatenate([shared["row_other"], first["row_other"]])
+    edges = coo_array((np.ones(len(left)), (left, right)), (ids.height, ids.height))
+    _, components = connected_components(edges, directed=False)
+    ids = ids.with_columns(component=pl.Series(components))
+    return ids.select(group=pl.col("user_id").min().over("component"))["group"]
 
 
 def _sharing_pairs(items: pl.DataFrame, share: float) -> pl.DataFrame:
@@ -131,20 +128,49 @@ def split_users(
     """Divide users (columns as from `formats.read_users` or `content.keyed`) into three sides.
 
     With roles: they are kept. A base or anchor user whose author also has a few-shot user, or a
-    base user whose author also has an anchor candidate, is an error, for then the data say other
-    than they seem to; with `allow_shared_groups` such users are removed and counted.
+    base user whose author also has an anchor candidate, is an error; with `allow_shared_groups`
+    such users are removed and counted.
     Without: whole groups are assigned, `base_share` and `anchor_share` of all groups and the rest
-    few-shot, in an order that depends on the seed and the group id alone; groups without a query
-    go to base and anchor. share: as in `find_groups`.
+    few-shot, in the order of `rank`; groups without a query go to base and anchor.
+    share: as in `find_groups`.
 
-    counts: users, users_with_query, groups (authors); base_users, anchor_candidates (authors,
-    after pooling); few_shot_users, few_shot_groups; pooled_users (base and anchor users merged
-    into another user of their author); removed_shared_group; removed_few_shot_without_query; and
-    of the few-shot users' queries: queries, queries_in_other_profiles (their text stands in a base
-    or anchor profile), queries_in_few_shot_profiles (in any few-shot profile),
-    queries_in_own_profile.
-    Raises InputError when the anchor or few-shot side is empty, or the base side although asked
-    for, when only some of the users have a role, or when roles put an author on two sides.
+    counts: those of `side_counts`; removed_shared_group (users); pooled_users (users merged into
+    another user of their author).
+    Raises InputError for a side that is asked for and empty, roles that only some users have, and
+    roles that put an author on two sides.
+    """
+    table, given = with_groups(users, share, task)
+    if given:
+        _check_roles(table, share, allow_shared_groups)
+    else:
+        sides = _assign(table, seed, base_share, anchor_share)
+        roles = [sides[group] for group in table["group"]]
+        table = table.with_columns(role=pl.Series(roles, dtype=pl.String))
+    bases, anchors, few_shot = (table.filter(pl.col("role") == side) for side in SIDES)
+    # Authors of few-shot users are kept off the other sides even if no query of theirs is left.
+    own_anchors = anchors.join(few_shot, on="group", how="anti")
+    own_bases = bases.join(few_shot, on="group", how="anti").join(
+        own_anchors, on="group", how="anti"
+    )
+    base, anchor = _pool(own_bases, task), _pool(own_anchors, task)
+    asked = few_shot.filter(pl.col("query").list.len() > 0).select(COLUMNS).sort("user_id")
+    counts = side_counts(table, base, anchor, asked, task) | {
+        "removed_shared_group": sum(shared_groups(table).values()),
+        "pooled_users": own_bases.height + own_anchors.height - base.height - anchor.height,
+    }
+    needed = {"anchor": anchor, "few_shot": asked}
+    if base_share > 0 and not (given and bases.is_empty()):
+        needed["base"] = base
+    for side, frame in needed.items():
+        if frame.is_empty():
+            raise InputError(_empty_side(side, given, counts))
+    return Split(base, anchor, asked, table, counts)
+
+
+def with_groups(users: pl.DataFrame, share: float, task: LampTask) -> tuple[pl.DataFrame, bool]:
+    """`users` with a column group (`find_groups`), and whether the data give their roles.
+
+    Raises InputError when only some of the users have a role.
     """
     table = users.with_columns(find_groups(users, share, task))
     without = table["role"].null_count()
@@ -152,84 +178,68 @@ def split_users(
         raise InputError(
             f"{without} of {table.height} users have no role; give all of them one, or none"
         )
-    given = without == 0 and table.height > 0
-    if given:
-        unknown = table.filter(~pl.col("role").is_in(SIDES))
-        if unknown.height:
-            raise InputError(f"role {unknown['role'][0]!r}: use one of {', '.join(SIDES)}")
-        if any(shared_groups(table).values()) and not allow_shared_groups:
-            raise InputError(_two_sides(table, share))
-    else:
-        sides = _assign(table, seed, base_share, anchor_share)
-        table = table.with_columns(
-            role=pl.col("group").replace_strict(sides, return_dtype=pl.String)
-            if sides
-            else pl.lit(None, dtype=pl.String)
-        )
-    by_role = {side: table.filter(pl.col("role") == side) for side in SIDES}
-    few_shot = by_role["few_shot"].filter(pl.col("query").list.len() > 0)
-    # Authors of few-shot users are kept off the other sides even if no query of theirs is left.
-    anchors = by_role["anchor"].join(by_role["few_shot"], on="group", how="anti")
-    bases = by_role["base"].join(by_role["few_shot"], on="group", how="anti")
-    bases = bases.join(anchors, on="group", how="anti")
-    split_counts = {
+    return table, without < table.height
+
+
+def side_counts(
+    table: pl.DataFrame,
+    base: pl.DataFrame,
+    anchor: pl.DataFrame,
+    few_shot: pl.DataFrame,
+    task: LampTask,
+) -> dict[str, int]:
+    """The counts that both kinds of split have. table: all users; the others: the sides made.
+
+    groups are authors. queries: of the few-shot users; queries_in_*: those whose text stands in a
+    base or anchor (other), any few-shot, or the user's own profile.
+    """
+    places = query_places(few_shot, few_shot, task)
+    asking = table.filter(pl.col("query").list.len() > 0)
+    return {
         "users": table.height,
-        "users_with_query": int((table["query"].list.len() > 0).sum()),
+        "users_with_query": asking.height,
         "groups": table["group"].n_unique(),
-        "removed_shared_group": sum(shared_groups(table).values()),
-        "removed_few_shot_without_query": by_role["few_shot"].height - few_shot.height,
-    }
-    pooled_base, pooled_anchor = _pool(bases, task), _pool(anchors, task)
-    few_shot = few_shot.select("user_id", "group", "profile", "query").sort("user_id")
-    needed = {"anchor": pooled_anchor, "few_shot": few_shot}
-    if base_share > 0 and not (given and by_role["base"].is_empty()):
-        needed["base"] = pooled_base
-    for side, frame in needed.items():
-        if frame.is_empty():
-            raise InputError(_empty_side(side, given, split_counts))
-    counts = split_counts | {
-        "base_users": pooled_base.height,
-        "anchor_candidates": pooled_anchor.height,
+        "removed_few_shot_without_query": int((table["role"] == "few_shot").sum())
+        - few_shot.height,
+        "base_users": base.height,
+        "anchor_candidates": anchor.height,
         "few_shot_users": few_shot.height,
         "few_shot_groups": few_shot["group"].n_unique(),
-        "pooled_users": bases.height + anchors.height - pooled_base.height - pooled_anchor.height,
         "queries": int(few_shot["query"].list.len().sum()),
-    }
-    trained_on = pl.concat([pooled_base, pooled_anchor])
-    places = query_places(few_shot, few_shot, task)
-    counts |= {
-        "queries_in_other_profiles": query_places(few_shot, trained_on, task)["any"],
+        "queries_in_other_profiles": query_places(few_shot, pl.concat([base, anchor]), task)["any"],
         "queries_in_few_shot_profiles": places["any"],
         "queries_in_own_profile": places["own"],
     }
-    return Split(pooled_base, pooled_anchor, few_shot, table, counts)
+
+
+def _check_roles(table: pl.DataFrame, share: float, allow_shared_groups: bool) -> None:
+    """Raise InputError for a role that does not exist, or an author on two sides."""
+    unknown = table.filter(~pl.col("role").is_in(SIDES))
+    if unknown.height:
+        raise InputError(f"role {unknown['role'][0]!r}: use one of {', '.join(SIDES)}")
+    if any(shared_groups(table).values()) and not allow_shared_groups:
+        raise InputError(_two_sides(table, share))
 
 
 def _assign(
     table: pl.DataFrame, seed: int, base_share: float, anchor_share: float
 ) -> dict[str, str]:
-    """Group id -> side. A hash per group, not a shuffle of rows: no profile can move anybody."""
+    """Group id -> side. The order is a hash per group: no profile can move anybody."""
     asked = table.group_by("group").agg(asks=(pl.col("query").list.len() > 0).any())
-    groups = sorted(asked.iter_rows(), key=lambda row: _rank(seed, row[0]))
-    base_count = max(1, round(base_share * len(groups))) if base_share > 0 else 0
-    anchor_count = max(1, round(anchor_share * len(groups)))
-    wanted = max(0, len(groups) - base_count - anchor_count)
-    few_shot = [group for group, asks in groups if asks][:wanted]
-    taken = set(few_shot)
-    rest = [group for group, _ in groups if group not in taken]
-    if len(rest) > base_count + anchor_count:
-        base_count = max(
-            base_count, math.floor(len(rest) * base_share / (base_share + anchor_share))
-        )
-    return (
-        dict.fromkeys(few_shot, "few_shot")
-        | dict.fromkeys(rest[:base_count], "base")
-        | dict.fromkeys(rest[base_count:], "anchor")
-    )
+    groups = sorted(asked.iter_rows(), key=lambda row: rank(seed, row[0]))
+    bases = max(1, round(base_share * len(groups))) if base_share > 0 else 0
+    anchors = max(1, round(anchor_share * len(groups)))
+    wanted = max(0, len(groups) - bases - anchors)
+    few_shot = dict.fromkeys([group for group, asks in groups if asks][:wanted], "few_shot")
+    rest = [group for group, _ in groups if group not in few_shot]
+    if len(rest) > bases + anchors:
+        bases = max(bases, math.floor(len(rest) * base_share / (base_share + anchor_share)))
+    return few_shot | dict.fromkeys(rest[:bases], "base") | dict.fromkeys(rest[bases:], "anchor")
 
 
-def _rank(seed: int, group: str) -> tuple[bytes, str]:
-    return hashlib.sha256(f"{seed}:{group}".encode()).digest(), group
+def rank(seed: int, name: str) -> tuple[bytes, str]:
+    """A sort key: a random order that depends on the seed and the name alone."""
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest(), name
 
 
 def _pool(users: pl.DataFrame, task: LampTask) -> pl.DataFrame:
@@ -254,25 +264,15 @@ def _rarity_order() -> pl.Expr:
     return pl.struct("users", "pair").rank("ordinal").over("row").cast(pl.Int64) - 1
 
 
-def _root(parents: list[int], node: int) -> int:
-    while parents[node] != node:
-        parents[node] = parents[parents[node]]
-        node = parents[node]
-    return node
-
-
 def _two_sides(users: pl.DataFrame, share: float) -> str:
     """The error line for roles that put an author on two sides, with the worst pair shown."""
-    first = (
-        users.select("user_id", "group", "role", side=pl.col("role").replace_strict(_SIDE_NUMBERS))
-        .sort("user_id")
-        .unique(["group", "side"], keep="first", maintain_order=True)
-    )
+    first = users.select("user_id", "group", pl.col("role").cast(pl.Enum(SIDES))).sort("user_id")
+    first = first.unique(["group", "role"], keep="first", maintain_order=True)
     pairs = first.join(first, on="group", suffix="_other").filter(
-        pl.col("side") < pl.col("side_other")
+        pl.col("role") < pl.col("role_other")
     )
     # Scored users first: what they share is in the scores.
-    by = ["side_other", "side", "user_id"]
+    by = ["role_other", "role", "user_id"]
     pair = pairs.sort(by, descending=[True, True, False]).row(0, named=True)
     return (
         f"{sum(shared_groups(users).values())} base or anchor users are of one author with a user "
@@ -287,11 +287,11 @@ def _empty_side(side: str, given: bool, counts: dict[str, int]) -> str:
     if side == "few_shot" and not given and not counts["users_with_query"]:
         return f"none of {counts['users']} users has a query to be scored on; add queries"
     name = {"base": "base", "anchor": "anchor candidate", "few_shot": "few-shot"}[side]
-    found = (
+    hint = "give more users, or change split.base_share and split.anchor_share"
+    if given:
+        hint = f"add {name} users by other authors"
+    return (
         f"no {name} user is left of {counts['users']} users by {counts['groups']} authors "
         f"({counts['removed_shared_group']} removed because their author stands on another side, "
-        f"{counts['removed_few_shot_without_query']} few-shot users have no query)"
+        f"{counts['removed_few_shot_without_query']} few-shot users have no query); {hint}"
     )
-    if given:
-        return f"{found}; add {name} users by other authors"
-    return f"{found}; give more users, or change split.base_share and split.anchor_share"

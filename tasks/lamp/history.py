@@ -1,19 +1,18 @@
-"""The items of a profile most like a text, by BM25 (METHOD, Prompts: k = 1 in the paper).
+"""The items of a profile that are most like a text, by BM25 (docs/method.md, Prompts).
 
-The published code asks `rank_bm25.BM25Okapi` (k1 = 1.5, b = 0.75, epsilon = 0.25) and builds its
-index anew for every item, on the *other* items of the profile. Here all items of a profile are
-asked at once, from counts of the whole profile, and the numbers are the same: without item i there
-is one item fewer, each of its words is in one item fewer, and the mean length is that of the rest.
+The published code uses `rank_bm25.BM25Okapi` (k1 = 1.5, b = 0.75, epsilon = 0.25) and builds an
+index for every item, on the *other* items of the profile. Here all items of a profile are asked at
+once, from counts of the whole profile, with the same numbers: without item i there is one item
+fewer, each of its words is in one item fewer, and the mean length is that of the rest.
 
     idf(w) = ln(N - df(w) + 1/2) - ln(df(w) + 1/2); where that is negative, epsilon times the mean
              of idf over the words of the index (which may be negative itself)
     score  = sum over the words w of the question, repeated ones too, of
              idf(w) * tf * (k1 + 1) / (tf + k1 * (1 - b + b * length / mean length))
 
-Scores that agree to nine decimals are a tie, and of a tie the item that stands first comes first
-(numpy's argsort, which rank_bm25 leaves it to, has no rule). Words are those of tasks/lamp/words.py
-in lower case: no stop words, no stemming. (The published code splits at blanks and keeps the case:
-`LampTask.lookup`.)
+Scores that agree to nine decimals are a tie, which the earlier item wins (numpy's argsort, which
+rank_bm25 uses, has no rule). Words are those of tasks/lamp/words.py in lower case, without stop
+words or stemming. (The published code splits at blanks and keeps the case: `LampTask.lookup`.)
 """
 
 from __future__ import annotations
@@ -28,14 +27,12 @@ from tasks.lamp.words import words
 if TYPE_CHECKING:
     from scipy import sparse
 
-# Part of every cache key that neighbours decide; raise it when they change. Not raised when marks
-# came to belong to their words, and characters of scripts without blanks to stand alone: neighbours
-# among texts without either are the same, and results of others made before are kept as they are.
+# Part of every cache key that neighbours decide; raise it when they change.
 VERSION = 2
 
 K1, B, EPSILON = 1.5, 0.75, 0.25
 TIE_DECIMALS = 9
-# Scores held at once (8 bytes each), so that a profile of many thousand items fits, too.
+# Scores held at once (8 bytes each), so that a profile of many thousand items fits.
 SCORES = 4_000_000
 
 
@@ -45,7 +42,7 @@ def lower_words(text: str) -> list[str]:
 
 
 class Neighbours:
-    """BM25 over the texts of one profile of N items; `split`: a text's words."""
+    """BM25 over the texts of one profile of N items. split: gives a text's words."""
 
     def __init__(
         self, texts: Sequence[str], split: Callable[[str], list[str]] = lower_words
@@ -103,23 +100,23 @@ class Neighbours:
         return found
 
     def _elsewhere(self, asked: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
-        """Of each number in `asked` [N, words]: its row, and the word's idf among the other items.
+        """Per number in `asked` [N, words]: its row, and the word's idf among the other items.
 
-        0 for a word that only the row's own item has: it is not in the index of the others.
+        The idf is 0 for a word of the row's own item alone: the others' index lacks it.
         """
         rows = np.repeat(np.arange(self.size), np.diff(asked.indptr))
         items = self._items[asked.indices] - (self._counts[rows, asked.indices] > 0)
         return rows, np.where(items > 0, _idf(items, self.size - 1), 0.0)
 
     def _asked(self, questions: Sequence[str]) -> sparse.csr_array:
-        """As `_count`, of the words that the index has."""
+        """`_count` of the words that the index has."""
         return self._count(
             [[w for w in self._split(text) if w in self._words] for text in questions]
         )
 
     def _count(self, texts: Sequence[Sequence[str]]) -> sparse.csr_array:
-        """How often each known word stands in each text [texts, words]."""
-        from scipy import sparse  # not above: it takes long, and most who import this ask nothing
+        """How often each known word is in each text: [texts, words]."""
+        from scipy import sparse  # here, as it takes long and not all need it
 
         indices = [self._words[word] for own in texts for word in own]
         ends = np.cumsum([0, *map(len, texts)])
@@ -131,16 +128,14 @@ class Neighbours:
     def _best(
         self, asked: sparse.csr_array, means: np.ndarray, count: int, own: np.ndarray | None
     ) -> list[list[int]]:
-        """The best items of each question, without itself where `own` says which item it is.
+        """The best items of each question, but not the item `own` that it comes from.
 
-        asked: [Q, words], the words' weights. means: [Q], the mean lengths of their indices.
+        asked: the words' weights [Q, words]. means: the mean lengths of their indices [Q].
         """
-        # Items without a word have no score; nor has a question whose others have none.
         relative = self._lengths / np.where(means > 0, means, 1.0)[:, None]
         norms = K1 * (1 - B + B * relative)
         scores = np.zeros(norms.shape)
-        # The share of a word depends on item and question by its count and the norm only, so each
-        # count that occurs is one product of sparse matrices.
+        # A word's share depends on its count and the norm only: one sparse product per count.
         for often in np.unique(self._counts.data):
             marks = (self._counts == often).astype(float)
             scores += (asked @ marks.T).toarray() * (often * (K1 + 1) / (often + norms))

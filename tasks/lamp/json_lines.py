@@ -1,4 +1,4 @@
-"""Users as JSON Lines, one JSON object a line: read in order, a line in memory at a time."""
+"""Users as JSON Lines, one JSON object a line, with one line in memory at a time."""
 
 from __future__ import annotations
 
@@ -11,25 +11,21 @@ from typing import Any
 
 from tasks.errors import InputError
 from tasks.lamp.checks import decoder, reading
-from tasks.lamp.records import BLOCK, LONGEST, SPACE
+from tasks.lamp.records import LONGEST, Text
 
 _JSON = decoder()
 
 
 def is_lines(file: Path) -> bool:
-    """Does the file begin with an object? A list of users begins with the list."""
-    with reading(file), file.open("rb") as handle:
-        while block := handle.read(BLOCK):
-            if first := block.removeprefix(codecs.BOM_UTF8).lstrip(SPACE)[:1]:
-                return first == b"{"
-    return False
+    """Whether the file begins with an object; a list of users begins with a bracket."""
+    with reading(file), file.open("rb", buffering=0) as handle:
+        return Text(file, handle).next() == "{"
 
 
-def read_lines(file: Path) -> Iterator[tuple[int, list[Any]]]:
-    """(number of the line, from 1; its record) of every line that is not blank, in order.
+def read_lines(file: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (number from 1, record) of every line that is not blank.
 
-    Raises InputError, which names the line, where one is not JSON, not UTF-8, or longer than
-    LONGEST bytes.
+    Raises InputError for a line that is not JSON, not UTF-8, or longer than LONGEST bytes.
     """
     offset = 0
     with reading(file), file.open("rb") as handle:
@@ -45,13 +41,13 @@ def read_lines(file: Path) -> Iterator[tuple[int, list[Any]]]:
                     f"{file}: line {number}: does not end within {LONGEST >> 20} MiB; one user "
                     "stands on one line"
                 )
-            if line.strip(SPACE):
-                yield number, [_record(file, number, line, offset)]
+            if line.strip(b" \t\n\r"):
+                yield number, _record(file, number, line, offset)
             offset += len(line)
 
 
 def _record(file: Path, number: int, line: bytes, offset: int) -> Any:
-    """offset: of the line's first byte in the file."""
+    """Decode one line. offset: its first byte in the file."""
     where = f"{file}: line {number}"
     try:
         text = line.decode("utf-8").rstrip("\r\n")

@@ -1,4 +1,4 @@
-"""What of a user's items and queries can be used. The others are dropped and counted by reason."""
+"""Which of a user's items and queries are kept. The others are dropped and counted by reason."""
 
 from __future__ import annotations
 
@@ -21,17 +21,14 @@ ORPHAN_QUERY = "query of a user with no profile items left"
 
 
 class Kept:
-    """Picks out what can be used.
-
-    dropped: how many items, queries and users were left out so far, by reason.
-    """
+    """Drops what cannot be used. dropped: reason -> how many items, queries or users so far."""
 
     def __init__(self, task: LampTask) -> None:
         self.task = task
         self.dropped: Counter[str] = Counter()
 
     def items(self, items: Iterable[tuple[str, str, str]]) -> Records:
-        """Items (id, text, answer) without those that cannot be used, which are counted."""
+        """The usable of some items (id, text, answer); an item that stands twice is kept once."""
         labels = self.task.labels
         if labels and self.task.items == "built":
             labels = (*labels, citations.UNASKED)
@@ -49,6 +46,7 @@ class Kept:
         return Records(list(kept.values()), [t for t, _ in kept], [answer for _, answer in kept])
 
     def queries(self, queries: list[tuple[str, str, str]]) -> Records:
+        """The usable of some queries (id, input, gold)."""
         kept = Records([], [], [])
         for query_id, question, gold in queries:
             gold = self._answer(gold)
@@ -62,10 +60,9 @@ class Kept:
         return kept
 
     def _answer(self, answer: str) -> str:
-        """A label as it is looked up; free text stays as it is.
-
-        Stripped, as LaMP's scoring does. A rating is what `float` reads, so "4.0" is the label 4.
-        """
+        """A label stripped, as LaMP scores it, and a rating "4.0" as "4"; free text as it is."""
+        if answer in self.task.labels:
+            return answer
         if self.task.kind == "rating":
             with suppress(ValueError):
                 rating = float(answer)

@@ -1,4 +1,4 @@
-"""Means over cells (LaMP tasks, seeds), with intervals: tasks/lamp/statistics.py has the cells'."""
+"""Means over cells (LaMP tasks, seeds) with their intervals; see tasks/lamp/statistics.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from tasks.errors import InputError
 from tasks.lamp.statistics import Resampled, Scored, draws_of, multiplicities
 
-# What cells of any LaMP tasks can be averaged by.
+# Metrics that all LaMP tasks have.
 COMMON_METRICS = ("score", "share_of_attainable")
 # LaMP task and sample of users -> the cells of it, by their number.
 Families = Mapping[tuple[str, str], Mapping[int, Scored]]
@@ -19,15 +19,12 @@ Families = Mapping[tuple[str, str], Mapping[int, Scored]]
 def mean_over(
     cells: Sequence[Resampled], metrics: Sequence[str] | None = COMMON_METRICS
 ) -> Resampled:
-    """Mean over cells (LaMP tasks, seeds) of metrics, each cell alike.
+    """Mean of metrics over cells (LaMP tasks, seeds) with equal weights.
 
-    metrics: those that LaMP tasks have in common unless said otherwise; None for all, which cells
-    of one LaMP task share.
-
-    Draw b of the mean is the mean of the cells' draws b, which are independent but for cells of
-    one task and sample (`Scored.sample`): those are drawn together. Methods that a cell lacks are
-    left out, so is a metric (a share of attainable, say) that a cell lacks; no interval where a
-    cell has none.
+    metrics: None for all that the cells share.
+    Draw b of the mean is the mean of the cells' draws b. Cells of one task and sample
+    (`Scored.sample`) are drawn together, others independently. Methods and metrics that a cell
+    lacks are left out; there is no interval where a cell has none.
     Raises InputError when there is no cell, or no method that all have; ValueError when the cells
     have different numbers of draws.
     """
@@ -83,11 +80,11 @@ def _all_groups(family: Mapping[int, Scored]) -> list[str]:
 
 
 def _together(cells: Sequence[Resampled], families: Families) -> list[Resampled]:
-    """`cells`, those of one task and sample drawn anew where they do not hold the same groups.
+    """Redraw the cells of one task and sample that do not hold the same groups.
 
-    A file's users are dealt out anew by each seed: a group may be asked in one cell and not in the
-    next. The groups of all are then drawn at once, and each cell takes what fell to its own: drawn
-    by themselves, cells would seem to know more users than there are.
+    Each seed splits a file's users anew, so a group may be scored in one cell and not in the next.
+    The groups of all these cells are drawn at once, and each cell takes the counts of its own.
+    Drawn independently, the cells would seem to have more users than there are.
     """
     found = list(cells)
     for (task, sample), family in families.items():
@@ -114,9 +111,9 @@ def _together(cells: Sequence[Resampled], families: Families) -> list[Resampled]
 def _blocks(
     about: Sequence[str], columns: Sequence[Sequence[int]], resamples: int
 ) -> Iterator[np.ndarray]:
-    """How often each draw holds each group; draws that leave a cell empty are drawn again.
+    """How often each draw holds each group; draws that leave a cell empty are replaced.
 
-    columns: per cell those of its groups.
+    columns: per cell, the columns of its groups.
     """
     count = 1 + max(column for own in columns for column in own)
     kept = tries = 0

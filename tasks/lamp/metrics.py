@@ -1,18 +1,18 @@
 """LaMP's own scoring rules (its eval/evaluation.py), without its dependencies.
 
-Labels are stripped and looked up exactly (case counts); one outside the label set is a class of
-its own, wrong and never dropped. Macro-F1 runs over the whole label set, absent labels count 0.
+Labels are stripped and compared exactly (case counts); one outside the label set is wrong, never
+dropped. Macro-F1 is over the whole label set; absent labels count 0.
 A rating that float() cannot read becomes the farther of 1 and 5 from its gold (a gold of 3 gives
-5); nothing is rounded or clamped. float() reads "nan" and "inf" too, and so do we: one such
-prediction makes mae and rmse nan or inf, and a reader sees that the model did not answer.
-ROUGE-1 and ROUGE-L: F-measure, no stemming, plain mean over examples. (LaMP takes the middle of
-a bootstrap of that mean, which is the same up to its random draws.) Its words are runs of a to z
-and digits, so a text in another script has none, and whatever is answered scores 0. By the rules
-`unicode` they are those of tasks/lamp/words.py, case folded, of text in Unicode's form NFKC.
+5); nothing is rounded or clamped. float() reads "nan" and "inf", and one such prediction makes mae
+and rmse nan or inf.
+ROUGE-1 and ROUGE-L: F-measure, no stemming, mean over examples. (LaMP takes the middle of a
+bootstrap of that mean, which is the same up to its random draws.) Words are runs of a to z and
+digits, so a text in another script has none and scores 0. By the rules `unicode` words are those of
+tasks/lamp/words.py, case folded, of text in Unicode's form NFKC.
 
-Every metric is a function of sums over examples, so it is computed in two steps: what each
-example adds (`example_columns`), and the metrics of the sums (`from_sums`). tasks/lamp/statistics
-resamples the sums and so scores by the very same rules.
+Every metric is a function of sums over examples. It is computed in two steps: what each example
+adds (`example_columns`), and the metrics of the sums (`from_sums`), which tasks/lamp/statistics.py
+applies to resampled sums as well.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Rules = Literal["lamp", "mta_published", "unicode"]
 def rules_of(
     task: LampTask, metrics: Literal["lamp", "mta_published"], tokens: Literal["lamp", "unicode"]
 ) -> Rules:
-    """By which rules `scoring.metrics` and `scoring.tokens` score a task: tokens are of text."""
+    """The rules of `scoring.metrics` and `scoring.tokens` for a task; tokens concern text only."""
     return "unicode" if tokens == "unicode" and task.kind == "text" else metrics
 
 
@@ -52,8 +52,7 @@ def score(
     """Metrics of `predictions` against `golds`, both query id -> text, in any order.
 
     rules: LaMP's, those of MTA's published scorer (tasks/lamp/published.py), or LaMP's with words
-        of any script.
-
+    of any script.
     Returns accuracy and macro_f1 (classification), mae and rmse (rating), or rouge1 and rougeL
     (text); all but mae and rmse lie in 0..1.
     Raises InputError as `example_columns` does.
@@ -69,13 +68,12 @@ def example_columns(
     golds: Mapping[str, str],
     rules: Rules = "lamp",
 ) -> np.ndarray:
-    """What each example adds to the sums that the metrics are made of: float64 [n, k].
+    """What each example adds to the sums of the metrics: float64 [n, k], rows by sorted query id.
 
-    Rows in the order of the query ids, sorted, whatever the order of the mappings; so a sum over
-    them does not depend on it either. Columns, with L the number of labels:
-    classification (k = 2 L): label l was given and right; uses of l in prediction and gold.
+    Columns, with L labels:
+    classification (k = 2 L): label l was given and right; uses of l in prediction and gold; by the
+        published rules `published.label_columns`.
     rating (k = 2): absolute error, and its square. text (k = 2): ROUGE-1 and ROUGE-L F-measure.
-    By the published rules those of classification are `published.label_columns`.
     Raises InputError when there is nothing to score, the sets of ids differ, or a gold is not one
     of the task's labels (LaMP would count such a gold as hit by any other unknown label).
     """
@@ -106,10 +104,7 @@ def example_columns(
 def from_sums(
     task: LampTask, sums: np.ndarray, count: np.ndarray | int, rules: Rules = "lamp"
 ) -> dict[str, np.ndarray]:
-    """The task's metrics, each [...], of the columns' sums [..., k] over `count` [...] examples.
-
-    The columns are those of `example_columns`; count is above 0.
-    """
+    """The metrics, each [...], of the sums [..., k] of `example_columns` over `count` > 0."""
     if task.kind == "classification" and rules == "mta_published":
         return published.label_metrics(sums)
     if task.kind == "classification":
@@ -124,7 +119,7 @@ def from_sums(
 
 
 def golds_without_token(task: LampTask, golds: Iterable[str], rules: Rules = "lamp") -> int:
-    """How many golds have no word to ROUGE: every answer to them scores 0. Of labels none."""
+    """Count golds without a word for ROUGE, so that every answer scores 0."""
     if task.kind != "text":
         return 0
     # Not through `_tokenizer`: stemming leaves no word empty, and its nltk takes seconds to import.
@@ -136,7 +131,7 @@ def golds_without_token(task: LampTask, golds: Iterable[str], rules: Rules = "la
 
 
 def remarks(rules: Rules, tokenless: int) -> list[str]:
-    """What a reader of the scores must know of the rules, and of the golds without a word."""
+    """Lines for a reader of the scores: the rules, and golds without a word."""
     lines = []
     if rules == "mta_published":
         lines.append("metrics by the rules of MTA's published scorer, not by LaMP's")
@@ -154,10 +149,9 @@ def remarks(rules: Rules, tokenless: int) -> list[str]:
 
 
 def unlabelled(task: LampTask, predictions: Mapping[str, str], rules: Rules = "lamp") -> list[str]:
-    """Ids of the queries whose answer is none of the task's kind, sorted; none for text tasks.
+    """Sorted ids of the queries whose answer is no label or rating; none for text tasks.
 
-    Classification: the stripped answer is not exactly a label. Rating: float() cannot read it; by
-    the published rules nan and inf are no ratings either. predictions: query id -> text.
+    By the published rules nan and inf are no ratings either. predictions: query id -> text.
     """
     return [
         query_id
@@ -170,8 +164,7 @@ def golds_json(task: LampTask, predictions: Mapping[str, str]) -> dict[str, Any]
     """Predictions in LaMP's own file format, ids in the order given.
 
     {"task": "LaMP_2", "golds": [{"id", "output"}]}; the key is `golds` for predictions too.
-    LaMP's evaluation calls both movie tagging (2M) and news categorisation (2N) LaMP_2. By that
-    name its present evaluation.py knows movie tags alone: it cannot score 2N (docs/data.md).
+    LaMP calls both 2M and 2N LaMP_2; its present evaluation.py cannot score 2N (docs/data.md).
     """
     return {
         "task": f"LaMP_{task.name.removeprefix('LaMP-').rstrip('MN')}",
@@ -218,7 +211,7 @@ def _is_label(task: LampTask, prediction: str, rules: Rules) -> bool:
 
 
 def _rating_error(prediction: str, gold: str) -> float:
-    """Absolute error; float() takes what Python takes, "4.0" and "nan" included."""
+    """Absolute error; float() reads "4.0" and "nan", too."""
     wanted = float(gold)
     try:
         rating = float(prediction)

@@ -1,7 +1,6 @@
-"""LaMP-1's papers as a file has them: checked, and with a question for each that names a citation.
+"""Check LaMP-1's papers as a file has them, and make a question of each that names a citation.
 
-A paper may name all it cites, as citation graphs do: `citation` is then a list of titles, of which
-one is asked about.
+`citation` may be a list of titles, as citation graphs have it; then one of them is asked about.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from tasks.lamp.citations import UNASKED, questions
 
 
 class Papers(NamedTuple):
-    """items: as `citations.questions` gives them. lost: papers with nothing to ask against. drawn:
-    papers with several citations, of which one was drawn."""
+    """items: of `citations.questions`. lost: how many papers had nothing to be asked against.
+    drawn: how many papers had several citations, of which one was drawn."""
 
     items: list[dict[str, Any]]
     lost: int = 0
@@ -25,12 +24,11 @@ class Papers(NamedTuple):
 
 
 def read_papers(papers: list[Any], where: str, task: str, seed: int) -> Papers:
-    """One user's papers as items whose title is a question and whose citation is its label.
+    """Return one user's papers as items: the title is a question, the citation its label.
 
-    A paper may name its own `negative`. Ours do: a citation of the same user, as the nearest
-    paper's is, shows nothing of the user's taste. Where no paper of a profile names a citation, as
-    in LaMP's official files, they stay to be asked about (`related.ask_related`).
-    Raises InputError for a paper that is not of that shape.
+    A paper may name its own `negative`, as those of the synthetic worlds do. Where no paper of a
+    profile names a citation, as in LaMP's official files, none is asked about yet
+    (`related.ask_related`). Raises InputError for a paper that is not of that shape.
     """
     named = any(isinstance(paper, dict) and "citation" in paper for paper in papers)
     read, drawn = [], 0
@@ -57,9 +55,9 @@ def read_papers(papers: list[Any], where: str, task: str, seed: int) -> Papers:
 
 
 def one_of(cited: Collection[str], title: str, seed: int) -> str:
-    """One of a paper's citations, each as likely, by the seed and the paper alone.
+    """Draw one of a paper's citations, by the seed and the paper alone.
 
-    Windows over one author's papers so agree on it, and no order of records or citations matters.
+    So windows over one author's papers agree on it, in any order of records and citations.
     """
     return min(
         cited, key=lambda own: hashlib.sha256(f"{seed}\x1f{title}\x1f{own}".encode()).digest()
@@ -67,7 +65,7 @@ def one_of(cited: Collection[str], title: str, seed: int) -> str:
 
 
 def _cited(paper: Any, place: str) -> set[str] | None:
-    """The titles of a list of citations, without empty ones; None where it is no list."""
+    """The titles in a paper's list of citations, without empty ones; None where it is no list."""
     cited = paper.get("citation") if isinstance(paper, dict) else None
     if not isinstance(cited, list):
         return None

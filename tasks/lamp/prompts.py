@@ -1,10 +1,9 @@
 """Prompts: every profile item and every query becomes one question with one answer.
 
-A profile item is asked about itself, leave-one-out: the other items are its history. A query has
-the whole profile as history. Both read alike, so what is trained is what is asked later; where an
-item is no question, its definition says what becomes of it (`LampTask.items`).
-Source: METHOD, Prompts. The published layout is that of the MTA code: history, instruction, the
-text, and the cue that the answer follows. The instruction's wording is the data's own.
+A profile item is asked with the other items as its history, a query with the whole profile. Both
+read alike; where an item is no question, `LampTask.items` says what it becomes. Source:
+docs/method.md, Prompts. The published layout is that of the MTA code: history, instruction, text,
+and the cue that the answer follows. The instruction is in the data's own words.
 
 compact    description: <text> tag:      (an instruction within the text, as LaMP-1's, is left out)
 published  ### User History:
@@ -27,15 +26,15 @@ from tasks.lamp.definitions import LampTask
 from tasks.lamp.history import Neighbours
 
 Style = Literal["compact", "published"]
-# By what history is looked up: items' texts, or what the published code indexes.
+# Where history is looked up: in items' texts, or in what the published code indexes.
 Index = Literal["text", "published"]
-# Raised when the published layout's text changes: results made with the old one are then made anew.
+# Part of the cache keys of the published layout; raise it when its text changes.
 LAYOUT = 2
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question. id: of the profile item or query. answer: stripped, nothing before it."""
+    """One question. id: of the profile item or query."""
 
     id: str
     prompt: str
@@ -43,9 +42,9 @@ class Sample:
 
 
 def instruction_of(queries_inputs: Iterable[str], task: LampTask) -> str:
-    """The data's own instruction: the commonest start of a query, up to and with the marker.
+    """The commonest start of a query, up to and with the marker, the earliest of a tie.
 
-    Ties go to the one seen first. Without any query that carries the marker: `task.instruction`.
+    Where no query has the marker: `task.instruction`.
     """
     starts: Counter[str] = Counter()
     for question in queries_inputs:
@@ -56,7 +55,7 @@ def instruction_of(queries_inputs: Iterable[str], task: LampTask) -> str:
 
 
 def question_text(question: str, task: LampTask) -> str:
-    """The item's own text in a query's `input`: what follows the marker, else all of it."""
+    """The item's own text in a query's `input`: what follows the marker, or all of it."""
     _, marker, text = question.partition(task.marker)
     return text if marker else question
 
@@ -71,10 +70,10 @@ def profile_samples(
 ) -> list[Sample]:
     """One sample per profile item {id, text, answer}, in order.
 
-    history_items: how many of the *other* items, most similar by BM25, stand before the question;
-        none before a bare cue, which has no text they could be similar to but the answer.
-    instruction: as from `instruction_of`; only the published style shows it.
-    index: `published` looks the other items up as `LampTask.lookup` says.
+    history_items: how many of the *other* items, the most similar by BM25, stand before the
+        question; none before a bare cue, whose only text is the answer.
+    instruction: from `instruction_of`; only the published style shows it.
+    index: `published` looks items up as `LampTask.lookup` says.
     """
     asked = [
         (item["id"], None if task.items == "completed" else item["text"], item["answer"])
@@ -116,14 +115,14 @@ def _neighbours(profile: Sequence[Mapping[str, str]], task: LampTask, index: Ind
     how = task.lookup
     texts = [_subject(item["text"], task) for item in profile]
     if how.with_answer:
-        # Blanks at the ends would be words; the published headline stands before its article.
+        # Stripped, as blanks at the ends would be words.
         both = zip(profile, texts, strict=True)
         texts = [f"{item['answer']} {text}".strip() for item, text in both]
     return Neighbours(texts, lambda text: text.split(how.separator))
 
 
 def _subject(text: str, task: LampTask) -> str:
-    """A paper's title, where the text is the question that was built of it; else the text."""
+    """The title in a question built of a paper; any other text as it is."""
     paper = parts(text) if task.items == "built" else None
     return paper[0] if paper else text
 
@@ -136,7 +135,7 @@ def _samples(
     style: Style,
     instruction: str,
 ) -> list[Sample]:
-    """asked: (id, text, answer). found: for each the profile items that stand before it."""
+    """asked: (id, text, answer). found: for each, the profile items before it."""
     samples = []
     for number, (sample_id, text, answer) in enumerate(asked):
         known = found[number] if found and text is not None else []
@@ -155,7 +154,7 @@ def _compact_item(item: Mapping[str, str], task: LampTask) -> str:
 
 
 def _cue(text: str | None, task: LampTask) -> str:
-    """What a compact prompt ends with; without a text the bare cue."""
+    """The end of a compact prompt; without a text the bare cue."""
     if text is None:
         return f"{task.cue}:"
     if task.asks:
@@ -201,5 +200,5 @@ def _published_item(item: Mapping[str, str], task: LampTask) -> str:
 
 
 def _one_line(text: str) -> str:
-    """White space normalised: line breaks separate the parts of a prompt, nothing else."""
+    """White space normalised, as line breaks separate the parts of a prompt."""
     return " ".join(text.split())

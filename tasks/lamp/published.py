@@ -1,7 +1,7 @@
 """MTA's published scorer, where it differs from LaMP's rules (tasks/lamp/metrics.py).
 
-For comparison with published numbers only (`scoring.metrics=mta_published`); read from the code of
-2511.20072 (its `eval/` and `aggregate_results.py`), differences and all:
+Only for comparison with published numbers (`scoring.metrics=mta_published`). Source: the code of
+2511.20072, `eval/` and `aggregate_results.py`:
 
 classification  Macro-F1 over the labels that a gold or a prediction names, so that absent labels
                 cost nothing and an unknown answer is a label of its own. Empty answers are left out
@@ -11,8 +11,8 @@ rating          Rounded (half to even) and clamped to 1..5; what float() cannot 
 text            ROUGE with stemming, of the first line of the answer; of LaMP-5, of its first
                 sentence only, by the first full stop.
 
-Not followed: that its headlines and titles are asked without the chat template they were trained
-with, and a repetition penalty where ratings are generated. Those are no rules of scoring.
+Not followed, as it is no scoring: headlines and titles without the chat template of training, and a
+repetition penalty for ratings.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ from tasks.lamp.definitions import LampTask
 def label_columns(task: LampTask, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     """What each (prediction, gold) adds to the sums: float64 [n, 1 + 2 C].
 
-    Columns: counted (0 for an empty prediction); then per label l was given and right, and uses of
-    l in prediction and gold. C: the task's labels, then the unknown ones predicted, sorted; columns
-    of 0 behind them change nothing.
+    Columns: counted (0 for an empty prediction); then per label: given and right, and uses in
+    prediction and gold. C: the task's labels, then the unknown labels predicted, sorted.
     """
     known = {label: number for number, label in enumerate(task.labels)}
     others = sorted({given for given, _ in pairs if given} - known.keys())
@@ -47,7 +46,7 @@ def label_columns(task: LampTask, pairs: Sequence[tuple[str, str]]) -> np.ndarra
 
 
 def label_metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """accuracy and macro_f1, each [...], of the columns' sums [..., 1 + 2 C]; 0 of no answers."""
+    """accuracy and macro_f1, each [...], of the columns' sums [..., 1 + 2 C]; 0 without answers."""
     counted, hits, uses = sums[..., 0], sums[..., 1::2], sums[..., 2::2]
     f1 = 2 * hits / np.where(uses > 0, uses, 1.0)
     named = np.maximum((uses > 0).sum(axis=-1), 1)

@@ -1,8 +1,8 @@
-"""LaMP-1 where the data name no citations, as LaMP's official files: what is asked of a paper.
+"""Questions about LaMP-1's papers where the data name no citations, as in LaMP's official files.
 
-With the words of the task, the author's most similar other paper is asked against a paper of
-another author. It is an answer that the data have, and shows what else this author writes. It is
-not what the author cites, which OPPU, Per-Pcs and MTA train on: their files add the citations.
+The question keeps the words of the task, and asks for the author's most similar other paper against
+a paper of another author. That shows what else the author writes, not what the author cites, which
+OPPU, Per-Pcs and MTA train on: their files add the citations.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import polars as pl
 from tasks.lamp.citations import ASKS, UNASKED, as_item
 from tasks.lamp.history import Neighbours
 
-# From this many other authors comes the paper that a paper is asked against.
+# The other paper is the most similar one of this many other authors.
 OTHER_AUTHORS = 8
 NO_RELATED = "paper without a citation, another one of its author or another author"
 
 
 def has_unasked(users: pl.DataFrame) -> bool:
-    """Whether a paper in the profiles (column profile) stands without a question."""
+    """Whether a paper in the column profile has no question."""
     answers = users["profile"].explode().drop_nulls().struct.field("answer")
     return bool((answers == UNASKED).any())
 
 
 def ask_related(users: pl.DataFrame, others: pl.DataFrame, seed: int) -> tuple[pl.DataFrame, int]:
-    """`users` with a question for each paper that has none, and how many papers stay without.
+    """Return `users` with a question for each paper that has none, and how many papers were lost.
 
     Both frames: columns group (the author) and profile. The paper's own reference is the title of
-    the user's most similar other paper, the other one the most similar title of OTHER_AUTHORS
-    authors of `others`, drawn by the seed and the author; both by BM25 over titles. A paper without
-    another one of its author, or without another author, is left out and counted.
+    the user's most similar other paper. The other reference is the most similar title of
+    OTHER_AUTHORS authors of `others`, drawn by the seed and the author. Both by BM25 over titles. A
+    paper that lacks either is left out and counted.
     """
     titles: dict[str, list[str]] = {}
     for group, profile in others.select("group", "profile").iter_rows():
@@ -49,7 +49,7 @@ def ask_related(users: pl.DataFrame, others: pl.DataFrame, seed: int) -> tuple[p
 
 
 def _ask(profile: list[dict[str, str]], pool: list[str]) -> list[dict[str, str]]:
-    """One user's items, those without a question asked; the ones that cannot be are left out."""
+    """One user's items with a question each; those that get none are left out."""
     own = _titles(profile)
     known = set(own)
     pool = [title for title in pool if title not in known]
@@ -70,7 +70,7 @@ def _ask(profile: list[dict[str, str]], pool: list[str]) -> list[dict[str, str]]
 def _pool(
     titles: Mapping[str, Sequence[str]], names: Sequence[str], group: str, seed: int
 ) -> list[str]:
-    """The titles of some other authors (of `names`, sorted), the same for every window of one."""
+    """The titles of some other authors, the same for every window of one author. names: sorted."""
     about = hashlib.sha256(f"{seed}\x1f{group}".encode()).digest()
     generator = np.random.default_rng(int.from_bytes(about[:16], "big"))
     drawn = generator.choice(len(names), min(OTHER_AUTHORS + 1, len(names)), replace=False)
@@ -79,5 +79,5 @@ def _pool(
 
 
 def _titles(profile: Iterable[dict[str, str]]) -> list[str]:
-    """Each item's title, asked about or not."""
+    """Each item's title, with or without a question."""
     return [item["text"].partition(ASKS)[0].removeprefix('"').removesuffix('"') for item in profile]

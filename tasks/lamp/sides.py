@@ -1,8 +1,8 @@
-"""The sides of a split as parquet, in the order of user ids, however many users there are.
+"""Write the sides of a split as parquet, in the order of user ids, in bounded memory.
 
-Users come in the order of the files and leave in that of their ids, pooled by author. Items go
-first into pieces that hold the items of some users each, and each piece is put in order by itself,
-so memory holds one piece.
+Users come in the order of the input files and leave in the order of their ids, pooled by author.
+Items first go into pieces on the disk, a piece for some users. Then one piece at a time is sorted
+in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from tasks.lamp.tables import ITEM, QUERY, ROW_GROUP, TEXT, lists, parquet, row_groups
 
-# Items of one piece. Fixed, so that a side's file depends on that side's users alone.
+# Items of one piece; fixed, so that a side's file depends on the side's users alone.
 PIECE = 100_000
 SCHEMA = pa.schema(
     [
@@ -43,9 +43,8 @@ class _Piece(NamedTuple):
 def write_sides(users: Path, sides: Mapping[str, pl.DataFrame], folder: Path) -> None:
     """Write `<side>.parquet` for each side, with columns user_id, group, profile and query.
 
-    users: a file of `formats.copy_users`. sides: frames of those columns as a split of its keyed
-    users has them (`content.keyed`), each item and query at most once: what stands in the files is
-    what their ids point to.
+    users: a file of `formats.copy_users`. sides: frames of those columns from a split of its keyed
+    users (`content.keyed`). Their ids say which items and queries of the file are written.
     """
     pieces = [piece for side, frame in sides.items() for piece in _pieces(side, frame)]
     with tempfile.TemporaryDirectory(prefix="pieces-", dir=folder) as name:
@@ -64,10 +63,10 @@ def write_sides(users: Path, sides: Mapping[str, pl.DataFrame], folder: Path) ->
 
 
 def pooled(users: pl.DataFrame, sides: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """user_id, row: who has no row of their own on a side, and whose row has what they brought.
+    """user_id, row: the users that were pooled, and the author's row that has their items.
 
-    users: all users as they came, with their group and role (`groups.Split.users`). sides: base
-    and anchor, as for `write_sides`; few-shot users are never pooled.
+    users: all users as they came (`groups.Split.users`). sides: base and anchor, as in
+    `write_sides`; few-shot users are never pooled.
     """
     found = [
         users.filter(pl.col("role") == side)
@@ -80,7 +79,7 @@ def pooled(users: pl.DataFrame, sides: Mapping[str, pl.DataFrame]) -> pl.DataFra
 
 
 def write_side(users: pl.DataFrame, file: Path) -> None:
-    """Write users that are in memory, in their order, as `write_sides` does those that are not."""
+    """Write users that are in memory, as `write_sides` does."""
     with parquet(file, SCHEMA) as write:
         for table in _row_groups(users.select(SCHEMA.names).to_arrow().cast(SCHEMA)):
             write(table)
@@ -103,7 +102,7 @@ def _scatter(
     column: str,
     folder: Path,
 ) -> list[Path]:
-    """What the pieces' users have in `column`, in a file per piece: place (in it) and fields."""
+    """Write the items of each piece to a file of its own, with their place in the piece."""
     wanted = _wanted(sides, pieces, column)
     files = [folder / f"{column}-{number}.arrow" for number in range(len(pieces))]
     schema = pa.schema([("place", pa.uint32()), *KINDS[column]])
@@ -125,7 +124,7 @@ def _scatter(
 
 
 def _wanted(sides: Mapping[str, pl.DataFrame], pieces: list[_Piece], column: str) -> pl.DataFrame:
-    """number (in the file), piece and place (in the piece) of all that sides have, by number."""
+    """number (in the file), piece and place (in the piece) of all items of the sides, by number."""
     parts = []
     for number, piece in enumerate(pieces):
         held = sides[piece.side][column][piece.first : piece.end].explode(empty_as_null=False)
@@ -141,7 +140,7 @@ def _wanted(sides: Mapping[str, pl.DataFrame], pieces: list[_Piece], column: str
 
 
 def _gather(file: Path, held: pl.Series) -> pa.Array:
-    """A piece's items in the order and the lists of its users."""
+    """A piece's items as the lists of its users, in their order."""
     with pa.ipc.open_stream(str(file)) as stream:
         table: Any = pl.from_arrow(stream.read_all())
     table = table.sort("place").drop("place")
@@ -150,7 +149,7 @@ def _gather(file: Path, held: pl.Series) -> pa.Array:
 
 
 def _row_groups(table: pa.Table) -> Iterator[pa.Table]:
-    """Whole users, of about ROW_GROUP bytes of text."""
+    """Yield parts of whole users, with about ROW_GROUP bytes of text each."""
     column = pl.Series(pl.from_arrow(table["profile"]))
     bytes_ = column.list.eval(pl.element().struct.field("text").str.len_bytes()).list.sum()
     numbers = (bytes_.cum_sum() - 1).to_numpy() // ROW_GROUP

@@ -1,10 +1,9 @@
-"""What the scores are worth: 95% intervals by a paired bootstrap over independent groups of users.
+"""95% intervals of the scores, by a paired bootstrap over independent groups of users.
 
-Users that share content are one group (tasks/lamp/groups.py), and groups are what is drawn again,
-with all their users and queries: windows over one author are not new evidence. Every method is
-scored on the same draws, so a difference between two methods is one of pairs. All metrics are
-functions of sums over queries (tasks/lamp/metrics.py), so a draw is a row of multiplicities times
-the groups' sums, and nothing is scored twice.
+Users that share content are one group (tasks/lamp/groups.py). Groups are drawn with all their users
+and queries, as windows over one author are not independent. Every method is scored on the same
+draws, so differences between methods are paired. All metrics are functions of sums over queries
+(tasks/lamp/metrics.py), so a draw is a row of multiplicities times the groups' sums.
 
     scored = Scored.of(task, golds, groups, {"base": {...}, "mta": {...}}, sample="world 0")
     resampled = bootstrap(scored, seed=0)
@@ -12,16 +11,14 @@ the groups' sums, and nothing is scored twice.
     difference(resampled, "mta", "base")["accuracy"]   # the same and "holds"
     intervals(mean_over([resampled, other_cell]))      # tasks/lamp/means.py
 
-Percentile intervals (Efron and Tibshirani 1993, chapter 13): they stay in the metric's range, need
-no formula per metric, and serve ratios and means over cells with the same draws. BCa is not used:
-its acceleration needs a jackknife of every one of those, and is itself unstable with few groups.
-They are too narrow with few groups (of 8 groups, 90 to 93 % hold the truth in simulations), so the
-number of groups belongs beside them.
+Percentile intervals (Efron and Tibshirani 1993, chapter 13) stay in the metric's range, and serve
+ratios and means over cells with the same draws. BCa would need a jackknife of each of those, and is
+unstable with few groups. Percentile intervals are too narrow with few groups (of 8 groups, 90 to
+93 % hold the truth in simulations), so the number of groups belongs beside them.
 
-No interval (None) where there are fewer than 2 groups. Where there are, and no group differs from
-another, the interval is the point itself: nothing in the data says how far off it is.
-A metric that is nan or inf (a rating "nan" or "inf" is a number to LaMP) is None, point and all,
-since JSON has no such numbers; so is every difference and mean that it enters.
+With fewer than 2 groups there is no interval (None). Where no group differs from another, the
+interval is the point itself. A metric that is nan or inf (a rating "nan" or "inf" is a number to
+LaMP) is None, as JSON has no such numbers; so is every difference and mean with it.
 """
 
 from __future__ import annotations
@@ -37,8 +34,8 @@ from tasks.errors import InputError
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.metrics import Rules, example_columns, from_sums
 
-# Methods that are not models: the best answer that ignores who asks, and the best of all, in a
-# world where both are known. With both there, every method has a share_of_attainable.
+# Not models, but the best answers of a synthetic world, without the user and from the user's items.
+# With both there, every method has a share_of_attainable.
 NONPERSONAL = "nonpersonal"
 BAYES = "bayes"
 
@@ -46,8 +43,8 @@ RESAMPLES = 2000
 PERCENTILES = (2.5, 97.5)
 # Multiplicities drawn at once: 8 million numbers are 64 MB, with any number of groups.
 DRAWN_AT_ONCE = 8_000_000
-# Sums of the same numbers in another order differ in the 16th digit. Two methods that answer
-# alike must differ by 0 in every draw, else "the interval excludes 0" would hold by rounding.
+# Sums in another order differ in the 16th digit, but two methods that answer alike must differ by 0
+# in every draw.
 DECIMALS = 12
 
 
@@ -58,10 +55,9 @@ class Scored:
     methods: M names. groups: G group ids, sorted. counts: queries per group, float64 [G].
     sums: per group, method and column of `metrics.example_columns`, float64 [G, M, k].
     totals: the same over all queries, [M, k]; summed as `metrics.score` does, to the last bit.
-    sample: names the draw of users. Cells of one task and sample with the same groups are
-        resampled alike (the same users under another training seed are no new users), those with
-        some groups in common together (`means.mean_over`), all others independently.
-    rules: by which metrics (`metrics.score`).
+    sample: names the draw of users. Cells of one task and sample are resampled together
+        (`means.mean_over`), all others independently.
+    rules: as in `metrics.score`.
     """
 
     task: LampTask
@@ -85,7 +81,7 @@ class Scored:
     ) -> Scored:
         """From golds and groups by query id, and predictions by method and query id.
 
-        The order of the mappings changes nothing, but for that of the methods, which is kept.
+        The methods keep their order; no other order matters.
         Raises InputError when there is no method, a query has no group, or as
         `metrics.example_columns` does, naming the method.
         """
@@ -132,10 +128,10 @@ class Resampled:
     points: metric -> [M]. draws: metric -> [B, M], B = 0 where there are fewer than 2 groups.
     groups, queries: how many there are (of a mean: all cells' distinct groups, and all queries).
     scored, seed: of a cell, what was drawn and by which seed.
-    metrics of a cell: those of `metrics.score`; `score` (0..1, higher is better: accuracy,
-    1 - mae / 4 or rougeL; below 0 if ratings beyond 1..5 were predicted); and, where the methods
-    NONPERSONAL and BAYES are there, `share_of_attainable`: (score - nonpersonal) / (bayes -
-    nonpersonal), which is not clamped, and nan where bayes is not above nonpersonal.
+    metrics of a cell: those of `metrics.score`; `score` (accuracy, 1 - mae / 4 or rougeL: higher is
+    better, 0..1, below 0 if ratings beyond 1..5 were predicted); and, with the methods NONPERSONAL
+    and BAYES, `share_of_attainable`: (score - nonpersonal) / (bayes - nonpersonal), not clamped,
+    nan where bayes is not above nonpersonal.
     """
 
     methods: tuple[str, ...]
@@ -153,7 +149,6 @@ def bootstrap(scored: Scored, seed: int, resamples: int = RESAMPLES) -> Resample
     The points equal `metrics.score` exactly. The same seed gives the same draws.
     """
     queries = int(scored.counts.sum())
-    # inf times 0 is nan: the metric is None then anyway, and no other column has part in it.
     with np.errstate(over="ignore", invalid="ignore"):
         points = _values(scored, scored.totals, queries)
     count = len(scored.groups)
@@ -166,7 +161,7 @@ def bootstrap(scored: Scored, seed: int, resamples: int = RESAMPLES) -> Resample
 def draws_of(
     scored: Scored, blocks: Iterable[np.ndarray], metrics: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """metric -> [B, M] of a cell whose groups are drawn as often as `blocks` [b, G] say."""
+    """metric -> [B, M] of a cell. blocks: how often each draw holds each group [b, G]."""
     count, methods, width = scored.sums.shape
     draws = {name: [np.empty((0, methods))] for name in metrics}
     with np.errstate(over="ignore", invalid="ignore"):
@@ -179,9 +174,9 @@ def draws_of(
 
 
 def multiplicities(about: Sequence[str], groups: int, resamples: int) -> Iterator[np.ndarray]:
-    """How often each draw holds each group: blocks [b, G] of float64, rows sum to G, b sum to B.
+    """Draw G groups with replacement: how often each is drawn, in blocks [b, G] of float64.
 
-    G groups drawn with replacement. They depend on `about` alone: seed, task, sample, groups.
+    about: all that the draws depend on: seed, task, sample, groups.
     """
     generator = np.random.default_rng(
         int.from_bytes(hashlib.sha256("\x1f".join(about).encode()).digest()[:16], "big")
@@ -196,8 +191,7 @@ def multiplicities(about: Sequence[str], groups: int, resamples: int) -> Iterato
 def intervals(resampled: Resampled) -> dict[str, dict[str, dict[str, float | None]]]:
     """method -> metric -> {"point", "lo", "hi"}: the metric and its 95% interval, ready for JSON.
 
-    None as the module's docstring says. A share of attainable whose divisor is not above 0 in
-    every draw has no interval: it would be unbounded.
+    A share of attainable whose divisor is not above 0 in every draw has no interval.
     """
     return {
         method: {
@@ -211,8 +205,8 @@ def intervals(resampled: Resampled) -> dict[str, dict[str, dict[str, float | Non
 def difference(resampled: Resampled, method: str, opponent: str) -> dict[str, dict[str, Any]]:
     """metric -> {"point", "lo", "hi", "holds"} of `method` minus `opponent`, by pairs.
 
-    holds: the interval excludes 0 (None without an interval). Mind that less is better for mae
-    and rmse. Raises InputError when one of the methods is not there.
+    holds: the interval excludes 0 (None without an interval). Less is better for mae and rmse.
+    Raises InputError when one of the methods is not there.
     """
     for name in (method, opponent):
         if name not in resampled.methods:
@@ -237,7 +231,7 @@ def difference(resampled: Resampled, method: str, opponent: str) -> dict[str, di
 def differences(
     resampled: Resampled, opponents: Sequence[str]
 ) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """method -> opponent -> `difference`, for all methods against each of the others named."""
+    """method -> opponent -> `difference`, for all methods against each of `opponents`."""
     return {
         method: {
             opponent: difference(resampled, method, opponent)

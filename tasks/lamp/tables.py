@@ -1,12 +1,11 @@
-"""Users as Arrow tables, and tables as parquet files that grow row group by row group.
+"""Users as Arrow tables, and parquet files that are written row group by row group.
 
-A row group holds whole users and about ROW_GROUP bytes of text, so a user is read without the rest
-of the file. What is in a file depends on the users alone, not on how they came.
+A row group holds whole users and about ROW_GROUP bytes of text, so a user can be read without the
+rest of the file. A file's content depends on the users alone.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -45,63 +44,33 @@ class Records(NamedTuple):
 
 
 class Rows:
-    """Hands users on as tables of USERS, whole users of about ROW_GROUP bytes each."""
+    """Collects users, and writes them as tables of about ROW_GROUP bytes."""
 
     def __init__(self, write: Write) -> None:
         self._write = write
-        self._clear()
+        self._users: list[tuple[str, str | None, Records, Records]] = []
+        self._characters = 0
 
     def add(self, user_id: str, role: str | None, profile: Records, query: Records) -> None:
-        self._users.append(user_id)
-        self._roles.append(role)
-        self._profiles.append(profile)
-        self._queries.append(query)
+        self._users.append((user_id, role, profile, query))
         self._characters += sum(map(len, profile.texts)) + sum(map(len, query.texts))
         if self._characters >= ROW_GROUP:
             self.flush()
 
     def flush(self) -> None:
         if self._users:
-            lengths = np.array([len(profile.ids) for profile in self._profiles])
-            columns = [_joined(field) for field in zip(*self._profiles, strict=True)]
-            self._table(self._users, self._roles, lists(lengths, columns, ITEM), self._queries)
-            self._clear()
-
-    def add_block(
-        self,
-        user_ids: list[str],
-        role: str | None,
-        lengths: np.ndarray,
-        items: Sequence[pl.Series],
-        queries: list[Records],
-    ) -> None:
-        """Many users [U] at once. items: id, text, answer [N]; lengths: [U], how many are whose."""
-        self.flush()
-        profiles = lists(lengths, [column.to_arrow() for column in items], ITEM)
-        self._table(user_ids, [role] * len(user_ids), profiles, queries)
-
-    def _table(
-        self,
-        user_ids: list[str],
-        roles: list[str | None],
-        profiles: pa.Array,
-        queries: list[Records],
-    ) -> None:
-        lengths = np.array([len(query.ids) for query in queries])
-        columns = [_joined(field) for field in zip(*queries, strict=True)]
-        users = [_joined([user_ids]), _joined([roles])]
-        self._write(pa.table([*users, profiles, lists(lengths, columns, QUERY)], schema=USERS))
-
-    def _clear(self) -> None:
-        self._users: list[str] = []
-        self._roles: list[str | None] = []
-        self._profiles: list[Records] = []
-        self._queries: list[Records] = []
-        self._characters = 0
+            user_ids, roles, profiles, queries = zip(*self._users, strict=True)
+            columns = [_joined([user_ids]), _joined([roles])]
+            for records, kind in ((profiles, ITEM), (queries, QUERY)):
+                lengths = np.array([len(one.ids) for one in records])
+                fields = [_joined(field) for field in zip(*records, strict=True)]
+                columns.append(lists(lengths, fields, kind))
+            self._write(pa.table(columns, schema=USERS))
+            self._users, self._characters = [], 0
 
 
 def lists(lengths: np.ndarray, columns: Sequence[pa.Array], kind: pa.StructType) -> pa.Array:
-    """Lists of the structs that the columns are: the first `lengths[0]`, and so on."""
+    """Lists of structs with the fields `columns`: the first list has `lengths[0]`, and so on."""
     ends = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=ends[1:])
     structs = pa.StructArray.from_arrays(columns, fields=list(kind))
@@ -109,19 +78,18 @@ def lists(lengths: np.ndarray, columns: Sequence[pa.Array], kind: pa.StructType)
 
 
 def _joined(values: Iterable[Sequence[str | None]]) -> pa.Array:
-    """As pa.array, which would import pandas to look at a list."""
+    """An Arrow array; pa.array would import pandas."""
     return pl.Series(list(chain.from_iterable(values)), dtype=pl.String).to_arrow()
 
 
 @contextmanager
 def parquet(path: Path, schema: pa.Schema, compression: str = "zstd") -> Iterator[Write]:
-    """Gives what writes a table to `path` as one row group; the file is whole when this ends.
+    """Give a function that writes a table to `path` as one row group.
 
-    Compressed and written in a thread of its own, one table ahead at most. pyarrow and not polars:
-    its writer takes a third of the time.
+    A thread compresses and writes, one table ahead at most. pyarrow takes a third of polars' time.
     """
     pending: list[Future[None]] = []
-    # Statistics of texts are as large as texts; those of user_id tell in which row group a user is.
+    # Statistics of texts are as large as the texts; those of user_id say where a user is.
     plain = {"use_dictionary": False, "write_statistics": ["user_id"]}
     with (
         pq.ParquetWriter(path, schema, compression=compression, **plain) as writer,
@@ -141,7 +109,7 @@ def parquet(path: Path, schema: pa.Schema, compression: str = "zstd") -> Iterato
 def row_groups(
     path: Path, most: int = 32 << 20, columns: list[str] | None = None
 ) -> Iterator[pa.Table]:
-    """A parquet file in tables of whole row groups, of about `most` bytes each, in order."""
+    """Yield a parquet file in tables of whole row groups, of about `most` bytes each."""
     with pq.ParquetFile(path) as file:
         chosen: list[int] = []
         size = 0
@@ -154,20 +122,14 @@ def row_groups(
 
 
 def read_table(path: Path, ids: Collection[str] | None = None) -> pl.DataFrame:
-    """A parquet file in the order of its column user_id; of `ids` alone, if they are given.
+    """Read a parquet file, or only the rows whose user_id is one of `ids`, in the file's order.
 
-    Of them it reads those row groups only in which, by their bounds, one of them may be.
+    polars skips row groups that end before the first id or begin after the last, and decodes texts
+    only where an id is.
     """
     if ids is None:
         return pl.read_parquet(path)
-    wanted = sorted(set(ids))
-    with pq.ParquetFile(path) as file:
-        chosen = []
-        for number in range(file.num_row_groups):
-            bounds = file.metadata.row_group(number).column(0).statistics
-            # Of ids too long to be kept there are none.
-            known = bounds is not None and bounds.has_min_max
-            if not known or bisect_left(wanted, bounds.min) < bisect_right(wanted, bounds.max):
-                chosen.append(number)
-        found = pl.DataFrame(pl.from_arrow(file.read_row_groups(chosen)))
-    return found.filter(pl.col("user_id").is_in(wanted))
+    wanted = pl.col("user_id").is_in(list(ids))
+    if ids:
+        wanted &= pl.col("user_id").is_between(pl.lit(min(ids)), pl.lit(max(ids)))
+    return pl.scan_parquet(path).filter(wanted).collect()

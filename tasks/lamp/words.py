@@ -1,8 +1,8 @@
 """The words of a text, in any script.
 
-A word is a run of letters, digits and underscores, and the marks on them: without its vowel signs
-a Hindi word is another one. Where a script has no blanks between words, each character, with its
-marks, stands for itself: Thai, Lao, Myanmar, Khmer, kana and Han. (Korean has blanks.)
+A word is a run of letters, digits and underscores, with the marks on them: without its vowel signs
+a Hindi word is another word. In scripts without blanks between words each character, with its
+marks, is a word: Thai, Lao, Myanmar, Khmer, kana and Han. (Korean has blanks.)
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import unicodedata
 from functools import cache
 
-# Unicode's blocks of these scripts; signs that are no letters are left out by \w below.
+# Unicode's blocks of these scripts; \w below leaves out signs that are no letters.
 _WITHOUT_BLANKS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
     "\u4e00-\u9fff\ua9e0-\ua9ff\uaa60-\uaa7f\uf900-\ufaff\uff66-\uff9f\U0001b000-\U0001b16f"
@@ -21,7 +21,7 @@ _ASCII = re.compile(r"\w+")
 
 
 def words(text: str) -> list[str]:
-    """In order, case as it is; of a text without marks and such scripts the runs of `\\w`."""
+    """The words in order, in their case; for text without marks and such scripts, runs of `\\w`."""
     return (_ASCII if text.isascii() else _any_script()).findall(text)
 
 

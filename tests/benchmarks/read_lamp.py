@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,12 @@ with open(sys.argv[1] + "/dev_questions.json", encoding="utf-8") as file:
 PREPARE = """
 import sys
 from pathlib import Path
-from tasks.config import resolve
+from tasks.config.options import SplitOptions
+from tasks.lamp.definitions import get_task
 from tasks.prepare import _write
 out = Path(sys.argv[1]) / "prepared"
 out.mkdir()
-_write(out, Path(sys.argv[1]), resolve({"data": sys.argv[1]}), "LaMP-3")
+_write(out, Path(sys.argv[1]), SplitOptions(), get_task("LaMP-3"), 0)
 """
 
 
@@ -126,12 +128,8 @@ def measure_bm25(folder: Path, users: int, looped: int) -> dict[str, Any]:
     from tasks.lamp.history import Neighbours
     from tasks.lamp.records import read_records
 
-    profiles: list[list[str]] = []
-    for _, records in read_records(folder / "dev_questions.json", None):
-        profiles += [[item["text"] for item in user["profile"]] for user in records]
-        if len(profiles) >= users:
-            break
-    profiles = profiles[:users]
+    read = islice(read_records(folder / "dev_questions.json"), users)
+    profiles = [[item["text"] for item in user["profile"]] for _, user in read]
     started = time.perf_counter()
     found = [Neighbours(texts).others(1) for texts in profiles]
     each = (time.perf_counter() - started) / len(profiles)
@@ -154,12 +152,13 @@ def published_loop(texts: Sequence[str]) -> list[list[int]]:
     import numpy as np
     from rank_bm25 import BM25Okapi
 
-    from tasks.lamp.history import _split
+    from tasks.lamp.history import lower_words
 
     found = []
-    for index, text in enumerate(texts):
-        others = [number for number in range(len(texts)) if number != index]
-        scores = BM25Okapi([_split(texts[number]) for number in others]).get_scores(_split(text))
+    for own, text in enumerate(texts):
+        others = [number for number in range(len(texts)) if number != own]
+        index = BM25Okapi([lower_words(texts[number]) for number in others])
+        scores = index.get_scores(lower_words(text))
         found.append([others[int(np.argmax(np.round(scores, 9)))]])
     return found
 

@@ -1,9 +1,9 @@
-"""Synthetic users whose taste is known, so that what personalisation can reach is known too.
+"""Synthetic users whose taste is known, and so the best that personalisation can reach.
 
-Themes stand for items of one sort. Archetypes are ways of answering: each has a value per theme. A
-user mixes two archetypes, so what one user needs is spread over several anchors, which is what a
-merged LoRA has to find again. LaMP-1, 2M, 3, 4 and 5 differ in how a value shows in texts and
-answers (`family`); population, posterior and optimum are the same. See docs/benchmark.md.
+A theme is a sort of items. An archetype is a way of answering: it has a value per theme. A user
+mixes two archetypes, so what a user needs is spread over several anchors, where a merged LoRA has
+to find it. LaMP-1, 2M, 3, 4 and 5 differ in how a value shows in texts and answers (`family`);
+population, posterior and optimum are the same. See docs/benchmark.md.
 
     write_synthetic(Path("data"), "LaMP-2M", SyntheticOptions(), seed=0)
 

@@ -7,18 +7,14 @@ from itertools import permutations
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
+from tasks.config.options import SyntheticOptions
 from tasks.errors import InputError
 from tasks.lamp.citations import LABELS, question
-from tasks.lamp.synthetic.family import (
-    Family,
-    Reading,
-    Written,
-    for_every_archetype,
-    noisy_choice,
-)
-from tasks.lamp.synthetic.words import draw, invent_words, shuffled, theme_index
-from tasks.options import SyntheticOptions
+from tasks.lamp.synthetic import family
+from tasks.lamp.synthetic.family import Family, Reading, Written
+from tasks.lamp.synthetic.words import chunks, draw, invent_words, shuffled, theme_index
 
 WORDS_PER_THEME = 8
 TITLE_WORDS = 3
@@ -29,26 +25,25 @@ _REFERENCES = re.compile(r'\[1\]: "(.*)" \[2\]: "(.*)"$')
 
 class Citations(Family):
     """A theme is a topic with C schools; a value is the school that the user cites there. A
-    reference is the one word that its school has in that topic: a small model can tell which of the
-    two it is.
+    reference is one word, that of its school in the topic, which a small model can tell.
 
-    The reference cited is of school `value` with probability 1 - noise + noise / C, else of any
-    other; the one beside it is of one of the other C - 1 schools, evenly; their order is even. So
-    with the context being the ordered pair (i, j) of schools:
+    The cited reference is of school `value` with probability 1 - noise + noise / C, else of any
+    other. The reference beside it is of one of the other C - 1 schools, evenly; their order is
+    even. With the ordered pair (i, j) of schools as the context:
 
         p((i, j), "[1]" | v) = p(i | v) / (2 (C - 1))
         p((i, j), "[2]" | v) = p(j | v) / (2 (C - 1))
 
-    A query's pair says something of v by itself: the school that the user cites is mostly in it.
+    A query's pair itself tells of v: the school that the user cites is mostly in it.
     """
 
     def __init__(self, options: SyntheticOptions, themes: list[dict[str, Any]]) -> None:
         super().__init__(options, themes)
         self.pairs = list(permutations(range(options.choices), 2))
-        cited = noisy_choice(options.choices, options.label_noise)  # [v, school]
+        cited = family.noisy_choice(options.choices, options.label_noise)  # [v, school]
         table = np.stack([cited[:, list(pair)] for pair in self.pairs], axis=1)
         table = table / (2 * (options.choices - 1))
-        self.joint = for_every_archetype(table, options.archetypes)
+        self.joint = family.for_every_archetype(table, options.archetypes)
         self.gain = np.eye(len(LABELS))
         self._theme = theme_index([theme["schools"] for theme in themes])
         self._school = {
@@ -56,22 +51,15 @@ class Citations(Family):
         }
 
     @classmethod
-    def invent(
-        cls, options: SyntheticOptions, generator: np.random.Generator
-    ) -> list[dict[str, Any]]:
+    def invent(cls, options: SyntheticOptions, generator: Generator) -> list[dict[str, Any]]:
         size = WORDS_PER_THEME + options.choices
         words = invent_words(options.themes * size, (), generator)
         return [
-            {
-                "words": words[start : start + WORDS_PER_THEME],
-                "schools": words[start + WORDS_PER_THEME : start + size],
-            }
-            for start in range(0, len(words), size)
+            {"words": own[:WORDS_PER_THEME], "schools": own[WORDS_PER_THEME:]}
+            for own in chunks(words, size)
         ]
 
-    def write(
-        self, theme: int, context: int, answer: int, generator: np.random.Generator
-    ) -> Written:
+    def write(self, theme: int, context: int, answer: int, generator: Generator) -> Written:
         known = self.themes[theme]
         title = shuffled(draw(known["words"], TITLE_WORDS, generator), 1, generator)
         references = [known["schools"][school] for school in self.pairs[context]]

@@ -5,17 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
+from tasks.config.options import SyntheticOptions
 from tasks.lamp.definitions import MOVIE_TAGS
-from tasks.lamp.synthetic.family import (
-    Family,
-    Reading,
-    Written,
-    for_every_archetype,
-    noisy_choice,
-)
-from tasks.lamp.synthetic.words import draw, invent_words, shuffled, theme_index
-from tasks.options import SyntheticOptions
+from tasks.lamp.synthetic.family import Family, Reading, Written, plain_joint
+from tasks.lamp.synthetic.words import chunks, draw, invent_words, shuffled, theme_index
 
 WORDS_PER_THEME = 8
 THEME_WORDS = (3, 5)
@@ -33,28 +28,20 @@ class Movies(Family):
 
     def __init__(self, options: SyntheticOptions, themes: list[dict[str, Any]]) -> None:
         super().__init__(options, themes)
-        table = noisy_choice(options.choices, options.label_noise)[:, None, :]
-        self.joint = for_every_archetype(table, options.archetypes)
+        self.joint = plain_joint(options)
         self.gain = np.eye(options.choices)
         self._theme = theme_index([theme["words"] for theme in themes])
 
     @classmethod
-    def invent(
-        cls, options: SyntheticOptions, generator: np.random.Generator
-    ) -> list[dict[str, Any]]:
+    def invent(cls, options: SyntheticOptions, generator: Generator) -> list[dict[str, Any]]:
         avoid = {word for tag in MOVIE_TAGS for word in tag.split()}
         words = invent_words(options.themes * WORDS_PER_THEME, avoid, generator)
         return [
-            {
-                "words": words[theme * WORDS_PER_THEME : (theme + 1) * WORDS_PER_THEME],
-                "tags": draw(MOVIE_TAGS, options.choices, generator),
-            }
-            for theme in range(options.themes)
+            {"words": own, "tags": draw(MOVIE_TAGS, options.choices, generator)}
+            for own in chunks(words, WORDS_PER_THEME)
         ]
 
-    def write(
-        self, theme: int, context: int, answer: int, generator: np.random.Generator
-    ) -> Written:
+    def write(self, theme: int, context: int, answer: int, generator: Generator) -> Written:
         low, high = THEME_WORDS
         count = int(generator.integers(low, high + 1))
         words = draw(self.themes[theme]["words"], count, generator)

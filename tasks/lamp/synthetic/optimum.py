@@ -1,4 +1,4 @@
-"""The best that can be done in a synthetic world: without the user, from k items, and by knowing.
+"""The best answers in a synthetic world: without the user, from k items, and from the truth.
 
 Three predictors know the population (archetypes, vocabulary, options). `nonpersonal` knows nothing
 of the user, `bayes` the user's first k items, `oracle` the user's first archetype and values. Each
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from tasks.config.options import SyntheticOptions
 from tasks.errors import InputError
 from tasks.lamp.checks import read_json
 from tasks.lamp.definitions import get_task
@@ -27,18 +28,16 @@ from tasks.lamp.prompts import question_text
 from tasks.lamp.synthetic.family import Reading
 from tasks.lamp.synthetic.population import Floats, Ints, Taste
 from tasks.lamp.synthetic.world import TRUTH_FILE, World
-from tasks.options import SyntheticOptions
 
 PREDICTORS = ("nonpersonal", "bayes", "oracle")
 
 
 def optimal_answers(folder: Path | str, items: int | None = None) -> pl.DataFrame:
-    """What the three predictors answer to the few-shot users' queries of a written world.
+    """The answers of the three predictors to the few-shot users' queries of a written world.
 
-    folder: as `write_synthetic` left it. items: `bayes` sees only the first so many items of each
-    profile; None: all.
-    Only the population is taken from truth.json, and for `oracle` the user's truth; themes,
-    contexts and answers are read from the texts, as any method has to.
+    folder: of `write_synthetic`. items: how many items of each profile `bayes` sees; None: all.
+    truth.json gives the population, and for `oracle` the user's truth; themes, contexts and answers
+    are read from the texts.
 
     Returns columns query_id, user_id, nonpersonal, bayes, oracle (answers, strings), and promised:
     the score that `bayes` expects of its answer, for a rating minus the absolute error.
@@ -104,7 +103,7 @@ def posterior_of(world: World, seen: Sequence[Sequence[tuple[int, int, int]]]) -
 
 
 def certain(world: World, taste: Taste) -> Floats:
-    """[S, A, C]: the belief of somebody who knows the user's first archetype and values."""
+    """[S, A, C]: the belief that is certain of the user's first archetype and values."""
     options = world.options
     belief = np.zeros((options.themes, options.archetypes, options.choices))
     belief[np.arange(options.themes), taste.first, taste.values] = 1.0

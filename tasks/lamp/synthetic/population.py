@@ -1,4 +1,4 @@
-"""Who the users of a synthetic world are, and what a few items tell about one of them, exactly.
+"""The users of a synthetic world, and the exact posterior about a user from a few items.
 
 A world has S themes, A archetypes and C choices. An archetype has one value 0..C-1 per theme. A
 user has a first archetype z1, a second z2 != z1 (every ordered pair equally likely), a mixture
@@ -22,7 +22,7 @@ from tasks.errors import InputError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-# Users are taken in parts, so that no array of `posterior` has more numbers than this.
+# The most numbers in an array of `posterior`; users are taken in parts.
 MOST_NUMBERS = 4_000_000
 
 
@@ -102,8 +102,8 @@ class Population:
     def _part(self, themes: Ints, likelihoods: Floats, prior: Floats, weights: Floats) -> Floats:
         users, items = themes.shape
         count = len(self.archetypes)
-        # evidence [U, S, A, C]: the product over a theme's items; each item scaled to 1 at most,
-        # which changes nothing and keeps long histories from underflowing.
+        # evidence [U, S, A, C]: the product over a theme's items, each scaled to 1 at most so that
+        # long histories do not underflow.
         evidence = np.ones((users, self.themes, count, self.choices))
         rows = np.arange(users)
         for item in range(items):

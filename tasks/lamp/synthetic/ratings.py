@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
+from tasks.config.options import SyntheticOptions
 from tasks.lamp.synthetic.family import Family, Reading, Written
 from tasks.lamp.synthetic.population import Floats
-from tasks.lamp.synthetic.words import draw, invent_words, shuffled, theme_index
-from tasks.options import SyntheticOptions
+from tasks.lamp.synthetic.words import chunks, draw, invent_words, shuffled, theme_index
 
 WORDS_PER_THEME = 4
 WORDS_PER_SENTIMENT = 3
@@ -45,27 +46,20 @@ class Ratings(Family):
         self.joint /= len(SENTIMENTS)
         self.gain = -np.abs(np.subtract.outer(RATINGS, RATINGS)).astype(float)
         self._theme = theme_index([theme["words"] for theme in themes])
-        # All themes share the words of sentiment; each carries them, so that truth.json has them.
+        # All themes share the words of sentiment; each has them, for truth.json.
         self._sentiment = theme_index(themes[0]["sentiments"])
 
     @classmethod
-    def invent(
-        cls, options: SyntheticOptions, generator: np.random.Generator
-    ) -> list[dict[str, Any]]:
+    def invent(cls, options: SyntheticOptions, generator: Generator) -> list[dict[str, Any]]:
         shared = len(SENTIMENTS) * WORDS_PER_SENTIMENT
         words = invent_words(shared + options.themes * WORDS_PER_THEME, (), generator)
-        sentiments = [
-            words[start : start + WORDS_PER_SENTIMENT]
-            for start in range(0, shared, WORDS_PER_SENTIMENT)
-        ]
+        sentiments = chunks(words[:shared], WORDS_PER_SENTIMENT)
         return [
-            {"words": words[start : start + WORDS_PER_THEME], "sentiments": sentiments}
-            for start in range(shared, len(words), WORDS_PER_THEME)
+            {"words": own, "sentiments": sentiments}
+            for own in chunks(words[shared:], WORDS_PER_THEME)
         ]
 
-    def write(
-        self, theme: int, context: int, answer: int, generator: np.random.Generator
-    ) -> Written:
+    def write(self, theme: int, context: int, answer: int, generator: Generator) -> Written:
         words = draw(self.themes[theme]["words"], SAID, generator)
         words += draw(self.themes[theme]["sentiments"][context], SAID, generator)
         low, high = FILLERS_PER_ITEM

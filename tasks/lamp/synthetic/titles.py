@@ -7,25 +7,19 @@ from itertools import chain, product
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
-from tasks.lamp.synthetic.family import (
-    Family,
-    Reading,
-    Written,
-    for_every_archetype,
-    noisy_choice,
-)
+from tasks.config.options import SyntheticOptions
+from tasks.lamp.synthetic.family import Family, Reading, Written, plain_joint
 from tasks.lamp.synthetic.population import Floats
-from tasks.lamp.synthetic.words import draw, invent_words, shuffled, theme_index
-from tasks.options import SyntheticOptions
+from tasks.lamp.synthetic.words import chunks, draw, invent_words, shuffled, theme_index
 
 ROLES = ("subject", "action", "place")
 WORDS_PER_ROLE = 3
 FILLERS_PER_ITEM = (1, 3)
 # 0, 1, 2: the text's subject, action and place; 3, 4: the house words. Three different ones each.
-# Of all sets of four, the first four have nearly the least to gain from hedging: a model that says
-# its likeliest template, as greedy decoding does, gets nearly what the best sequence gets. The
-# others were added greedily, each with little in common with those before.
+# With the first four, the likeliest template (greedy decoding) scores nearly as well as the best
+# sequence. The others were added greedily, each with little in common with those before.
 TEMPLATES = (
     (1, 4, 2), (4, 2, 1), (2, 1, 4), (0, 1, 3), (2, 3, 0), (3, 1, 2), (4, 1, 0), (0, 2, 4),
     (2, 0, 3), (3, 2, 1), (1, 3, 0), (0, 4, 2), (4, 0, 1), (1, 2, 4), (1, 0, 3),
@@ -45,8 +39,7 @@ class Titles(Family):
 
     def __init__(self, options: SyntheticOptions, themes: list[dict[str, Any]]) -> None:
         super().__init__(options, themes)
-        table = noisy_choice(options.choices, options.label_noise)[:, None, :]
-        self.joint = for_every_archetype(table, options.archetypes)
+        self.joint = plain_joint(options)
         self.sequences, self.gain = best_sequences(options.choices)
         self._theme = theme_index([chain(*theme["roles"]) for theme in themes])
         self._role = theme_index(
@@ -54,24 +47,12 @@ class Titles(Family):
         )
 
     @classmethod
-    def invent(
-        cls, options: SyntheticOptions, generator: np.random.Generator
-    ) -> list[dict[str, Any]]:
+    def invent(cls, options: SyntheticOptions, generator: Generator) -> list[dict[str, Any]]:
         size = len(ROLES) * WORDS_PER_ROLE
         words = invent_words(options.themes * size, cls.house_words, generator)
-        return [
-            {
-                "roles": [
-                    words[place : place + WORDS_PER_ROLE]
-                    for place in range(start, start + size, WORDS_PER_ROLE)
-                ]
-            }
-            for start in range(0, len(words), size)
-        ]
+        return [{"roles": chunks(theme, WORDS_PER_ROLE)} for theme in chunks(words, size)]
 
-    def write(
-        self, theme: int, context: int, answer: int, generator: np.random.Generator
-    ) -> Written:
+    def write(self, theme: int, context: int, answer: int, generator: Generator) -> Written:
         words = [draw(role, 1, generator)[0] for role in self.themes[theme]["roles"]]
         low, high = FILLERS_PER_ITEM
         text = shuffled(words, int(generator.integers(low, high + 1)), generator)

@@ -54,6 +54,11 @@ def invent_words(count: int, avoid: Iterable[str], generator: np.random.Generato
     return list(words)
 
 
+def chunks(words: Sequence[str], size: int) -> list[list[str]]:
+    """`words` in lists of `size`."""
+    return [list(words[start : start + size]) for start in range(0, len(words), size)]
+
+
 def theme_index(themes: Sequence[Iterable[str]]) -> dict[str, int]:
     """Word -> number of the theme it belongs to."""
     return {word: number for number, words in enumerate(themes) for word in words}

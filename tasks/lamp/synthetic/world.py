@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.config.options import SyntheticOptions
 from tasks.errors import InputError
 from tasks.lamp.definitions import get_task
 from tasks.lamp.prompts import question_text
@@ -20,7 +21,6 @@ from tasks.lamp.synthetic.movies import Movies
 from tasks.lamp.synthetic.population import Floats, Ints, Population, Taste
 from tasks.lamp.synthetic.ratings import Ratings
 from tasks.lamp.synthetic.titles import Headlines, Papers
-from tasks.options import SyntheticOptions
 
 ROLE_FILES = {
     "base": "user_base_LLM.json",
@@ -35,8 +35,7 @@ FAMILIES: dict[str, type[Family]] = {
     "LaMP-4": Headlines,
     "LaMP-5": Papers,
 }
-# Every random stream of a world has a key of its own: the task, what for, whose. Numbers, because
-# that is what numpy's seeds take; their order must stay.
+# Every random stream of a world has a key: the task, what for, whose. Other numbers, other worlds.
 _TASK_NUMBERS = {"LaMP-1": 1, "LaMP-2M": 2, "LaMP-3": 3, "LaMP-4": 4, "LaMP-5": 5}
 _ROLE_NUMBERS = {"base": 0, "anchor": 1, "few_shot": 2, "fresh": 3}
 _VOCABULARY, _ARCHETYPES, _LATENT, _WORDS = 0, 1, 2, 3
@@ -83,16 +82,13 @@ class World:
 
     @cached_property
     def _cumulated(self) -> Floats:
-        """[A, C, contexts * answers]: what a uniform number is looked up in to draw an item."""
+        """[A, C, contexts * answers]: cumulated probabilities, to draw items from."""
         table = self.family.joint
         sums = table.reshape(*table.shape[:2], -1).cumsum(axis=-1)
         return sums / sums[..., -1:]
 
     def draw(self, role: str, index: int) -> tuple[Taste, Drawn, Drawn]:
-        """User `index` of a role (or `fresh`, of none): taste, items, queries.
-
-        It depends on the seed, the role and the number only.
-        """
+        """User `index` of a role (or `fresh`, of none): taste, items, queries."""
         options = self.options
         generator = self._stream(_LATENT, _ROLE_NUMBERS[role], index)
         taste = self.population.draw_taste(generator)
@@ -115,7 +111,7 @@ class World:
         return Drawn(themes, contexts, answered)
 
     def record(self, role: str, index: int, truth: dict[str, Any]) -> dict[str, Any]:
-        """One record of a user file; what is true of the user is added to `truth`."""
+        """One record of a user file; the truth about the user is added to `truth`."""
         user_id = f"{role}-{index:05d}"
         taste, items, queries = self.draw(role, index)
         words = self._stream(_WORDS, _ROLE_NUMBERS[role], index)
@@ -138,7 +134,7 @@ class World:
     def _written(
         self, drawn: Drawn, words: np.random.Generator, taken: set[str]
     ) -> Iterator[tuple[int, int, Any]]:
-        """The items in words, each text new to the user; only the words are drawn again."""
+        """The items in words; words are drawn until the text is new to the user."""
         task = get_task(self.lamp_task)
         for theme, context, answer in zip(
             drawn.themes.tolist(), drawn.contexts.tolist(), drawn.answers.tolist(), strict=True
@@ -156,13 +152,10 @@ def write_synthetic(
 ) -> dict[str, Any]:
     """Write base, anchor and few-shot users of one synthetic world, and the truth about them.
 
-    folder is created if it is not there. The same task, options and seed give the same bytes. A
-    user depends on these, its role and its number only: asking for more users leaves the others
-    as they were.
-
-    Returns what truth.json holds: `lamp_task`, `seed`, `options`; `themes`, the vocabulary of each;
-    `archetypes` [archetype][theme] -> value; `users` {user_id: {role, archetypes [first, second],
-    mixture, values [theme] -> value}}; `queries` {query_id: {user_id, theme, context}}.
+    The same task, options and seed give the same bytes. More users leave the others as they were.
+    Returns the content of truth.json: `lamp_task`, `seed`, `options`; `themes`, the vocabulary of
+    each; `archetypes` [archetype][theme] -> value; `users` {user_id: {role, archetypes [first,
+    second], mixture, values [theme] -> value}}; `queries` {query_id: {user_id, theme, context}}.
     Raises InputError for a task that has no synthetic world, or too many themes.
     """
     world = World(lamp_task, options, seed)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tasks.config.options import SyntheticOptions
 from tasks.lamp.definitions import get_task
 from tasks.lamp.synthetic.optimum import PREDICTORS, posterior_of
 from tasks.lamp.synthetic.population import Floats, Taste
 from tasks.lamp.synthetic.world import World
-from tasks.options import SyntheticOptions
 
 # Fresh users are taken in parts of this many: their posteriors are kept per theme.
 PART = 100

@@ -9,8 +9,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.lamp.formats import USERS_SCHEMA
+from tasks.lamp.tables import USERS
 
+USERS_SCHEMA = pl.DataFrame(pl.from_arrow(USERS.empty_table())).schema
 REAL_FILE = (
     Path(__file__).resolve().parents[4] / "shared" / "data" / "lamp" / "LaMP_2M_few_shot_users.json"
 )

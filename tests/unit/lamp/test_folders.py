@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tasks.config import resolve
+from tasks.config.run import resolve
+from tasks.config.task import TaskConfig
 from tasks.errors import InputError
 from tasks.lamp.definitions import TASKS
 from tasks.lamp.folders import find_files, of_task
-from tasks.prepare import prepare
-from tasks.store.artifacts import Store
+from tasks.prepare import prepare, prepared_users
+from tasks.prepare_files import source
+from tasks.results.models import Prepared
+from tasks.results.store import Store
 from tests.unit.lamp.helpers import write
 from tests.unit.lamp.test_mutated_files import good
-from tests.unit.stages.users import FILES, result, user
+from tests.unit.stages.users import FILES, user
 
 
-def prepared(data: Path, lamp_task: str) -> Any:
-    config = resolve({"data": str(data), "anchors": {"min_items": 1}})
-    return prepare.fn(config.model_dump(mode="json"), lamp_task)
+def config_of(data: Path, lamp_task: str) -> TaskConfig:
+    return resolve({"data": str(data), "anchors": {"min_items": 1}}).for_task(lamp_task, 0)
+
+
+def prepared(data: Path, lamp_task: str) -> Prepared:
+    return prepared_users(config_of(data, lamp_task)).model_copy(update={"seconds": 0.0})
+
+
+def key(data: Path, lamp_task: str) -> str:
+    config = config_of(data, lamp_task)
+    return prepare.key(source(config), config.split, config.task, config.seed)
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
@@ -37,13 +47,13 @@ def test_one_plain_file_per_task(where: Store, tmp_path: Path, layout: str, suff
         text = "\n".join(map(json.dumps, users)) if suffix == "jsonl" else json.dumps(users)
         files[name].write_text(text)
     for name in names:
-        found = result(prepared(tmp_path / "data", name))
-        alone = result(prepared(files[name], name))
-        assert found["value"] == alone["value"]
-        assert found["value"]["counts"]["users"] == 9
+        found = prepared(tmp_path / "data", name)
+        assert found == prepared(files[name], name)
+        assert found.counts["users"] == 9
+    before = {name: key(tmp_path / "data", name) for name in names}
     files["LaMP-3"].write_text(files["LaMP-3"].read_text().replace("text 3", "other 3"))
-    states = {name: prepared(tmp_path / "data", name).name for name in names}
-    assert states == dict.fromkeys(names, "Cached") | {"LaMP-3": "Completed"}
+    after = {name: key(tmp_path / "data", name) for name in names}
+    assert [name for name in names if before[name] != after[name]] == ["LaMP-3"]
 
 
 def test_roles_as_json_lines(where: Store, tmp_path: Path) -> None:
@@ -56,12 +66,12 @@ def test_roles_as_json_lines(where: Store, tmp_path: Path) -> None:
     for role, users in roles.items():
         lines = "".join(json.dumps(one) + "\n" for one in users)
         (tmp_path / FILES[role]).with_suffix(".jsonl").write_text(lines)
-    value = result(prepared(tmp_path, "LaMP-2M"))["value"]
-    assert value["few_shot"] == ["few-1"]
-    assert value["authors"]["anchor"] == ["anchor-1"]
+    found = prepared(tmp_path, "LaMP-2M")
+    assert found.few_shot_ids == ("few-1",)
+    assert found.authors["anchor"] == ["anchor-1"]
     with (tmp_path / "user_few_shot.jsonl").open("a") as file:
         file.write(json.dumps(user("few-2", 2, queries=1)))
-    assert result(prepared(tmp_path, "LaMP-2M"))["value"]["few_shot"] == ["few-1", "few-2"]
+    assert prepared(tmp_path, "LaMP-2M").few_shot_ids == ("few-1", "few-2")
 
 
 @pytest.mark.parametrize(

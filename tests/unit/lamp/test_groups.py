@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import tasks.lamp.groups as groups_module
 from tasks.errors import InputError
-from tasks.lamp.audit import query_places
+from tasks.lamp.audit import audit, query_places
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
 from tasks.lamp.groups import Split, find_groups, split_users
@@ -264,7 +264,7 @@ def test_real_file_facts() -> None:
     users = read_users(REAL_FILE, TASK).users
     users = users.with_columns(find_groups(users, 0.5))
     assert users["group"].value_counts()["count"].to_list() == [3] * 24
-    assert query_places(users, users, TASK, with_gold=True) == {
+    assert audit(users, {}, TASK)["queries"]["all"]["text_and_answer"] == {
         "any": 72,
         "own": 0,
         "sibling": 72,

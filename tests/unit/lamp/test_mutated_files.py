@@ -19,11 +19,11 @@ import polars as pl
 import pytest
 
 import tasks.lamp.kept as kept
-from tasks import prepare
-from tasks.config import resolve
+from tasks.config.run import resolve
 from tasks.errors import InputError
 from tasks.lamp.definitions import TASKS, LampTask
-from tasks.store.artifacts import Store
+from tasks.prepare import POOLED_FILE, ROLES, prepared_users
+from tasks.results.store import store
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -231,21 +231,19 @@ class Outcome(NamedTuple):
 
 def outcome(folder: Path, data: Path, task: LampTask) -> Outcome:
     """What `prepare` makes of it: a whole result, or a line and nothing at all."""
-    store = Store(folder / "store")
-    options = resolve({"data": str(data), "anchors": {"min_items": 1}})
-    try:
-        piece = store.make(
-            "prepare", "k" * 64, lambda out: prepare._write(out, data, options, task.name)
-        )
-    except InputError as error:
-        left = [path for path in (folder / "store").rglob("*") if path.is_file()]
-        assert left == []
-        return Outcome(str(error), {}, 0)
-    sizes = [pl.read_parquet(piece.folder / f"{role}.parquet").height for role in prepare.ROLES]
-    names = {path.name for path in piece.folder.iterdir()}
-    tables = {f"{role}.parquet" for role in prepare.ROLES}
-    assert names == {"record.json", prepare.POOLED_FILE, *tables}
-    return Outcome(None, piece.value["dropped"], sum(sizes))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTA_STORE", str(folder / "store"))
+        config = resolve({"data": str(data), "anchors": {"min_items": 1}}).for_task(task.name, 0)
+        try:
+            made = prepared_users(config)
+        except InputError as error:
+            left = [path for path in (folder / "store").rglob("*") if path.is_file()]
+            assert left == []
+            return Outcome(str(error), {}, 0)
+        sizes = [pl.read_parquet(store().path(made.side(role))).height for role in ROLES]
+        names = {path.name for path in (store().root / made.base.folder).iterdir()}
+    assert names == {POOLED_FILE, *(f"{role}.parquet" for role in ROLES)}
+    return Outcome(None, made.dropped, sum(sizes))
 
 
 def check(found: Outcome, expected: str | None, file: Path) -> None:

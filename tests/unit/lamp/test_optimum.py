@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.config.options import SyntheticOptions
 from tasks.errors import InputError
 from tasks.lamp.definitions import LampTask, get_task
 from tasks.lamp.formats import read_users
@@ -26,7 +27,6 @@ from tasks.lamp.synthetic.optimum import (
 )
 from tasks.lamp.synthetic.population import Population
 from tasks.lamp.synthetic.titles import LONGEST, TEMPLATES, Headlines, best_sequences
-from tasks.options import SyntheticOptions
 from tests.unit.lamp.expected import expected_scores
 from tests.unit.lamp.worlds import TASKS, by_hand, enumerated
 

@@ -9,17 +9,16 @@ from typing import Any
 
 import pytest
 
-from tasks.config import resolve
+from tasks.config.run import resolve
 from tasks.lamp.citations import LABELS, parts
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import Loaded, read_users
 from tasks.lamp.groups import find_groups
 from tasks.lamp.kept import EMPTY_ITEM
-from tasks.prepare import prepare, users_of
+from tasks.prepare import prepared_users, users_of
 from tasks.prepare_lines import describe
-from tasks.store.artifacts import Store
+from tasks.results.store import Store
 from tests.unit.lamp.helpers import user, write
-from tests.unit.stages.users import result
 
 TASK = get_task("LaMP-1")
 
@@ -136,15 +135,14 @@ def test_prepare_counts_and_says_it(where: Store, tmp_path: Path) -> None:
     file = write(tmp_path / "users.json", users)
     drawn = []
     for seed in (0, 1):
-        config = resolve({"data": str(file), "anchors": {"min_items": 1}, "seed": seed})
-        prepared = result(prepare.fn(config.model_dump(mode="json"), "LaMP-1"))
-        assert prepared["value"]["counts"]["papers_asked_by_a_drawn_citation"] == 100
-        lines = describe(prepared["value"], "LaMP-1")
-        assert "LaMP-1: papers asked by a drawn citation: 100" in lines
+        config = resolve({"data": str(file), "anchors": {"min_items": 1}})
+        prepared = prepared_users(config.for_task("LaMP-1", seed))
+        assert prepared.counts["papers_asked_by_a_drawn_citation"] == 100
+        assert "LaMP-1: papers asked by a drawn citation: 100" in describe(prepared)
         texts = {
             item["text"]
-            for role in ("base", "anchor", "few_shot")
-            for one in users_of(where, prepared, role)
+            for table in (prepared.base, prepared.anchor, prepared.few_shot)
+            for one in users_of(table)
             for item in one["profile"]
         }
         expected = read_users(file, TASK, seed).users["profile"].explode().struct.field("text")

@@ -1,4 +1,4 @@
-"""Reading record by record: as columns or one by one, the same is kept, in blocks of any size."""
+"""Reading record by record: the same is kept in blocks of any size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from tasks.errors import InputError
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import copy_users, read_users
 from tasks.lamp.records import read_records
-from tasks.lamp.usual import Block, Usual
 from tests.unit.lamp.helpers import write
 
 RATINGS = get_task("LaMP-3")
@@ -45,12 +44,6 @@ def outcome(file: Path, task: Any = RATINGS) -> Any:
     except InputError as error:
         return str(error)
     return loaded.users.to_dicts(), loaded.dropped
-
-
-def carefully(file: Path, task: Any = RATINGS) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Usual, "learn", lambda self, user: None)
-        return outcome(file, task)
 
 
 # What may stand in place of a string, and what may be put anywhere.
@@ -112,12 +105,12 @@ def mutated(text: str, chance: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_both_ways_keep_the_same(
+def test_blocks_of_any_size_keep_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     chance = random.Random(seed)
     file = tmp_path / "users.json"
-    usual = 0
+    kept = 0
     for _ in range(60):
         text = json.dumps(
             ratings(chance.randint(1, 12)),
@@ -126,40 +119,19 @@ def test_both_ways_keep_the_same(
         )
         file.write_bytes(mutated(text, chance))
         task = chance.choice([RATINGS, TITLES_OF_RATINGS])
+        monkeypatch.setattr(records, "BLOCK", 1 << 20)
+        expected = outcome(file, task)
         monkeypatch.setattr(records, "BLOCK", chance.choice([50, 300, 1000, 1 << 20]))
-        expected = carefully(file, task)
         assert outcome(file, task) == expected, file.read_bytes()
         assert "\n" not in expected
-        usual += not isinstance(expected, str)
-    assert usual > 5  # most are faults; some must be oddities only
+        kept += not isinstance(expected, str)
+    assert kept > 5  # most are faults; some must be oddities only
 
 
 # Free text as the answer: nothing is looked up, so what a value was decides.
 TITLES_OF_RATINGS = TITLES.__class__(
     **{**TITLES.__dict__, "text_field": "text", "answer_field": "score"}
 )
-
-
-def test_blocks_are_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but the first block's users come as columns, whatever white space there is."""
-    monkeypatch.setattr(records, "BLOCK", 2000)
-    for indent in (None, 2):
-        file = tmp_path / "users.json"
-        file.write_text(json.dumps(ratings(100), indent=indent))
-        usual = Usual(RATINGS, "user_id")
-        careful = 0
-        index = 0
-        for first, found in read_records(file, usual):
-            assert first == index
-            if isinstance(found, Block):
-                assert found.clean
-                index += len(found.lengths)
-            else:
-                usual.learn(found[0])
-                careful += len(found)
-                index += len(found)
-        assert index == 100
-        assert careful < 10
 
 
 def test_one_unusual_user_among_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +199,7 @@ def test_where_a_file_stops_being_json(tmp_path: Path, content: bytes, parts: li
     file = tmp_path / "x.json"
     file.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        list(read_records(file, None))
+        list(read_records(file))
     line = str(caught.value)
     assert line.startswith(str(file))
     assert "\n" not in line
@@ -252,6 +224,6 @@ def test_a_record_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be read \(No such file"):
-        list(read_records(tmp_path / "absent.json", None))
+        list(read_records(tmp_path / "absent.json"))
     with pytest.raises(InputError, match=r"cannot be read \(Is a directory"):
-        list(read_records(tmp_path, None))
+        list(read_records(tmp_path))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tasks.config.options import SYNTHETIC_TASKS, SyntheticOptions
 from tasks.errors import InputError
 from tasks.lamp.audit import query_places
 from tasks.lamp.definitions import get_task
@@ -17,7 +18,6 @@ from tasks.lamp.prompts import question_text
 from tasks.lamp.synthetic import FAMILIES, ROLE_FILES, World, write_synthetic
 from tasks.lamp.synthetic.optimum import read_item
 from tasks.lamp.synthetic.ratings import clean_rating
-from tasks.options import SYNTHETIC_TASKS, SyntheticOptions
 from tests.unit.lamp.test_definitions import REAL_QUERIES
 from tests.unit.lamp.worlds import SMALL, TASKS, by_hand
 

@@ -7,8 +7,8 @@ from itertools import permutations, product
 import numpy as np
 from numpy.polynomial import Polynomial
 
+from tasks.config.options import SyntheticOptions
 from tasks.lamp.synthetic.population import Population
-from tasks.options import SyntheticOptions
 
 TASKS = ["LaMP-1", "LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5"]
 SMALL = SyntheticOptions(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tasks.lamp.download import official_files, transfer
-from tasks.options import LampOptions
+from tasks.config.options import LampOptions
+from tasks.lamp import download
 from tests.unit.lamp.download.case import BIG, GOLDS, OUTPUTS, QUESTIONS
 from tests.unit.lamp.web import Site, serving
 
@@ -21,7 +22,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     pauses: list[float] = []
-    monkeypatch.setattr(transfer, "sleep", pauses.append)
+    monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=pauses.append))
     return pauses
 
 
@@ -39,7 +40,9 @@ def get(site: Site, tmp_path: Path) -> Callable[..., Path]:
 
     def get(**options: Any) -> Path:
         given = LampOptions(**({"url": site.url, "cache": str(tmp_path / "cache")} | options))
-        return official_files("LaMP-2M", given, get.said.append, lambda *now: get.shown.append(now))
+        return download.official_files(
+            "LaMP-2M", given, get.said.append, lambda *now: get.shown.append(now)
+        )
 
     get.said, get.shown = [], []
     return get

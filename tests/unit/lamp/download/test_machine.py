@@ -5,15 +5,14 @@ from __future__ import annotations
 import errno
 import io
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks.lamp.download import transfer
-from tests.unit.lamp.download.case import BIG, OUTPUTS, QUESTIONS, refused, whole
-from tests.unit.lamp.web import Proxy, Site, serving
+from tasks.lamp import download
+from tests.unit.lamp.download.case import OUTPUTS, QUESTIONS, refused, whole
+from tests.unit.lamp.web import Answer, Proxy, Site, serving
 
 
 class FullDisk(io.BufferedWriter):
@@ -37,11 +36,11 @@ def test_the_disk_fills_up_on_the_way(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
-        refused(get, "dev_questions.json.part", "no space left", "lamp.cache")
+        refused(get, "LaMP_2/new/dev", "No space left", "lamp.cache")
     assert len(site.asked) == 1
     # With space again, it goes on from there.
     whole(get())
-    assert site.ranges(QUESTIONS) == [None, f"bytes={2 * transfer.CHUNK_BYTES}-"]
+    assert site.ranges(QUESTIONS) == [None, f"bytes={2 * download.CHUNK_BYTES}-"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -50,18 +49,7 @@ def test_the_kernel_says_that_the_disk_is_full(get: Any, tmp_path: Path) -> None
     folder = tmp_path / "cache/LaMP_2/new/dev"
     folder.mkdir(parents=True)
     (folder / "dev_questions.json.part").symlink_to("/dev/full")
-    refused(get, "dev_questions.json.part", "no space left", "lamp.cache")
-
-
-def test_too_little_space_is_seen_before(
-    get: Any, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=len(BIG) - 1)
-    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: usage)
-    refused(get, f"{len(BIG):,} bytes are to come, {len(BIG) - 1:,} are free", "lamp.cache")
-    assert (tmp_path / "cache/LaMP_2/new/dev/dev_questions.json.part").stat().st_size == 0
-    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: usage._replace(free=len(BIG)))
-    whole(get())
+    refused(get, "LaMP_2/new/dev", "No space left", "lamp.cache")
 
 
 def test_a_proxy_of_the_environment_is_used(
@@ -85,4 +73,30 @@ def test_a_proxy_that_makes_no_sense_is_named(
     get: Any, monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", proxy)
-    refused(get, "HTTP_PROXY", "proxy")
+    refused(get, "InvalidURL", "HTTP_PROXY")
+
+
+SECRET = "hunter2"
+
+
+def test_a_mirrors_password_comes_from_netrc(
+    get: Any, site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Basic authentication of user "me" (RFC 7617: base64 of `user:password`), for that host."""
+    file = tmp_path / "netrc"
+    monkeypatch.setenv("NETRC", str(file))
+    for host, wanted in (("mirror.example", None), ("127.0.0.1", "Basic bWU6aHVudGVyMg==")):
+        file.write_text(f"machine {host} login me password {SECRET}\n")
+        get(cache=str(tmp_path / host))
+        assert site.asked[-1][1].get("authorization") == wanted
+
+
+def test_a_broken_netrc_is_not_quoted(
+    get: Any, site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "netrc"
+    file.write_text(f"machine 127.0.0.1 login me\npasswort {SECRET}\n")
+    monkeypatch.setenv("NETRC", str(file))
+    site.then(QUESTIONS, Answer(401, b""))
+    assert SECRET not in refused(get, "HTTP 401")
+    assert not any(SECRET in line for line in get.said)
