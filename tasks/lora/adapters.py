@@ -1,16 +1,22 @@
 """LoRA weights as plain tensors, and the PEFT folder they are stored in.
 
 A LoRA adds `scale * B @ A` to a linear layer's weight, with A [r, in], B [out, r] and
-`scale = alpha / r` (Hu et al. 2021, section 4.1). Here weights are kept by the layer's name in
+`scale = alpha / r` (Hu et al. 2021, section 4.1). Weights are kept by the layer's name in
 the base model, e.g. `model.layers.0.self_attn.q_proj`.
+
+Each matrix of a bare parameter [E, out, in], such as the experts of transformers 5, is a layer of
+its own. Its name is PEFT's wrapper, the parameter and the number of the matrix:
+`model.layers.0.mlp.experts.base_layer.gate_up_proj[3]` (wrappers of one module are nested).
 """
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from peft import LoraConfig, PeftType, TaskType
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,14 +26,17 @@ _PREFIX = "base_model.model."
 # How files are called that torch, joblib or pickle itself would execute on loading.
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 # What makes a LoRA's update something else than alpha / r * B @ A in every layer.
-_NOT_PLAIN = ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern")
+_NOT_PLAIN = ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern", "alora_invocation_tokens")
+_MATRIX = re.compile(r"(?P<wrapper>.+)\.(?P<parameter>\w+)\[(?P<number>\d+)\]")
+
+Factors = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Lora:
     """Weights of one LoRA: layer name -> (A [r, in], B [out, r]), and their common `scale`."""
 
-    layers: dict[str, tuple[Tensor, Tensor]]
+    layers: dict[str, Factors]
     scale: float
 
     @property
@@ -40,28 +49,70 @@ def pickled_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICKLED)
 
 
+def to_peft(lora: Lora) -> tuple[LoraConfig, dict[str, Factors]]:
+    """The LoRA as stock PEFT has it: its configuration, and A and B by the name of PEFT's layer.
+
+    The matrices of a parameter share one layer, with A [E * r, in] and B [out, r * E].
+    """
+    layers: dict[str, Factors] = {}
+    experts: dict[tuple[str, str], dict[int, Factors]] = {}
+    for name, factors in sorted(lora.layers.items()):
+        if match := _MATRIX.fullmatch(name):
+            matrices = experts.setdefault((match["wrapper"], match["parameter"]), {})
+            matrices[int(match["number"])] = factors
+        else:
+            layers[name] = factors
+    # Full names, not "all-linear": which layers those are is decided by the weights we hold.
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.scale * lora.rank,  # type: ignore[arg-type]  # PEFT takes any number
+        target_modules=[],
+        task_type=TaskType.CAUSAL_LM,
+        inference_mode=True,
+    )
+    # Set afterwards: PEFT makes a set of it, whose order differs from one process to the next.
+    config.target_modules = sorted(layers)
+    # Inner wrappers first; `from_peft` reads them in this order.
+    inner_first = sorted(experts, key=lambda key: (_module(key[0]), -len(key[0])))
+    config.target_parameters = [f"{_module(path)}.{name}" for path, name in inner_first] or None
+    for (wrapper, _), matrices in experts.items():
+        pairs = [matrices[e] for e in sorted(matrices)]
+        a, b = torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
+        layers[wrapper] = (a.flatten(0, 1), b.permute(1, 2, 0).flatten(1))
+    return config, layers
+
+
+def from_peft(config: LoraConfig, layers: dict[str, Factors]) -> Lora:
+    """Undoes `to_peft`. Raises ValueError where a layer has another rank than `config.r`."""
+    wrapped: dict[str, str] = {}
+    for name in reversed(config.target_parameters or []):
+        wrapper, _, parameter = name.rpartition(".")
+        while wrapper in wrapped:
+            wrapper += ".base_layer"
+        wrapped[wrapper] = parameter
+    plain: dict[str, Factors] = {}
+    for name, (a, b) in layers.items():
+        if name in wrapped:
+            all_a, all_b = a.unflatten(0, (-1, config.r)), b.unflatten(1, (config.r, -1))
+            for e, matrix in enumerate(all_a):
+                plain[f"{name}.{wrapped[name]}[{e}]"] = (matrix, all_b[:, :, e])
+        elif a.shape[0] != config.r:
+            raise ValueError(f"{name} is of rank {a.shape[0]}, not {config.r}")
+        else:
+            plain[name] = (a, b)
+    return Lora(plain, config.lora_alpha / config.r)
+
+
 def write_peft(folder: Path, lora: Lora, base_model: str) -> None:
     """Write `lora` as an ordinary PEFT folder (adapter_config.json, adapter_model.safetensors)."""
-    folder.mkdir(parents=True, exist_ok=True)
+    config, layers = to_peft(lora)
+    config.base_model_name_or_path = base_model
+    config.save_pretrained(str(folder))
     tensors = {}
-    for layer, (a, b) in sorted(lora.layers.items()):
+    for layer, (a, b) in layers.items():
         tensors[f"{_PREFIX}{layer}.lora_A.weight"] = a.contiguous()
         tensors[f"{_PREFIX}{layer}.lora_B.weight"] = b.contiguous()
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "r": lora.rank,
-        "lora_alpha": lora.scale * lora.rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        # Full names, not "all-linear": which layers those are is decided by the weights we hold.
-        "target_modules": sorted(lora.layers),
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def read_peft(folder: Path) -> Lora:
@@ -73,26 +124,35 @@ def read_peft(folder: Path) -> Lora:
             "code, and is never read); save the adapter as adapter_model.safetensors"
         )
     try:
-        config = json.loads((folder / "adapter_config.json").read_text())
         tensors = load_file(path)
+        # Not `from_pretrained`: it would ask the hub for a file that is not there.
+        fields = LoraConfig.from_json_file(str(folder / "adapter_config.json"))
+        plain = fields.get("peft_type") == PeftType.LORA
+        config = LoraConfig.from_peft_type(**fields) if plain else None
     except Exception as error:
         raise InputError(f"{folder}: not a readable PEFT folder ({error})") from error
-    if config.get("peft_type") != "LORA" or any(config.get(name) for name in _NOT_PLAIN):
+    if config is None or any(getattr(config, name) for name in _NOT_PLAIN):
         raise InputError(
             f"{folder}: only plain LoRA is read, not DoRA, rsLoRA, patterns of rank or alpha, "
             "or another PEFT type"
         )
     layers = {}
     for key in sorted(tensors):
-        if key.endswith(".lora_A.weight"):
-            layer = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-            other = key.replace(".lora_A.", ".lora_B.")
-            if other not in tensors:
-                raise InputError(f"{path}: {key} has no {other}; the file is not whole")
-            layers[layer] = (tensors[key], tensors[other])
+        layer = key.removeprefix(_PREFIX).rpartition(".lora_")[0]
+        pair = [f"{_PREFIX}{layer}.lora_{side}.weight" for side in "AB"]
+        if key not in pair or not tensors.keys() >= set(pair):
+            raise InputError(f"{path}: {key} is not one of a plain LoRA's two matrices per layer")
+        layers[layer] = (tensors[pair[0]], tensors[pair[1]])
     if not layers:
         raise InputError(f"{path}: holds no LoRA weights")
-    for name in ("lora_alpha", "r"):
-        if not isinstance(config.get(name), int | float) or not config[name]:
-            raise InputError(f"{folder}/adapter_config.json: {name} must be a number, not 0")
-    return Lora(layers, config["lora_alpha"] / config["r"])
+    if not isinstance(config.lora_alpha, int | float) or not config.lora_alpha:
+        raise InputError(f"{folder}/adapter_config.json: lora_alpha must be a number, not 0")
+    try:
+        return from_peft(config, layers)
+    except (ValueError, RuntimeError) as error:  # the latter where r does not divide a matrix
+        raise InputError(f"{path}: {error}; only plain LoRA is read") from None
+
+
+def _module(wrapper: str) -> str:
+    """The name of the module that a wrapper of PEFT stands for."""
+    return wrapper.replace(".base_layer", "")

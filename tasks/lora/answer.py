@@ -8,17 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tasks.errors import InputError
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, collate
 from tasks.lora.cost import BATCH_FACTOR, forward_limit
 from tasks.lora.forward import label_losses, may_pack, sum_by
 from tasks.lora.group_train import default_positions
 from tasks.lora.grouped import Layers, Part, assign, clear
-from tasks.lora.packing import ONE_PER_ROW, footprint, layout, micro_batches, pack
+from tasks.lora.packing import ONE_PER_ROW, Span, layout, pack, span_batches, work_off
 
-# Some of one user's samples.
-Piece = tuple[int, slice]
 # Users' numbers -> layer -> (frozen part, trained part) of those users; None: the bare base model.
 Parts = Callable[[Sequence[int]], tuple[dict[str, Part] | None, dict[str, Part] | None]]
 
@@ -32,28 +29,27 @@ def answer_users(
     max_new_tokens: int,
     positions: int | None = None,
 ) -> list[list[str]]:
-    """Greedy answers to each user's questions, users mixed in a batch, each with their own LoRA.
+    """Greedy answers to each user's questions; users share batches, each with their own LoRA.
 
-    A user has as many rows in a batch as the user with most questions in it, so users with equally
-    many questions of like length go together; a user with very many is asked in pieces. A batch
-    that does not fit in memory is halved.
+    All users of a batch have the same number of rows in it, so users with equally many questions
+    of like length go together.
     """
     limit = positions or BATCH_FACTOR * default_positions(base)
     results = [[""] * len(own) for own in questions]
 
-    def ask(batch: list[Piece]) -> None:
+    def ask(batch: list[Span]) -> None:
         frozen, trained = parts([user for user, _ in batch])
         assign(layers, frozen=frozen, trained=trained)
-        given = [questions[user][span] for user, span in batch]
-        rows = max(len(own) for own in given)
-        # A row to fill up with repeats the user's first question; its answer is dropped.
-        filled = [item for own in given for item in [*own, *[own[0]] * (rows - len(own))]]
+        asked = [questions[user][span] for user, span in batch]
+        rows = max(map(len, asked))
+        # Rows to fill up with repeat the user's first question; their answers are dropped.
+        filled = [one for part in asked for one in [*part, *[part[0]] * (rows - len(part))]]
         answers = _greedy(base, filled, max_new_tokens)
         for place, (user, span) in enumerate(batch):
             count = span.stop - span.start
             results[user][span] = answers[place * rows : place * rows + count]
 
-    _work_off(layers, question_batches(questions, max_new_tokens, limit), ask)
+    _work_off(layers, question_batches(questions, max_new_tokens, limit), questions, ask)
     return results
 
 
@@ -67,16 +63,15 @@ def log_likelihoods(
 ) -> list[Tensor]:
     """Per user: log p(answer | prompt) of each of the user's samples [N_u] (float32, CPU)."""
     limit = positions or forward_positions(base)
-    present = [own for own in samples if own]
-    rows = layout(present) if may_pack(base.model) else ONE_PER_ROW
+    rows = layout([own for own in samples if own]) if may_pack(base.model) else ONE_PER_ROW
     results = [torch.empty(len(own)) for own in samples]
 
-    def measure(batch: list[Piece]) -> None:
-        found = _sums(base, layers, [(u, samples[u][s]) for u, s in batch], parts, rows)
-        for (user, span), scores in zip(batch, found, strict=True):
-            results[user][span] = scores
+    def measure(batch: list[Span]) -> None:
+        scores = _sums(base, layers, [(u, samples[u][s]) for u, s in batch], parts, rows)
+        for (user, span), own in zip(batch, scores, strict=True):
+            results[user][span] = own
 
-    _work_off(layers, sample_batches(samples, rows, limit), measure)
+    _work_off(layers, span_batches(samples, rows, limit), samples, measure)
     return results
 
 
@@ -87,16 +82,16 @@ def likeliest(
     parts: Parts,
     positions: int | None = None,
 ) -> list[list[int]]:
-    """Per user and question: which of the question's answers has the largest log p (the first).
+    """Per user and question: which of the possible answers has the largest log p (the first).
 
-    `samples`: per user, per question, one sample per possible answer. The log-likelihood is that of
-    the whole answer with its end, so no answer wins by being the start of another.
+    samples: per user and question, one sample per possible answer. Its end counts, so no answer
+    wins by being the start of another.
     """
     flat = [[sample for question in own for sample in question] for own in samples]
     scores = log_likelihoods(base, layers, flat, parts, positions)
     return [
-        [int(one.argmax()) for one in found.split([len(question) for question in own])]
-        for own, found in zip(samples, scores, strict=True)
+        [int(one.argmax()) for one in own_scores.split([len(question) for question in own])]
+        for own, own_scores in zip(samples, scores, strict=True)
     ]
 
 
@@ -110,8 +105,8 @@ def evidence(
 ) -> Tensor:
     """[U, K]: log-likelihood of each user's items under each anchor's LoRA, summed over items.
 
-    One pass over the users' items per anchor: each anchor's parts have U = 1, and all rows are
-    that one "user's". NaN where `asked` [U, K] (bool; all, if not given) is False.
+    anchors: parts of one "user", whose samples are all users' items. NaN where `asked` [U, K]
+    (bool; all, if not given) is False.
     """
     columns = []
     for k, anchor in enumerate(anchors):
@@ -121,8 +116,8 @@ def evidence(
         column = torch.full((len(samples),), torch.nan)
         column[users] = 0.0
         if everything:
-            alone = partial(_alone, anchor)
-            (scores,) = log_likelihoods(base, layers, [everything], alone, positions)
+            one = partial(_one, anchor)
+            (scores,) = log_likelihoods(base, layers, [everything], one, positions)
             column[users] = sum_by(scores, owner, len(users))
         columns.append(column)
     return torch.stack(columns, dim=1)
@@ -135,47 +130,22 @@ def forward_positions(base: Base) -> int:
 
 def question_batches(
     questions: Sequence[Sequence[Encoded]], max_new_tokens: int, limit: int
-) -> list[list[Piece]]:
+) -> list[list[Span]]:
     """All users' questions, in batches of at most `limit` positions with their answers."""
-    lengths = [[len(question.prompt) + max_new_tokens for question in own] for own in questions]
-    pieces = _pieces(lengths, limit)
-    sizes = []
-    for user, span in pieces:
-        own = lengths[user][span]
-        sizes.append((len(own), max(own), sum(own)))
-    return [[pieces[n] for n in part] for part in micro_batches(sizes, limit)]
-
-
-def sample_batches(
-    samples: Sequence[Sequence[Encoded]], rows: int, limit: int
-) -> list[list[Piece]]:
-    """All users' samples, in batches of at most `limit` positions; rows as by `layout`."""
-    lengths = [[len(item.prompt) + len(item.answer) for item in own] for own in samples]
-    pieces = _pieces(lengths, limit)
-    sizes = [footprint(samples[user][span], rows) for user, span in pieces]
-    return [[pieces[n] for n in part] for part in micro_batches(sizes, limit)]
-
-
-def _pieces(lengths: Sequence[Sequence[int]], limit: int) -> list[Piece]:
-    """All samples, by their lengths per user; a user with very many is worked off in pieces."""
-    pieces: list[Piece] = []
-    for user, own in enumerate(lengths):
-        size = max(1, limit // max(own, default=1))
-        pieces += [(user, slice(n, min(n + size, len(own)))) for n in range(0, len(own), size)]
-    return pieces
+    room = [0] * max_new_tokens
+    filled = [[Encoded(question.prompt, room) for question in own] for own in questions]
+    return span_batches(filled, ONE_PER_ROW, limit)
 
 
 def _work_off(
-    layers: Layers, queue: list[list[Piece]], work: Callable[[list[Piece]], None]
+    layers: Layers,
+    queue: list[list[Span]],
+    samples: Sequence[Sequence[Encoded]],
+    work: Callable[[list[Span]], None],
 ) -> None:
-    """Do `work` batch by batch, halving what does not fit in memory; clears the layers after it."""
+    """As `work_off`; no LoRA is left in the layers after it."""
     try:
-        while queue:
-            batch = queue.pop(0)
-            try:
-                work(batch)
-            except torch.OutOfMemoryError:
-                queue[:0] = _halved(batch)
+        work_off(queue, samples, work)
     finally:
         clear(layers)
 
@@ -195,21 +165,6 @@ def _sums(
     return (-sum_by(label_losses(base, packed), packed.sample, sum(counts))).cpu().split(counts)
 
 
-def _halved(batch: list[Piece]) -> list[list[Piece]]:
-    """The batch in two, a lone piece by its samples. Raises InputError for a single sample."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if len(batch) > 1:
-        return [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-    user, span = batch[0]
-    middle = (span.start + span.stop) // 2
-    if middle == span.start:
-        raise InputError(
-            "out of memory: a single question does not fit on the device; lower base.max_tokens"
-        )
-    return [[(user, slice(span.start, middle))], [(user, slice(middle, span.stop))]]
-
-
 def _greedy(base: Base, questions: Sequence[Encoded], max_new_tokens: int) -> list[str]:
     """The greedy answer to each question, in one batch, without special tokens (`load_base`)."""
     batch = collate(base, [Encoded(question.prompt, []) for question in questions])
@@ -224,5 +179,5 @@ def _greedy(base: Base, questions: Sequence[Encoded], max_new_tokens: int) -> li
     return [text.strip() for text in texts]
 
 
-def _alone(part: dict[str, Part], _users: Sequence[int]) -> tuple[dict[str, Part], None]:
+def _one(part: dict[str, Part], _users: Sequence[int]) -> tuple[dict[str, Part], None]:
     return part, None

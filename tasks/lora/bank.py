@@ -1,7 +1,6 @@
-"""The bank: K anchors' LoRAs in one safetensors file, as stacked tensors per layer.
+"""The bank: K anchors' LoRAs in one safetensors file.
 
-Per layer `<name>.A` [K, r, in] and `<name>.B` [K, out, r], float32. The header carries the anchor
-ids, in the order of the first axis, and the common scale.
+Per layer `<name>.A` [K, r, in] and `<name>.B` [K, out, r], float32; ids and scale in the header.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Bank:
 
 
 def stack(ids: Sequence[str], loras: Sequence[Lora]) -> Bank:
-    """A bank of `loras`, which must agree in layers, shapes and scale (else ValueError)."""
+    """A bank of LoRAs. Raises ValueError where they differ in layers, rank or scale."""
     first = loras[0]
     for member, lora in zip(ids, loras, strict=True):
         same = lora.scale == first.scale and lora.rank == first.rank
@@ -68,7 +67,7 @@ def write_bank(path: Path, bank: Bank) -> None:
     tensors = {}
     for name, (a, b) in bank.layers.items():
         tensors[f"{name}.A"], tensors[f"{name}.B"] = a.contiguous(), b.contiguous()
-    # One entry: safetensors writes several in an order that differs from one call to the next.
+    # One entry: safetensors writes several in random order.
     about = json.dumps({"ids": list(bank.ids), "scale": bank.scale})
     save_file(tensors, path, metadata={"bank": about})
 

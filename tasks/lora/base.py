@@ -18,26 +18,25 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from tasks.errors import InputError
 from tasks.lora.adapters import pickled_files
 
-# A progress bar and a warning per load drown the log of hundreds of jobs; the warning is about a
-# property that PEFT 0.21 reads and transformers 5 renames.
+# Once per load, these drown the log of hundreds of jobs. PEFT 0.21 reads a property that
+# transformers 5 renames.
 transformers.utils.logging.disable_progress_bar()
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 _LOADING = threading.Lock()
 # Positions kept free for an answer where the model has only so many.
 ANSWER_ROOM = 64
-# Kinds of layers (`layer_types`) that packing and padding are right for.
+# The `layer_types` that packing and padding are right for.
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
-# Stands for an answer where it is asked what a chat template writes after one.
+# An answer to any question, to see what a chat template writes after it.
 _ANSWER = "the answer of the assistant"
 
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base model and its tokenizer.
+    """A frozen base model in eval mode, and its tokenizer.
 
-    `max_tokens` bounds prompt plus answer (tokens). The model is in eval mode and frozen.
-    `end` is the token that an answer ends with; None: the tokenizer's end-of-text token.
+    max_tokens: of prompt and answer. end: the token that ends an answer; None: end of text.
     """
 
     model: Any
@@ -81,16 +80,14 @@ def load_base(
 ) -> Base:
     """Load the model in `folder` frozen, without dropout, and set to answer greedily.
 
-    Only safetensors weights are read, and no code that a checkpoint brings is run. `max_tokens` is
-    lowered to what the model has positions for. With `chat` "never" the tokenizer's chat template
-    is left unused. With `quantisation` "nf4" the linear layers but the output embedding are in 4
-    bits, and compute in bfloat16.
-    Raises InputError when the folder holds no whole model that transformers can load this way, or
-    one that the engine does not fit (`attention_only`).
+    Only safetensors weights are read; no code of a checkpoint is run. `max_tokens` is lowered to
+    the model's positions. chat "never": no chat template. quantisation "nf4": linear layers but the
+    output embedding in 4 bits. Raises InputError where the folder is no whole model, or one that
+    the engine does not fit (`attention_only`).
     """
     whole_model(folder)
-    where = pick_device(device)
-    quantised = {} if quantisation == "none" else nf4(where)
+    target = pick_device(device)
+    quantised = {} if quantisation == "none" else nf4(target)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -102,7 +99,7 @@ def load_base(
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
-                dtype=pick_dtype(dtype, where),
+                dtype=pick_dtype(dtype, target),
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -131,19 +128,18 @@ def load_base(
         tokenizer.chat_template = None
     end = end_of_turn(tokenizer)
     model.generation_config = _greedy(model.generation_config, tokenizer, end)
-    model.to(where).requires_grad_(False)
+    model.to(target).requires_grad_(False)
     model.config.use_cache = True
     if gradient_checkpointing:
         # Non-reentrant: gradients must reach the LoRAs although the embeddings are frozen.
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Base(model.eval(), tokenizer, where, most_tokens(config, max_tokens), end)
+    return Base(model.eval(), tokenizer, target, most_tokens(config, max_tokens), end)
 
 
 def attention_only(model: str, config: Any) -> None:
-    """Raises InputError where not every layer of a model is attention, and all of them alike.
+    """Raises InputError unless all layers of a model are attention, and alike.
 
-    A recurrent layer carries a state across padding, and from one sample of a row to the next: its
-    numbers would be others than those of each sample alone, which is what the engine promises.
+    A recurrent layer carries its state across padding, and from one sample of a row to the next.
     """
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - _ATTENTION
@@ -165,10 +161,10 @@ def attention_only(model: str, config: Any) -> None:
 
 @torch.no_grad()
 def check_causal(base: Base) -> None:
-    """Raises InputError where what a model says of a token depends on the tokens after it.
+    """Raises InputError where a token's logits depend on the tokens after it.
 
-    transformers takes an encoder (BERT) for a language model, too, and no field of its
-    configuration tells it from a decoder (GPT-NeoX says `is_decoder` false).
+    transformers loads an encoder (BERT) as a language model, too. No field of the configuration
+    tells it from a decoder (GPT-NeoX says `is_decoder` false).
     """
     ids = torch.tensor([[0, 0, 0], [0, 1, 1]], device=base.device)
     logits = base.model(input_ids=ids, use_cache=False).logits[:, 0]
@@ -183,16 +179,16 @@ def check_causal(base: Base) -> None:
 
 
 def without_weights(config: Any) -> Any:
-    """The model of a configuration on torch's meta device: all shapes, and no memory."""
+    """The model of a configuration on torch's meta device."""
     with torch.device("meta"):
-        # With a dtype given, transformers leaves the default dtype of the process alone.
+        # Given a dtype, transformers leaves the default dtype of the process alone.
         return AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, trust_remote_code=False
         )
 
 
 def most_tokens(config: Any, max_tokens: int) -> int:
-    """`max_tokens`, or fewer where the model has not the positions for them and an answer."""
+    """`max_tokens`, or fewer where the model has no positions for them and an answer."""
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or max_tokens + ANSWER_ROOM
     return max(8, min(max_tokens, positions - ANSWER_ROOM))
@@ -201,7 +197,7 @@ def most_tokens(config: Any, max_tokens: int) -> int:
 def whole_model(folder: Path) -> None:
     """Raises InputError where a folder has no safetensors weights, or is an adapter.
 
-    transformers would load the model that an adapter_config.json names, from wherever that is.
+    Given an adapter, transformers would load the model that it names, from anywhere.
     """
     if (folder / "adapter_config.json").exists():
         raise InputError(
@@ -211,17 +207,17 @@ def whole_model(folder: Path) -> None:
     if any(folder.glob("*.safetensors")):
         return
     pickles = pickled_files(folder)
-    found = f"only pickled ones ({pickles[0].name}), which are never read" if pickles else "none"
+    others = f"only pickled ones ({pickles[0].name}), which are never read" if pickles else "none"
     raise InputError(
-        f"base.model {folder}: it needs *.safetensors weights and has {found}; convert them with "
+        f"base.model {folder}: it needs *.safetensors weights and has {others}; convert them with "
         "save_pretrained where you trust their source, or give another model"
     )
 
 
-def nf4(where: torch.device) -> dict[str, Any]:
-    """What `from_pretrained` takes for a base in 4 bits (NF4: Dettmers et al. 2023, section 3).
+def nf4(device: torch.device) -> dict[str, Any]:
+    """Options of `from_pretrained` for a base in 4 bits (NF4: Dettmers et al. 2023, section 3).
 
-    As the published code: NF4, computed in bfloat16. Raises InputError without bitsandbytes.
+    As the published code, computed in bfloat16. Raises InputError without bitsandbytes.
     """
     try:
         version("bitsandbytes")
@@ -232,13 +228,13 @@ def nf4(where: torch.device) -> dict[str, Any]:
     config = transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )
-    return {"quantization_config": config, "device_map": {"": where}}
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def end_of_turn(tokenizer: Any) -> int:
     """The token that ends an answer: the first special one after it in the chat template.
 
-    The end-of-text token where there is no template, or it writes no special token there.
+    Without one there, it is the end-of-text token.
     """
     end: int = tokenizer.eos_token_id
     if not tokenizer.chat_template:
@@ -254,7 +250,7 @@ def end_of_turn(tokenizer: Any) -> int:
 
 @lru_cache(maxsize=8)
 def special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Text and id of each token that stands for no text: named ones, and those marked as such."""
+    """Text and id of each special token: named ones, and added ones marked as such."""
     added = tokenizer.added_tokens_decoder.items()
     marked = {token.content: number for number, token in added if token.special}
     named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
@@ -268,13 +264,10 @@ def _without_dropout(config: Any) -> None:
             setattr(config, name, 0.0)
 
 
-def _greedy(given: GenerationConfig | None, tokenizer: Any, end: int) -> GenerationConfig:
-    """Greedy decoding and nothing else of the checkpoint's own settings but where a turn ends.
-
-    Sampling, penalties and least lengths would change the answers; LaMP's are greedy.
-    """
-    own = getattr(given, "eos_token_id", None)
-    ends = {end, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+def _greedy(config: GenerationConfig | None, tokenizer: Any, end: int) -> GenerationConfig:
+    """Greedy decoding, as LaMP's; of the checkpoint's own settings only where a turn ends."""
+    ends = getattr(config, "eos_token_id", None)
+    ends = {end, tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     return GenerationConfig(
         do_sample=False,
         eos_token_id=sorted(ends),

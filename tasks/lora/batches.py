@@ -1,7 +1,7 @@
-"""Prompts and answers as token batches.
+"""Prompts and answers as tokens, and as batches padded on the left.
 
-Batches are padded on the left, so that all answers end at the last position: one slice of the
-last positions then holds every label, and only that slice goes through the LM head.
+All answers then end at the last position: one slice holds every label, and only that goes through
+the LM head.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 from tasks.lora.base import Base, special_tokens
 
 _PLACEHOLDER = "the text of the user"
-# What some templates look at: a day, which must not be today's, or no two days give the same
-# numbers (this one is Llama 3.1's own default); and whether the model thinks before it answers.
+# What some templates read: the day (Llama 3.1's default; today's would change the numbers), and
+# whether the model thinks before it answers.
 _TEMPLATE_OPTIONS = {"date_string": "26 Jul 2024", "enable_thinking": False}
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one sample; `answer` is empty for a question that is to be answered."""
+    """Token ids of one sample; a question has no `answer`."""
 
     prompt: list[int]
     answer: list[int]
@@ -32,11 +32,10 @@ class Encoded:
 
 
 def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
-    """Tokenise a prompt (through the chat template where the tokenizer has one) and an answer.
+    """Tokenise a prompt (through the chat template, if any) and an answer with its end.
 
-    The answer ends with the token that ends a turn (`Base.end_of_answer`). What exceeds
-    `base.max_tokens` is cut from the start of the prompt, after a leading begin-of-text token: the
-    question stands at the end.
+    What exceeds `base.max_tokens` is cut from the start of the prompt, after a begin-of-text token:
+    the question stands at the end.
     """
     tokenizer = base.tokenizer
     if tokenizer.chat_template:
@@ -59,7 +58,7 @@ def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
         labels = [*labels, base.end_of_answer]
     truncated = len(ids) + len(labels) > base.max_tokens
     if truncated and len(labels) > base.max_tokens // 2:
-        # A question too long for what the answer leaves: the answer keeps half of the room.
+        # A long question leaves the answer half of the room.
         most = max(base.max_tokens // 2, base.max_tokens - len(ids))
         labels = [*labels[: most - 1], base.end_of_answer]
     room = base.max_tokens - len(labels)
@@ -70,8 +69,7 @@ def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
 
 
 def _through_template(tokenizer: Any, prompt: str) -> list[int]:
-    """The prompt as one user turn. Special tokens of the template are; in the user's text they
-    are text, so a text that holds one is tokenised apart from the template around it."""
+    """The prompt as one user turn. Special tokens in it are text: it is then tokenised apart."""
     risky = any(token in prompt for token in special_tokens(tokenizer))
     content = _PLACEHOLDER if risky else prompt
     message = [{"role": "user", "content": content}]
@@ -88,10 +86,9 @@ def _through_template(tokenizer: Any, prompt: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Batch:
-    """`input_ids`, `attention_mask`, `position_ids` [B, T]; `labels` [B, keep - 1], -100 for none.
+    """input_ids, attention_mask, position_ids [B, T]; labels [B, keep - 1], -100 for none.
 
-    `keep` is the number of last positions whose logits are needed: `labels[:, j]` is predicted
-    at position `T - keep + j`.
+    keep: the number of last positions with logits; position T - keep + j predicts labels[:, j].
     """
 
     input_ids: Tensor

@@ -1,9 +1,8 @@
-"""A training's state on the disk, so that one that was killed goes on where it was.
+"""The state of a training on disk, so that a killed one goes on where it was.
 
-One safetensors file, written beside its place and renamed into it. Its header has the key of the
-work (nothing else may go on from it), a hash over all it holds, and what the caller tells of it.
-What is read is what was written to the last bit; on a CPU in float32 a training that was killed and
-went on ends with the same numbers as one that was not.
+One safetensors file. Its header has the key of the work, a hash of the contents and what the
+caller says about it. On a CPU in float32 a training that was killed and went on ends with the same
+numbers, to the last bit, as one that was not.
 """
 
 from __future__ import annotations
@@ -17,20 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from tasks.store.files import write_atomic
+from tasks.results.files import write_atomic
 
-# The form of the file and of what the trainings keep in it.
-VERSION = 1
+# The form of the file, and of what the trainings keep in it.
+VERSION = 2
 HEADER = "mta"
-# No more of the time than this goes into writing, however slow the disk.
+# The share of the time that may go into writing, however slow the disk.
 MOST = 0.02
 
 
 @dataclass(frozen=True)
 class Saved:
-    """The state after `step` optimiser steps: tensors by name, and JSON values besides."""
+    """The state after `step` steps: tensors by name, and JSON values besides."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -40,9 +41,8 @@ class Saved:
 class Checkpoint:
     """Where one training keeps its state, and when.
 
-    key: what the training depends on, the company of users that share its rows included. about:
-    JSON values for those who find the file. seconds: the least time between two writings.
-    log: told, in one line and whether it is a warning, what became of an earlier state. most: the
+    key: of all the training depends on. about: JSON values for those who find the file. seconds:
+    the least time between two writings. log: takes a line and whether it is a warning. most: the
     share of the time that may go into writing.
     """
 
@@ -63,14 +63,14 @@ class Checkpoint:
     def load(self, like: Mapping[str, Tensor]) -> Saved | None:
         """The state of an earlier try, or None: training starts anew.
 
-        A file that is damaged, of other work, or without a tensor of the name, shape and type of
-        each in `like` is said so and left alone; the next `save` replaces it.
+        Ignored, with a warning: a file that is damaged, of other work, or without a tensor of the
+        name, shape and type of each in `like`.
         """
         if not self.path.exists():
             return None
         try:
             saved = self._read(like)
-        except Exception as error:  # what safetensors raises of a damaged file is of many kinds
+        except Exception as error:  # a damaged file raises errors of many kinds
             why = " ".join(str(error).split())[:200]
             self.log(f"checkpoint {self.path}: {why}; it is ignored, training starts anew", True)
             return None
@@ -82,56 +82,46 @@ class Checkpoint:
         return time.monotonic() - self._last >= self._wait
 
     def save(self, saved: Saved) -> None:
-        """Replace what is there, whole or not at all. Raises OSError where the disk does not."""
-        from safetensors.torch import save
-
+        """Replace the file, whole or not at all. Raises OSError, as of a full disk."""
         started = time.monotonic()
         tensors = {name: one.detach().cpu().contiguous() for name, one in saved.tensors.items()}
-        told = {"version": VERSION, "key": self.key, "step": saved.step, "facts": saved.facts}
-        told |= {"about": self.about, "sha256": _hash(tensors, told)}
+        header = {"version": VERSION, "key": self.key, "step": saved.step, "facts": saved.facts}
+        header |= {"sha256": _hash(tensors, header), "about": self.about}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path, save(tensors, {HEADER: json.dumps(told, ensure_ascii=False)}))
+        write_atomic(self.path, save(tensors, {HEADER: json.dumps(header, ensure_ascii=False)}))
         self._last = time.monotonic()
         self._wait = max(self._seconds, (self._last - started) / self.most)
 
     def remove(self) -> None:
-        """What the training was for is there: nobody will go on from here."""
+        """Remove the file: the training's result is there."""
         self.path.unlink(missing_ok=True)
 
     def _read(self, like: Mapping[str, Tensor]) -> Saved:
-        from safetensors import safe_open
-
+        header = _header(self.path)
+        if header["version"] != VERSION or header["key"] != self.key:
+            raise ValueError("it is of other work")
         with safe_open(self.path, framework="pt") as file:
-            told = json.loads((file.metadata() or {})[HEADER])
-            if told["version"] != VERSION or told["key"] != self.key:
-                raise ValueError("it is of other work")
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        signed = {name: told[name] for name in ("version", "key", "step", "facts")}
-        if _hash(tensors, signed) != told["sha256"]:
+        signed = {name: header[name] for name in ("version", "key", "step", "facts")}
+        if _hash(tensors, signed) != header["sha256"]:
             raise ValueError("it does not match its hash")
         for name, wanted in like.items():
-            found = tensors[name]
-            if found.shape != wanted.shape or found.dtype != wanted.dtype:
-                raise ValueError(f"{name} is {found.dtype} {list(found.shape)}")
-        return Saved(told["step"], tensors, told["facts"])
+            tensor = tensors[name]
+            if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
+        return Saved(header["step"], tensors, header["facts"])
 
 
-def about_of(path: Path) -> dict[str, Any] | None:
-    """What is told of a checkpoint in its header; None where the file cannot be read."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {})[HEADER])["about"]
-            return about
-    except Exception:  # see `load`
-        return None
+def _header(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        header: dict[str, Any] = json.loads((file.metadata() or {})[HEADER])
+    return header
 
 
-def _hash(tensors: Mapping[str, Tensor], told: dict[str, Any]) -> str:
-    found = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+def _hash(tensors: Mapping[str, Tensor], header: dict[str, Any]) -> str:
+    sha256 = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         one = tensors[name]
-        found.update(f"{name} {one.dtype} {list(one.shape)}".encode())
-        found.update(one.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        sha256.update(f"{name} {one.dtype} {list(one.shape)}".encode())
+        sha256.update(one.reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()

@@ -1,32 +1,29 @@
-"""What work costs: FLOPs, bytes of memory and of disk, by formulas from the model's shape.
+"""What a pass through the model costs: FLOPs and bytes of memory, from the model's shape.
 
-A *pass* is one micro-batch through the model; which passes some work takes is said in
-`tasks/lora/passes.py`. FLOPs count a multiplication and an addition as two. Tests hold the sums to
-torch's own counters of what was multiplied and allocated.
+A pass is one micro-batch; `tasks/lora/passes.py` says which passes some work takes. A
+multiplication and an addition are two FLOPs. Tests hold the sums to torch's own counters. (Counting
+on the meta device instead takes 2.5 s per pass of an 8B model, and a plan needs dozens.)
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from tasks.lora.forward import KNOWN_LAYERS, may_pack
 from tasks.lora.grouped import Shapes, shapes_of
 
-# The order in which a layer of ours is worked off: nothing before the first trained one needs a
-# gradient of what went in.
+# The order of work within a block: nothing before the first trained layer needs a gradient.
 _ORDER = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1, "gate_proj": 2, "up_proj": 2}
 _LAST = 3
-# Where nothing is kept for a backward pass, batches hold so many times the positions of training.
+# Without a backward pass, batches hold so many times the positions of training.
 BATCH_FACTOR = 4
 
 
 @dataclass(frozen=True)
 class Widths:
-    """How many blocks a model has, and how wide: its states, its feed-forward, all attention heads
-    together, all key-value heads together."""
+    """Number of blocks; widths of states, feed-forward, all attention and all key-value heads."""
 
     blocks: int
     hidden: int
@@ -37,11 +34,10 @@ class Widths:
 
 @dataclass(frozen=True)
 class ModelShape(Widths):
-    """What of a causal language model decides its costs.
+    """What decides the costs of a causal language model.
 
-    sizes: (in, out) of every linear layer but the output embedding, whose own is `head`. known:
-    the last layer is one that is computed at label positions only (tasks/lora/forward.py). packs:
-    several samples may share a row.
+    sizes: (in, out) of every linear layer but the output embedding, `head`. known: the last block
+    is computed at label positions only (tasks/lora/forward.py). packs: samples may share a row.
     """
 
     parameters: int
@@ -52,8 +48,8 @@ class ModelShape(Widths):
 
     def place(self, layer: str) -> tuple[int, int]:
         """(block, order within the block) of a layer."""
-        found = re.search(r"\.(\d+)\.", layer)
-        return int(found[1]) if found else 0, _ORDER.get(layer.rpartition(".")[2], _LAST)
+        number = re.search(r"\.(\d+)\.", layer)
+        return int(number[1]) if number else 0, _ORDER.get(layer.rpartition(".")[2], _LAST)
 
     def late(self, layer: str) -> bool:
         """Whether the layer follows the last attention."""
@@ -63,8 +59,8 @@ class ModelShape(Widths):
 
 @dataclass(frozen=True)
 class Pass:
-    """`users` x `rows` rows of `width` positions each; `picked` positions (labels, filled up) go on
-    after the last attention, `labels` through the output embedding."""
+    """`users` x `rows` rows of `width` positions; `picked` of them (labels, filled up) go on after
+    the last attention, `labels` go through the output embedding."""
 
     users: int
     rows: int
@@ -79,9 +75,9 @@ class Pass:
 
 @dataclass(frozen=True)
 class Loras:
-    """LoRAs on the model's layers: the one that is trained, and the rank of a frozen one below.
+    """The LoRA that is trained, and the frozen one below: layer -> rank.
 
-    below: layer -> rank. checkpointing: the forward pass is computed again in the backward pass.
+    checkpointing: the forward pass is computed again in the backward pass.
     """
 
     trained: Shapes | None = None
@@ -95,16 +91,16 @@ class Loras:
 
     def on(self, *names: str) -> bool:
         """Whether any layer of these last names has a LoRA."""
-        layers = chain(self.trained.sizes if self.trained else (), self.below or ())
+        layers = {*(self.trained.sizes if self.trained else ()), *(self.below or ())}
         return any(layer.endswith(names) for layer in layers)
 
     def below_width(self, shape: ModelShape) -> int:
-        """The numbers of one user's frozen LoRA."""
+        """How many numbers one user's frozen LoRA has."""
         return sum(rank * sum(shape.sizes[name]) for name, rank in (self.below or {}).items())
 
 
 def shape_of(model: Any) -> ModelShape:
-    """The shape of a model, which may be without weights (on torch's `meta` device)."""
+    """The shape of a model, which may be on torch's meta device."""
     head = model.get_output_embeddings()
     layers: Any = getattr(model.base_model, "layers", None) or []
     return ModelShape(
@@ -118,7 +114,7 @@ def shape_of(model: Any) -> ModelShape:
 
 
 def widths_of(model: Any) -> Widths:
-    """The widths that a model's configuration names, and the usual ones where it names none."""
+    """The widths of a model's configuration, or the usual ones where it names none."""
     config = model.config.get_text_config()
     hidden, heads = config.hidden_size, config.num_attention_heads
     size = getattr(config, "head_dim", None) or hidden // heads
@@ -132,18 +128,17 @@ def widths_of(model: Any) -> Widths:
 
 
 class Flops:
-    """FLOPs of passes through a model with LoRAs; what they are per position is worked out once.
+    """FLOPs of passes through a model with LoRAs.
 
-    Forward, per position and layer of i inputs and o outputs, with LoRAs of ranks R and r: 2 i o
-    and 2 (R + r)(i + o). Backward, for the LoRA that is trained:
+    Forward, per position and layer of i inputs and o outputs, with LoRAs of ranks R (frozen) and r
+    (trained): 2 i o + 2 (R + r)(i + o). Backward, with the output's gradient G:
 
         2 o (R + r)               G B
-      + 2 i o + 2 i (R + r)       gradient of x: G W + (G B) A
-      + 2 r (i + o)               gradients of A and B of the trained LoRA
+      + 2 i o + 2 i (R + r)       gradient of x: G W + (G B) A; not before the first trained layer
+      + 2 r (i + o)               gradients of the trained A and B
 
-    Layers before the first trained one need no gradient of x. Attention is two products of every
-    row with itself, the masked half too, as torch counts them, and five in its backward pass (its
-    scores are computed again). Not counted: what works element by element.
+    Attention is two products of every row with itself, the masked half too, and five in its
+    backward pass, which computes the scores again. Elementwise work is not counted.
     """
 
     def __init__(self, shape: ModelShape, loras: Loras) -> None:
@@ -154,7 +149,7 @@ class Flops:
         if loras.trained:
             first = min(shape.place(layer) for layer in loras.trained.sizes)
         if self.again:
-            # There transformers lets gradients reach the embeddings.
+            # transformers then lets gradients reach the embeddings.
             first = (-1, 0)
         for layer, (i, o) in shape.sizes.items():
             frozen, own = loras.ranks(layer)
@@ -182,14 +177,8 @@ class Flops:
         total += 0 if self.again else self._head(done.labels)
         return total + self.through * self._attention(done) * 5 // 2
 
-    def linear(self, tokens: int, labels: int) -> int:
-        """Of `training` what does not depend on the company: `tokens` positions, no attention."""
-        # Rows of one position: what remains of attention is next to nothing.
-        return self.training(Pass(1, tokens, 1, labels, labels))
-
     def decode(self, rows: int, prompt: int, new: int) -> int:
-        """Greedy answers of `new` tokens to `rows` prompts of `prompt` positions, keys and values
-        kept. The head sees one position per row and token."""
+        """Greedy answers of `new` tokens to `rows` prompts of `prompt` positions, with a cache."""
         total = self.forward(Pass(1, rows, prompt, rows * prompt, rows))
         total += (sum(self.forth) + self._head(1)) * rows * (new - 1)
         seen = (new - 1) * prompt + new * (new - 1) // 2
@@ -227,10 +216,9 @@ class Flops:
 def position_bytes(widths: Widths, each: int, checkpointing: bool) -> int:
     """Bytes that training needs per position, with `each` bytes per number of the model.
 
-    The backward pass keeps of every block the inputs of both norms (float32) and what they give;
-    queries, keys, values and what attention gives; gate, its activation, up and their product.
-    With checkpointing it keeps the input of every block, and one block like that. One feed-forward
-    is at work; with a narrow dtype its LoRAs' sums are in float32.
+    Kept per block: inputs (float32) and outputs of both norms; queries, keys, values and what
+    attention gives; gate, its activation, up and their product. With checkpointing: every block's
+    input, and one block. Besides, one feed-forward is at work, with its LoRAs' sums in float32.
     """
     attention = 2 * widths.attention + 2 * widths.kv
     block = 8 * widths.hidden + each * (2 * widths.hidden + attention + 4 * widths.wide)
@@ -242,17 +230,17 @@ def position_bytes(widths: Widths, each: int, checkpointing: bool) -> int:
 def cpu_positions(widths: Widths) -> int:
     """Positions per micro-batch on a CPU, by the model's size alone, so the same every time.
 
-    What one layer makes should stay near the size of the caches there: larger tensors are fresh
-    pages for every operation, and those cost more than the arithmetic.
+    A layer's output should stay near the size of the caches: larger tensors are fresh pages for
+    every operation, which cost more than the arithmetic.
     """
     return max(512, min(16_384, 2**24 // (4 * widths.wide)))
 
 
 def forward_limit(positions: int, gpu: bool) -> int:
-    """Positions per batch of log-likelihoods, given those of training.
+    """Positions per batch of log-likelihoods, from those of training.
 
-    On a CPU a batch is a quarter of a training one, for the nearer cache: 3,685 items of the
-    embedded model took 1.01 s in batches of 49,152, .76 s of 16,384 and .61 s of 4,096.
+    On a CPU a quarter, for the nearer cache: 3,685 items of the embedded model took 1.01 s in
+    batches of 49,152, .76 s of 16,384 and .61 s of 4,096.
     """
     return BATCH_FACTOR * positions if gpu else max(512, positions // 4)
 
@@ -272,7 +260,7 @@ def training_bytes(shape: ModelShape, done: Pass, loras: Loras, each: int) -> in
         # After its attention the last block goes on with the labels' positions only.
         after = 4 * shape.hidden + each * (shape.hidden + 4 * shape.wide)
         kept -= (done.positions - done.picked) * after
-        # A layer without a LoRA does not keep what goes in.
+        # Layers without a LoRA do not keep what goes in.
         unseen = shape.hidden * (not loras.on("q_proj", "k_proj", "v_proj"))
         unseen += shape.hidden * (not loras.on("gate_proj", "up_proj"))
         unseen += shape.wide * (not loras.on("down_proj"))
@@ -280,20 +268,17 @@ def training_bytes(shape: ModelShape, done: Pass, loras: Loras, each: int) -> in
     kept += 4 * done.positions * loras.trained.rank * len(loras.trained.sizes)
     kept += loss_bytes(shape, done, each)
     below = loras.below_width(shape)
-    # The users' LoRAs by layer and beside the frozen ones, which are copies as well; at the end
-    # their gradients by layer and in one row, when nothing else is left.
+    # The users' LoRAs by layer and beside the frozen ones, which are copies, too; at the end, when
+    # nothing else is left, their gradients by layer and in one row.
     factors = 4 * done.users * 2 * (loras.trained.width + below)
     return factors + max(kept, 4 * done.users * 2 * loras.trained.width)
 
 
 def loss_bytes(shape: ModelShape, done: Pass, each: int) -> int:
-    """What a loss and its gradient make of the answers' states.
-
-    Logits in the model's dtype and, where that is another, in float32; log-softmax, its gradient.
-    """
+    """Logits, in the model's dtype and in float32; their log-softmax and its gradient."""
     return done.labels * shape.head[1] * (each + (12 if each < 4 else 8))
 
 
 def optimiser_bytes(width: int, users: int) -> int:
-    """The LoRAs of a job's users, their gradients and AdamW's two moments, in float32."""
+    """LoRAs of `width` numbers of a job's users, gradients and AdamW's two moments, in float32."""
     return 4 * 4 * width * users

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tasks.lora.grouped import AnyModel, target_layers
+from tasks.lora.grouped import target_layers
+from tasks.lora.targets import AnyModel, Names
 
 # Modules whose weights are no bare parameters.
 _LAYERS = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -18,9 +19,8 @@ _LAYERS = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class Coverage:
     """`adapted` of the `linear` layers (all but the output embedding) have a LoRA.
 
-    share: of all the model's parameters, those of the adapted layers (weights and biases; what is
-    tied counts once). bare: modules that hold matrices of their own and are no layer, such as the
-    experts of transformers 5: class -> (how many, their share). LoRAs are on layers only.
+    share: of the adapted layers in all parameters (tied ones count once). bare: modules with
+    matrices of their own that are no layers, such as experts: class -> (how many, their share).
     """
 
     adapted: int
@@ -29,7 +29,7 @@ class Coverage:
     bare: dict[str, tuple[int, float]]
 
     def text(self) -> str:
-        """In one line."""
+        """All of it in one line."""
         text = (
             f"a LoRA on {self.adapted} of {self.linear} linear layers, "
             f"{_percent(self.share)} of the parameters"
@@ -40,8 +40,8 @@ class Coverage:
         return text
 
 
-def coverage(model: AnyModel, target_modules: Sequence[str] | str) -> Coverage:
-    """Counted on a model, which may be without weights. Raises InputError as `target_layers`."""
+def coverage(model: AnyModel, target_modules: Names) -> Coverage:
+    """Counted on a model, also on the meta device. Raises InputError as `target_layers`."""
     total = _size(model.parameters())
     adapted = target_layers(model, target_modules).values()
     head = model.get_output_embeddings()
@@ -52,8 +52,8 @@ def coverage(model: AnyModel, target_modules: Sequence[str] | str) -> Coverage:
         if matrices and not isinstance(module, _LAYERS):
             bare.setdefault(type(module).__name__, []).append(module)
     shares = {
-        name: (len(found), sum(_size(one.parameters(recurse=False)) for one in found) / total)
-        for name, found in bare.items()
+        name: (len(alike), sum(_size(one.parameters(recurse=False)) for one in alike) / total)
+        for name, alike in bare.items()
     }
     return Coverage(
         adapted=len(adapted),

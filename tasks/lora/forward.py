@@ -1,8 +1,8 @@
-"""One forward pass of packed rows: losses of the answers only, per label.
+"""One forward pass of packed rows: the loss of each label.
 
-The output embedding sees the label positions and nothing else: a hook in front of it picks them,
-so models that scale or cap their logits after it still do. In the layers we know (`KNOWN_LAYERS`)
-so does all that follows the last attention, which is most of the last layer's arithmetic.
+The output embedding sees the labels' positions only: a hook in front of it picks them, so models
+that scale or cap their logits still do. In KNOWN_LAYERS so does all that follows the last
+attention, which is most of the last layer's arithmetic.
 """
 
 from __future__ import annotations
@@ -44,25 +44,24 @@ def label_losses(base: Base, packed: Packed) -> Tensor:
 
 @contextmanager
 def _labels_only(model: Any, packed: Packed) -> Iterator[None]:
-    """After the last layer's attention nothing but the labels' positions is computed.
+    """After the last layer's attention only the labels' positions are computed.
 
-    The rest of that layer works position by position, so what it makes of others is never seen.
-    Where the layer is built otherwise (or is computed again in the backward pass, when this is
-    over), the positions are picked in front of the output embedding.
+    The rest of that layer works position by position. Where the layer is unknown, or computed again
+    in the backward pass, the positions are picked in front of the output embedding.
     """
     layer = _last_layer(model)
-    where = packed.where if layer is None else packed.kept
+    source = packed.source if layer is None else packed.slot
 
     def pick(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_flat(inputs[0])[where][None],)
+        return (_flat(inputs[0])[source][None],)
 
     def picked(x: Tensor) -> Tensor:
         """[U * n, T, d] to [U, M, d]: still user-major, as grouped layers want it."""
         return _flat(x).index_select(0, packed.picks.view(-1)).view(*packed.picks.shape, -1)
 
-    def forward(hidden_states: Tensor, **given: Any) -> Tensor:
+    def forward(hidden_states: Tensor, **options: Any) -> Tensor:
         normed = layer.input_layernorm(hidden_states)
-        attended = layer.self_attn(hidden_states=normed, **given)[0]
+        attended = layer.self_attn(hidden_states=normed, **options)[0]
         x = picked(hidden_states) + attended
         return x + layer.mlp(layer.post_attention_layernorm(x))
 
@@ -81,7 +80,7 @@ def _labels_only(model: Any, packed: Packed) -> Iterator[None]:
 
 
 def _last_layer(model: Any) -> Any:
-    """The last decoder layer, if it is one whose forward pass `_labels_only` knows, else None."""
+    """The last decoder layer, if `_labels_only` knows its forward pass."""
     layers = getattr(model.base_model, "layers", None)
     if not layers or (model.is_gradient_checkpointing and model.training):
         return None
@@ -96,8 +95,7 @@ def _flat(x: Tensor) -> Tensor:
 def may_pack(model: Any) -> bool:
     """Whether several samples may share a row: the model takes our mask and positions as they are.
 
-    Layers that see a window only, and models without position ids (ALiBi, recurrent ones), make
-    masks of their own, which know nothing of several samples in a row.
+    Layers with a window, and models without position ids (ALiBi, recurrent ones), do not.
     """
     config = model.config.get_text_config()
     windowed = getattr(config, "sliding_window", None) or getattr(config, "layer_types", None)

@@ -1,21 +1,19 @@
 """Many users' LoRAs over one frozen base, in one forward pass.
 
-Rows of a batch are user-major: `[U * n, T, d]`, n rows per user. The base weight W is shared, one
-big product; each user's LoRA is a slice of a batched product on the same rows seen as
-`[U, n * T, d]`:
+Rows of a batch are user-major: [U * n, T, d], n rows per user. The base weight W is shared, in one
+product; each user's LoRA is a slice of a batched product on the same rows as [U, n * T, d]:
 
     y = x W^T + bias + s_f (x A_f^T) B_f^T + s (x A^T) B^T
 
-with, per user, a frozen part A_f [U, R, in], B_f [U, out, R] of scale s_f (the merged LoRA) and a
-trained part A [U, r, in], B [U, out, r] of scale s. Either part may be absent.
-(LoRA: Hu et al. 2021, equation 3; the batching is that of S-LoRA and Punica, here for training.)
+with a frozen part A_f [U, R, in], B_f [U, out, R] of scale s_f (the merged LoRA) and a trained part
+A [U, r, in], B [U, out, r] of scale s. Either part may be absent. (LoRA: Hu et al. 2021, equation
+3; the batching is that of S-LoRA and Punica, here for training.)
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -27,9 +25,8 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from tasks.errors import InputError
-
-# A transformers model; its class differs from one checkpoint to the next.
-AnyModel = Any
+from tasks.lora.adapters import Lora
+from tasks.lora.targets import AnyModel, Names, Sizes, sizes_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Part:
 
 
 class GroupedLinear(nn.Module):
-    """A frozen linear layer with a frozen and a trained LoRA per user (module docstring)."""
+    """A frozen linear layer with a frozen and a trained LoRA per user."""
 
     def __init__(self, linear: nn.Module) -> None:
         super().__init__()
@@ -57,7 +54,7 @@ class GroupedLinear(nn.Module):
         return cast(Tensor, self.linear.weight)
 
     def set(self, frozen: Part | None, trained: Part | None) -> None:
-        """The users whose rows come next; without any part it is the base layer."""
+        """Set the users whose rows come next; without any part it is the base layer."""
         self.trained, self.joined = trained, None
         parts = [part for part in (frozen, trained) if part is not None]
         if parts:
@@ -87,8 +84,8 @@ Layers = dict[str, GroupedLinear]
 class _Product(torch.autograd.Function):
     """The layer's sum with its gradient written out: one node instead of a dozen.
 
-    With rows x [U, N, in], A and B of both parts side by side, G the gradient of the output:
-    dx = G W + (G B) A; of the trained part dA = (G B)^T x, dB = s G^T (x A^T).
+    With A and B of both parts side by side and G the gradient of the output: dx = G W + (G B) A;
+    of the trained part dA = (G B)^T x, dB = s G^T (x A^T).
     """
 
     @staticmethod
@@ -146,49 +143,33 @@ class _Product(torch.autograd.Function):
 
 
 def _by_user(x: Tensor, factor: Tensor) -> Tensor:
-    """Rows of `x` as [U, N, d]: a view wherever `x` is contiguous, which what we write to is."""
+    """Rows of `x` as [U, N, d]: a view where `x` is contiguous, as all that is written to."""
     return x.reshape(factor.shape[0], -1, x.shape[-1])
 
 
-def target_layers(model: AnyModel, target_modules: Sequence[str] | str) -> dict[str, nn.Module]:
-    """The linear layers (`nn.Linear`, GPT-2's `Conv1D`) that `target_modules` names, in name order.
+def target_layers(model: AnyModel, target_modules: Names) -> dict[str, nn.Module]:
+    """The linear layers (`nn.Linear`, GPT-2's `Conv1D`) that PEFT chooses, in name order.
 
-    PEFT's rules: `all-linear` is every linear layer but the output embedding; another string is a
-    regular expression for the full name; a list holds full names or their last parts.
-    Raises InputError when nothing is named, or the output embedding: it sees picked positions
-    only, no longer user by user.
+    Bare parameters are left out (tasks/lora/coverage.py names them). Raises InputError where there
+    is nothing else, for other kinds of layers, and for the output embedding: it sees picked
+    positions only, not user by user.
     """
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    found: dict[str, nn.Module] = {}
-    for name, module in sorted(model.named_modules()):
-        if not isinstance(module, nn.Linear | Conv1D):
-            continue
-        if target_modules == "all-linear":
-            chosen = module is not head
-        elif isinstance(target_modules, str):
-            chosen = re.fullmatch(target_modules, name) is not None
-        else:
-            chosen = any(name == part or name.endswith(f".{part}") for part in target_modules)
-        if chosen and module is head:
-            raise InputError(
-                f"target_modules {target_modules}: {name} is the output embedding, "
-                "which cannot carry a LoRA here; leave it out"
-            )
-        if chosen:
-            found[name] = module
-    if not found:
+    names = sizes_of(model, target_modules)
+    layers = {name: model.get_submodule(name) for name in names if not name.endswith("]")}
+    if not layers:
         raise InputError(
-            f"target_modules {target_modules}: no linear layer of the model is so named"
+            f"target_modules {target_modules}: no linear layer of the model is so named, only bare "
+            f"parameters ({min(names)}), which cannot carry a LoRA here"
         )
-    return found
-
-
-def _sizes(layer: nn.Module) -> tuple[int, int]:
-    """(in, out) of a linear layer; a Conv1D's weight is [in, out]."""
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
-    rows, columns = layer.weight.shape  # type: ignore[misc]
-    return int(rows), int(columns)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    for name, layer in layers.items():
+        if layer is head or not isinstance(layer, nn.Linear | Conv1D):
+            kind = "the output embedding" if layer is head else f"a {type(layer).__name__}"
+            raise InputError(
+                f"target_modules {target_modules}: {name} is {kind}, which cannot carry a LoRA "
+                "here; leave it out"
+            )
+    return layers
 
 
 @contextmanager
@@ -210,13 +191,13 @@ def grouped(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Groupe
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes of one LoRA's factors, layer by layer, and where they lie in one flat row.
+    """(in, out) of a LoRA's layers, and where its factors lie in one flat row.
 
-    All of a user's trained numbers stand in one row of a matrix [U, P]: per-user norms, clipping
-    and AdamW are then a few operations on one matrix, however many layers there are.
+    All numbers of a user are a row of one matrix [U, P]: per-user norms, clipping and AdamW are
+    then a few operations, however many layers there are.
     """
 
-    sizes: dict[str, tuple[int, int]]
+    sizes: Sizes
     rank: int
 
     @property
@@ -235,24 +216,32 @@ class Shapes:
             views[name] = (a, b)
         return views
 
-    def join(self, users: Sequence[Mapping[str, tuple[Tensor, Tensor]]]) -> Tensor:
-        """The flat rows [U, P] of each user's layers, A [r, in] and B [out, r]: undoes `split`."""
+    def loras(self, flat: Tensor, scale: float) -> list[Lora]:
+        """Each user's row of `flat` [U, P] as a LoRA of its own."""
+        split = self.split(flat)
+        return [
+            Lora({name: (a[u].clone(), b[u].clone()) for name, (a, b) in split.items()}, scale)
+            for u in range(len(flat))
+        ]
+
+    def join(self, loras: Sequence[Lora]) -> Tensor:
+        """The rows [U, P] of LoRAs of these shapes: undoes `loras`."""
         return torch.stack(
-            [torch.cat([part.flatten() for name in self.sizes for part in own[name]])
-             for own in users]
+            [torch.cat([one.flatten() for name in self.sizes for one in lora.layers[name]])
+             for lora in loras]
         )  # fmt: skip
 
 
-def shapes_of(model: AnyModel, target_modules: Sequence[str] | str, rank: int) -> Shapes:
-    layers = target_layers(model, target_modules)
-    return Shapes({name: _sizes(layer) for name, layer in layers.items()}, rank)
+def shapes_of(model: AnyModel, target_modules: Names, rank: int) -> Shapes:
+    """The shapes of a LoRA on `target_layers`."""
+    sizes = sizes_of(model, target_modules)
+    return Shapes({name: sizes[name] for name in target_layers(model, target_modules)}, rank)
 
 
 def fresh(shapes: Shapes, seeds: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """Initial weights [U, P] of one LoRA per seed: A uniform in +-1/sqrt(in), B zero.
 
-    The bounds are PEFT's default (Kaiming with a = sqrt 5). A user's numbers come from the user's
-    own seed, so company changes nothing.
+    As PEFT's default (Kaiming with a = sqrt 5). Each user's numbers come from the user's own seed.
     """
     flat = torch.zeros(len(seeds), shapes.width, dtype=dtype)
     for row, seed in zip(flat, seeds, strict=True):
@@ -271,13 +260,9 @@ def assign(
     frozen: dict[str, Part] | None = None,
     trained: dict[str, Part] | None = None,
 ) -> None:
-    """Set the users whose rows come next; parts that are not given are absent.
-
-    Raises ValueError for a part of a layer that is not grouped: it would be left out silently.
-    """
-    lost = {*(frozen or {}), *(trained or {})} - layers.keys()
-    if lost:
-        raise ValueError(f"{sorted(lost)[0]} has a LoRA but is not grouped")
+    """Set the users whose rows come next. Raises ValueError for a part of an ungrouped layer."""
+    if lost := {*(frozen or {}), *(trained or {})} - layers.keys():
+        raise ValueError(f"{min(lost)} has a LoRA but is not grouped")
     for name, layer in layers.items():
         layer.set((frozen or {}).get(name), (trained or {}).get(name))
 

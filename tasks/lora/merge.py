@@ -17,8 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from tasks.errors import InputError
 from tasks.lora.adapters import Lora
-from tasks.lora.bank import Bank
-from tasks.lora.grouped import AnyModel, Part
+from tasks.lora.bank import Bank, stack
+from tasks.lora.grouped import Part
+from tasks.lora.targets import AnyModel
 
 KEPT_BYTES = 2**28
 MERGES = ("exact", "factors", "svd")
@@ -27,27 +28,21 @@ MERGES = ("exact", "factors", "svd")
 def merge(loras: Sequence[Lora], weights: Sequence[float], how: str) -> Lora:
     """The merged LoRA of `loras` with `weights` (same length, any real numbers).
 
-    Raises ValueError when lengths, scales or layers differ, or `how` is not one of MERGES.
+    Raises ValueError where lengths, scales, ranks or layers differ, or `how` is not in MERGES.
     """
     if how not in MERGES:
         raise ValueError(f"merge must be one of {MERGES}, got {how!r}")
     if not loras or len(loras) != len(weights):
         raise ValueError(f"merge needs one weight per LoRA, got {len(loras)} and {len(weights)}")
-    first = loras[0]
-    for lora in loras[1:]:
-        if lora.scale != first.scale or lora.layers.keys() != first.layers.keys():
-            raise ValueError("merge needs LoRAs of the same scale and layers")
-    layers = {}
-    for name in first.layers:
-        a = torch.stack([lora.layers[name][0] for lora in loras])
-        b = torch.stack([lora.layers[name][1] for lora in loras])
-        merged_a, merged_b = _merge_layer(a[None], b[None], a.new_tensor([list(weights)]), how)
-        layers[name] = (merged_a[0], merged_b[0])
-    return Lora(layers, first.scale)
+    members = [str(number) for number in range(len(loras))]
+    device = next(iter(loras[0].layers.values()))[0].device
+    users = MergedUsers(stack(members, loras), [(members, weights)], how, device)
+    layers = {name: (part.a[0], part.b[0]) for name, part in users.parts([0]).items()}
+    return Lora(layers, users.scale)
 
 
 class MergedUsers:
-    """The merged LoRAs of many users, made from their recipes when a batch of them is needed."""
+    """The merged LoRAs of many users, made from their recipes when a batch needs them."""
 
     def __init__(
         self,
@@ -57,14 +52,14 @@ class MergedUsers:
         device: torch.device,
     ) -> None:
         """`recipes`: per user the anchors and their weights, equally many for all users."""
-        place = {member: number for number, member in enumerate(bank.ids)}
-        members = [[place[anchor] for anchor in anchors] for anchors, _ in recipes]
+        number = {member: k for k, member in enumerate(bank.ids)}
+        members = [[number[anchor] for anchor in anchors] for anchors, _ in recipes]
         self.members = torch.tensor(members, device=device)
-        wide = [list(weights) for _, weights in recipes]
-        self.weights = torch.tensor(wide, dtype=torch.float64, device=device)
+        weights = [list(weights) for _, weights in recipes]
+        self.weights = torch.tensor(weights, dtype=torch.float64, device=device)
         self.layers = {name: (a.to(device), b.to(device)) for name, (a, b) in bank.layers.items()}
         self.scale, self.how = bank.scale, how
-        # Batches are asked for at every step: what is small, or dear to compute, is kept.
+        # Every step asks for batches: what is small, or slow to compute, is kept.
         members_of = self.members.shape[1] if how == "exact" else 1
         numbers = sum(a[0].numel() + b[0].numel() for a, b in self.layers.values())
         small = 4 * numbers * members_of * len(recipes) <= KEPT_BYTES
@@ -88,14 +83,14 @@ class MergedUsers:
 
 
 def concatenate(under: Lora, over: Lora) -> Lora:
-    """One LoRA whose update is the sum of both: ranks add up, scales move into B, scale 1.
+    """One LoRA whose update is the sum of both: ranks add up, scales move into B.
 
-    A layer that only one of them has gets zeros for the other, so that all ranks stay equal.
+    A layer of only one of them gets zeros for the other, so that all ranks are equal.
     """
     layers = {}
     for name in sorted({*under.layers, *over.layers}):
-        have = under.layers.get(name) or over.layers[name]
-        none = (have[0][:0], have[1][:, :0])
+        a, b = under.layers.get(name) or over.layers[name]
+        none = (a[:0], b[:, :0])
         parts = []
         for lora in (under, over):
             a, b = lora.layers.get(name, none)
@@ -109,9 +104,9 @@ def concatenate(under: Lora, over: Lora) -> Lora:
 
 @torch.no_grad()
 def add_to_model(model: AnyModel, lora: Lora) -> None:
-    """Add the LoRA's update to the model's own weights: W + s B A, in float32, then rounded.
+    """Add the LoRA's update to the model's weights: W + s B A, in float32, then rounded.
 
-    Raises InputError when the model has no such linear layer, or one of another size.
+    Raises InputError where the model has no such layer, or one of another size.
     """
     for name, (a, b) in lora.layers.items():
         try:
@@ -139,15 +134,15 @@ def _merge_layer(a: Tensor, b: Tensor, weights: Tensor, how: str) -> tuple[Tenso
 
 
 def _truncate(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Best rank-`rank` factors of each `b @ a` without forming it: an SVD between two thin QRs."""
+    """Best rank-`rank` factors of each `b @ a`, by an SVD between two thin QRs."""
     q_b, r_b = torch.linalg.qr(b.double())
     q_a, r_a = torch.linalg.qr(a.double().mT)
     u, s, vt = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
     root = s[:, :rank].sqrt()
     left = b.new_zeros(len(b), b.shape[1], rank)
     right = a.new_zeros(len(a), rank, a.shape[2])
-    # Where a layer is narrower than the rank there are fewer singular values; the rest stay 0.
-    kept = root.shape[1]
-    left[:, :, :kept] = q_b @ (u[:, :, :rank] * root[:, None])
-    right[:, :kept] = (root[:, :, None] * vt[:, :rank]) @ q_a.mT
+    # A layer narrower than the rank has fewer singular values; the rest stay 0.
+    count = root.shape[1]
+    left[:, :, :count] = q_b @ (u[:, :, :rank] * root[:, None])
+    right[:, :count] = (root[:, :, None] * vt[:, :rank]) @ q_a.mT
     return right, left

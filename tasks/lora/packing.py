@@ -1,53 +1,56 @@
 """Samples of many users as rows of one batch, with little padding.
 
 Samples of like length get a row each, padded on the right: causal attention then needs no mask.
-Samples of unlike length are laid end to end in a few rows of like length; tokens see only earlier
-tokens of their own sample (a block-diagonal causal mask), and positions start anew with each
-sample. All users of a micro-batch have the same number of rows of the same length, so users of
-similar size go together (`micro_batches`). Both keep padding small.
+Samples of unlike length are laid end to end in a few rows of like length, with a block-diagonal
+causal mask and positions that start anew with each sample. All users of a micro-batch have the
+same number of rows of the same length, so users of similar size go together (`micro_batches`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from tasks.errors import InputError
 from tasks.lora.batches import Encoded
 
-# A row of several samples holds about this many tokens; 0 as a limit means one sample per row.
+# Users' samples by the users' numbers, and some of one user's: the number, and which samples.
+ByUser = Mapping[int, Sequence[Encoded]] | Sequence[Sequence[Encoded]]
+Span = tuple[int, slice]
+
+# Tokens of a row of several samples, about; as a limit, 0 means one sample per row.
 ROW_TOKENS = 512
 ONE_PER_ROW = 0
 # One sample per row where that pads by at most this share; attention is cheaper so.
 TOLERATED_PADDING = 0.08
-# A micro-batch filled to this share of the budget takes no user with whom more than that share of
-# it would be padding: every pass has a cost of its own, too.
+# A micro-batch filled to the first share of the budget takes no user who would bring its padding
+# over the second; a less full one does, as every pass has a cost of its own.
 FILLED, MOST_PADDING = 1 / 32, 0.095
 
 
 @dataclass(frozen=True)
 class Packed:
-    """U users as `rows` rows each of T tokens, user-major.
+    """U users as n rows each of T tokens, user-major, with N labels.
 
-    `input_ids`, `position_ids`, `segments` [U * rows, T]; segment 0 is padding. Labels are flat, N
-    of them: `where` [N] is the index into [U * rows * T] of the position that predicts it, `label`
-    [N] the token, `sample` [N] which sample (in order given), `user` [N] which user. `picks`
-    [U, M] holds the same positions user by user, filled up with the user's first one, and `kept`
-    [N] says where in [U * M] the labels' own stand.
+    input_ids, position_ids, segments [U * n, T]: segment 0 is padding. label, sample, user [N]: a
+    label's token, the number of its sample, of its user. source [N]: the position that predicts it,
+    in [U * n * T]. picks [U, M]: these positions user by user, filled up with the user's first one;
+    slot [N]: a label's place in [U * M].
     """
 
     users: int
     input_ids: Tensor
     position_ids: Tensor
     segments: Tensor
-    where: Tensor
+    source: Tensor
     label: Tensor
     sample: Tensor
     user: Tensor
     picks: Tensor
-    kept: Tensor
+    slot: Tensor
     tokens: int
     one_per_row: bool
 
@@ -78,10 +81,10 @@ class Packed:
 
 
 def rows_of(lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Samples of the given lengths in as few rows of about `limit` tokens as hold them all.
+    """Samples of these lengths in as few rows of about `limit` tokens as hold them all.
 
-    The rows are of like length: each sample, longest first, goes to the row that holds least
-    (Graham 1969, so no row is longer than the mean row and one sample). ONE_PER_ROW: a row each.
+    Each sample, longest first, goes to the row that holds least (Graham 1969: no row is longer
+    than the mean row and one sample). ONE_PER_ROW: a row each.
     """
     if limit == ONE_PER_ROW:
         return [[index] for index in range(len(lengths))]
@@ -114,8 +117,7 @@ def footprint(samples: Sequence[Encoded], limit: int) -> tuple[int, int, int]:
 def micro_batches(sizes: Sequence[tuple[int, int, int]], budget: int) -> list[list[int]]:
     """Users, by their `footprint`, in micro-batches of at most `budget` positions (at least one).
 
-    Sorted by size, so that a micro-batch pads its users to nearly their own length; a new one
-    begins where more than MOST_PADDING of it would be padding.
+    Sorted by size, so that little is padded; a new one begins where MOST_PADDING is passed.
     """
     order = sorted(range(len(sizes)), key=lambda u: (*sizes[u], u), reverse=True)
     batches: list[list[int]] = []
@@ -135,6 +137,37 @@ def micro_batches(sizes: Sequence[tuple[int, int, int]], budget: int) -> list[li
         batches.append([user])
         held = tokens
     return batches
+
+
+def span_batches(samples: ByUser, limit: int, positions: int) -> list[list[Span]]:
+    """The users' samples in micro-batches of at most `positions` (at least one sample).
+
+    limit: the tokens of a row (`layout`). A user with too many samples is worked off in spans.
+    """
+    users = samples.keys() if isinstance(samples, Mapping) else range(len(samples))
+    spans = [
+        (user, span)
+        for user in users
+        for span in _fitting(samples[user], slice(0, len(samples[user])), limit, positions)
+    ]
+    sizes = [footprint(samples[user][span], limit) for user, span in spans]
+    return [[spans[i] for i in batch] for batch in micro_batches(sizes, positions)]
+
+
+def work_off(queue: list[list[Span]], samples: ByUser, work: Callable[[list[Span]], None]) -> int:
+    """Do `work` batch by batch; halve those that do not fit in memory, and return how many did not.
+
+    Raises InputError for a single sample that does not fit.
+    """
+    halved = 0
+    while queue:
+        batch = queue.pop(0)
+        try:
+            work(batch)
+        except torch.OutOfMemoryError:
+            halved += 1
+            queue[:0] = _halved(batch, samples)
+    return halved
 
 
 def pack(per_user: Sequence[Sequence[Encoded]], pad: int, limit: int) -> Packed:
@@ -171,25 +204,60 @@ def pack(per_user: Sequence[Sequence[Encoded]], pad: int, limit: int) -> Packed:
         for table, fill in ((ids, pad), (positions, 0), (segments, 0))
     ]
     flat = torch.tensor(labels, dtype=torch.long).reshape(-1, 5)
-    where, owner = flat[:, 0] * width + flat[:, 1], flat[:, 4]
+    source, owner = flat[:, 0] * width + flat[:, 1], flat[:, 4]
     counts = torch.bincount(owner, minlength=len(per_user))
-    slot = torch.arange(len(flat)) - (counts.cumsum(0) - counts)[owner]
+    column = torch.arange(len(flat)) - (counts.cumsum(0) - counts)[owner]
     picks = (torch.arange(len(per_user)) * rows * width)[:, None].repeat(1, int(counts.max()))
-    picks[owner, slot] = where
+    picks[owner, column] = source
     return Packed(
         users=len(per_user),
         input_ids=filled[0],
         position_ids=filled[1],
         segments=filled[2],
-        where=where,
+        source=source,
         label=flat[:, 2],
         sample=flat[:, 3],
         user=owner,
         picks=picks,
-        kept=owner * picks.shape[1] + slot,
+        slot=owner * picks.shape[1] + column,
         tokens=sum(len(row) for row in ids),
         one_per_row=limit == ONE_PER_ROW,
     )
+
+
+def _fitting(samples: Sequence[Encoded], span: slice, limit: int, positions: int) -> list[slice]:
+    """The span, or its halves and theirs, so that each takes at most `positions`."""
+    own = samples[span]
+    if len(own) > 1:
+        # Rows are laid out only where the tokens alone fit: that takes time for many samples.
+        rows, length = 1, sum(map(_length, own))
+        if length <= positions:
+            rows, length, _ = footprint(own, limit)
+        if rows * length > positions:
+            return [
+                part for half in _halves(span) for part in _fitting(samples, half, limit, positions)
+            ]
+    return [span] if own else []
+
+
+def _halves(span: slice) -> list[slice]:
+    middle = (span.start + span.stop) // 2
+    return [slice(span.start, middle), slice(middle, span.stop)]
+
+
+def _halved(batch: list[Span], samples: ByUser) -> list[list[Span]]:
+    """The batch in two; a lone user's by the samples."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if len(batch) > 1:
+        return [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+    user, span = batch[0]
+    if span.stop - span.start == 1:
+        raise InputError(
+            f"out of memory: one sample of {_length(samples[user][span.start])} tokens does not "
+            "fit on the device; lower base.max_tokens or set base.gradient_checkpointing"
+        )
+    return [[(user, half)] for half in _halves(span)]
 
 
 def _length(sample: Encoded) -> int:

@@ -1,7 +1,6 @@
 """Which passes through the model some work takes: the engine's own batches, without a model.
 
-Only the lengths of samples count here, so `blank` ones do: the micro-batches are those that the
-engine makes of samples of these lengths.
+Only the lengths of samples matter, so `blank` samples do.
 """
 
 from __future__ import annotations
@@ -9,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from tasks.lora.answer import question_batches, sample_batches
+from tasks.lora.answer import question_batches
 from tasks.lora.batches import Encoded
 from tasks.lora.cost import Pass
-from tasks.lora.gradients import step_batches
-from tasks.lora.packing import ONE_PER_ROW, layout, micro_batches, rows_of
-from tasks.lora.train import Recipe, epochs
+from tasks.lora.packing import ONE_PER_ROW, ByUser, layout, micro_batches, rows_of, span_batches
+from tasks.lora.train import Training, batches_of
 
 
 @lru_cache(maxsize=65_536)
@@ -25,16 +23,13 @@ def blank(prompt: int, answer: int) -> Encoded:
 
 def training_passes(
     samples: Sequence[Sequence[Encoded]],
-    recipe: Recipe,
+    options: Training,
     seeds: Sequence[int],
     positions: int,
     packs: bool,
 ) -> Iterator[list[Pass]]:
     """Per step of `train_group` its passes: every user's own batches, in the users' company."""
-    plans = [
-        [[i for micro in step for i in micro] for step in epochs(len(own), recipe, seed)]
-        for own, seed in zip(samples, seeds, strict=True)
-    ]
+    plans = [batches_of(len(own), options, s) for own, s in zip(samples, seeds, strict=True)]
     for step in range(max(map(len, plans), default=0)):
         todo = {
             user: [samples[user][i] for i in plan[step]]
@@ -42,10 +37,7 @@ def training_passes(
             if step < len(plan)
         }
         limit = layout(list(todo.values())) if packs else ONE_PER_ROW
-        yield [
-            _packed([own for _, own in batch], limit)
-            for batch in step_batches(todo, limit, positions)
-        ]
+        yield _passes(todo, limit, positions)
 
 
 def likelihood_passes(
@@ -54,10 +46,7 @@ def likelihood_passes(
     """The passes of `log_likelihoods`."""
     present = [own for own in samples if own]
     limit = layout(present) if packs and present else ONE_PER_ROW
-    return [
-        _packed([samples[user][span] for user, span in batch], limit)
-        for batch in sample_batches(samples, limit, positions)
-    ]
+    return _passes(samples, limit, positions)
 
 
 def signature_passes(samples: Sequence[Encoded], positions: int) -> list[Pass]:
@@ -78,10 +67,17 @@ def answer_batches(
     """The batches of `answer_users` as (rows, longest prompt), users filled up to the same rows."""
     batches = []
     for batch in question_batches(questions, max_new_tokens, positions):
-        given = [questions[user][span] for user, span in batch]
-        rows = len(given) * max(map(len, given))
-        batches.append((rows, max(len(one.prompt) for own in given for one in own)))
+        asked = [questions[user][span] for user, span in batch]
+        rows = len(asked) * max(map(len, asked))
+        batches.append((rows, max(len(one.prompt) for part in asked for one in part)))
     return batches
+
+
+def _passes(samples: ByUser, limit: int, positions: int) -> list[Pass]:
+    return [
+        _packed([samples[user][span] for user, span in batch], limit)
+        for batch in span_batches(samples, limit, positions)
+    ]
 
 
 def _packed(users: Sequence[Sequence[Encoded]], limit: int) -> Pass:

@@ -1,14 +1,13 @@
 """The gradient signature: how a user answers, as one vector.
 
-For an answer token y at a position with last hidden state h and predicted probabilities p, the
-gradient of log p(y) with respect to the LM head's weight is (onehot(y) - p) h^T [V, d]. Averaged
-over answer tokens, then over the user's items, it says in which direction the user pulls the
-model. Both sides are projected by seeded Gaussian matrices where they are larger than asked, which
-keeps inner products in expectation (Johnson-Lindenstrauss), so the vector stays small.
+For an answer token y with last hidden state h and predicted probabilities p, the gradient of
+log p(y) with respect to the LM head's weight is (onehot(y) - p) h^T [V, d]. Averaged over answer
+tokens, then over items, it says in which direction the user pulls the model. Sides larger than
+asked are projected by seeded Gaussian matrices, which keeps inner products in expectation
+(Johnson-Lindenstrauss).
 
-Where answers are few words (LaMP-1's are two) that gradient hardly says what they were given to.
-The gradient of the same log-likelihood with respect to the input embeddings' weight [V, d] does:
-it has a row for each token of the item. It takes a backward pass.
+Where answers are a few words (LaMP-1's are two) that gradient hardly depends on the question. The
+gradient with respect to the input embeddings' weight [V, d] does, by a backward pass.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ def _projections(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Those of both sides of a weight [V, d], on the model's device."""
     size_v, size_d = weight.shape
-    found = (projection(size_v, vocabulary, seed), projection(size_d, hidden, seed + 1))
-    left, right = (None if one is None else one.to(base.device) for one in found)
+    both = (projection(size_v, vocabulary, seed), projection(size_d, hidden, seed + 1))
+    left, right = (None if one is None else one.to(base.device) for one in both)
     return left, right
 
 
@@ -78,7 +77,7 @@ def item_signatures(
 ) -> Tensor:
     """Signature of each sample [N, D] (float32, CPU), D = min(V, vocabulary) * min(d, hidden).
 
-    `positions` bounds the tokens of a batch, padding included.
+    positions: the most of a batch, padding included.
     """
     head = base.model.get_output_embeddings()
     left, right = _projections(base, head.weight, vocabulary, hidden, seed)
@@ -113,11 +112,7 @@ def input_signatures(
     seed: int,
     positions: int | None = None,
 ) -> Tensor:
-    """As `item_signatures`, by the gradient with respect to the input embeddings' weight [V, d].
-
-    `positions` bounds the tokens of a batch as in training, for as much is kept for its backward
-    pass.
-    """
+    """As `item_signatures`, of the input embeddings' weight [V, d]; positions as in training."""
     table = base.model.get_input_embeddings()
     left, right = _projections(base, table.weight, vocabulary, hidden, seed)
     if left is None:
@@ -132,8 +127,8 @@ def input_signatures(
         finally:
             hook.remove()
         labels, weight = _labels(batch)
-        found = logits.log_softmax(-1).gather(2, labels[..., None])[..., 0]
-        (found * weight).sum().backward(inputs=[looked_up])
+        log_p = logits.log_softmax(-1).gather(2, labels[..., None])[..., 0]
+        (log_p * weight).sum().backward(inputs=[looked_up])
         gradient = looked_up.grad.float() * batch.attention_mask[..., None]
         gradient = gradient if right is None else gradient @ right
         return torch.einsum("btv,btd->bvd", left[batch.input_ids], gradient)
@@ -143,11 +138,7 @@ def input_signatures(
 
 @torch.no_grad()
 def mean_states(base: Base, samples: Sequence[Encoded], positions: int = STATE_POSITIONS) -> Tensor:
-    """The last hidden states of each text, averaged over its tokens: [N, d] (float32, CPU).
-
-    The text is the sample's prompt; there is no answer. `positions` bounds the tokens of a batch,
-    padding included.
-    """
+    """The last hidden states of each prompt, averaged over its tokens: [N, d] (float32, CPU)."""
 
     def vectors(batch: Batch) -> Tensor:
         states = base.model.base_model(

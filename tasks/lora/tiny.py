@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from tasks.lora.base import ANSWER_ROOM, Base
 from tasks.lora.batches import encode
 from tasks.lora.checkpoint import Checkpoint
-from tasks.lora.train import Recipe, Trained, fit
+from tasks.lora.train import Trained, Training, fit
 
 WINDOW = 16
 
@@ -83,9 +83,9 @@ def train_tiny(
     base = Base(model, tokenizer, device, max_tokens)
     samples = [encode(base, prompt, answer) for prompt, answer in questions]
     steps_of = batches([len(sample.prompt) for sample in samples], steps, batch_size, seed)
-    recipe = Recipe(learning_rate, 1, batch_size, 1, "cosine", 0.05, 1.0, 0.01)
+    options = Training(learning_rate, 1, batch_size, 1, "cosine", 0.05, 1.0, 0.01)
     trained = fit(
-        base, list(model.parameters()), samples, [[one] for one in steps_of], recipe, progress,
+        base, list(model.parameters()), samples, [[one] for one in steps_of], options, progress,
         checkpoint,
     )  # fmt: skip
     model.save_pretrained(folder)
@@ -104,9 +104,9 @@ def batches(lengths: Sequence[int], steps: int, size: int, seed: int) -> list[li
     while len(order) < steps * size:
         order += torch.randperm(len(lengths), generator=generator).tolist()
     order = order[: steps * size]
-    found: list[list[int]] = []
+    mixed: list[list[int]] = []
     for start in range(0, len(order), WINDOW * size):
         window = sorted(order[start : start + WINDOW * size], key=lambda i: (lengths[i], i))
         parts = [window[first : first + size] for first in range(0, len(window), size)]
-        found += [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]
-    return found
+        mixed += [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]
+    return mixed

@@ -1,7 +1,6 @@
-"""Token ids of many users' samples in one file that is mapped into memory, not read.
+"""Token ids of many users' samples in one safetensors file that is mapped into memory, not read.
 
-Flat tensors of a safetensors file, whose pages the system reads when they are looked at: so a user
-of a file of gigabytes costs that user's tokens, and samples cost memory while they are used only.
+A user of a file of gigabytes costs that user's tokens, and samples cost memory while in use only.
 
     ids        [T] int32   all samples' prompts and answers, end to end
     ends       [N] int64   where in `ids` each sample ends
@@ -45,10 +44,12 @@ class Table:
 
 
 class Samples(Sequence[Encoded]):
-    """Samples that lie in mapped files, made into `Encoded` when they are asked for."""
+    """Samples in mapped files, made into `Encoded` when asked for.
+
+    parts: tables and the numbers of the samples in them.
+    """
 
     def __init__(self, parts: Sequence[tuple[Table, range]]) -> None:
-        """`parts`: tables and the numbers of the samples in them, one part after another."""
         self.parts = [(table, numbers) for table, numbers in parts if len(numbers)]
         self._ends = list(accumulate(len(numbers) for _, numbers in self.parts))
 
@@ -113,7 +114,7 @@ def write_tokens(path: Path, users: Sequence[Sequence[Encoded]]) -> None:
 def read_tokens(path: Path) -> list[Samples]:
     """The users' samples of a file, in the order written; nothing is read yet."""
     with safe_open(path, framework="pt") as file:
-        # Tensors of the mapping itself: torch keeps it as long as one of them lives.
+        # Views of the mapping: torch keeps it as long as one of them lives.
         ids, ends, answers, truncated, users = (
             file.get_tensor(name).numpy()
             for name in ("ids", "ends", "answers", "truncated", "users")

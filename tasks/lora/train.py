@@ -1,15 +1,14 @@
-"""Training a whole model (the tiny base), and what all training shares: recipe and batches.
+"""Training a whole model or one LoRA, and what all training shares: options, batches, rates.
 
-AdamW (betas 0.9 and 0.999), gradients clipped to a global norm per step, a schedule of
-transformers, loss averaged over the answer tokens of one optimiser step. No dropout, and no
-global random state: batches are drawn by a generator of the job's own.
+AdamW (betas 0.9 and 0.999), gradients clipped to a global norm, a schedule of transformers, the
+loss averaged over the answer tokens of an optimiser step. No dropout and no global random state.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +22,8 @@ from tasks.lora.packing import ONE_PER_ROW, pack
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How something is trained; the fields of `TrainingOptions` that the loop reads."""
+class Training:
+    """The fields of `TrainingOptions` that a training loop reads."""
 
     learning_rate: float
     epochs: int
@@ -36,24 +35,97 @@ class Recipe:
     weight_decay: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trained:
-    """Loss per optimiser step (mean over answer tokens), tokens seen, samples cut to fit."""
+    """Loss per optimiser step (mean over answer tokens), tokens seen, samples cut to fit.
+
+    computed: the positions that went through the model, padding included.
+    """
 
     losses: list[float]
     tokens: int
     truncated: int
+    computed: int = 0
 
 
-def epochs(count: int, recipe: Recipe, seed: int) -> Iterator[list[list[int]]]:
-    """Optimiser steps as lists of micro-batches of sample indices; the last step may be smaller."""
+class NotFinite(FloatingPointError):
+    """A loss, a gradient or a weight is NaN or infinite; `trained` ends with that step."""
+
+    def __init__(self, what: str, trained: Trained) -> None:
+        super().__init__(f"{what} at step {len(trained.losses)}; lower the learning rate")
+        self.trained = trained
+
+
+@dataclass
+class Outcome:
+    """What training one LoRA for each of U users gave.
+
+    flat [U, P]: the trained weights. losses: per user, per optimiser step. tokens: per user.
+    failed: users whose loss or gradient became NaN or infinite; they stopped there, with the
+    weights of the step before. computed: positions that went through the model.
+    """
+
+    flat: Tensor
+    losses: list[list[float]]
+    tokens: list[int]
+    failed: list[int]
+    computed: int = 0
+    halved: int = 0
+
+    @property
+    def padding(self) -> float:
+        """The share of computed positions that held no token."""
+        return 1.0 - sum(self.tokens) / max(self.computed, 1)
+
+    def saved(self, step: int, tensors: dict[str, Tensor], **facts: int) -> Saved:
+        """The state to go on from: `tensors` and `facts` of the training, and what was counted."""
+        losses = [loss for own in self.losses for loss in own]
+        counted = {
+            # As numbers, not text: a loss may be NaN, which JSON does not know.
+            "losses": torch.tensor(losses, dtype=torch.float64),
+            "steps": torch.tensor([len(own) for own in self.losses]),
+            "tokens": torch.tensor(self.tokens),
+        }
+        numbers = {"failed": self.failed, "computed": self.computed, "halved": self.halved}
+        return Saved(step, tensors | counted, numbers | facts)
+
+    def restore(self, saved: Saved) -> None:
+        """Put back what was counted."""
+        parts = saved.tensors["losses"].split(saved.tensors["steps"].tolist())
+        self.losses[:] = [part.tolist() for part in parts]
+        self.tokens[:] = saved.tensors["tokens"].tolist()
+        self.failed[:] = saved.facts["failed"]
+        self.computed, self.halved = saved.facts["computed"], saved.facts["halved"]
+
+
+def epochs(count: int, options: Training, seed: int) -> Iterator[list[list[int]]]:
+    """Optimiser steps as micro-batches of sample indices; an epoch's last may be smaller."""
     generator = torch.Generator().manual_seed(seed)
-    size = recipe.batch_size
-    for _ in range(recipe.epochs):
+    size = options.batch_size
+    for _ in range(options.epochs):
         order = torch.randperm(count, generator=generator).tolist()
         micro = [order[start : start + size] for start in range(0, count, size)]
-        for start in range(0, len(micro), recipe.accumulation):
-            yield micro[start : start + recipe.accumulation]
+        for start in range(0, len(micro), options.accumulation):
+            yield micro[start : start + options.accumulation]
+
+
+def batches_of(count: int, options: Training, seed: int) -> list[list[int]]:
+    """Optimiser steps as sample indices, micro-batches joined."""
+    return [[i for micro in step for i in micro] for step in epochs(count, options, seed)]
+
+
+def learning_rates(options: Training, steps: int) -> list[float]:
+    """The rate of each of `steps` optimiser steps, by transformers' schedules.
+
+    Warm-up steps are rounded up, as there: with two steps the first has rate 0.
+    """
+    schedule = get_scheduler(
+        "constant_with_warmup" if options.schedule == "constant" else options.schedule,
+        torch.optim.SGD([torch.zeros(1)], lr=options.learning_rate),
+        num_warmup_steps=math.ceil(options.warmup_share * steps),
+        num_training_steps=steps,
+    )
+    return [options.learning_rate * schedule.lr_lambdas[0](step) for step in range(steps)]
 
 
 def fit(
@@ -61,36 +133,29 @@ def fit(
     parameters: Sequence[torch.nn.Parameter],
     samples: Sequence[Encoded],
     steps: Sequence[Sequence[Sequence[int]]],
-    recipe: Recipe,
+    options: Training,
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Trained:
-    """Train `parameters` of the base model on `samples`, in the batches that `steps` names.
+    """Train `parameters` of the base model on `samples`.
 
     steps: per optimiser step its micro-batches, as indices of samples (`epochs`).
-    `progress(done, total)` is called after each optimiser step. `checkpoint` keeps the state while
-    it goes on, and training goes on from the state it has. Raises ValueError without
-    samples, FloatingPointError when the loss is not finite.
+    `progress(done, total)` is called after each step. Training goes on from the state that
+    `checkpoint` has. Raises ValueError without samples, NotFinite when training diverges.
     """
     if not samples:
         raise ValueError("fit needs at least one sample")
     model, pad = base.model, base.tokenizer.pad_token_id
     optimizer = torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True
+        parameters, lr=options.learning_rate, weight_decay=options.weight_decay, foreach=True
     )
-    # transformers counts warm-up steps by rounding up, so with two steps the first has rate 0.
-    warmup = int(-(-recipe.warmup_share * len(steps) // 1))
-    schedule = get_scheduler(
-        "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
-        optimizer,
-        num_warmup_steps=warmup,
-        num_training_steps=len(steps),
-    )
-    losses: list[float] = []
-    tokens = 0
+    rates = learning_rates(options, len(steps))
+    trained = Trained([], 0, sum(sample.truncated for sample in samples))
+    losses = trained.losses
     if saved := checkpoint.load(_weights(parameters)) if checkpoint else None:
-        _restore(saved, parameters, optimizer, schedule)
-        losses, tokens = saved.tensors["losses"].tolist(), saved.facts["tokens"]
+        _restore(saved, parameters, optimizer)
+        losses += saved.tensors["losses"].tolist()
+        trained.tokens, trained.computed = saved.facts["tokens"], saved.facts["computed"]
     model.train()
     for number, micro_batches in enumerate(steps[len(losses) :], start=len(losses)):
         labelled = sum(len(samples[i].answer) for batch in micro_batches for i in batch)
@@ -101,22 +166,24 @@ def fit(
             loss = label_losses(base, packed).sum()
             (loss / labelled).backward()
             total += loss.item()
-            tokens += packed.tokens
-        if not torch.isfinite(torch.tensor(total)):
-            raise FloatingPointError(f"loss is {total} at step {number}; lower the learning rate")
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
+            trained.tokens += packed.tokens
+            trained.computed += packed.input_ids.numel()
         losses.append(total / labelled)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm)
+        if not (math.isfinite(total) and torch.isfinite(norm)):
+            raise NotFinite(f"the loss is {total}, its gradient {norm}", trained)
+        for group in optimizer.param_groups:
+            group["lr"] = rates[number]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         if checkpoint and checkpoint.due():
-            checkpoint.save(_kept(parameters, optimizer, schedule, losses, tokens))
+            checkpoint.save(_kept(parameters, optimizer, trained))
         if progress:
             progress(number + 1, len(steps))
-    model.eval()
     if not all(torch.isfinite(parameter).all() for parameter in parameters):
-        raise FloatingPointError("the last step made weights that are not finite; lower the rate")
-    return Trained(losses, tokens, sum(sample.truncated for sample in samples))
+        raise NotFinite("weights are not finite", trained)
+    model.eval()
+    return trained
 
 
 def _weights(parameters: Sequence[torch.nn.Parameter]) -> dict[str, Tensor]:
@@ -124,28 +191,22 @@ def _weights(parameters: Sequence[torch.nn.Parameter]) -> dict[str, Tensor]:
 
 
 def _kept(
-    parameters: Sequence[torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    schedule: Any,
-    losses: list[float],
-    tokens: int,
+    parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer, trained: Trained
 ) -> Saved:
     moments = {
         f"{number}.{name}": tensor
-        for number, own in optimizer.state_dict()["state"].items()
-        for name, tensor in own.items()
+        for number, state in optimizer.state_dict()["state"].items()
+        for name, tensor in state.items()
     }
-    kept = {**_weights(parameters), **moments, "losses": torch.tensor(losses, dtype=torch.float64)}
-    return Saved(len(losses), kept, {"tokens": tokens, "schedule": schedule.state_dict()})
+    losses = torch.tensor(trained.losses, dtype=torch.float64)
+    tensors = {**_weights(parameters), **moments, "losses": losses}
+    return Saved(len(losses), tensors, {"tokens": trained.tokens, "computed": trained.computed})
 
 
 def _restore(
-    saved: Saved,
-    parameters: Sequence[torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    schedule: Any,
+    saved: Saved, parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> None:
-    """Put weights, AdamW's moments and the rate back as `_kept` kept them."""
+    """Put weights and AdamW's moments back."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in saved.tensors.items():
         number, _, part = name.partition(".")
@@ -155,6 +216,3 @@ def _restore(
             state.setdefault(int(number), {})[part] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    schedule.load_state_dict(saved.facts["schedule"])
-    for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-        group["lr"] = rate

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,17 +18,17 @@ from tasks.lora.bank import Bank, stack
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
 from tasks.lora.checkpoint import Checkpoint
-from tasks.lora.gradients import Budget
-from tasks.lora.group_train import Outcome, train_group
+from tasks.lora.group_train import train_group
 from tasks.lora.grouped import fresh, grouped, shapes_of
 from tasks.lora.merge import MergedUsers
 from tasks.lora.packing import Packed
-from tasks.lora.train import Recipe, epochs
+from tasks.lora.train import Outcome, Training, epochs
 from tests.unit.lora import peft_reference
 from tests.unit.lora.helpers import linear_shapes, random_lora, sample, training
 from tests.unit.lora.peft_reference import largest_difference
 
 RANK, SCALE = 4, 2.0
+GROUPED = SimpleNamespace(grouped=grouped, train_group=train_group)
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-12}
 # Samples per user; in batches of 2 x 2 and two epochs that is 2, 4, 6, 2 and 2 optimiser steps.
 HISTORIES = (3, 5, 10, 1, 4)
@@ -76,21 +77,21 @@ class Group:
     """Users, by number, with what they train on and what lies under their LoRAs."""
 
     base: Base
-    recipe: Recipe
+    options: Training
     samples: list[list[Encoded]]
     seeds: list[int]
     how: str | None = None
 
     def alone(self, user: int, stop: int | None = None) -> tuple[Lora, list[float]]:
         """The reference: stock PEFT trains this user and nobody else."""
-        steps = list(epochs(len(self.samples[user]), self.recipe, self.seeds[user]))
+        steps = list(epochs(len(self.samples[user]), self.options, self.seeds[user]))
         return peft_reference.train(
             self.base.model,
             self.under(user),
             self.start(user),
             self.samples[user],
             steps,
-            self.recipe,
+            self.options,
             stop,
         )
 
@@ -109,16 +110,16 @@ class Group:
 
     def start(self, user: int) -> Lora:
         shapes = shapes_of(self.base.model, "all-linear", RANK)
-        split = shapes.split(fresh(shapes, [self.seeds[user]], self.base.model.dtype))
-        return Lora({name: (a[0], b[0]) for name, (a, b) in split.items()}, SCALE)
+        return shapes.loras(fresh(shapes, [self.seeds[user]], self.base.model.dtype), SCALE)[0]
 
     def together(
         self,
         users: Sequence[int] | None = None,
-        budget: int | None = None,
+        positions: int | None = None,
         progress: Callable[[int, int], None] | None = None,
         frozen: Callable[[Sequence[int]], Any] | None = None,
         checkpoint: Checkpoint | None = None,
+        engine: Any = GROUPED,
     ) -> tuple[dict[int, Lora], Outcome]:
         """The engine: the named users (all, in order), in one call; LoRAs by user."""
         chosen = list(range(len(self.samples))) if users is None else list(users)
@@ -126,26 +127,22 @@ class Group:
         shapes = shapes_of(model, "all-linear", RANK)
         if self.how is not None and frozen is None:
             frozen = self.parts(chosen)
-        with grouped(model, list(shapes.sizes)) as layers:
-            outcome = train_group(
+        more = {} if positions is None else {"positions": positions}
+        with engine.grouped(model, list(shapes.sizes)) as layers:
+            outcome = engine.train_group(
                 self.base,
                 layers,
                 shapes,
                 [self.samples[u] for u in chosen],
-                self.recipe,
+                self.options,
                 [self.seeds[u] for u in chosen],
                 scale=SCALE,
                 frozen=frozen,
-                budget=None if budget is None else Budget(budget),
+                **more,
                 progress=progress,
                 checkpoint=checkpoint,
             )
-        split = shapes.split(outcome.flat)
-        loras = {
-            user: Lora({name: (a[row], b[row]) for name, (a, b) in split.items()}, SCALE)
-            for row, user in enumerate(chosen)
-        }
-        return loras, outcome
+        return dict(zip(chosen, shapes.loras(outcome.flat, SCALE), strict=True)), outcome
 
 
 # Small: Adam turns rounding errors of tiny gradients into steps of up to the rate. In float32 the
@@ -176,9 +173,9 @@ CASES = {
 def group(
     base: Base, dtype: torch.dtype = torch.float32, case: str = "cosine, clipped, exact"
 ) -> Group:
-    recipe, how = CASES[case]
+    options, how = CASES[case]
     base.model.to(dtype)
-    return Group(base, recipe, histories(), list(SEEDS), how)
+    return Group(base, options, histories(), list(SEEDS), how)
 
 
 def small_device(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:

@@ -14,7 +14,7 @@ from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
 from tasks.lora.grouped import Part
 from tasks.lora.tiny import train_tokenizer
-from tasks.lora.train import Recipe
+from tasks.lora.train import Training
 
 TEXTS = [
     "a film about a ship that never comes back, comedy",
@@ -94,7 +94,7 @@ def sample(seed: int, prompt: int, answer: int, vocabulary: int = 300) -> Encode
     return Encoded(ids[:prompt], [*ids[prompt:], 2])
 
 
-def training(**changes: Any) -> Recipe:
+def training(**changes: Any) -> Training:
     options: dict[str, Any] = {
         "learning_rate": 1e-2,
         "epochs": 2,
@@ -105,7 +105,7 @@ def training(**changes: Any) -> Recipe:
         "max_grad_norm": 1.0,
         "weight_decay": 0.0,
     }
-    return Recipe(**(options | changes))
+    return Training(**(options | changes))
 
 
 def same(left: Lora, right: Lora) -> bool:

@@ -16,7 +16,7 @@ from transformers import get_scheduler
 
 from tasks.lora.adapters import Lora
 from tasks.lora.batches import Encoded
-from tasks.lora.train import Recipe
+from tasks.lora.train import Training
 
 Steps = Sequence[Sequence[Sequence[int]]]
 
@@ -75,7 +75,7 @@ def read(stock: Any, name: str, scale: float) -> Lora:
 
 
 def merged_by_hand(loras: Sequence[Lora], weights: Sequence[float], how: str) -> Lora:
-    """METHOD, stage 2: sum of w_i B_i A_i side by side (`exact`), or of the factors."""
+    """docs/method.md, stage 2: sum of w_i B_i A_i side by side (`exact`), or of the factors."""
     layers = {}
     for name in loras[0].layers:
         a, b = ([lora.layers[name][side] for lora in loras] for side in (0, 1))
@@ -117,7 +117,7 @@ def train(
     start: Lora,
     samples: Sequence[Encoded],
     steps: Steps,
-    recipe: Recipe,
+    options: Training,
     stop: int | None = None,
 ) -> tuple[Lora, list[float]]:
     """The plain loop from `start` on the samples of each step: trained LoRA, loss per step.
@@ -131,12 +131,12 @@ def train(
     for parameter in trained:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(
-        trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        trained, lr=options.learning_rate, weight_decay=options.weight_decay
     )
     schedule = get_scheduler(
-        "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
+        "constant_with_warmup" if options.schedule == "constant" else options.schedule,
         optimizer,
-        num_warmup_steps=math.ceil(recipe.warmup_share * len(steps)),
+        num_warmup_steps=math.ceil(options.warmup_share * len(steps)),
         num_training_steps=len(steps),
     )
     losses = []
@@ -149,7 +149,7 @@ def train(
             loss.backward()
             total += loss.item()
         losses.append(total)
-        torch.nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tasks.errors import InputError
@@ -159,6 +159,39 @@ def test_other_kinds_of_adapters_are_refused(tmp_path: Path, changes: dict[str, 
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(InputError, match="only plain LoRA"):
+        adapters.read_peft(tmp_path)
+
+
+def test_two_writings_are_the_same_bytes(tmp_path: Path) -> None:
+    """Layers in order: PEFT's set of them has another order in each process."""
+    layers = {f"model.layers.{n}.q_proj": (3, 5) for n in range(20)}
+    adapters.write_peft(tmp_path, random_lora(layers, 2, 1.0, 0), "base")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(layers)
+    assert config["base_model_name_or_path"] == "base"
+
+
+def test_other_weights_in_the_file_are_refused(tmp_path: Path) -> None:
+    """Such as a saved head, or a matrix without its other half: to leave it out is another LoRA."""
+    lora = random_lora({"x": (3, 5)}, 2, 1.0, 0)
+    for number, change in enumerate(["add", "drop"]):
+        folder = tmp_path / str(number)
+        adapters.write_peft(folder, lora, "base")
+        tensors = load_file(folder / "adapter_model.safetensors")
+        if change == "add":
+            tensors["base_model.model.lm_head.weight"] = torch.zeros(2, 2)
+        else:
+            del tensors["base_model.model.x.lora_A.weight"]
+        save_file(tensors, folder / "adapter_model.safetensors")
+        with pytest.raises(InputError, match="two matrices per layer"):
+            adapters.read_peft(folder)
+
+
+def test_a_rank_that_is_not_the_configured_one_is_refused(tmp_path: Path) -> None:
+    adapters.write_peft(tmp_path, random_lora({"x": (3, 5)}, 2, 1.0, 0), "base")
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"r": 4}))
+    with pytest.raises(InputError, match="x is of rank 2, not 4"):
         adapters.read_peft(tmp_path)
 
 

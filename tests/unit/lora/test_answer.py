@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tasks.lora import answer
+from tasks.lora import answer, packing
 from tasks.lora.answer import answer_users, evidence, log_likelihoods
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, encode
@@ -97,7 +97,7 @@ def test_users_of_unequal_numbers_in_one_batch(
     users: Users, wanted: list[list[str]], layers: Layers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows to fill up are dropped again, should a batch ever hold users of other sizes."""
-    monkeypatch.setattr(answer, "micro_batches", lambda sizes, _limit: [[1, 0, 2], [4, 3]])
+    monkeypatch.setattr(packing, "micro_batches", lambda sizes, _limit: [[1, 0, 2], [4, 3]])
     assert answer_users(users.base, layers, QUESTIONS, users.parts, 9) == wanted
 
 

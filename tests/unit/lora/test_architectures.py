@@ -91,13 +91,13 @@ def test_other_layers_are_refused(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def base_of(name: str) -> Base:
+def base_of(name: str, sizes: dict[str, Any] | None = None) -> Base:
     """A random model, ten times wider than usual: a wrong layer or scale shows."""
     tokenizer = train_tokenizer(TEXTS, 300)
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     wide = {"vocab_size": len(tokenizer), "initializer_range": 0.2, **tokens}
     dropped = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "dropout": 0.0}
-    config = AutoConfig.for_model(name, **ARCHITECTURES[name], **wide, **dropped)
+    config = AutoConfig.for_model(name, **(sizes or ARCHITECTURES[name]), **wide, **dropped)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any = AutoModelForCausalLM.from_config(config)
@@ -110,8 +110,8 @@ def test_the_engine_is_stock_peft(name: str) -> None:
     """Three users together: their LoRAs, log-likelihoods and answers are those of each alone."""
     base = base_of(name)
     check_causal(base)
-    recipe = CASES["constant, warm-up, bare base"][0]
-    these = Group(base, recipe, histories()[:3], list(SEEDS[:3]))
+    options = CASES["constant, warm-up, bare base"][0]
+    these = Group(base, options, histories()[:3], list(SEEDS[:3]))
     trained, _ = these.together()
     loras = [trained[user] for user in range(3)]
     with grouped(base.model, list(loras[0].layers)) as layers:

@@ -20,11 +20,10 @@ from safetensors import safe_open
 from tasks.lora import gradients
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
-from tasks.lora.checkpoint import Checkpoint, Saved, about_of
-from tasks.lora.group_train import Outcome
+from tasks.lora.checkpoint import Checkpoint, Saved
 from tasks.lora.packing import Packed
 from tasks.lora.tiny import train_tiny
-from tasks.lora.train import Trained, epochs, fit
+from tasks.lora.train import Outcome, Trained, epochs, fit
 from tests.unit.lora.group_case import CASES, HISTORIES, SEEDS, Group, group, small_device
 from tests.unit.lora.helpers import MakeBase, sample, tiny_base, training
 
@@ -130,7 +129,7 @@ def test_with_failed_users(
 ) -> None:
     """User 2's loss is NaN in the third step, user 4's in the first; killed after 1, 3, and 4."""
     these = group(fresh_base())
-    third = list(epochs(HISTORIES[2], these.recipe, SEEDS[2]))[2][0][0]
+    third = list(epochs(HISTORIES[2], these.options, SEEDS[2]))[2][0][0]
     for user, number in [(2, third), (4, 0), (4, 1), (4, 2), (4, 3)]:
         own = these.samples[user][number]
         these.samples[user][number] = Encoded(own.prompt, [299, 2])
@@ -256,14 +255,14 @@ def test_the_tiny_base(tmp_path: Path, kills: list[int]) -> None:
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_the_rate_goes_on(tmp_path: Path, schedule: str) -> None:
     samples = [sample(n, 5 + n, 2) for n in range(6)]
-    recipe = training(schedule=schedule, warmup_share=0.4)
+    options = training(schedule=schedule, warmup_share=0.4)
 
     def trained(checkpoint: Any = None, progress: Any = None) -> tuple[list[torch.Tensor], Trained]:
         model = tiny_base()
         model.model.requires_grad_(True)
-        steps = list(epochs(len(samples), recipe, 1))
+        steps = list(epochs(len(samples), options, 1))
         parameters = list(model.model.parameters())
-        return parameters, fit(model, parameters, samples, steps, recipe, progress, checkpoint)
+        return parameters, fit(model, parameters, samples, steps, options, progress, checkpoint)
 
     parameters, wanted = trained()
     kept = tmp_path / "c.safetensors"
@@ -304,11 +303,9 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_header_names_its_users(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     at(path).save(Saved(1, {"x": torch.zeros(1)}, {}))
-    assert about_of(path) == {"users": ["u"]}
     with safe_open(path, framework="pt") as file:
-        assert json.loads(file.metadata()["mta"])["key"] == "k"
-    path.write_bytes(b"x")
-    assert about_of(path) is None
+        header = json.loads(file.metadata()["mta"])
+    assert (header["key"], header["about"]) == ("k", {"users": ["u"]})
 
 
 def test_no_more_than_a_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

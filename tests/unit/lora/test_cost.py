@@ -16,6 +16,7 @@ from tasks.lora.batches import Encoded
 from tasks.lora.cost import (
     Flops,
     Loras,
+    Pass,
     gpu_positions,
     optimiser_bytes,
     position_bytes,
@@ -23,7 +24,7 @@ from tasks.lora.cost import (
     training_bytes,
     widths_of,
 )
-from tasks.lora.group_train import Outcome, default_positions, train_group
+from tasks.lora.group_train import default_positions, train_group
 from tasks.lora.grouped import Part, grouped, shapes_of
 from tasks.lora.merge import MergedUsers
 from tasks.lora.passes import (
@@ -34,7 +35,7 @@ from tasks.lora.passes import (
     training_passes,
 )
 from tasks.lora.signature import input_signatures, item_signatures
-from tasks.lora.train import Recipe
+from tasks.lora.train import Outcome, Training
 from tests.unit.lora.counters import flops, peak_bytes
 from tests.unit.lora.group_case import bank_of
 from tests.unit.lora.helpers import linear_shapes, random_lora, sample, stacked, tiny_base, training
@@ -75,7 +76,7 @@ class Work:
             [sample(10 * u + i, 30 + spread * ((7 * u + i) % 9), 3 + i % 3) for i in range(5)]
             for u in range(USERS)
         ]
-        self.recipe: Recipe = training(epochs=2, batch_size=3)
+        self.options: Training = training(epochs=2, batch_size=3)
         self.shapes = shapes_of(self.base.model, targets, 4)
         self.merged = self._merged(under) if under else None
         below = None
@@ -98,7 +99,7 @@ class Work:
                 layers,
                 self.shapes,
                 self.samples,
-                self.recipe,
+                self.options,
                 list(range(USERS)),
                 scale=2.0,
                 frozen=self.merged.parts if self.merged else None,
@@ -108,7 +109,7 @@ class Work:
         blanks = [[blank(len(one.prompt), len(one.answer)) for one in own] for own in self.samples]
         positions = default_positions(self.base)
         seeds = list(range(USERS))
-        return list(training_passes(blanks, self.recipe, seeds, positions, self.shape.packs))
+        return list(training_passes(blanks, self.options, seeds, positions, self.shape.packs))
 
 
 CASES: list[dict[str, Any]] = [
@@ -148,7 +149,8 @@ def test_of_one_length_only_attention_is_more() -> None:
     outcome = work.train()
     assert outcome.padding == 0.0
     tokens = sum(outcome.tokens)
-    alone = Flops(work.shape, work.loras).linear(tokens, 2 * USERS * 3 * 4)
+    labels = 2 * USERS * 3 * 4
+    alone = Flops(work.shape, work.loras).training(Pass(1, tokens, 1, labels, labels))
     # Four blocks of attention 128 wide, seven products in all: of 48 rows of 34 by 34, less what
     # each token has to do with itself.
     attention = 4 * 128 * 7 * 2 * (48 * 34 * 34 - tokens)

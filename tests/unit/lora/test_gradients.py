@@ -6,14 +6,10 @@ import pytest
 import torch
 
 from tasks.errors import InputError
-from tasks.lora.gradients import Budget
-from tasks.lora.group_train import Outcome, train_group
-from tasks.lora.grouped import grouped, shapes_of
+from tasks.lora.train import Outcome
 from tests.unit.lora.group_case import (
     BOUND,
     CASES,
-    RANK,
-    SCALE,
     Group,
     close,
     group,
@@ -30,10 +26,10 @@ def test_out_of_memory_halves(
     """Six users of one size start as one micro-batch."""
     users = [[sample(10 * u + i, 12, 3) for i in range(4)] for u in range(6)]
     these = Group(fresh_base(), CASES["constant, warm-up, bare base"][0], users, list(range(6)))
-    wanted, plain = these.together(budget=10_000)
+    wanted, plain = these.together(positions=10_000)
     assert plain.halved == 0
     sizes = small_device(monkeypatch, most)
-    got, outcome = these.together(budget=10_000)
+    got, outcome = these.together(positions=10_000)
     assert max(sizes) == 6
     assert outcome.halved > 0
     assert outcome.failed == []
@@ -51,7 +47,7 @@ def test_a_lone_user_s_step_is_worked_off_in_pieces(
     these = group(fresh_base(), dtype)
     wanted, plain = these.together()
     sizes = narrow_device(monkeypatch, most)
-    got, outcome = these.together(budget=10_000)
+    got, outcome = these.together(positions=10_000)
     assert max(sizes) > most
     assert outcome.halved > 0
     close(got, wanted, BOUND[dtype])
@@ -66,7 +62,7 @@ def test_a_step_over_the_budget_is_cut_beforehand(
     these = group(fresh_base())
     wanted, plain = these.together()
     sizes = narrow_device(monkeypatch, 100)
-    got, outcome = these.together(budget=40)
+    got, outcome = these.together(positions=40)
     assert max(sizes) <= 3
     assert (outcome.halved, outcome.tokens) == (0, plain.tokens)
     close(got, wanted, BOUND[torch.float32])
@@ -86,19 +82,13 @@ def test_one_sample_that_does_not_fit_is_said(
         group(fresh_base()).together()
 
 
-def test_a_halved_budget_stays_halved(
+def test_halved_positions_stay_halved(
     fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four users of 4 rows of 15 positions; two of them fit: 240 is halved once, and kept."""
+    """Four users of 4 rows of 15 positions, two of whom fit: only the first step is tried whole."""
     users = [[sample(10 * u + i, 12, 3) for i in range(4)] for u in range(4)]
-    recipe = CASES["constant, warm-up, bare base"][0]
-    base, budget = fresh_base(), Budget(240)
+    options = CASES["constant, warm-up, bare base"][0]
     sizes = small_device(monkeypatch, 2)
-    shapes = shapes_of(base.model, "all-linear", RANK)
-    with grouped(base.model, list(shapes.sizes)) as layers:
-        for _ in range(2):
-            train_group(
-                base, layers, shapes, users, recipe, [0, 1, 2, 3], scale=SCALE, budget=budget
-            )
-    assert (budget.positions, budget.halvings) == (120, 1)
-    assert sizes == [4, *[2] * 8]
+    _, outcome = Group(fresh_base(), options, users, [0, 1, 2, 3]).together(positions=240)
+    assert outcome.halved == 1
+    assert sizes == [4, *[2] * 4]

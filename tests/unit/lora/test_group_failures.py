@@ -65,7 +65,7 @@ def test_a_loss_that_stops_being_finite(
 ) -> None:
     """In user 2's third step of six: the weights are those of stock PEFT after two steps."""
     these = group(fresh_base())
-    steps = list(epochs(HISTORIES[2], these.recipe, SEEDS[2]))
+    steps = list(epochs(HISTORIES[2], these.options, SEEDS[2]))
     marked = steps[2][0][0]
     assert sum(marked in batch for step in steps[:2] for batch in step) == 0
     own = these.samples[2][marked]

@@ -46,14 +46,14 @@ def test_together_is_each_alone_in_stock_peft(
     worst = 0.0
     for user, count in enumerate(HISTORIES):
         wanted, losses = these.alone(user)
-        steps = list(epochs(count, these.recipe, SEEDS[user]))
+        steps = list(epochs(count, these.options, SEEDS[user]))
         assert len(outcome.losses[user]) == len(steps) == len(losses)
         tolerance = 1e-4 if dtype == torch.float32 else 1e-11
         assert outcome.losses[user] == pytest.approx(losses, rel=tolerance)
         worst = max(worst, largest_difference(loras[user], wanted))
         assert largest_difference(loras[user], these.start(user)) > 0.2 * LR
         lengths = sum(len(item.prompt) + len(item.answer) for item in these.samples[user])
-        assert outcome.tokens[user] == these.recipe.epochs * lengths
+        assert outcome.tokens[user] == these.options.epochs * lengths
     assert worst <= BOUND[dtype]
     assert len({len(own) for own in outcome.losses}) > 1
 
@@ -61,12 +61,12 @@ def test_together_is_each_alone_in_stock_peft(
 def test_many_users_of_one_size(fresh_base: MakeBase, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve users share each micro-batch, in float64; three of them against stock PEFT."""
     users = [[sample(60 * u + i, 9 + (i + u) % 3, 2 + i % 2) for i in range(4)] for u in range(12)]
-    recipe = CASES["cosine, clipped, exact"][0]
+    options = CASES["cosine, clipped, exact"][0]
     sizes = small_device(monkeypatch, 12)
     with precise_norms():
         base = fresh_base()
         base.model.to(torch.float64)
-        these = Group(base, recipe, users, list(range(40, 52)))
+        these = Group(base, options, users, list(range(40, 52)))
         loras, _ = these.together()
         for user in (0, 5, 11):
             wanted = these.alone(user)[0]
@@ -79,7 +79,7 @@ class GlobalClip(group_train._AdamW):
 
     def step(self, rates: list[float], active: list[int], losses: dict[int, float]) -> list[int]:
         total = self.grad[active].norm()
-        self.grad[active] *= (self.recipe.max_grad_norm / (total + 1e-6)).clamp(max=1.0)
+        self.grad[active] *= (self.options.max_grad_norm / (total + 1e-6)).clamp(max=1.0)
         return super().step(rates, active, losses)
 
 
@@ -88,7 +88,7 @@ class SharedSteps(group_train._AdamW):
 
     def step(self, rates: list[float], active: list[int], losses: dict[int, float]) -> list[int]:
         everyone = list(range(len(self.flat)))
-        rates = [rate or self.recipe.learning_rate for rate in rates]
+        rates = [rate or self.options.learning_rate for rate in rates]
         return super().step(rates, everyone, dict.fromkeys(everyone, 0.0) | losses)
 
 
@@ -118,9 +118,9 @@ def test_company_and_order_change_nothing(fresh_base: MakeBase, dtype: torch.dty
             assert other.tokens[row] == outcome.tokens[user]
 
 
-@pytest.mark.parametrize("budget", [1, 60, 200, 100_000])
-def test_the_budget_changes_nothing(
-    fresh_base: MakeBase, dtype: torch.dtype, budget: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("positions", [1, 60, 200, 100_000])
+def test_the_positions_change_nothing(
+    fresh_base: MakeBase, dtype: torch.dtype, positions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With one position every sample is a micro-batch; with many, users of like shape share one."""
     batches: list[int] = []
@@ -131,15 +131,15 @@ def test_the_budget_changes_nothing(
         return real(base, packed)
 
     these = group(fresh_base(), dtype)
-    wanted, _ = these.together(budget=2000)
+    wanted, _ = these.together(positions=2000)
     monkeypatch.setattr(gradients, "label_losses", counted)
-    got, outcome = these.together(budget=budget)
+    got, outcome = these.together(positions=positions)
     close(got, wanted, BOUND[dtype])
     assert sum(len(own) for own in outcome.losses) == 16
-    # Two epochs of 23 samples, each alone; a user's step in one piece, where that fits.
-    pieces = {1: 2 * sum(HISTORIES), 60: 23, 200: 16, 100_000: 16}[budget]
+    # Two epochs of 23 samples, each alone; a user's step in one piece where that fits, or halved.
+    pieces = {1: 2 * sum(HISTORIES), 60: 24, 200: 16, 100_000: 16}[positions]
     assert sum(batches) == pieces
-    assert (max(batches) == 1) == (budget == 1)
+    assert (max(batches) == 1) == (positions == 1)
 
 
 @pytest.mark.parametrize("limit", [ONE_PER_ROW, 24, 512])
@@ -193,8 +193,8 @@ def test_training_again_gives_the_same_bits(fresh_base: MakeBase) -> None:
 
 
 def test_it_learns_by_heart(fresh_base: MakeBase) -> None:
-    recipe = training(learning_rate=1e-2, epochs=15, batch_size=4, schedule="constant")
-    _, outcome = Group(fresh_base(), recipe, histories()[:2], list(SEEDS[:2])).together()
+    options = training(learning_rate=1e-2, epochs=15, batch_size=4, schedule="constant")
+    _, outcome = Group(fresh_base(), options, histories()[:2], list(SEEDS[:2])).together()
     for losses in outcome.losses:
         assert losses[-1] < 0.3 * losses[0]
 
@@ -202,8 +202,8 @@ def test_it_learns_by_heart(fresh_base: MakeBase) -> None:
 def test_bf16_base_with_fp32_adapters_trains() -> None:
     base = tiny_base()
     base.model.to(torch.bfloat16)
-    recipe = training(learning_rate=1e-2, epochs=15, batch_size=4, schedule="constant")
-    loras, outcome = Group(base, recipe, histories()[:2], list(SEEDS[:2])).together()
+    options = training(learning_rate=1e-2, epochs=15, batch_size=4, schedule="constant")
+    loras, outcome = Group(base, options, histories()[:2], list(SEEDS[:2])).together()
     assert outcome.flat.dtype == torch.float32
     assert loras[0].layers["model.layers.0.self_attn.q_proj"][0].dtype == torch.float32
     for losses in outcome.losses:
@@ -221,7 +221,7 @@ def test_initial_weights_can_be_given(fresh_base: MakeBase) -> None:
     parts = these.parts(range(len(HISTORIES)))
     with grouped(these.base.model, list(shapes.sizes)) as layers:
         outcome = train_group(
-            these.base, layers, shapes, these.samples, these.recipe, [*SEEDS],
+            these.base, layers, shapes, these.samples, these.options, [*SEEDS],
             scale=SCALE, frozen=parts, initial=given_weights,
         )  # fmt: skip
     assert torch.equal(given_weights, kept)

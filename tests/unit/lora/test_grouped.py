@@ -7,9 +7,17 @@ import re
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+)
 
 from tasks.errors import InputError
+from tasks.lora.adapters import Lora
 from tasks.lora.base import Base
 from tasks.lora.grouped import (
     GroupedLinear,
@@ -24,6 +32,7 @@ from tasks.lora.grouped import (
 )
 from tests.unit.lora.helpers import HIDDEN, LAYERS, MakeBase, linear_shapes, random_lora, stacked
 from tests.unit.lora.peft_reference import attached
+from tests.unit.lora.test_architectures import ARCHITECTURES
 
 IDS = torch.tensor([[5, 80, 33, 290, 7, 112, 64, 3], [9, 8, 7, 6, 5, 4, 3, 250]])
 TARGETS = [
@@ -90,12 +99,38 @@ def test_all_linear_is_every_linear_layer_but_the_head(base: Base) -> None:
     assert target_layers(base.model, "all-linear").keys() == wanted
 
 
-@pytest.mark.parametrize("modules", [["no_such_proj"], "no_such_proj", ["norm"], []])
+@pytest.mark.parametrize("modules", [["no_such_proj"], "no_such_proj", []])
 def test_targets_that_name_nothing(base: Base, modules: list[str] | str) -> None:
     with pytest.raises(InputError, match="no linear layer of the model is so named") as caught:
         target_layers(base.model, modules)
     assert "\n" not in str(caught.value)
     assert str(modules) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("modules", "named"),
+    [
+        (["norm"], "LlamaRMSNorm"),
+        (["q_proj", "norm"], "LlamaRMSNorm"),
+        (["q_proj", "embed_tokens"], "model.embed_tokens is a Embedding"),
+        (["q_proj", "lm_head"], "lm_head is the output embedding"),
+    ],
+)
+def test_targets_that_cannot_carry_one(base: Base, modules: list[str], named: str) -> None:
+    """Named, not left out: a LoRA on fewer layers than asked for is another method."""
+    with pytest.raises(InputError, match=named) as caught:
+        target_layers(base.model, modules)
+    assert "\n" not in str(caught.value)
+    assert str(modules) in str(caught.value)
+
+
+def test_experts_alone_are_refused() -> None:
+    """By their names of transformers 4, which PEFT maps to the bare parameters of 5."""
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("qwen3_moe", **ARCHITECTURES["qwen3_moe"], vocab_size=300)
+    )
+    with pytest.raises(InputError, match=r"only bare parameters \(model.layers.0.mlp.experts"):
+        target_layers(model, ["gate_proj", "up_proj", "down_proj"])
 
 
 # --- put in and put back --------------------------------------------------------------------------
@@ -250,10 +285,10 @@ def test_fresh_has_pefts_bounds_and_is_its_own(base: Base) -> None:
     assert shapes.split(flat)["model.layers.0.self_attn.q_proj"][0].shape == (2, 64, HIDDEN)
 
 
-def test_join_undoes_split(base: Base) -> None:
+def test_join_undoes_loras(base: Base) -> None:
     """Row by row the same numbers, whatever order a user's layers come in."""
     shapes = shapes_of(base.model, "all-linear", 2)
     flat = torch.randn(3, shapes.width, generator=torch.Generator().manual_seed(0))
-    split = shapes.split(flat)
-    users = [{name: (a[u], b[u]) for name, (a, b) in reversed(split.items())} for u in range(3)]
-    assert torch.equal(shapes.join(users), flat)
+    loras = shapes.loras(flat, 2.0)
+    reverse = [Lora(dict(reversed(lora.layers.items())), lora.scale) for lora in loras]
+    assert torch.equal(shapes.join(reverse), flat)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tasks.errors import InputError
-from tasks.lora import answer
+from tasks.lora import answer, packing
 from tasks.lora.answer import answer_users, likeliest, log_likelihoods
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
@@ -204,7 +204,7 @@ def test_a_batch_that_does_not_fit_is_halved(
     everything = lambda sizes, _limit: [list(range(len(sizes)))]  # noqa: E731
     for room in (1000, 9, 4, 1):
         with monkeypatch.context() as patch:
-            patch.setattr(answer, "micro_batches", everything)
+            patch.setattr(packing, "micro_batches", everything)
             memory = Memory(patch, name, count, room)
             assert alike(way(users, layers, None), usual)
         assert cleared(layers)
@@ -228,7 +228,9 @@ def test_a_single_sample_that_does_not_fit(
 ) -> None:
     with monkeypatch.context() as patch:
         Memory(patch, name, count, 0)
-        with pytest.raises(InputError, match=r"a single question does not fit.*base\.max_tokens"):
+        with pytest.raises(
+            InputError, match=r"one sample of \d+ tokens does not fit.*base\.max_tokens"
+        ):
             way(users, layers, None)
     assert cleared(layers)
 

@@ -182,7 +182,12 @@ def test_what_does_not_fit_together() -> None:
         ([one, one], [1.0], "exact", "one weight per LoRA"),
         ([], [], "exact", "one weight per LoRA"),
         ([one], [1.0], "linear", "merge must be one of"),
-        ([one, random_lora({"x": (3, 4)}, 2, 2.0, 0)], [0.5, 0.5], "exact", "same scale"),
+        (
+            [one, random_lora({"x": (3, 4)}, 2, 2.0, 0)],
+            [0.5, 0.5],
+            "exact",
+            "in scale",
+        ),
         ([one, random_lora({"y": (3, 4)}, 2, 1.0, 0)], [0.5, 0.5], "svd", "layers"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -65,7 +65,7 @@ def test_by_hand() -> None:
     assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9], [3, 4, 0, 0, 0]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 0, 0]]
     assert packed.segments.tolist() == [[1, 1, 1, 2, 2], [1, 1, 0, 0, 0]]
-    assert packed.where.tolist() == [1, 3, 5]
+    assert packed.source.tolist() == [1, 3, 5]
     assert packed.label.tolist() == [7, 9, 4]
     assert packed.sample.tolist() == [0, 1, 2]
     assert packed.user.tolist() == [0, 0, 1]
@@ -110,7 +110,7 @@ def test_everything_stands_once_and_labels_at_their_place(
     assert sorted(packed.label.tolist()) == sorted(
         token for own in users for item in own for token in item.answer
     )
-    assert torch.equal(flat[packed.where], packed.label - 1)
+    assert torch.equal(flat[packed.source], packed.label - 1)
     everything = list(chain(*users))
     for token, number, user in zip(
         packed.label.tolist(), packed.sample.tolist(), packed.user.tolist(), strict=True
@@ -123,7 +123,7 @@ def test_everything_stands_once_and_labels_at_their_place(
     for row, user in enumerate(owner.tolist()):
         own = {token for item in users[user] for token in item.prompt + item.answer}
         assert set(packed.input_ids[row].tolist()) - {0} <= own
-    assert torch.equal(packed.user, owner[packed.where // packed.input_ids.shape[1]])
+    assert torch.equal(packed.user, owner[packed.source // packed.input_ids.shape[1]])
     begin = {token: item.prompt[0] for item in everything for token in item.prompt + item.answer}
     for token, position in zip(flat.tolist(), packed.position_ids.flatten().tolist(), strict=True):
         assert position == (token - begin[token] if token else 0)

@@ -25,7 +25,7 @@ def plain(group: Group) -> tuple[torch.Tensor, torch.Tensor]:
         under = merged.parts(range(len(RECIPES)))
     pad = base.tokenizer.pad_token_id
     end = train_plain(
-        model, group.samples, group.recipe, group.seeds, shapes, start, SCALE, under, pad
+        model, group.samples, group.options, group.seeds, shapes, start, SCALE, under, pad
     )
     return start, end
 
@@ -37,14 +37,14 @@ def test_the_plain_engine_trains_the_same_loras(
     fresh_base: MakeBase, dtype: torch.dtype, case: str
 ) -> None:
     """Five users of five samples of unlike lengths: the last step of an epoch is a smaller one."""
-    recipe, how = CASES[case]
+    options, how = CASES[case]
     base = fresh_base()
     base.model.to(dtype)
     users = [
         [sample(60 * u + i, 4 + (5 * i + 3 * u) % 19, 1 + (i + u) % 4) for i in range(5)]
         for u in range(len(SEEDS))
     ]
-    group = Group(base, recipe, users, SEEDS, how)
+    group = Group(base, options, users, SEEDS, how)
     loras, outcome = group.together()
     start, end = plain(group)
     assert float((end - outcome.flat).abs().max()) <= BOUND[dtype]

@@ -1,0 +1,196 @@
+"""The slow engine: stock PEFT, one user after another.
+
+For models that the grouped engine cannot put LoRAs on: experts as bare parameters, layers with a
+state. The public functions take and return what those of the grouped engine do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from tasks.lora import answer
+from tasks.lora.adapters import Factors, Lora, from_peft, to_peft
+from tasks.lora.answer import Parts
+from tasks.lora.base import Base
+from tasks.lora.batches import Encoded
+from tasks.lora.checkpoint import Checkpoint
+from tasks.lora.gradients import FrozenPart
+from tasks.lora.grouped import Layers, Part, Shapes, fresh
+from tasks.lora.targets import AnyModel, Names, sizes_of
+from tasks.lora.train import NotFinite, Outcome, Training, epochs, fit
+
+Result = TypeVar("Result")
+
+
+def shapes_of(
+    model: AnyModel, target_modules: Names, rank: int, target_parameters: Sequence[str] = ()
+) -> Shapes:
+    """The shapes of a LoRA on all that PEFT chooses; each matrix of a parameter is a layer."""
+    return Shapes(sizes_of(model, target_modules, target_parameters), rank)
+
+
+@contextmanager
+def grouped(_model: AnyModel, _names: Sequence[str]) -> Iterator[Layers]:
+    """No layer is replaced: each user's LoRAs are attached when it is the user's turn."""
+    yield {}
+
+
+@contextmanager
+def attached(
+    model: AnyModel, loras: Sequence[Lora]
+) -> Iterator[tuple[LoraConfig, dict[str, Factors]]]:
+    """`model` with the LoRAs as active PEFT adapters; without them again at the end.
+
+    Yields the last one's configuration and trainable parameters; all others are frozen. Raises
+    ValueError for a layer that PEFT puts no LoRA on.
+    """
+    stock: Any = None
+    config, layers = LoraConfig(), dict[str, Factors]()
+    try:
+        for number, lora in enumerate(loras):
+            name, (config, factors) = str(number), to_peft(lora)
+            changed = replace(config)  # by PEFT
+            if stock is None:
+                stock = get_peft_model(model, changed, name, low_cpu_mem_usage=True)
+            else:
+                stock.add_adapter(name, changed, low_cpu_mem_usage=True)
+            layers = {}
+            for layer, pair in factors.items():
+                module: Any = model.get_submodule(layer)
+                if not isinstance(module, LoraLayer) or name not in module.lora_A:
+                    raise ValueError(f"{layer} has a LoRA, but PEFT puts none there")
+                a, b = [nn.Parameter(one.to(model.device)) for one in pair]
+                module.lora_A[name].weight, module.lora_B[name].weight = a, b
+                layers[layer] = (a, b)
+        if stock is not None:
+            stock.base_model.set_adapter([str(number) for number in range(len(loras))])
+            stock.requires_grad_(False)
+        for factor in chain(*layers.values()):
+            factor.requires_grad_(True)
+        yield config, layers
+    finally:
+        model.eval()
+        if stock is not None:
+            stock.unload()
+
+
+def train_group(
+    base: Base,
+    _layers: Layers,
+    shapes: Shapes,
+    samples: Sequence[Sequence[Encoded]],
+    options: Training,
+    seeds: Sequence[int],
+    *,
+    scale: float,
+    frozen: FrozenPart | None = None,
+    initial: Tensor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Outcome:
+    """As `group_train.train_group`; `checkpoint` keeps the users that are done."""
+    flat = fresh(shapes, seeds) if initial is None else initial.clone()
+    outcome = Outcome(flat, [[] for _ in samples], [0] * len(samples), [])
+    steps = [list(epochs(len(own), options, s)) for own, s in zip(samples, seeds, strict=True)]
+    if saved := checkpoint.load({"flat": flat}) if checkpoint else None:
+        flat.copy_(saved.tensors["flat"])
+        outcome.restore(saved)
+    for user in range(saved.step if saved else 0, len(samples)):
+        before, total = (sum(map(len, some)) for some in (steps[:user], steps))
+
+        def done(step: int, _steps: int, before: int = before, total: int = total) -> None:
+            if progress:
+                progress(before + step, total)
+
+        loras = _loras(frozen([user])) if frozen else []
+        loras += shapes.loras(flat[user : user + 1], scale)
+        with attached(base.model, loras) as (config, layers):
+            parameters: Any = list(chain(*layers.values()))
+            try:
+                trained = fit(base, parameters, samples[user], steps[user], options, done)
+            except NotFinite as error:
+                trained = error.trained
+                outcome.failed.append(user)
+        with torch.no_grad():
+            flat[user] = shapes.join([from_peft(config, layers)])[0]
+        outcome.losses[user], outcome.tokens[user] = trained.losses, trained.tokens
+        outcome.computed += trained.computed
+        if checkpoint and checkpoint.due():
+            checkpoint.save(outcome.saved(user + 1, {"flat": flat}))
+    return outcome
+
+
+def answer_users(
+    base: Base,
+    layers: Layers,
+    questions: Sequence[Sequence[Encoded]],
+    parts: Parts,
+    max_new_tokens: int,
+) -> list[list[str]]:
+    """As `answer.answer_users`."""
+    return _one_by_one(answer.answer_users, base, layers, questions, parts, max_new_tokens)
+
+
+def log_likelihoods(
+    base: Base, layers: Layers, samples: Sequence[Sequence[Encoded]], parts: Parts
+) -> list[Tensor]:
+    """As `answer.log_likelihoods`."""
+    return _one_by_one(answer.log_likelihoods, base, layers, samples, parts)
+
+
+def likeliest(
+    base: Base, layers: Layers, samples: Sequence[Sequence[Sequence[Encoded]]], parts: Parts
+) -> list[list[int]]:
+    """As `answer.likeliest`."""
+    return _one_by_one(answer.likeliest, base, layers, samples, parts)
+
+
+def evidence(
+    base: Base,
+    layers: Layers,
+    samples: Sequence[Sequence[Encoded]],
+    anchors: Iterable[dict[str, Part]],
+    asked: Tensor | None = None,
+) -> Tensor:
+    """As `answer.evidence`."""
+    columns = []
+    for k, anchor in enumerate(anchors):
+        column = None if asked is None else asked[:, k : k + 1]
+        with attached(base.model, _loras(anchor)):
+            columns.append(answer.evidence(base, layers, samples, [{}], 1, column))
+    return torch.cat(columns, dim=1)
+
+
+def _one_by_one(
+    work: Callable[..., list[Result]],
+    base: Base,
+    layers: Layers,
+    per_user: Sequence[Any],
+    parts: Parts,
+    *more: int,
+) -> list[Result]:
+    """What `work` makes of each user's own, with the user's LoRAs on the model."""
+    results = []
+    for user, own in enumerate(per_user):
+        with attached(base.model, _loras(*parts([user]))):
+            # One position a batch, so one sample: padding would change the state of a layer.
+            results += work(base, layers, [own], lambda _users: (None, None), *more, 1)
+    return results
+
+
+def _loras(*parts: Mapping[str, Part] | None) -> list[Lora]:
+    """Parts of one user as LoRAs, without the absent ones."""
+    loras = []
+    for part in filter(None, parts):
+        layers = {name: (one.a[0], one.b[0]) for name, one in part.items()}
+        loras.append(Lora(layers, next(iter(part.values())).scale))
+    return loras
