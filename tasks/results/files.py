@@ -1,0 +1,63 @@
+"""Files on the disk: their hash, and writing them whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+# A file that is being written begins so. A process that is killed leaves one behind.
+PARTIAL = ".partial-"
+# The hash of each file that this process has read, by all that changes when the file does.
+_HASHES: dict[tuple[str, int, int, int, int], str] = {}
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 over a file's bytes; read once as long as the file's size and times stay."""
+    stat = path.stat()
+    key = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    if key not in _HASHES:
+        with path.open("rb") as file:
+            _HASHES[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _HASHES[key]
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file, or of a folder: over the names and hashes of all files in it.
+
+    Raises FileNotFoundError where there is neither.
+    """
+    if not path.is_dir():
+        return file_sha256(path)
+    found = hashlib.sha256()
+    for file in sorted(one for one in path.rglob("*") if one.is_file()):
+        found.update(f"{file_sha256(file)} {file.relative_to(path).as_posix()}\n".encode())
+    return found.hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` as the file `path`: it is there whole, or as it was before.
+
+    The folder must be there.
+    """
+    handle, name = tempfile.mkstemp(prefix=PARTIAL, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    fsync(path.parent)

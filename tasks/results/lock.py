@@ -1,0 +1,91 @@
+"""Locks of cache keys by lock files, under Prefect's `LockManager` protocol.
+
+The system frees a lock file when its holder dies; Prefect's own `FileSystemLockManager` would leave
+it for ever. `MTA_LOCKS=redis` takes prefect-redis' instead, for machines that share a store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from filelock import FileLock, Timeout
+from prefect.locking.protocol import LockManager
+
+from tasks.errors import InputError
+from tasks.results.store import LOCKS, store
+
+# The locks that this process holds: key -> holder and lock. A table of the module, so that the
+# manager itself can be sent to other processes.
+_HELD: dict[str, tuple[str, FileLock]] = {}
+
+
+class FileLocks(LockManager):
+    """One lock file per key, in the store's folder on this machine."""
+
+    def acquire_lock(
+        self,
+        key: str,
+        holder: str,
+        acquire_timeout: float | None = None,
+        hold_timeout: float | None = None,
+    ) -> bool:
+        if self.is_lock_holder(key, holder):
+            return True
+        lock = _lock(key)
+        try:
+            lock.acquire(timeout=-1 if acquire_timeout is None else acquire_timeout)
+        except Timeout:
+            return False
+        _HELD[key] = (holder, lock)
+        return True
+
+    async def aacquire_lock(
+        self,
+        key: str,
+        holder: str,
+        acquire_timeout: float | None = None,
+        hold_timeout: float | None = None,
+    ) -> bool:
+        return await asyncio.to_thread(
+            self.acquire_lock, key, holder, acquire_timeout, hold_timeout
+        )
+
+    def release_lock(self, key: str, holder: str) -> None:
+        if not self.is_lock_holder(key, holder):
+            raise ValueError(f"{holder} does not hold the lock of {key}")
+        _HELD.pop(key)[1].release()
+
+    def is_locked(self, key: str) -> bool:
+        return not self.wait_for_lock(key, 0)
+
+    def is_lock_holder(self, key: str, holder: str) -> bool:
+        return key in _HELD and _HELD[key][0] == holder
+
+    def wait_for_lock(self, key: str, timeout: float | None = None) -> bool:
+        try:
+            with _lock(key).acquire(timeout=-1 if timeout is None else timeout):
+                return True
+        except Timeout:
+            return False
+
+    async def await_for_lock(self, key: str, timeout: float | None = None) -> bool:
+        return await asyncio.to_thread(self.wait_for_lock, key, timeout)
+
+
+def lock_manager() -> LockManager:
+    """The locks of this process's store."""
+    if os.environ.get("MTA_LOCKS", "file") != "redis":
+        return FileLocks()
+    try:
+        from prefect_redis import RedisLockManager
+    except ImportError as error:
+        raise InputError("MTA_LOCKS=redis needs prefect-redis: pip install '.[redis]'") from error
+    manager: LockManager = RedisLockManager()
+    return manager
+
+
+def _lock(key: str) -> FileLock:
+    folder = store().root / LOCKS
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{key}.lock", thread_local=False, is_singleton=False)

@@ -1,0 +1,298 @@
+"""The results of the stages, in their order: what each hands to those after it.
+
+U users, K anchors, N items, D dimensions. Tables are parquet, weights safetensors.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from tasks.config.options import PromptOptions
+from tasks.lamp.definitions import LampTask
+from tasks.results.record import OUTSIDE_KEY, File, Record, Result
+
+Note = Annotated[dict[str, Any], OUTSIDE_KEY]
+Counts = Annotated[dict[str, int], OUTSIDE_KEY]
+
+
+class Given(Record):
+    """Users' files that a run is given: where they lie, and the hash of each."""
+
+    path: Annotated[str, OUTSIDE_KEY]
+    files: dict[str, str]
+
+
+class Prepared(Result):
+    """The users of one LaMP task on three sides.
+
+    base, anchor, few_shot: tables of user_id, group (author), profile, query. pooled: user_id, row
+    of base users and candidates that stand in their author's row. optimum: the best answers to the
+    few-shot users' queries; population: user_id, first, second (archetypes), mixture; both of
+    generated worlds only. longest_candidate: items of the longest history of an anchor candidate.
+    audit: tasks/lamp/audit.py.
+    """
+
+    task: LampTask
+    base: File
+    anchor: File
+    few_shot: File
+    pooled: File
+    optimum: File | None = None
+    population: File | None = None
+    few_shot_ids: tuple[str, ...]
+    instruction: str
+    longest_candidate: Annotated[int, OUTSIDE_KEY]
+    counts: Counts
+    dropped: Counts
+    split: Note
+    audit: Note
+    authors: Annotated[dict[str, list[str]], OUTSIDE_KEY]
+
+    @property
+    def lamp_task(self) -> str:
+        return self.task.name
+
+    def side(self, role: str) -> File:
+        """The table of `base`, `anchor` or `few_shot`."""
+        return {"base": self.base, "anchor": self.anchor, "few_shot": self.few_shot}[role]
+
+
+class Questions(Record):
+    """What turns items into questions, the same for all users of one LaMP task.
+
+    instruction: empty where the prompt's style has none. layout, retrieval: versions of the texts
+    and of the look-up of history, where the prompt has these.
+    """
+
+    task: LampTask
+    prompt: PromptOptions
+    instruction: str = ""
+    layout: int | str | None = None
+    retrieval: int | str | None = None
+
+    @property
+    def lamp_task(self) -> str:
+        return self.task.name
+
+
+class Training(Record):
+    """How one training went: items, optimiser steps, tokens, cut samples, a loss per step."""
+
+    items: int
+    steps: int
+    tokens: int
+    truncated: int
+    losses: tuple[float, ...]
+
+
+class Base(Result):
+    """The frozen base model, and how it is loaded.
+
+    model: `tiny`, a folder or a hub id. weights: the model's folder in the store, of `tiny` only.
+    content: the hash of its files. adapter: a PEFT folder that is added to it when it is loaded.
+    dtype: of the weights in memory. kind: the model's type. coverage: which layers the methods'
+    LoRAs are on, in lines.
+    """
+
+    model: Annotated[str, OUTSIDE_KEY]
+    content: str
+    revision: str | None = None
+    weights: Annotated[File | None, OUTSIDE_KEY] = None
+    adapter: File | None = None
+    dtype: Literal["float32", "bfloat16"]
+    max_tokens: int
+    chat: Literal["auto", "never"] = "auto"
+    engine: Literal["grouped", "peft"] = "grouped"
+    gradient_checkpointing: Annotated[bool, OUTSIDE_KEY] = False
+    kind: Annotated[str, OUTSIDE_KEY] = "tiny"
+    parameters: Annotated[int, OUTSIDE_KEY] = 0
+    training: Annotated[Training | None, OUTSIDE_KEY] = None
+
+
+class Embedded(Result):
+    """One vector per user: `table` of role, user_id, vector [D] (float32).
+
+    whitening: [D, D] of signatures at the input (tasks/method/whitening.py).
+    """
+
+    table: File
+    whitening: File | None = None
+    centred: bool
+    users: Annotated[int, OUTSIDE_KEY]
+    dimensions: Annotated[int, OUTSIDE_KEY]
+
+
+class Clusters(Result):
+    """One round of `refit`: a cluster per anchor candidate in their order, -1 is noise.
+
+    nearest: each candidate's likeliest clusters, best first. moved: how many changed. bank: the
+    clusters' LoRAs. log_likelihood: the mean per held-out item.
+    """
+
+    clusters: tuple[int, ...]
+    nearest: tuple[tuple[int, ...], ...]
+    moved: int
+    log_likelihood: float | None
+    bank: File | None
+
+
+class Anchor(Record):
+    """An anchor user, or a whole cluster (`cluster-<number>`) of several members.
+
+    items: of all members together. cluster: -1 is noise.
+    """
+
+    name: str
+    items: int
+    cluster: int
+    members: tuple[str, ...]
+
+
+class Anchors(Result):
+    """The anchors in order of choice, and how they were chosen.
+
+    table: role, user_id, items, cluster, x, y (principal components), order (null for who is no
+    anchor alone). asked: how many single users were wanted. eligible: candidates with enough items.
+    """
+
+    table: File
+    anchors: tuple[Anchor, ...]
+    whole_clusters: int
+    asked: int
+    candidates: int
+    eligible: int
+    clusters: int
+    noise: int
+
+    @property
+    def single_users(self) -> int:
+        """How many of the anchors are no whole clusters."""
+        return len(self.anchors) - self.whole_clusters
+
+
+class MetaLora(Record):
+    """The LoRA of one anchor: a PEFT folder `adapter`. seconds: of its share of its job."""
+
+    anchor: str
+    members: tuple[str, ...]
+    adapter: File
+    training: Annotated[Training, OUTSIDE_KEY]
+    seconds: Annotated[float, OUTSIDE_KEY] = 0.0
+
+
+class MetaLoras(Result):
+    """The LoRAs of one job's anchors; of those that failed, why, in a line each."""
+
+    loras: tuple[MetaLora, ...]
+    failed: tuple[str, ...] = ()
+
+
+class Bank(Result):
+    """The meta-LoRAs side by side: `file` of `A [K, r, in]` and `B [K, out, r]` per layer.
+
+    members: each anchor's LoRA, in the bank's order. map: a picture of the users.
+    """
+
+    file: File
+    members: tuple[MetaLora, ...]
+    rank: int
+    scale: float
+    map: Annotated[File | None, OUTSIDE_KEY] = None
+
+    @property
+    def names(self) -> list[str]:
+        return [member.anchor for member in self.members]
+
+
+class Recipes(Result):
+    """Per few-shot user the anchors of the merged LoRA and their weights.
+
+    table: user_id, anchors [m], similarities [m], weights [m], best first, seconds (of evidence).
+    """
+
+    table: File
+    users: int
+    anchors_per_user: int
+    without_similar_anchor: int
+
+
+class Merged(Record):
+    """What users' LoRAs are merged from, and how (`fusion.merge`)."""
+
+    bank: Bank
+    recipes: Recipes
+    how: str
+
+
+class Answers(Result):
+    """The answers of one method to a batch of users.
+
+    predictions: user_id, query_id, gold, prediction. work: user_id, seconds, and of methods that
+    train steps, tokens, truncated, failed. merged: whether a LoRA is merged below.
+    stacked: the users' own LoRAs, a bank in their order. bytes_per_user: of one in float32.
+    """
+
+    users: tuple[str, ...]
+    predictions: File
+    work: Annotated[File, OUTSIDE_KEY]
+    merged: bool = False
+    stacked: File | None = None
+    bytes_per_user: int = 0
+
+
+class Scored(Record):
+    """One method's scores; `predictions` of all users, `golds` in LaMP's format of submissions."""
+
+    method: str
+    metrics: dict[str, float]
+    users: int
+    queries: int
+    predictions: File
+    golds: File
+
+
+class Estimate(Record):
+    """A number with its 95 % interval; None where it is not known."""
+
+    point: float | None
+    lo: float | None
+    hi: float | None
+
+    def text(self, form: str = ".3f") -> str:
+        """The number, and its interval if there is one; `-` where it is not known."""
+        if self.point is None:
+            return "-"
+        if self.lo is None or self.hi is None:
+            return f"{self.point:{form}}"
+        return f"{self.point:{form}} [{self.lo:{form}}, {self.hi:{form}}]"
+
+
+UNKNOWN = Estimate(point=None, lo=None, hi=None)
+
+
+class Difference(Estimate):
+    """A difference of two methods; holds: its interval does not touch zero."""
+
+    holds: bool | None = None
+
+
+class Compared(Result):
+    """Methods of one LaMP task and seed (a cell), or of the mean over cells.
+
+    intervals: method -> metric -> estimate. differences: method -> opponent -> metric. In worlds
+    whose optimum is known `nonpersonal`, `bayes` and `oracle` are methods, too. draws: the
+    bootstrap's (tasks/lamp/statistics.py), of a cell only.
+    """
+
+    task: LampTask | None = None
+    rules: Literal["lamp", "mta_published", "unicode"] = "lamp"
+    sample: str = ""
+    cells: int = 1
+    groups: int
+    queries: int
+    methods: tuple[str, ...]
+    intervals: dict[str, dict[str, Estimate]]
+    differences: dict[str, dict[str, dict[str, Difference]]]
+    scored: tuple[Scored, ...] = ()
+    draws: File | None = None
+    golds_without_token: Annotated[int, OUTSIDE_KEY] = 0

@@ -1,0 +1,122 @@
+"""The base classes of results, and how a cache key is made of what a stage is given.
+
+A stage's key is the hash of its name, its version, the libraries that decide its numbers and its
+arguments (`key_of`). What must not count is marked once, in the type: a field `Annotated[T,
+OUTSIDE_KEY]`, or a class with `outside_key = True`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+
+class _OutsideKey:
+    """The mark of a field that decides no number of any result."""
+
+
+OUTSIDE_KEY = _OutsideKey()
+
+
+class Record(BaseModel):
+    """A frozen value with named, typed fields; unknown fields fail."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    outside_key: ClassVar[bool] = False
+
+
+class File(Record):
+    """A file in the store, or a folder with all that is in it.
+
+    uri: its path below the store. sha256: over its bytes; of a folder over names and hashes.
+    """
+
+    uri: str
+    sha256: str
+
+    @field_validator("uri")
+    @classmethod
+    def _below_the_store(cls, uri: str) -> str:
+        if not uri or uri.startswith("/") or ".." in uri.split("/"):
+            raise ValueError(f"{uri!r} is no path below the store")
+        return uri
+
+    @property
+    def folder(self) -> str:
+        """The uri of the folder that was stored as a whole: stage/digest."""
+        return "/".join(self.uri.split("/")[:3])
+
+
+class Result(Record):
+    """What a stage gives. Numbers and names that decide later numbers, and files by reference.
+
+    seconds: how long it took to make. made_of: the uris of the stored folders that it was made of.
+    cached: whether this run found it.
+    """
+
+    seconds: Annotated[float, OUTSIDE_KEY] = 0.0
+    made_of: Annotated[tuple[str, ...], OUTSIDE_KEY] = ()
+    cached: Annotated[bool, OUTSIDE_KEY] = False
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON of `value`."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def key_of(*values: Any) -> str:
+    """The hash of values by what of them decides numbers: a file by its content, not its place."""
+    return digest([_deciding(value) for value in values])
+
+
+@cache
+def library_versions(names: tuple[str, ...]) -> dict[str, str]:
+    """The installed version of each library."""
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def files_of(*values: Any) -> Iterator[File]:
+    """Every file that the values point to."""
+    for value in values:
+        if isinstance(value, File):
+            yield value
+        elif isinstance(value, BaseModel):
+            yield from files_of(*(getattr(value, name) for name in type(value).model_fields))
+        elif isinstance(value, Mapping):
+            yield from files_of(*value.values())
+        elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+            yield from files_of(*value)
+
+
+def _deciding(value: Any) -> Any:
+    if isinstance(value, File):
+        return value.sha256
+    if isinstance(value, BaseModel):
+        if getattr(value, "outside_key", False):
+            return None
+        return {name: _deciding(getattr(value, name)) for name in _inside(type(value))}
+    if is_dataclass(value):
+        return {field.name: _deciding(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _deciding(one) for name, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_deciding(one) for one in value]
+    return value
+
+
+@cache
+def _inside(kind: type[BaseModel]) -> tuple[str, ...]:
+    """The fields of a class that count."""
+    return tuple(
+        name
+        for name, field in kind.model_fields.items()
+        if not any(isinstance(one, _OutsideKey) for one in field.metadata)
+    )

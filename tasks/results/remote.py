@@ -1,0 +1,120 @@
+"""Folders at an fsspec URL (s3://bucket/prefix), by fsspec's own get and put.
+
+What may pass (no answer, a server that is busy) is tried again with growing pauses for
+`MTA_STORE_PATIENCE` seconds. What cannot pass (no permission, no such bucket) is a StorageError at
+once, in one line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import fsspec
+import tenacity
+
+from tasks.errors import InputError, StorageError
+from tasks.running.faults import DiskFull, disk_full, transient
+
+PATIENCE_SECONDS = 300.0
+T = TypeVar("T")
+
+
+class Remote:
+    """The storage behind a URL. Paths are relative to it, with slashes."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self.patience = _patience()
+        try:
+            self.files, self.root = fsspec.url_to_fs(self.url, use_listings_cache=False)
+        except ImportError as error:
+            extra = " (pip install '.[s3]')" if url.startswith("s3:") else ""
+            raise InputError(f"MTA_STORE {url}: {error}{extra}") from error
+        except ValueError as error:
+            raise InputError(f"MTA_STORE {url}: {error}") from error
+
+    def upload(self, folder: Path, uri: str) -> None:
+        """Put a folder's files there; what is there already is written over by the same."""
+        self._try(
+            "writing",
+            lambda: [
+                self.files.put_file(str(file), f"{self.root}/{uri}/{file.relative_to(folder)}")
+                for file in sorted(folder.rglob("*"))
+                if file.is_file()
+            ],
+        )
+
+    def download(self, uri: str, folder: Path) -> None:
+        """Get all files below a path into `folder`; nothing where there is none.
+
+        A file that is there already is left as it is.
+        """
+        for path in self.list(uri):
+            target = folder / path.removeprefix(f"{uri}/" if uri else "")
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                scratch = target.with_name(f".{target.name}.{os.getpid()}")
+                source = f"{self.root}/{path}"
+                self._try("reading", partial(self.files.get_file, source, str(scratch)))
+                scratch.replace(target)
+
+    def list(self, uri: str = "") -> list[str]:
+        """The paths of all files below a path. One that leads out of the store is left out."""
+
+        def call() -> list[str]:
+            try:
+                found = self.files.find(f"{self.root}/{uri}".rstrip("/"))
+            except FileNotFoundError:
+                return []
+            return sorted(str(one).split(f"{self.root}/", 1)[-1] for one in found)
+
+        return [path for path in self._try("listing", call) if ".." not in path.split("/")]
+
+    def remove(self, uri: str) -> None:
+        """Remove a file, or all files below a path."""
+        for path in self.list(uri):
+            self._try("removing", partial(self.files.rm_file, f"{self.root}/{path}"))
+
+    def check(self) -> None:
+        """Leave one small file. Raises StorageError where nothing can be written."""
+        text = b"A store of MTA: docs/storage.md\n"
+        self._try("writing", lambda: self.files.pipe_file(f"{self.root}/.mta-store", text))
+
+    def _try(self, doing: str, call: Callable[[], T]) -> T:
+        asking = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_may_pass),
+            stop=tenacity.stop_after_delay(self.patience),
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=30.0),
+            reraise=True,
+        )
+        try:
+            return asking(call)
+        except Exception as error:
+            if line := disk_full(error):
+                raise DiskFull(f"{self.url}: {doing} failed: {line}") from error
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            raise StorageError(
+                f"{self.url}: {doing} failed ({why}); check MTA_STORE, permissions and credentials"
+            ) from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether asking again may help."""
+    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
+        return False
+    return transient(error) or (isinstance(error, OSError) and not disk_full(error))
+
+
+def _patience() -> float:
+    text = os.environ.get("MTA_STORE_PATIENCE", "").strip()
+    try:
+        seconds = float(text) if text else PATIENCE_SECONDS
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise InputError(f"MTA_STORE_PATIENCE must be a number of seconds, got {text!r}")
+    return seconds

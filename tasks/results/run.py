@@ -1,0 +1,89 @@
+"""A run as it is written down: what was asked, and what every cell's stages gave.
+
+One file per flow run, `.mta/runs/<id>.json`. Report, MLflow, export and forget read it; all that it
+points to is in the store.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from tasks.config.task import TaskConfig
+from tasks.methods import MethodName
+from tasks.results.models import (
+    Anchors,
+    Answers,
+    Base,
+    Compared,
+    Embedded,
+    Merged,
+    Prepared,
+    Scored,
+)
+from tasks.results.record import Record
+
+
+class Merging(Record):
+    """What methods with one and the same bank share: anchors, bank and recipes."""
+
+    methods: tuple[MethodName, ...]
+    embedded: Embedded
+    chosen: Anchors
+    merged: Merged
+
+
+class Cell(Record):
+    """One LaMP task under one seed: what its stages gave, and in lines what is missing.
+
+    answers: per method, batch by batch; all methods have the same batches. curve: the comparison
+    when each few-shot user has so many items. coverage: which layers the LoRAs are on, in lines.
+    """
+
+    config: TaskConfig
+    users: Prepared
+    base: Base
+    mergings: tuple[Merging, ...]
+    answers: dict[MethodName, tuple[Answers, ...]]
+    compared: Compared
+    curve: dict[int, Compared] = Field({})
+    coverage: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The LaMP task, and the seed where a run has several."""
+        return self.config.name
+
+    def merging(self, method: MethodName) -> Merging | None:
+        """The bank and recipes that a method takes; None for one that merges nothing."""
+        return next((one for one in self.mergings if method in one.methods), None)
+
+    def scored(self, method: str) -> Scored | None:
+        """A method's scores; None for answers of no model (the optimum)."""
+        return next((one for one in self.compared.scored if one.method == method), None)
+
+
+class Run(Record):
+    """A whole run. id: of the flow run. report: the name of its files in `.mta/reports`.
+
+    config: the resolved configuration (RunConfig) as JSON, so that a run of another version can
+    still be read in part. overall: the mean over cells. date: when it ended. summary: in two
+    lines, for where no page is.
+    """
+
+    id: str
+    name: str
+    date: str
+    report: str
+    config: dict[str, Any]
+    cells: tuple[Cell, ...] = ()
+    overall: Compared | None = None
+    missing: tuple[str, ...] = ()
+    summary: tuple[str, ...] = ()
+
+    def cell(self, lamp_task: str, seed: int) -> Cell | None:
+        """The cell of a LaMP task and seed, if the run has it."""
+        found = (c for c in self.cells if (c.config.lamp_task, c.config.seed) == (lamp_task, seed))
+        return next(found, None)
