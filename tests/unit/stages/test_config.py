@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from tasks.config import RunConfig, derive_seed, resolve
+from tasks.config.options import Options
+from tasks.config.presets import PRESETS
+from tasks.config.run import RunConfig, resolve
+from tasks.config.task import TaskConfig, derive_seed
 from tasks.errors import InputError
-from tasks.options import Options
-from tasks.presets import PRESETS
-from tasks.tracking.values import flat
+from tasks.tracking.entries import flat
 
 
 def test_preset_paper_is_what_was_published() -> None:
-    """Every number of METHOD, stages 1 to 3, for which there is an option."""
+    """Every number of docs/method.md, stages 1 to 3, for which there is an option."""
     config = resolve({"preset": "paper"})
     assert config.base.model == "meta-llama/Meta-Llama-3-8B-Instruct"
     assert config.base.max_tokens == 8192
@@ -35,13 +39,14 @@ def test_preset_paper_is_what_was_published() -> None:
         "rank": 8,
         "alpha": 16.0,
         "target_modules": "all-linear",
+        "target_parameters": [],
         "learning_rate": 1e-4,
         "epochs": 3,
         "batch_size": 1,
         "accumulation": 2,
         "schedule": "cosine",
         "warmup_share": 0.1,
-        # Not in METHOD: transformers' Trainer clips at 1.0 and does not decay by default.
+        # Not published: transformers' Trainer clips at 1.0 and does not decay by default.
         "max_grad_norm": 1.0,
         "weight_decay": 0.0,
     }
@@ -114,7 +119,10 @@ def test_the_resolved_configuration_comes_back_from_json() -> None:
         ({"split": {"base_share": 0.5, "anchor_share": 0.5}}, "must stay below 1"),
         ({"synthetic": {"items_min": 9, "items_max": 8}}, "items_max 8 must be >= items_min 9"),
         ({"lamp_tasks": []}, "lamp_tasks"),
-        ({"lamp_tasks": ["LaMP-8"], "data": "some/folder"}, r"lamp_tasks\.0"),
+        (
+            {"lamp_tasks": ["LaMP-8"], "data": "some/folder"},
+            "there is no LaMP task LaMP-8; there are LaMP-1, ",
+        ),
         ({"split": "by_hand"}, r"split\.kind: .*'grouped' or 'published' \(got 'by_hand'\)"),
         ({"split": {"few_shot_users": 0}}, r"split\.few_shot_users"),
         ({"items_curve": [3], "split": "published"}, "items_curve needs split.kind grouped"),
@@ -164,7 +172,7 @@ def test_an_option_for_one_lamp_task() -> None:
     assert config.for_task("LaMP-5", 0).fusion.top_m == 3
     assert config.for_task("LaMP-5", 0).fusion.weights == "evidence"
     assert config.for_task("LaMP-3", 0).fusion.top_m == config.fusion.top_m == 16
-    assert config.for_task("LaMP-3", 0).per_task == {}
+    assert "per_task" not in TaskConfig.model_fields
     both = resolve({"stacking": {"learning_rate": 1e-3}}).for_task("LaMP-3", 7)
     assert (both.stacking.learning_rate, both.oppu.learning_rate) == (1e-3, 2e-3)
     assert both.seed == 7
@@ -216,7 +224,7 @@ def test_what_is_listed_twice_is_refused(name: str, listed: list[Any], twice: st
             {"LaMP-3": {"base": {"model": "x"}}},
             r"per_task\.LaMP-3\.base: only anchors, .* can differ",
         ),
-        ({"LaMP-9": {}}, r"per_task\.LaMP-9"),
+        ({"LaMP-9": {}}, "there is no LaMP task LaMP-9; there are LaMP-1, "),
     ],
 )
 def test_an_option_for_one_lamp_task_is_checked(own: dict[str, Any], words: str) -> None:
@@ -237,6 +245,66 @@ def test_short_forms() -> None:
     assert both == {"model": "a", "base": {"model": "a", "max_tokens": 9}}
 
 
+OWN: dict[str, Any] = {
+    "name": "News",
+    "text": "body",
+    "answer": "topic",
+    "instruction": "Which topic has this article:",
+    "labels": ["sports", "travel"],
+    "metric": "classification",
+}
+
+
+@pytest.mark.parametrize("how", ["mapping", "yaml", "json"])
+def test_a_task_of_ones_own(how: str, tmp_path: Path) -> None:
+    """It is the run's only one unless `lamp_tasks` says otherwise, and beside LaMP's after that."""
+    file = tmp_path / "news"
+    file.write_text(json.dumps(OWN) if how == "json" else yaml.safe_dump(OWN))
+    config = resolve({"task": OWN if how == "mapping" else str(file), "data": "/users"})
+    assert config.lamp_tasks == ["News"]
+    task = config.for_task("News", 0).task
+    assert (task.name, task.text_field, task.answer_field) == ("News", "body", "topic")
+    assert (task.kind, task.labels) == ("classification", ("sports", "travel"))
+    assert (task.instruction, task.marker) == ("Which topic has this article: ", " article: ")
+    assert task.max_new_tokens == 32
+    both = resolve({"task": OWN, "data": "/users", "lamp_tasks": ["LaMP-3", "News"],
+                    "per_task": {"News": {"stacking": {"rank": 2}}}})  # fmt: skip
+    ranks = [both.for_task(name, 0).stacking.rank for name in both.lamp_tasks]
+    assert ranks == [4, 2]
+    assert both.for_task("LaMP-3", 0).task.name == "LaMP-3"
+    assert RunConfig.model_validate_json(both.model_dump_json()) == both
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"metric": "text"}, "metric text takes no labels"),
+        ({"labels": ["sports"]}, "needs two different labels or more"),
+        ({"labels": ["sports", "sports"]}, "needs two different labels or more"),
+        ({"metric": "rating"}, "rating is LaMP's, from 1 to 5"),
+        ({"name": "../x"}, r"task\.name: "),
+        ({"instruction": ""}, r"task\.instruction: "),
+        ({"fields": 1}, r"task\.fields: there is no such option"),
+    ],
+)
+def test_a_task_of_ones_own_is_checked(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=f"^configuration: .*{words}") as caught:
+        resolve({"task": OWN | changed, "data": "/users"})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_of_ones_own_needs_its_data_and_its_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^task: .* give data=<folder>"):
+        resolve({"task": OWN})
+    with pytest.raises(InputError, match=r"^task .*/absent\.yaml: cannot be read as YAML or JSON"):
+        resolve({"task": str(tmp_path / "absent.yaml"), "data": "/users"})
+    for text, words in (("- a", "holds no fields"), ("a: [", "cannot be read as YAML")):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(InputError, match=f"^task .*{words}") as caught:
+            resolve({"task": str(tmp_path / "bad.yaml"), "data": "/users"})
+        assert "\n" not in str(caught.value)
+
+
 def test_all_faults_are_named_at_once() -> None:
     with pytest.raises(InputError) as caught:
         resolve({"seed": -1, "stacking": {"rank": 0, "rnk": 1}})
@@ -254,7 +322,8 @@ def test_options_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         config.seed = 3
     assert all(
-        isinstance(value, Options | str | int | list | dict) for value in dict(config).values()
+        isinstance(value, Options | str | int | list | dict | None)
+        for value in dict(config).values()
     )
 
 

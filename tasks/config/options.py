@@ -1,0 +1,366 @@
+"""The sections of the configuration, one model each: types, bounds and defaults of every option."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tasks.lamp.definitions import LampTask
+from tasks.results.record import OUTSIDE_KEY
+
+SYNTHETIC_TASKS = ("LaMP-1", "LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5")
+PresetName = Literal["embedded", "paper"]
+
+
+Section = TypeVar("Section", bound="Options")
+
+
+class Options(BaseModel):
+    """Base of every section: unknown keys fail, no silent type conversion.
+
+    outside_key: whether nothing in the section decides a number of a result.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    outside_key: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls: type[Section], other: Options) -> Section:
+        """The fields of a larger section that this one has."""
+        return cls(**{name: getattr(other, name) for name in cls.model_fields})
+
+
+class SyntheticOptions(Options):
+    """The generated worlds (`data=synthetic`), one per LaMP task; see docs/benchmark.md."""
+
+    base_users: int = Field(200, ge=1)
+    anchor_candidates: int = Field(100, ge=1)
+    few_shot_users: int = Field(60, ge=1)
+    items_min: int = Field(40, ge=1)
+    items_max: int = Field(100, ge=1)
+    few_shot_items: int = Field(20, ge=1)
+    queries: int = Field(20, ge=1)
+    themes: int = Field(24, ge=1)
+    choices: int = Field(4, ge=2, le=15)
+    archetypes: int = Field(6, ge=2)
+    mixture_min: float = Field(0.7, ge=0.5, le=1.0)
+    quirk: float = Field(0.1, ge=0.0, le=1.0)
+    label_noise: float = Field(0.04, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SyntheticOptions:
+        if self.items_max < self.items_min:
+            raise ValueError(f"items_max {self.items_max} must be >= items_min {self.items_min}")
+        return self
+
+
+class TaskOptions(Options):
+    """A task of the user's own, in LaMP's shape (docs/data.md).
+
+    text, answer: the fields of a profile item. instruction: what stands before the text of a query;
+    its last word is the marker that queries of the data carry, too, if they do. labels: every
+    possible answer; empty for free text. metric: accuracy and F1 (`classification`), MAE and RMSE
+    (`rating`: the labels are whole numbers), or ROUGE (`text`). max_new_tokens: of an answer.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    text: str = Field(min_length=1)
+    answer: str = Field(min_length=1)
+    instruction: str = Field(min_length=1)
+    labels: list[str] = Field([])
+    metric: Literal["classification", "rating", "text"]
+    max_new_tokens: int = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> TaskOptions:
+        if self.metric == "text" and self.labels:
+            raise ValueError("metric text takes no labels; leave them out, or use classification")
+        if self.metric != "text" and len(set(self.labels)) < 2:
+            raise ValueError(f"metric {self.metric} needs two different labels or more")
+        if self.metric == "rating" and self.labels != ["1", "2", "3", "4", "5"]:
+            raise ValueError("metric rating is LaMP's, from 1 to 5: labels 1, 2, 3, 4, 5")
+        return self
+
+    def definition(self) -> LampTask:
+        """As the benchmark takes it."""
+        words = self.instruction.split()
+        return LampTask(
+            name=self.name,
+            text_field=self.text,
+            answer_field=self.answer,
+            shown_as=(self.text.capitalize(), self.answer.capitalize()),
+            marker=f" {words[-1]} ",
+            instruction=f"{self.instruction.rstrip()} ",
+            labels=tuple(self.labels),
+            kind=self.metric,
+            max_new_tokens=self.max_new_tokens,
+        )
+
+
+class LampOptions(Options):
+    """Where `data=lamp` has the benchmark's own files from (docs/data.md).
+
+    `split`: users are disjoint across train and dev (`user`), or each has a past in train and a
+    future in dev (`time`). `part`: whose questions a run takes. `url`: the site, or a mirror with
+    its folders. `cache`: where the files are kept; null is `mta/lamp` in the user's own cache.
+    """
+
+    split: Literal["user", "time"] = "user"
+    part: Literal["dev", "train"] = "dev"
+    url: str = Field(
+        "https://ciir.cs.umass.edu/downloads/LaMP", pattern=r"^https?://[^\s/@]+(/\S*)?$"
+    )
+    cache: str | None = Field(None, min_length=1)
+
+
+class SplitOptions(Options):
+    """How users are divided where the data does not say (docs/method.md, Users).
+
+    kind: `grouped`, users that share content stay on one side; or `published`, as OPPU, Per-Pcs and
+    MTA do: at most `few_shot_users` few-shot users with `few_shot_items` (10 where it is null)
+    items each, and whole authors nowhere.
+    allow_shared_groups: where the data says, and has a group on two sides, leave its users out of
+    the base or anchor side, and count them, instead of refusing the data.
+    """
+
+    kind: Literal["grouped", "published"] = "grouped"
+    few_shot_users: int = Field(100, ge=1)
+    base_share: float = Field(1 / 3, ge=0.0, lt=1.0)
+    anchor_share: float = Field(1 / 3, gt=0.0, lt=1.0)
+    same_author_share: float = Field(0.5, gt=0.0, le=1.0)
+    allow_shared_groups: bool = False
+    few_shot_items: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _leaves_few_shot(self) -> SplitOptions:
+        if self.base_share + self.anchor_share >= 1.0:
+            raise ValueError("base_share + anchor_share must stay below 1, the rest is few-shot")
+        return self
+
+
+class PromptOptions(Options):
+    """`published`: history section, instruction, text, cue. `compact`: text and cue only.
+
+    history_index: history is looked up by items' texts, or as the MTA code does it (`published`).
+    chat: through the chat template where the base model has one, or `never`.
+    """
+
+    style: Literal["compact", "published"] = "compact"
+    history_items: int = Field(0, ge=0)
+    history_index: Literal["text", "published"] = "text"
+    chat: Literal["auto", "never"] = "auto"
+
+
+class TinyModelOptions(Options):
+    """The tiny Llama trained from random init when `base.model` is `tiny`."""
+
+    hidden: int = Field(64, ge=8)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(3e-3, gt=0.0)
+    max_vocabulary: int = Field(8000, ge=32)
+    # This share of its questions has `rag.history_items` items of the history before it, so that
+    # the model knows what to do with them.
+    history_share: float = Field(0.25, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> TinyModelOptions:
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise ValueError(f"hidden {self.hidden} must give an even size per head ({self.heads})")
+        return self
+
+
+class TrainingOptions(Options):
+    """One LoRA and how it is trained."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0.0)
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    # Bare parameters, such as a mixture's experts; only base.engine=peft puts LoRAs on them.
+    target_parameters: list[str] = Field([])
+    learning_rate: float = Field(1e-4, gt=0.0)
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(1, ge=1)
+    accumulation: int = Field(2, ge=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_share: float = Field(0.1, ge=0.0, le=1.0)
+    max_grad_norm: float = Field(1.0, gt=0.0)
+    weight_decay: float = Field(0.0, ge=0.0)
+
+
+class TaskAdaptOptions(TrainingOptions):
+    """The base model adapted to the LaMP task first, by one LoRA trained on the base users' items.
+
+    The defaults are OPPU's (arXiv 2402.04401, its task_LoRA.py), which trains on base users'
+    `queries`; Per-Pcs does the same in batches of 6. `max_items`: at most so many, drawn by seed.
+    """
+
+    enabled: bool = False
+    train_on: Literal["queries", "profile", "both"] = "queries"
+    max_items: int | None = Field(None, ge=1)
+    alpha: float = Field(8.0, gt=0.0)
+    # OPPU also names "out_proj", which no layer of a Llama is called.
+    target_modules: list[str] | Literal["all-linear"] = ["q_proj", "k_proj", "v_proj"]
+    batch_size: int = Field(16, ge=1)
+    accumulation: int = Field(1, ge=1)
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    max_grad_norm: float = Field(0.3, gt=0.0)
+    weight_decay: float = Field(1e-2, ge=0.0)
+
+
+class BaseOptions(Options):
+    """The frozen base model: `tiny`, or a Hugging Face id or local folder.
+
+    quantisation: `nf4` answers with the model in 4 bits, as published; nothing is trained so.
+    engine: `grouped` trains and answers for many users at once; `peft` is stock PEFT, user by user:
+    slow, for models that the other cannot put LoRAs on.
+    """
+
+    model: str = Field("tiny", min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantisation: Literal["none", "nf4"] = "none"
+    engine: Literal["grouped", "peft"] = "grouped"
+    gradient_checkpointing: bool = False
+    max_tokens: int = Field(256, ge=8)
+    tiny: TinyModelOptions = TinyModelOptions()
+    task_adapt: TaskAdaptOptions = TaskAdaptOptions()
+
+
+class EmbeddingOptions(Options):
+    """The vector of a user (AnchorOptions has these fields, too)."""
+
+    embedding: Literal["signature", "input_signature", "text"] = "signature"
+    text_model: str = Field("BAAI/bge-small-en-v1.5", min_length=1)
+    signature_vocabulary: int = Field(64, ge=1, le=256)
+    signature_hidden: int = Field(64, ge=1, le=256)
+
+
+class AnchorOptions(EmbeddingOptions):
+    """How users are embedded, clustered, and anchors chosen (docs/method.md, Anchors).
+
+    `embedding`: the gradient of the user's answers at the model's output (`signature`) or at its
+    input, whitened (`input_signature`); or a vector of text and answer (`text`).
+    `train_on`: an anchor is one user, as published; a whole cluster with all its items; or both.
+    `selection`: HDBSCAN's excess of mass, or the leaves of its tree: many small clusters.
+    `reassign`: k-means goes on from HDBSCAN's clusters, and takes in what it calls noise.
+    `refits`: at most so many rounds fit the clusters again by evidence, `refit_epochs` of training
+    in each; 0 leaves them as found in the embeddings.
+    `per_job`: this many anchors share one training job.
+    """
+
+    clustering: Literal["hdbscan", "kmeans"] = "hdbscan"
+    min_cluster_size: int = Field(5, ge=2)
+    min_samples: int = Field(1, ge=1)
+    selection: Literal["eom", "leaf"] = "eom"
+    reassign: bool = False
+    refits: int = Field(0, ge=0)
+    refit_epochs: int = Field(2, ge=1)
+    pca_dimensions: int = Field(8, ge=1)
+    count: int = Field(24, ge=1)
+    min_items: int = Field(11, ge=1)
+    noise: Literal["last", "never"] = "last"
+    train_on: Literal["user", "cluster", "both"] = "user"
+    per_job: Annotated[int, OUTSIDE_KEY] = Field(1, ge=1)
+
+
+class StackingOptions(TrainingOptions):
+    """The tiny LoRA on top of the merged one; `users_per_job` users share one task run."""
+
+    users_per_job: Annotated[int, OUTSIDE_KEY] = Field(64, ge=1)
+
+
+class FusionOptions(Options):
+    """Which anchors a user's LoRA is merged from, with which weights, and how.
+
+    `evidence`: by the likelihood of the user's own items under each anchor's LoRA, among the
+    `shortlist` most similar anchors (all of them where it is null).
+    """
+
+    top_m: int = Field(2, ge=1)
+    weights: Literal["cosine", "softmax", "evidence"] = "cosine"
+    temperature: float = Field(0.1, gt=0.0)
+    evidence_temperature: float = Field(3.0, gt=0.0)
+    shortlist: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _order_is_of_cosines(self) -> FusionOptions:
+        if self.order == "published" and self.weights == "evidence":
+            raise ValueError("order=published is for weights by cosine or softmax, not by evidence")
+        return self
+
+    order: Literal["right", "published"] = "right"
+    merge: Literal["exact", "factors", "svd"] = "exact"
+
+
+class RagOptions(Options):
+    """The method `rag`: how many items of the history stand in the prompt."""
+
+    history_items: int = Field(1, ge=1)
+
+
+class ScoringOptions(Options):
+    """How questions are answered: by greedy decoding, or by the likeliest of the task's labels.
+
+    metrics: LaMP's own rules, or those of MTA's published scorer (docs/method.md, Scoring).
+    tokens: ROUGE's words: LaMP's, of a to z and digits, or `unicode`, those of any script.
+    """
+
+    answer: Literal["generate", "likelihood"] = "generate"
+    metrics: Literal["lamp", "mta_published"] = "lamp"
+    tokens: Literal["lamp", "unicode"] = "lamp"
+
+    @model_validator(mode="after")
+    def _published_words(self) -> ScoringOptions:
+        if self.tokens == "unicode" and self.metrics == "mta_published":
+            raise ValueError("tokens=unicode is for metrics=lamp: MTA's scorer has words of a to z")
+        return self
+
+
+class PlanOptions(Options):
+    """The machine that `dry_run` estimates for; by default one H100 SXM (bfloat16, dense).
+
+    `mfu` is an assumption: the share of the peak that training and reading prompts reach. Half of
+    it was measured on a CPU, 0.02 with 8 users of a 1B model on an H200, cold
+    (docs/benchmarks.md): give what `tests.benchmarks.many_users` measures. Answers are written at
+    `bandwidth_tb`: each token reads all weights. `max_items`: so many are tokenised per task.
+    """
+
+    peak_tflops: float = Field(989.0, gt=0.0)
+    mfu: float = Field(0.25, gt=0.0, le=1.0)
+    bandwidth_tb: float = Field(3.35, gt=0.0)
+    memory_gb: float = Field(80.0, gt=0.0)
+    max_items: int = Field(20_000, ge=1)
+
+
+class ComputeOptions(Options):
+    """Where it runs."""
+
+    outside_key: ClassVar[bool] = True
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # Threads of torch on the CPU. None: one for the tiny model, whose steps are too small to share
+    # (and two processes with two threads each on two cores are ten times slower), else all cores.
+    threads: int | None = Field(None, ge=1)
+
+    # local: on this machine. ray: each job is a task of a Ray cluster, at `ray_address`, or of a
+    # Ray that is started here for the run. Nothing below decides any
+    # number of a result; but torch on a CPU rounds by its threads, which are `cpus_per_job` on Ray,
+    # so give `threads` where both are to agree to the last bit.
+    runner: Literal["local", "ray"] = "local"
+    # Of runner=local. None: processes for the tiny model on a CPU, else threads.
+    workers: Literal["threads", "processes"] | None = None
+    # Jobs at once with runner=local. None: as many as the `gpu` limit has slots, but one on a CPU
+    # with any other than the tiny model, which uses all cores.
+    max_workers: int | None = Field(None, ge=1)
+    # LaMP tasks (of any seed) at once. None: as many as there are workers; on Ray all.
+    side_by_side: int | None = Field(None, ge=1)
+    ray_address: str | None = Field(None, min_length=1)
+    # What a job that runs the model asks of Ray (all others ask for no GPU).
+    gpus_per_job: float = Field(1.0, ge=0.0)
+    cpus_per_job: float = Field(1.0, gt=0.0)
+    # Seconds between two checkpoints of a training, from which it goes on after a crash; never more
+    # than 2 % of the time goes into writing them. 0: none.
+    checkpoint_seconds: float = Field(60.0, ge=0.0)

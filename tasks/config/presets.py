@@ -1,0 +1,93 @@
+"""The presets: what `preset=embedded` and `preset=paper` set beside the defaults of the options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks.config.options import SYNTHETIC_TASKS
+
+# `embedded`: values from worlds of seeds 100 to 103 (docs/defaults.md); what else was looked at,
+# docs/benchmarks.md says.
+PRESETS: dict[str, dict[str, Any]] = {
+    "embedded": {
+        # `base`: offline there is no text encoder. Jobs take a second: several anchors in each.
+        "anchors": {
+            "text_model": "base",
+            # At the input, where answers of one of two words tell users apart, too.
+            "embedding": "input_signature",
+            "signature_vocabulary": 128,
+            "signature_hidden": 16,
+            "train_on": "cluster",
+            "min_cluster_size": 3,
+            "pca_dimensions": 16,
+            "reassign": True,
+            "per_job": 8,
+        },
+        "meta_lora": {"learning_rate": 5e-3, "epochs": 5, "batch_size": 8, "accumulation": 1},
+        "fusion": {
+            "top_m": 16,
+            "weights": "evidence",
+            "evidence_temperature": 1.0,
+            "merge": "exact",
+        },
+        "stacking": {
+            "rank": 4,
+            "alpha": 8.0,
+            "learning_rate": 5e-3,
+            "epochs": 6,
+            "batch_size": 4,
+            "accumulation": 1,
+        },
+        "oppu": {"learning_rate": 5e-3, "epochs": 6, "batch_size": 4, "accumulation": 1},
+        # Ten choices between two references, or ten noisy ratings, teach little: at 5e-3 they took
+        # from the merged LoRA. A cluster's hundreds of them take longer to learn, and of choices a
+        # smaller rate: at 5e-3 some clusters ended at chance (docs/defaults.md).
+        "per_task": {
+            "LaMP-1": {
+                "meta_lora": {"learning_rate": 2e-3, "epochs": 24},
+                "stacking": {"learning_rate": 1e-3},
+                "oppu": {"learning_rate": 2e-3},
+            },
+            "LaMP-3": {
+                "meta_lora": {"epochs": 12},
+                "stacking": {"learning_rate": 5e-4},
+                "oppu": {"learning_rate": 2e-3},
+            },
+        },
+    },
+    # docs/method.md, stages 1 to 3: the published hyper-parameters.
+    "paper": {
+        "methods": ["base", "merge_only", "mta"],
+        "base": {
+            "model": "meta-llama/Meta-Llama-3-8B-Instruct",
+            "gradient_checkpointing": True,
+            "max_tokens": 8192,
+        },
+        "split": {"kind": "published"},
+        "prompt": {"style": "published", "history_items": 1, "history_index": "published"},
+        "anchors": {"embedding": "text", "clustering": "kmeans", "count": 50},
+        "fusion": {"top_m": 2, "merge": "factors"},
+        "stacking": {
+            "rank": 4,
+            "alpha": 8.0,
+            "learning_rate": 5e-5,
+            "epochs": 1,
+            "batch_size": 2,
+            "accumulation": 4,
+        },
+    },
+}
+
+
+# What only the generated worlds have: all tasks, and users with more items than are shown at first.
+WORLDS: dict[str, Any] = {
+    "lamp_tasks": list(SYNTHETIC_TASKS),
+    "split": {"few_shot_items": 10},
+    "items_curve": [2, 5, 10, 20],
+}
+
+# A model that is given in place of the tiny one has learnt most before: rates as published
+# (docs/method.md, stage 1), for every LaMP task. What `embedded` has was chosen for the tiny model.
+GIVEN_MODEL: dict[str, Any] = {
+    section: {"learning_rate": 1e-4} for section in ("meta_lora", "stacking", "oppu")
+}

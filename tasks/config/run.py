@@ -1,0 +1,247 @@
+"""The configuration of a run: one typed model, two presets, any field overridable.
+
+    prefect deployment run mta/full-benchmark -p seed=1 -p 'stacking={"rank": 8}'
+    mta run -p preset=paper -p 'base={"model": "/models/my-llama"}'
+
+A section that is given replaces only the fields it names; the rest come from the preset.
+Unknown keys and values out of bounds fail before anything runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from tasks.config.options import (
+    SYNTHETIC_TASKS,
+    AnchorOptions,
+    BaseOptions,
+    ComputeOptions,
+    FusionOptions,
+    LampOptions,
+    Options,
+    PlanOptions,
+    PresetName,
+    PromptOptions,
+    RagOptions,
+    ScoringOptions,
+    SplitOptions,
+    StackingOptions,
+    SyntheticOptions,
+    TaskOptions,
+    TrainingOptions,
+)
+from tasks.config.presets import GIVEN_MODEL, PRESETS, WORLDS
+from tasks.config.task import TaskConfig, overlay
+from tasks.errors import InputError, masked
+from tasks.lamp.definitions import TASKS, LampTask, get_task
+from tasks.methods import METHODS, MethodName
+
+# Sections that `per_task` may change: what comes after the data and the base model.
+PER_TASK = ("anchors", "meta_lora", "fusion", "stacking", "oppu", "rag", "scoring")
+
+
+class RunConfig(Options):
+    """The resolved configuration, saved with the run."""
+
+    preset: PresetName = "embedded"
+    data: str = Field("synthetic", min_length=1)
+    lamp_tasks: list[str] = Field(["LaMP-2M"], min_length=1)
+    # A task of the user's own, which `lamp_tasks` may name beside those of LaMP.
+    task: TaskOptions | None = None
+    methods: list[MethodName] = Field(list(METHODS), min_length=1)
+    # Scored again with other numbers of items per few-shot user, for the curve in the report.
+    items_curve: list[Annotated[int, Field(ge=1)]] = Field([])
+    seed: int = Field(0, ge=0, lt=2**32)
+    # Several seeds: the whole benchmark once per seed, compared over all of them.
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([])
+    synthetic: SyntheticOptions = SyntheticOptions()
+    lamp: LampOptions = LampOptions()
+    split: SplitOptions = SplitOptions()
+    prompt: PromptOptions = PromptOptions()
+    base: BaseOptions = BaseOptions()
+    anchors: AnchorOptions = AnchorOptions()
+    meta_lora: TrainingOptions = TrainingOptions()
+    fusion: FusionOptions = FusionOptions()
+    stacking: StackingOptions = StackingOptions()
+    oppu: TrainingOptions = TrainingOptions()
+    rag: RagOptions = RagOptions()
+    scoring: ScoringOptions = ScoringOptions()
+    # LaMP task -> sections as above, laid over them for that task.
+    per_task: dict[str, dict[str, Any]] = Field({})
+    compute: ComputeOptions = ComputeOptions()
+    # What it would take, instead of doing it.
+    dry_run: bool = False
+    plan: PlanOptions = PlanOptions()
+
+    @field_validator("lamp_tasks", "methods", "items_curve", "seeds")
+    @classmethod
+    def _each_once(cls, listed: list[Any]) -> list[Any]:
+        if twice := [one for one in listed if listed.count(one) > 1]:
+            raise ValueError(f"{twice[0]} stands there more than once; name each once")
+        return listed
+
+    @model_validator(mode="after")
+    def _known_tasks(self) -> RunConfig:
+        known = [*TASKS, *([self.task.name] if self.task else [])]
+        given = {f"lamp_tasks.{number}": name for number, name in enumerate(self.lamp_tasks)}
+        for key, name in (given | {f"per_task.{name}": name for name in self.per_task}).items():
+            if name not in known:
+                raise ValueError(
+                    f"{key}: there is no LaMP task {name}; there are {', '.join(known)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _curve_of_the_same_users(self) -> RunConfig:
+        if self.items_curve and self.split.kind == "published":
+            raise ValueError(
+                "items_curve needs split.kind grouped, published chooses users by their number of "
+                "items: give items_curve=[]"
+            )
+        return self
+
+    @property
+    def all_seeds(self) -> list[int]:
+        return self.seeds or [self.seed]
+
+    def definition(self, lamp_task: str) -> LampTask:
+        """The task of this name: the user's own, or one of LaMP. Raises InputError for another."""
+        if self.task and self.task.name == lamp_task:
+            return self.task.definition()
+        return get_task(lamp_task)
+
+    def for_task(self, lamp_task: str, seed: int, few_shot_items: int | None = None) -> TaskConfig:
+        """The configuration of one LaMP task under one seed: `per_task` is laid over the rest.
+
+        few_shot_items: of a point of the curve, instead of those of `split`.
+        """
+        values = overlay(self.model_dump(), self.per_task.get(lamp_task, {}))
+        if few_shot_items is not None:
+            values = overlay(values, {"split": {"few_shot_items": few_shot_items}})
+        values |= {
+            "lamp_task": lamp_task,
+            "task": self.definition(lamp_task),
+            "seed": seed,
+            "several_seeds": len(self.all_seeds) > 1,
+        }
+        return TaskConfig.model_validate(
+            {name: value for name, value in values.items() if name in TaskConfig.model_fields}
+        )
+
+
+def resolve(given: dict[str, Any]) -> RunConfig:
+    """The preset's values with `given` laid over them, section by section.
+
+    `given` maps field names to values or, for a section, to a mapping of the fields to change; and
+    has two short forms, `model` for base.model and a text as `split` for split.kind. What is given
+    for all LaMP tasks also wins over what the preset has for one.
+    Raises InputError naming each key that is unknown or out of bounds.
+    """
+    given = _long_forms(given)
+    preset = given.get("preset", "embedded")
+    named = given.get("lamp_tasks") or []
+    if given.get("data", "synthetic") == "synthetic" and set(named) - set(SYNTHETIC_TASKS):
+        raise InputError(
+            f"lamp_tasks {named}: data=synthetic holds {', '.join(SYNTHETIC_TASKS)} only; give "
+            "data=<folder>"
+        )
+    values = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+    if preset == "embedded" and given.get("data", "synthetic") == "synthetic":
+        values = overlay(values, WORLDS)
+    if preset == "embedded" and _model(given) != "tiny":
+        values = overlay(values | {"per_task": {}}, GIVEN_MODEL)
+    if "per_task" in values:
+        own = {name: _without(tree, given) for name, tree in values["per_task"].items()}
+        values = values | {"per_task": own}
+    config = _checked(overlay(values, given))
+    _no_passwords(config.model_dump(mode="json"))
+    for name, tree in config.per_task.items():
+        if wrong := [key for key in tree if key not in PER_TASK]:
+            raise InputError(
+                f"configuration: per_task.{name}.{wrong[0]}: only {', '.join(PER_TASK)} can differ "
+                "from one LaMP task to another"
+            )
+        _checked(overlay(config.model_dump(exclude={"per_task"}), tree), f"per_task.{name}.")
+    return config
+
+
+def _checked(values: dict[str, Any], where: str = "") -> RunConfig:
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(where + _problem(item) for item in error.errors())
+        raise InputError(f"configuration: {problems}") from None
+
+
+def _no_passwords(values: Any, name: str = "") -> None:
+    """Refuse a URL with a password anywhere: the configuration is saved, logged and shown."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            _no_passwords(value, f"{name}.{key}" if name else key)
+    elif isinstance(values, str) and masked(values) != values:
+        raise InputError(
+            f"configuration: {name}: a URL with a user or password would be saved with the run; "
+            "leave it out, and put it into ~/.netrc or the environment (docs/security.md)"
+        )
+
+
+def _without(tree: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`tree` without the options that `given` names."""
+    left = {}
+    for key, value in tree.items():
+        if key not in given:
+            left[key] = value
+        elif isinstance(value, dict) and isinstance(given[key], dict):
+            left[key] = _without(value, given[key])
+    return left
+
+
+def _model(given: dict[str, Any]) -> Any:
+    """The base model that is given; `tiny` where none is."""
+    base = given.get("base")
+    return base.get("model", "tiny") if isinstance(base, dict) else "tiny"
+
+
+def _long_forms(given: dict[str, Any]) -> dict[str, Any]:
+    given = dict(given)
+    if isinstance(task := given.get("task"), str):
+        given["task"] = task = _read_task(Path(task).expanduser())
+    if isinstance(task, dict):
+        given.setdefault("lamp_tasks", [task.get("name")])
+        if given.get("data", "synthetic") == "synthetic":
+            raise InputError("task: a task of your own needs users of its own: give data=<folder>")
+    if isinstance(given.get("split"), str):
+        given["split"] = {"kind": given["split"]}
+    if (model := given.pop("model", None)) is not None:
+        base = given.get("base", {})
+        if not isinstance(base, dict) or base.get("model", model) != model:
+            raise InputError(f"model {model}: base {base} says another; give one of the two")
+        given["base"] = base | {"model": model}
+    return given
+
+
+def _read_task(file: Path) -> dict[str, Any]:
+    """A task's definition from YAML, which JSON is part of."""
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"task {file}: cannot be read as YAML or JSON ({why})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"task {file}: holds no fields; write name: ..., text: ... (docs/data.md)")
+    return found
+
+
+def _problem(item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{name}: there is no such option (tasks/config/options.py has them all)"
+    if item["type"] == "model_type":
+        return f"{name}: give a JSON object of the options to change (got {item['input']!r})"
+    # A rule between sections has no name of its own, and all of the configuration as its input.
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{name}: {message} (got {item['input']!r})" if name else message

@@ -1,0 +1,108 @@
+"""The configuration of one LaMP task under one seed, and of one method in it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from tasks.config.options import (
+    AnchorOptions,
+    BaseOptions,
+    ComputeOptions,
+    FusionOptions,
+    LampOptions,
+    Options,
+    PromptOptions,
+    RagOptions,
+    ScoringOptions,
+    SplitOptions,
+    StackingOptions,
+    SyntheticOptions,
+    TrainingOptions,
+)
+from tasks.lamp.definitions import LampTask
+from tasks.methods import METHODS, MethodName
+from tasks.results.record import key_of
+
+
+class MethodConfig(Options):
+    """What one method sees of the configuration: its own settings are laid over the rest."""
+
+    lamp_task: str
+    seed: int
+    method: MethodName
+    base: BaseOptions
+    prompt: PromptOptions
+    anchors: AnchorOptions
+    meta_lora: TrainingOptions
+    fusion: FusionOptions
+    stacking: StackingOptions
+    oppu: TrainingOptions
+    rag: RagOptions
+    scoring: ScoringOptions
+
+    @property
+    def training(self) -> TrainingOptions | None:
+        """How the method trains a user's own LoRA, if it trains one."""
+        section = METHODS[self.method].trained
+        if section is None:
+            return None
+        chosen = getattr(self, section)
+        return TrainingOptions.of(chosen)
+
+    @property
+    def bank_kind(self) -> str:
+        """What decides the method's bank and recipes: methods alike share them."""
+        return key_of(self.anchors, self.meta_lora, self.fusion)
+
+
+class TaskConfig(Options):
+    """One LaMP task under one seed. `per_task` has been applied and is gone."""
+
+    lamp_task: str
+    task: LampTask
+    seed: int
+    several_seeds: bool = False
+    data: str
+    methods: list[MethodName]
+    synthetic: SyntheticOptions
+    lamp: LampOptions
+    split: SplitOptions
+    prompt: PromptOptions
+    base: BaseOptions
+    anchors: AnchorOptions
+    meta_lora: TrainingOptions
+    fusion: FusionOptions
+    stacking: StackingOptions
+    oppu: TrainingOptions
+    rag: RagOptions
+    scoring: ScoringOptions
+    compute: ComputeOptions
+
+    @property
+    def name(self) -> str:
+        """What a cell is called: the LaMP task, and the seed where a run has several."""
+        return f"{self.lamp_task} seed {self.seed}" if self.several_seeds else self.lamp_task
+
+    def method(self, name: MethodName) -> MethodConfig:
+        """The configuration as this method sees it."""
+        settings = dict(METHODS[name].settings)
+        if METHODS[name].history:
+            settings = overlay(settings, {"prompt": {"history_items": self.rag.history_items}})
+        values = overlay(self.model_dump(include=set(MethodConfig.model_fields)), settings)
+        return MethodConfig.model_validate(values | {"method": name})
+
+
+def overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`under` with the values of `over` laid over it, section by section."""
+    result = dict(under)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(result.get(key), dict):
+            value = overlay(result[key], value)
+        result[key] = value
+    return result
+
+
+def derive_seed(seed: int, *about: str) -> int:
+    """A seed for one piece of work, by the configuration's seed and what the work is about."""
+    return int(hashlib.sha256("\x1f".join([str(seed), *about]).encode()).hexdigest()[:8], 16)
