@@ -6,12 +6,19 @@ from typing import Any
 
 import pytest
 
-from tasks.config import RunConfig, resolve
+from tasks.config.options import TrainingOptions
+from tasks.config.run import resolve
+from tasks.config.task import TaskConfig
 from tasks.errors import InputError
-from tasks.methods import METHODS, Method, MethodName
-from tasks.options import TrainingOptions
+from tasks.methods import METHODS, MethodName
+from tasks.methods.method import Method
 
-GIVEN = resolve(
+
+def task_config(given: dict[str, Any]) -> TaskConfig:
+    return resolve(given).for_task("LaMP-2M", 3)
+
+
+GIVEN = task_config(
     {
         "rag": {"history_items": 3},
         "anchors": {"count": 7, "train_on": "cluster", "min_items": 13},
@@ -27,9 +34,10 @@ GIVEN = resolve(
 )
 
 
-def changes(name: MethodName, config: RunConfig = GIVEN) -> dict[str, Any]:
+def changes(name: MethodName, config: TaskConfig = GIVEN) -> dict[str, Any]:
     """section.field -> value, of what the method sees otherwise."""
-    before, after = config.model_dump(), config.for_method(name).model_dump()
+    before = config.model_dump()
+    after = config.method(name).model_dump(exclude={"method"})
     found = {}
     for section, value in after.items():
         if isinstance(value, dict):
@@ -50,34 +58,40 @@ def test_a_method_is_known_by_its_entry(monkeypatch: pytest.MonkeyPatch) -> None
         "configuration: methods.1: there is no method per_pcs; there are base, rag, oppu, "
         "merge_only, stack_only, mta, mta_published (got 'per_pcs')"
     )
-    monkeypatch.setitem(METHODS, "per_pcs", Method(merged=True))
+
+    class PerPcs(Method):
+        name = "per_pcs"
+        merged = True
+
+    monkeypatch.setitem(METHODS, "per_pcs", PerPcs())
     assert resolve({"methods": ["base", "per_pcs"]}).methods == ["base", "per_pcs"]
 
 
 @pytest.mark.parametrize("name", ["base", "oppu", "merge_only", "stack_only", "mta"])
 def test_most_methods_change_nothing(name: MethodName) -> None:
     assert changes(name) == {}
-    assert GIVEN.for_method(name) == GIVEN
+    seen = GIVEN.method(name)
+    assert (seen.method, seen.seed, seen.lamp_task) == (name, 3, "LaMP-2M")
 
 
 def test_rag_has_history_in_the_prompt() -> None:
     """And no other method has it, unless the prompt has it anyway."""
     before = GIVEN.model_dump()
     assert changes("rag") == {"prompt.history_items": 3}
-    assert GIVEN.for_method("base").prompt.history_items == 0
+    assert GIVEN.method("base").prompt.history_items == 0
     assert before == GIVEN.model_dump()
-    shown = resolve({"prompt": {"history_items": 1, "style": "published"}})
-    assert shown.for_method("base").prompt.history_items == 1
-    assert shown.for_method("rag").prompt.style == "published"
+    shown = task_config({"prompt": {"history_items": 1, "style": "published"}})
+    assert shown.method("base").prompt.history_items == 1
+    assert shown.method("rag").prompt.style == "published"
 
 
 def test_published_is_what_was_published() -> None:
-    """METHOD, stages 1 to 3: text embeddings, k-means, one anchor per cluster; m = 2, w = s / sum
-    the wrong way round, factor by factor; rank 4, learning rate 5e-5, 1 epoch, 2 x 4.
+    """docs/method.md, stages 1 to 3: text embeddings, k-means, one anchor per cluster; m = 2,
+    w = s / sum the wrong way round, factor by factor; rank 4, learning rate 5e-5, 1 epoch, 2 x 4.
 
     `alpha` is PEFT's twice the rank, as of the anchors (rank 8, alpha 16).
     """
-    config = GIVEN.for_method("mta_published")
+    config = GIVEN.method("mta_published")
     assert config.anchors.embedding == "text"
     assert (config.anchors.clustering, config.anchors.train_on) == ("kmeans", "user")
     fusion = config.fusion
@@ -103,16 +117,16 @@ def test_published_is_what_was_published() -> None:
 def test_published_does_so_in_either_preset() -> None:
     """`embedded` trains its LoRA on top far harder."""
     for preset in ("embedded", "paper"):
-        config = resolve({"preset": preset}).for_method("mta_published")
+        config = task_config({"preset": preset}).method("mta_published")
         assert config.stacking.learning_rate == 5e-5
         assert (config.fusion.top_m, config.fusion.order) == (2, "published")
         # Anchors and base are those of the run: they are no part of the merging.
-        given = resolve({"preset": preset})
+        given = task_config({"preset": preset})
         assert (config.meta_lora, config.base) == (given.meta_lora, given.base)
 
 
 def test_what_methods_are_made_of() -> None:
-    """METHOD, Baselines and ablations."""
+    """docs/method.md, Baselines."""
     made = {name: (m.history, m.merged, m.trained) for name, m in METHODS.items()}
     assert made == {
         "base": (False, False, None),
@@ -126,9 +140,15 @@ def test_what_methods_are_made_of() -> None:
     for method in METHODS.values():
         if method.trained:
             assert isinstance(getattr(GIVEN, method.trained), TrainingOptions)
+            own = GIVEN.method(method.name)
+            # What trains the LoRA, and nothing else of its section, is in the keys of users.
+            assert own.training == TrainingOptions.of(getattr(own, method.trained))
+            assert type(own.training) is TrainingOptions
+        else:
+            assert GIVEN.method(method.name).training is None
 
 
 def test_oppu_as_published() -> None:
-    """METHOD, Baselines: one rank-8 LoRA per user from scratch."""
+    """docs/method.md, Baselines: one rank-8 LoRA per user from scratch."""
     for preset in ("embedded", "paper"):
         assert resolve({"preset": preset}).oppu.rank == 8

@@ -1,0 +1,12 @@
+"""OPPU, one PEFT per user (Tan et al. 2024, arXiv 2402.04401): a LoRA trained from scratch."""
+
+from tasks.methods.method import Method
+
+
+class Oppu(Method):
+    name = "oppu"
+    order = 20
+    trained = "oppu"
+
+
+METHOD = Oppu()

@@ -1,0 +1,15 @@
+"""Retrieval: the items of the user's history most similar to the query stand in the prompt.
+
+BM25 picks them, as in the LaMP paper (Salemi et al. 2023, section 4).
+"""
+
+from tasks.methods.method import Method
+
+
+class Retrieval(Method):
+    name = "rag"
+    order = 10
+    history = True
+
+
+METHOD = Retrieval()

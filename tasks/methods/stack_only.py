@@ -1,0 +1,12 @@
+"""MTA's last step alone: the tiny LoRA, trained on the bare base model."""
+
+from tasks.methods.method import Method
+
+
+class StackOnly(Method):
+    name = "stack_only"
+    order = 40
+    trained = "stacking"
+
+
+METHOD = StackOnly()
