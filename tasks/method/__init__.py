@@ -1,0 +1,1 @@
+"""The arithmetic of the method: arrays in, arrays out; no files, no models, no orchestrator."""

@@ -1,0 +1,122 @@
+"""Clusters of anchor candidates, and which anchors are chosen from them.
+
+HDBSCAN finds how many clusters there are, so it cannot be told how many anchors are wanted. The
+count is met like this: within each cluster candidates stand by the length of their history, and
+anchors are taken in rounds, one per cluster and round, larger clusters first. Candidates that
+HDBSCAN calls noise form a last group, taken when the clusters are used up (`noise=last`) or never.
+With `train_on=cluster` each whole cluster is an anchor, trained on the items of all its candidates;
+`both` has those and the users. Whoever has fewer than `min_items` items, a user or a whole cluster,
+is no anchor. k-means, the published way, makes `count` clusters and takes the longest history of
+each.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tasks.config.options import AnchorOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def cluster(points: np.ndarray, options: AnchorOptions, seed: int) -> list[int]:
+    """Cluster number of each unit vector in `points` [U, D]; -1 is noise (HDBSCAN only).
+
+    HDBSCAN runs on the first principal components, scaled to unit length: in hundreds of
+    dimensions all distances look alike, and length is only how decided a user is. `reassign` goes
+    on from its clusters with k-means (Lloyd 1982) until nobody moves: everybody, noise too, is with
+    the nearest centre then.
+    """
+    import numpy as np
+    from sklearn.decomposition import PCA
+
+    if options.clustering == "kmeans":
+        from sklearn.cluster import KMeans
+
+        count = min(options.count, len(points))
+        return KMeans(count, n_init=10, random_state=seed).fit_predict(points).tolist()
+    if len(points) < 2 * options.min_cluster_size:
+        # Too few for two clusters: one density estimate over all of them would call all noise.
+        return [0] * len(points)
+    import hdbscan
+
+    dimensions = min(options.pca_dimensions, *points.shape)
+    reduced = PCA(dimensions, svd_solver="full").fit_transform(points)
+    reduced /= np.maximum(np.linalg.norm(reduced, axis=1, keepdims=True), 1e-12)
+    model = hdbscan.HDBSCAN(
+        min_cluster_size=options.min_cluster_size,
+        min_samples=options.min_samples,
+        cluster_selection_method=options.selection,
+    )
+    labels = model.fit_predict(reduced)
+    if options.reassign and labels.max() >= 0:
+        from sklearn.cluster import KMeans
+
+        centres = np.stack([reduced[labels == k].mean(axis=0) for k in range(labels.max() + 1)])
+        labels = KMeans(len(centres), init=centres, n_init=1, tol=0.0).fit_predict(reduced)
+    return labels.tolist()
+
+
+def choose(
+    ids: list[str], items: list[int], labels: list[int], options: AnchorOptions
+) -> list[str]:
+    """Anchor ids in order of choice, at most `options.count` (the rule stands above)."""
+    groups: dict[int, list[tuple[int, str]]] = {}
+    sizes: dict[int, int] = {}
+    for user_id, count, label in zip(ids, items, labels, strict=True):
+        sizes[label] = sizes.get(label, 0) + 1
+        if count >= options.min_items:
+            groups.setdefault(label, []).append((-count, user_id))
+    noise = [user_id for _, user_id in sorted(groups.pop(-1, []))]
+    clusters = [
+        [user_id for _, user_id in sorted(groups[label])]
+        for label in sorted(groups, key=lambda label: (-sizes[label], label))
+    ]
+    if options.clustering == "kmeans":
+        clusters = [members[:1] for members in clusters]
+    rounds = max((len(members) for members in clusters), default=0)
+    order = [members[turn] for turn in range(rounds) for members in clusters if turn < len(members)]
+    if options.noise == "last":
+        order += noise
+    return order[: options.count]
+
+
+def members_of(
+    ids: list[str], items: list[int], labels: list[int], options: AnchorOptions
+) -> dict[str, list[str]]:
+    """Anchor -> its members: whole clusters by number, then single users in order of choice.
+
+    Single users also where `train_on=cluster` finds no cluster with enough items.
+    """
+    sizes = dict(zip(ids, items, strict=True))
+    members: dict[str, list[str]] = {}
+    if options.train_on != "user":
+        members = {
+            name: own
+            for name, own in whole_clusters(ids, labels).items()
+            if sum(sizes[member] for member in own) >= options.min_items
+        }
+    if options.train_on != "cluster" or not members:
+        members |= {user_id: [user_id] for user_id in choose(ids, items, labels, options)}
+    return members
+
+
+def whole_clusters(ids: list[str], labels: list[int]) -> dict[str, list[str]]:
+    """`cluster-<number>` -> its candidates, in the order of the numbers; noise is no cluster."""
+    members: dict[str, list[str]] = {}
+    for label in sorted(set(labels) - {-1}):
+        own = [user_id for user_id, other in zip(ids, labels, strict=True) if other == label]
+        members[f"cluster-{label}"] = own
+    return members
+
+
+def plane(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Candidates and few-shot users on the candidates' first two principal components [U, 2]."""
+    import numpy as np
+    from sklearn.decomposition import PCA
+
+    if min(points.shape) < 2:
+        return np.zeros((len(points) + len(others), 2))
+    plane = PCA(2, svd_solver="full").fit(points)
+    return np.concatenate([plane.transform(points), plane.transform(others)])

@@ -1,0 +1,200 @@
+"""Clusters, the choice of anchors, and anchors that stand for a whole cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.config.options import AnchorOptions
+from tasks.method.clusters import choose, cluster, plane, whole_clusters
+
+
+def chosen(users: dict[str, tuple[int, int]], **options: Any) -> list[str]:
+    """`users`: id -> (items, cluster)."""
+    items, labels = (list(column) for column in zip(*users.values(), strict=True))
+    return choose(list(users), items, labels, AnchorOptions(**({"min_items": 1} | options)))
+
+
+# Cluster 0 has two users, cluster 1 four, noise three.
+USERS = {
+    "a": (50, 0),
+    "b": (60, 0),
+    "c": (20, 1),
+    "d": (30, 1),
+    "e": (10, 1),
+    "f": (30, 1),
+    "x": (90, -1),
+    "y": (95, -1),
+    "z": (15, -1),
+}
+
+
+def test_rounds_by_hand() -> None:
+    """Larger cluster first: d (30, before f by id) and b, then f and a, c, e, then the noise."""
+    assert chosen(USERS) == ["d", "b", "f", "a", "c", "e", "y", "x", "z"]
+
+
+@pytest.mark.parametrize("count", range(1, 11))
+def test_count_cuts_the_order(count: int) -> None:
+    assert chosen(USERS, count=count) == chosen(USERS)[:count]
+
+
+def test_noise_is_last_or_never() -> None:
+    assert chosen(USERS, noise="never") == ["d", "b", "f", "a", "c", "e"]
+    assert chosen({"x": (3, -1), "y": (5, -1)}) == ["y", "x"]
+    assert chosen({"x": (3, -1), "y": (5, -1)}, noise="never") == []
+
+
+def test_too_short_a_history_is_never_an_anchor() -> None:
+    """Clusters stand by all their members, also those too short themselves: cluster 1 is larger."""
+    assert chosen(USERS, min_items=21) == ["d", "b", "f", "a", "y", "x"]
+    assert chosen(USERS, min_items=61) == ["y", "x"]
+    assert chosen(USERS, min_items=96) == []
+    assert chosen(USERS, min_items=30, noise="never") == ["d", "b", "f", "a"]
+
+
+def test_kmeans_takes_one_per_cluster() -> None:
+    """docs/method.md, stage 1: the longest profile of each cluster, if it has more than 10 items.
+
+    The largest cluster first, then by label; nobody of cluster 2 has enough.
+    """
+    users = {"a": (12, 0), "b": (14, 0), "c": (11, 1), "d": (10, 2), "e": (9, 2), "f": (90, 3)}
+    assert chosen(users, clustering="kmeans", min_items=11) == ["b", "c", "f"]
+
+
+def test_equal_clusters_by_label_and_equal_histories_by_id() -> None:
+    assert chosen({"q": (5, 1), "p": (5, 1), "s": (5, 0), "r": (5, 0)}) == ["r", "p", "s", "q"]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(-1, 3)), min_size=1, max_size=30),
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.sampled_from(["hdbscan", "kmeans"]),
+    st.randoms(),
+)
+def test_any_choice(
+    table: list[tuple[int, int]], count: int, least: int, clustering: str, random: Any
+) -> None:
+    if clustering == "kmeans":
+        table = [(items, abs(label)) for items, label in table]
+    users = {f"u{number:02d}": row for number, row in enumerate(table)}
+    options = {"count": count, "min_items": least, "clustering": clustering}
+    order = chosen(users, **options)
+    assert len(set(order)) == len(order) <= count
+    assert all(users[user][0] >= least for user in order)
+    if clustering == "kmeans":
+        labels = [users[user][1] for user in order]
+        assert len(set(labels)) == len(labels)
+    # The order in which candidates come does not matter.
+    shuffled = list(users.items())
+    random.shuffle(shuffled)
+    assert chosen(dict(shuffled), **options) == order
+
+
+def blobs(per_blob: int = 20, dimensions: int = 40) -> np.ndarray:
+    """Two groups of unit vectors around two axes, 0.05 off per coordinate."""
+    generator = np.random.default_rng(0)
+    centres = np.eye(dimensions)[:2].repeat(per_blob, axis=0)
+    points = centres + generator.normal(scale=0.05, size=centres.shape)
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"clustering": "hdbscan"}, {"clustering": "kmeans", "count": 2}],
+    ids=["hdbscan", "kmeans"],
+)
+def test_two_blobs_are_two_clusters(options: dict[str, Any]) -> None:
+    points, chosen_options = blobs(), AnchorOptions(**options)
+    labels = cluster(points, chosen_options, seed=1)
+    assert all(type(label) is int for label in labels)
+    assert set(labels[:20]) | {-1} in ({0, -1}, {1, -1})
+    assert set(labels[20:]) | {-1} in ({0, -1}, {1, -1})
+    assert set(labels[:20]) & set(labels[20:]) <= {-1}
+    # HDBSCAN may call a few at the rim noise; that is no third cluster.
+    assert labels.count(-1) <= 4
+    np.random.seed(5)
+    assert cluster(points, chosen_options, seed=1) == labels
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), dimensions=st.integers(2, 8))
+def test_reassigned_candidates_are_with_the_nearest_centre(seed: int, dimensions: int) -> None:
+    """What k-means ends in (Lloyd 1982): the nearest centre of all is that of one's own cluster.
+
+    The clusters are as many as HDBSCAN found, and nobody is noise any more.
+    """
+    generator = np.random.default_rng(seed)
+    points = np.eye(dimensions)[generator.integers(dimensions, size=60)]
+    points = points + generator.normal(scale=0.25, size=points.shape)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    found = cluster(points, AnchorOptions(pca_dimensions=dimensions), seed=0)
+    options = AnchorOptions(pca_dimensions=dimensions, reassign=True)
+    labels = np.array(cluster(points, options, seed=0))
+    if set(found) == {-1}:
+        assert set(labels) == {-1}
+        return
+    assert set(labels) == set(range(max(found) + 1))
+    # With as many components as dimensions PCA only centres and turns the points.
+    own = points - points.mean(axis=0)
+    own /= np.linalg.norm(own, axis=1, keepdims=True)
+    centres = np.stack([own[labels == k].mean(axis=0) for k in range(max(found) + 1)])
+    distances = np.linalg.norm(own[:, None] - centres, axis=2)
+    assert np.allclose(distances[np.arange(60), labels], distances.min(axis=1), atol=1e-6)
+
+
+def test_kmeans_with_fewer_users_than_clusters() -> None:
+    labels = cluster(blobs()[:3], AnchorOptions(clustering="kmeans", count=50), seed=0)
+    assert sorted(labels) == [0, 1, 2]
+
+
+def test_too_few_for_two_clusters_are_one() -> None:
+    assert cluster(blobs()[:9], AnchorOptions(min_cluster_size=5), seed=0) == [0] * 9
+
+
+def test_plane_is_the_candidates_principal_components() -> None:
+    """Against numpy's SVD of the centred candidates, up to each axis' sign."""
+    generator = np.random.default_rng(1)
+    points, others = generator.normal(size=(12, 5)), generator.normal(size=(4, 5))
+    got = plane(points, others)
+    _, _, axes = np.linalg.svd(points - points.mean(0), full_matrices=False)
+    wanted = (np.concatenate([points, others]) - points.mean(0)) @ axes[:2].T
+    np.testing.assert_allclose(np.abs(got), np.abs(wanted), atol=1e-10)
+    assert plane(points[:1], others).tolist() == [[0.0, 0.0]] * 5
+
+
+def test_plane_of_one_dimension() -> None:
+    assert plane(np.ones((3, 1)), np.ones((1, 1))).shape == (4, 2)
+
+
+IDS = ["a", "b", "c", "d", "e", "x", "y", "z"]
+LABELS = [0, 0, 1, 1, 1, -1, -1, 2]
+
+
+def test_whole_clusters_by_hand() -> None:
+    """x and y are noise, which is no cluster."""
+    got = whole_clusters(IDS, LABELS)
+    assert got == {"cluster-0": ["a", "b"], "cluster-1": ["c", "d", "e"], "cluster-2": ["z"]}
+    assert list(got) == ["cluster-0", "cluster-1", "cluster-2"]
+    assert whole_clusters(["x", "y"], [-1, -1]) == {}
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-1, 3), min_size=1, max_size=20))
+def test_any_whole_clusters(labels: list[int]) -> None:
+    """Everybody but noise is in the one cluster of their label, in the order given."""
+    ids = [f"u{number}" for number in range(len(labels))]
+    got = whole_clusters(ids, labels)
+    assert set(got) == {f"cluster-{label}" for label in labels if label != -1}
+    for name, own in got.items():
+        assert own == [
+            one
+            for one, label in zip(ids, labels, strict=True)
+            if name.endswith(f"-{label}") and label != -1
+        ]
