@@ -1,0 +1,1 @@
+"""Where benchmark and engine meet: items become questions, questions tokens; models load."""

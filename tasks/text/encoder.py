@@ -1,0 +1,119 @@
+"""Users' texts as vectors, by a sentence encoder (the extra `text`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tasks.config.options import ComputeOptions
+from tasks.errors import InputError
+from tasks.lamp.definitions import LampTask
+from tasks.results.record import OUTSIDE_KEY, Record, library_versions
+from tasks.running.slots import gpu_slot
+from tasks.running.stand_in import plannable
+from tasks.text.loading import HUB_FILES, folder_hash, use_threads
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Profile = list[dict[str, str]]
+
+
+class Encoder(Record):
+    """A sentence encoder: its id or folder, the hash of its files, and its libraries."""
+
+    model: Annotated[str, OUTSIDE_KEY]
+    content: str
+    libraries: dict[str, str]
+
+
+@plannable
+def encoder_of(model: str) -> Encoder:
+    """The encoder of this name. Raises InputError where there is none, or no extra `text`."""
+    try:
+        libraries = library_versions(("sentence-transformers", "torch", "transformers"))
+    except PackageNotFoundError as error:
+        raise InputError(
+            "anchors.embedding: text needs the extra `text` (pip install -e '.[text]'), "
+            "or use signature"
+        ) from error
+    return Encoder(model=model, content=encoder_hash(encoder_folder(model)), libraries=libraries)
+
+
+def encoder_hash(folder: Path) -> str:
+    """sha256 over the encoder's files, those of the modules in folders of their own, too."""
+    return folder_hash(folder, [f"**/{name}" for name in HUB_FILES])
+
+
+def encoder_folder(model: str) -> Path:
+    """The encoder's folder: the one named, or the local snapshot of a hub id (fetched once).
+
+    Raises InputError where there is neither, or a pickle would be read: an encoder has modules in
+    folders of their own, which take one where no safetensors is.
+    """
+    from tasks.lora.adapters import pickled_files
+
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            # Both with and without a folder's name before the file's: `*` stands for any of it.
+            folder = Path(snapshot_download(model, allow_patterns=HUB_FILES))
+        except Exception as error:
+            raise _not_loaded(model, error) from error
+    for file in pickled_files(folder):
+        # OpenVINO's weights are called so, too; they are no pickle, and not read.
+        if not any(file.parent.glob("*.safetensors")) and file.name != "openvino_model.bin":
+            raise InputError(
+                f"anchors.text_model {file}: a pickle is not read; save the encoder as safetensors"
+            )
+    return folder
+
+
+def text_vectors(
+    encoder: Encoder, task: LampTask, parts: Iterable[Sequence[Profile]], compute: ComputeOptions
+) -> list[np.ndarray]:
+    """Mean over items of the vector of the item's text and answer (docs/method.md).
+
+    Raises InputError where the encoder is another one by now.
+    """
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+
+    folder = encoder_folder(encoder.model)
+    try:
+        loaded = SentenceTransformer(
+            str(folder),
+            device=None if compute.device == "auto" else compute.device,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
+        )
+    except Exception as error:
+        raise _not_loaded(encoder.model, error) from error
+    if encoder_hash(folder) != encoder.content:
+        raise InputError(
+            f"anchors.text_model {encoder.model}: {folder} is not the encoder that "
+            "this run began with; start the run again"
+        )
+    use_threads(encoder.model, compute)
+    vectors: list[np.ndarray] = []
+    with gpu_slot():
+        for part in parts:
+            texts = [task.whole(item["text"], item["answer"]) for own in part for item in own]
+            items = loaded.encode(
+                texts, batch_size=64, show_progress_bar=False, convert_to_numpy=True
+            )
+            ends = np.cumsum([len(profile) for profile in part])
+            vectors += [own.mean(0) for own in np.split(items, ends[:-1])]
+    return vectors
+
+
+def _not_loaded(model: str, error: Exception) -> InputError:
+    why = " ".join(str(error).split())[:200]
+    return InputError(
+        f"anchors.text_model {model}: cannot be loaded ({why}); "
+        "give a sentence-transformers id or folder, or `base` for the base model's own states"
+    )

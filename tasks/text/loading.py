@@ -1,0 +1,160 @@
+"""Base models: where they lie, whether they are those of the run, and loading them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tasks.config.options import BaseOptions, ComputeOptions
+from tasks.errors import InputError
+from tasks.results.files import file_sha256
+from tasks.results.memo import remembered
+from tasks.results.models import Base
+from tasks.results.record import digest
+from tasks.results.store import store
+from tasks.running.machine import gpu_driver
+
+if TYPE_CHECKING:
+    from tasks.lora.base import Base as LoadedBase
+
+# The libraries that decide the numbers of every stage that runs the model.
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "peft")
+# Weights other than safetensors are never fetched: they could be pickles.
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_LOADED = threading.local()
+
+
+def load(base: Base, compute: ComputeOptions, quantisation: str = "none") -> LoadedBase:
+    """The loaded base model; `quantisation` is for answering.
+
+    Each thread keeps the last one: the next job most likely wants the same, and a large model
+    takes longer to load than a batch of users to train. Raises InputError where the files are not
+    those that the run began with.
+    """
+    from tasks.lora.adapters import read_peft
+    from tasks.lora.base import load_base
+    from tasks.lora.merge import add_to_model
+
+    use_threads(base.model, compute)
+    if base.adapter and quantisation != "none":
+        raise InputError(
+            f"base.quantisation {quantisation}: the model is adapted in memory "
+            "(base.task_adapt), which 4-bit weights cannot take; use one of the two"
+        )
+    wanted = (base.content, base.adapter, base.dtype, base.max_tokens, base.chat, quantisation,
+              compute.device, base.gradient_checkpointing)  # fmt: skip
+    kept = getattr(_LOADED, "base", None)
+    if kept is None or kept[0] != wanted:
+        _LOADED.base = kept = None  # before the next one takes memory
+        loaded = load_base(
+            model_folder(base),
+            max_tokens=base.max_tokens,
+            device=compute.device,
+            dtype=base.dtype,
+            gradient_checkpointing=base.gradient_checkpointing,
+            chat=base.chat,
+            quantisation=quantisation,
+        )
+        model_folder(base)  # again: it may have changed while it was read
+        if base.adapter:
+            add_to_model(loaded.model, read_peft(store().path(base.adapter)))
+        _LOADED.base = kept = (wanted, loaded)
+    return kept[1]
+
+
+def unload() -> None:
+    """Let this thread's loaded base model go: other threads keep one of their own."""
+    _LOADED.base = None
+
+
+def use_threads(model: str, compute: ComputeOptions) -> None:
+    """Set torch's CPU threads for this process, by `compute.threads`."""
+    import torch
+
+    # On Ray a job has the cores it asked for, beside other jobs.
+    cores = int(max(compute.cpus_per_job, 1)) if compute.runner == "ray" else os.cpu_count() or 1
+    torch.set_num_threads(compute.threads or (1 if model == "tiny" else cores))
+
+
+def dtype_of(options: BaseOptions, compute: ComputeOptions) -> Literal["float32", "bfloat16"]:
+    """The weights' type in memory; `auto` is bfloat16 on a GPU."""
+    if options.dtype != "auto":
+        return options.dtype
+    return "bfloat16" if device_of(compute) == "cuda" else "float32"
+
+
+def device_of(compute: ComputeOptions) -> str:
+    """`cpu` or `cuda`; without torch where there is no driver."""
+    if compute.device != "auto":
+        return compute.device
+    if not gpu_driver():
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def model_name(model: str) -> str:
+    """The base model's name for adapters' metadata: a hub id, or a folder's name, never a path."""
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.is_dir() else model
+
+
+def model_folder(base: Base) -> Path:
+    """The model's folder, its content verified.
+
+    A given model lies outside the store: another machine may have another one there, and anybody
+    may change it while a run is under way. Raises InputError where it is another one.
+    """
+    if base.weights:
+        return store().path(base.weights)
+    folder = find_model(base.model, base.revision)
+    if folder_hash(folder, HUB_FILES) != base.content:
+        raise InputError(
+            f"base.model {base.model}: {folder} on {socket.gethostname()} is not the model that "
+            "this run began with; give every machine the same files and start the run again"
+        )
+    return folder
+
+
+def folder_hash(folder: Path, patterns: list[str]) -> str:
+    """sha256 over the files in a folder that match a pattern.
+
+    Gigabytes are read once per machine, as long as the files' names, sizes and times stay.
+    """
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    names = [file.relative_to(folder).as_posix() for file in files]
+    stats = [[n, f.stat().st_size, f.stat().st_mtime_ns] for n, f in zip(names, files, strict=True)]
+    about = [socket.gethostname(), str(folder.resolve()), stats]
+
+    def make() -> str:
+        return digest({n: file_sha256(file) for n, file in zip(names, files, strict=True)})
+
+    return str(remembered("folder", about, make))
+
+
+def find_model(model: str, revision: str | None = None, weights: bool = True) -> Path:
+    """A model folder: the one named, or the local snapshot of a Hugging Face id (fetched once).
+
+    `revision` pins the snapshot, so that a run keeps the weights it began with. Without `weights`
+    all but these is fetched. Raises InputError when there is neither.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise InputError(f"base.model {model}: there is no such folder, and it is no hub id")
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = [name for name in HUB_FILES if weights or not name.endswith(".safetensors")]
+        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"base.model {model}: neither a folder nor a model the hub gives "
+            f"({type(error).__name__}: {why}); check the id, the network and HF_TOKEN"
+        ) from error

@@ -1,0 +1,78 @@
+"""From users' profiles and queries to questions, and to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tasks.config.options import PromptOptions
+from tasks.lamp import history
+from tasks.lamp.prompts import LAYOUT, Sample, profile_samples, query_samples
+from tasks.results.models import Prepared, Questions
+
+if TYPE_CHECKING:
+    from tasks.lora.base import Base as LoadedBase
+    from tasks.lora.batches import Encoded
+
+# What a user's row in any table is about; item ids are carried along but decide nothing.
+Item = Mapping[str, str]
+User = Mapping[str, Any]
+
+
+def questions_of(prompt: PromptOptions, users: Prepared, model: str) -> Questions:
+    """How items of these users become questions; what decides no text is left out.
+
+    model: `base.model`; the tiny one has no chat template.
+    """
+    unused: dict[str, Any] = {}
+    if model == "tiny":
+        unused["chat"] = "auto"
+    if not prompt.history_items:
+        unused["history_index"] = "text"
+    published = prompt.style == "published"
+    return Questions(
+        task=users.task,
+        prompt=prompt.model_copy(update=unused),
+        instruction=users.instruction if published else "",
+        layout=LAYOUT if published else None,
+        retrieval=history.VERSION if prompt.history_items else None,
+    )
+
+
+def content(profile: Sequence[Item]) -> list[list[str]]:
+    """What of a profile decides numbers, for cache keys: (text, answer) in order."""
+    return [[item["text"], item["answer"]] for item in profile]
+
+
+def profile_questions(questions: Questions, profile: Sequence[Item]) -> list[Sample]:
+    """Each profile item asked about itself, without itself in the history (docs/method.md)."""
+    prompt = questions.prompt
+    return profile_samples(
+        profile,
+        questions.task,
+        prompt.style,
+        prompt.history_items,
+        questions.instruction,
+        prompt.history_index,
+    )
+
+
+def user_queries(questions: Questions, user: User) -> list[Sample]:
+    """The questions a few-shot user is scored on."""
+    prompt = questions.prompt
+    return query_samples(
+        user["profile"],
+        user["query"],
+        questions.task,
+        prompt.style,
+        prompt.history_items,
+        questions.instruction,
+        prompt.history_index,
+    )
+
+
+def encode_all(base: LoadedBase, samples: Iterable[Sample], answers: bool) -> list[Encoded]:
+    """Samples as token ids; `answers` adds the answer, to train on or to measure."""
+    from tasks.lora.batches import encode
+
+    return [encode(base, item.prompt, item.answer if answers else None) for item in samples]
