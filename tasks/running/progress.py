@@ -12,9 +12,10 @@ from contextvars import copy_context
 from typing import Any
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import FlowRunContext, TaskRunContext
 from tqdm import tqdm
 
-from tasks.stage import log
+from tasks.running.log import log
 
 # Work that is over sooner, such as what is found in the store, costs the server no requests.
 SHOWN_AFTER = 1.0
@@ -75,9 +76,10 @@ class Progress:
         self.update(self.done + 1)
 
     def show(self) -> None:
-        """Make the artifact, unless all is done."""
+        """Make the artifact, unless all is done or there is no run."""
         with self._guard:
-            if self.done >= self.total:
+            outside = FlowRunContext.get() is None and TaskRunContext.get() is None
+            if self.done >= self.total or outside:
                 return
             try:
                 self._artifact = create_progress_artifact(

@@ -1,53 +1,55 @@
-"""Where the jobs of a run are run: threads, processes, or a Ray cluster (`compute.runner`).
+"""Where the jobs of a run that run a model go: threads, processes, or a Ray cluster.
 
-One runner for the flow and all its sub-flows. No key and no number depends on it.
+Prefect's own task runners, as they come (`compute.runner`, `compute.workers`). No key and no number
+depends on it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
-from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED, temporary_settings
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from tasks.config import RunConfig
+from tasks.config.run import RunConfig
 from tasks.errors import InputError
+from tasks.results.stage import RUNNER
 from tasks.running.machine import cpu_jobs, gpu_driver
-from tasks.running.pool import Shared, SharedProcesses, SharedThreads
-from tasks.stage import gpu_slots
+from tasks.running.slots import gpu_slots
 
 
-def runner_of(config: RunConfig) -> Shared:
-    """The runner, not yet entered. Raises InputError when it is Ray, which is not installed."""
+@contextmanager
+def running(config: RunConfig) -> Iterator[None]:
+    """Inside, stages that run a model are sent to the configured runner.
+
+    Raises InputError where it is Ray, which is not installed or does not answer.
+    """
+    # A worker process that the server does not answer at first would exit, and its job never end.
+    settings = {PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False}
+    with temporary_settings(settings), _runner(config) as runner:
+        token = RUNNER.set(runner)
+        try:
+            yield
+        finally:
+            RUNNER.reset(token)
+
+
+def _runner(config: RunConfig) -> AbstractContextManager[TaskRunner[Any]]:
     if config.compute.runner == "ray":
         try:
-            from tasks.running.ray_runner import SharedRay
+            from tasks.running.ray_runner import ray_runner
         except ImportError as error:
             raise InputError(
                 f"compute.runner ray: {error.name} is not installed; make EXTRAS=ray, or pip "
                 "install 'mta[ray]'"
             ) from error
-        return SharedRay(config)
+        return ray_runner(config)
     if _kind(config) == "processes":
-        return SharedProcesses(max_workers=workers(config))
-    return SharedThreads(max_workers=workers(config))
-
-
-@contextmanager
-def shared(runner: Shared) -> Iterator[None]:
-    """Inside, all that this flow runs goes to `runner`, also what its sub-flows run."""
-    context = FlowRunContext.get()
-    if context is None:
-        raise RuntimeError("there is no flow run to share a runner with")
-    # detached: sub-flows are started from several threads, and Prefect's count of them per flow
-    # run, which names them, is not made for that; then each is named by a fresh uuid.
-    with runner, context.model_copy(update={"task_runner": runner, "detached": True}):
-        try:
-            yield
-        except BaseException:
-            runner.kill()
-            raise
+        return ProcessPoolTaskRunner(max_workers=workers(config))
+    return ThreadPoolTaskRunner(max_workers=workers(config))
 
 
 def workers(config: RunConfig) -> int:

@@ -10,7 +10,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -20,18 +19,13 @@ import requests
 import torch
 from mlflow.exceptions import MlflowException, RestException
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.states import Failed
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from tasks import stage as stage_module
 from tasks.errors import InputError
-from tasks.running.faults import DELAYS, DISK_FULL, DiskFull, chain, disk_full, transient
-from tasks.stage import result_of, stage
-from tasks.store.artifacts import Store
-from tasks.store.files import write_atomic
-from tasks.store.pieces import Piece
-from tests.unit.stages.test_stage import Called
+from tasks.results.files import write_atomic
+from tasks.results.store import Store
+from tasks.running.faults import DELAYS, DiskFull, chain, disk_full, transient
 
 
 def answered(status: int) -> PrefectHTTPStatusError:
@@ -99,6 +93,7 @@ LASTING = [
     raised_instead(OSError(errno.ENOSPC, "No space"), RuntimeError("x")),
 ]
 FULL = [
+    (DiskFull("disk full: /x; make room and run it again, what is finished is kept"), "disk full"),
     (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "disk full: [Errno 28] No space"),
     (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk full: [Errno 122] Disk quota"),
     (
@@ -207,46 +202,23 @@ def test_what_libraries_raise_where_files_may_not_grow(tmp_path: Path, writer: s
 
 
 def test_the_store_on_a_disk_that_is_full(small_disk: Path) -> None:
-    """The stage ends with one line, and what was half-written is gone, so that others have room."""
+    """What was half-written is gone, so that others have room."""
     where = Store(small_disk / "store")
 
-    @stage(name="demo")
-    def demo(size: int) -> Piece:
-        def make(out: Path) -> dict[str, Any]:
-            (out / "small").write_bytes(b"x")
-            (out / "large").write_bytes(b"x" * size)
-            return {}
+    def write(size: int) -> None:
+        with where.new("demo") as folder:
+            (folder.path / "small").write_bytes(b"x")
+            (folder.path / "large").write_bytes(b"x" * size)
 
-        return where.get("demo", f"{size}key", make)
-
-    assert demo.fn(1000).is_completed()
-    state = demo.fn(LARGE)
-    assert state.name == DISK_FULL
-    assert (state.message or "").startswith("disk full: [Errno 28] No space left on device")
+    write(1000)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write(LARGE)
+    assert (disk_full(caught.value) or "").startswith("disk full: [Errno 28] No space left")
     files = sorted(path.name for path in small_disk.rglob("*") if path.is_file())
-    assert files == ["large", "record.json", "small"]
-    assert demo.fn(2000).is_completed()
+    assert files == ["large", "small"]
+    write(2000)
+    assert len(where.folders("demo")) == 2
 
 
-def test_a_stage_without_disk_ends_as_such() -> None:
-    @stage(name="demo")
-    def demo() -> Piece:
-        raise OSError(errno.ENOSPC, "No space left on device", "/x")
-
-    state = demo.fn()
-    assert (state.type.value, state.name) == ("FAILED", DISK_FULL)
-    with pytest.raises(DiskFull, match=r"^disk full: "):
-        result_of(Called(state), 1, "a")  # type: ignore[arg-type]
-
-
-def test_a_stage_is_tried_again_for_what_passes_only() -> None:
-    @stage(name="demo")
-    def demo() -> Piece:
-        raise AssertionError
-
-    assert (demo.retries, demo.retry_delay_seconds) == (len(DELAYS), DELAYS)
+def test_a_server_may_be_away_for_more_than_a_minute() -> None:
     assert sum(DELAYS) > 60
-    condition: Any = stage_module._may_pass
-    assert condition(None, None, Failed(data=ConnectionError()))
-    assert not condition(None, None, Failed(data=ValueError()))
-    assert not condition(None, None, Failed(message="file x: record 3 has no tag"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,6 +63,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setattr(progress_module, "update_progress_artifact", fake.update)
     monkeypatch.setattr(progress_module.threading, "Timer", fake.timer)
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: fake.now)
+    monkeypatch.setattr(progress_module, "FlowRunContext", SimpleNamespace(get=object))
     return fake
 
 
@@ -96,6 +98,14 @@ def test_work_that_is_over_at_once_costs_no_request(server: Server) -> None:
     work.advance()
     assert server.timers[0].cancelled
     server.timers[0].fire()  # it may be under way when it is cancelled
+    assert server.sent == []
+
+
+def test_work_outside_a_run_is_not_shown(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_module, "FlowRunContext", SimpleNamespace(get=lambda: None))
+    work = Progress("jobs", "LaMP-1: mta, training", 2)
+    server.timers[0].fire()
+    work.update(2)
     assert server.sent == []
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
-from tasks.config import resolve
-from tasks.running import runner
-from tasks.running.pool import SharedProcesses, SharedThreads
-from tasks.stage import ON_RAY, gpu_slot
+from tasks.config.run import resolve
+from tasks.errors import InputError
+from tasks.results.stage import RUNNER
+from tasks.running import runner, slots
+from tasks.running.slots import ON_RAY, gpu_slot
 
 
 @pytest.fixture
@@ -32,12 +35,19 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("given", "gpu", "slots", "kind", "count", "asked"),
     [
-        ({}, False, 4, SharedProcesses, 4, 4),
-        ({}, True, 2, SharedThreads, 2, 1),
-        ({"model": "/m"}, False, 4, SharedThreads, 1, 4),
-        ({"model": "/m"}, True, 2, SharedThreads, 2, 1),
-        ({"compute": {"workers": "threads"}}, False, 3, SharedThreads, 3, 4),
-        ({"compute": {"workers": "processes", "max_workers": 2}}, True, 1, SharedProcesses, 2, 1),
+        ({}, False, 4, ProcessPoolTaskRunner, 4, 4),
+        ({}, True, 2, ThreadPoolTaskRunner, 2, 1),
+        ({"model": "/m"}, False, 4, ThreadPoolTaskRunner, 1, 4),
+        ({"model": "/m"}, True, 2, ThreadPoolTaskRunner, 2, 1),
+        ({"compute": {"workers": "threads"}}, False, 3, ThreadPoolTaskRunner, 3, 4),
+        (
+            {"compute": {"workers": "processes", "max_workers": 2}},
+            True,
+            1,
+            ProcessPoolTaskRunner,
+            2,
+            1,
+        ),
     ],
 )
 def test_kind_and_number_of_workers(
@@ -45,9 +55,12 @@ def test_kind_and_number_of_workers(
 ) -> None:
     machine |= {"gpu": gpu, "slots": slots}
     config = resolve(given)
-    chosen: Any = runner.runner_of(config)
+    with runner.running(config):
+        chosen = RUNNER.get()
+    # Runners of one kind are equal where they have as many workers.
     assert type(chosen) is kind
-    assert chosen._max_workers == count
+    assert chosen == kind(max_workers=count)
+    assert RUNNER.get() is None
     assert runner.side_by_side(config) == count
     assert machine["asked"] == asked
 
@@ -75,7 +88,11 @@ def test_on_ray_no_slot_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(*_args: Any, **_options: Any) -> Any:
         raise AssertionError("a slot was asked for")
 
-    monkeypatch.setattr("tasks.stage.concurrency", asked)
+    monkeypatch.setattr(slots, "concurrency", asked)
+    # Outside a task run none is asked for anyway.
+    with gpu_slot():
+        pass
+    monkeypatch.setattr(slots, "TaskRunContext", SimpleNamespace(get=object))
     monkeypatch.setenv(ON_RAY, "1")
     with gpu_slot():
         pass
@@ -91,9 +108,12 @@ def test_workers_of_ray_are_told_no_password(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@host:5000")
     monkeypatch.setenv("MTA_STORE", "relative/store")
     told = runtime_env()["env_vars"]
+    # Workers do not talk to MLflow.
     assert "MLFLOW_TRACKING_URI" not in told
     assert told["MTA_STORE"] == str(Path("relative/store").absolute())
     monkeypatch.setenv("MTA_STORE", "s3://mta/store")
     assert runtime_env()["env_vars"]["MTA_STORE"] == "s3://mta/store"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
-    assert runtime_env()["env_vars"]["MLFLOW_TRACKING_URI"] == "http://host:5000"
+    monkeypatch.setenv("MTA_STORE", "sftp://user:secret@host/store")
+    with pytest.raises(InputError, match=r"^MTA_STORE: it holds a password") as caught:
+        runtime_env()
+    assert "secret" not in str(caught.value)

@@ -1,0 +1,24 @@
+"""Lines in the log of a run."""
+
+from __future__ import annotations
+
+from prefect import get_run_logger
+from prefect.exceptions import MissingContextError
+
+from tasks.errors import masked
+from tasks.running.stand_in import plannable
+
+
+@plannable
+def log(line: str, warning: bool = False) -> None:
+    """Log one line in the run's log; print it where there is no run (unit tests, scripts).
+
+    Ids and counts, never texts of users; of URLs no password is shown.
+    """
+    line = masked(line)
+    try:
+        logger = get_run_logger()
+    except MissingContextError:
+        print(line)
+    else:
+        (logger.warning if warning else logger.info)(line)
