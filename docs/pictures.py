@@ -8,45 +8,44 @@ the extra `test`. The users' map is the run's own, the other is a screenshot of 
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
+import typer
 from mlflow import MlflowClient
 
-from tasks.command import in_one_line
+from infra import command
 from tasks.errors import InputError
 from tasks.report.files import read_run, shown_run
-from tasks.stage import store
-from tasks.tracking.replay import EXPERIMENT, mlflow_uris
+from tasks.results.store import store
+from tasks.tracking.server import EXPERIMENT, mlflow_uris
 
 IMAGES = Path(__file__).parent / "images"
 COMPARED = ("base", "merge_only", "mta")
 WIDE, HIGH = 1280, 800
 
 
-@in_one_line
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python docs/pictures.py", description=__doc__)
-    parser.add_argument("--run", default="last", help="a run's name, id or file; default: the last")
-    where, named = store(), parser.parse_args(arguments).run
-    run = read_run(where, named)
-    cells = next(iter(run["seeds"].values()))
-    lamp_task = "LaMP-2M" if "LaMP-2M" in cells else next(iter(cells))
-    stages = cells[lamp_task]
-    bank = stages["banks"][stages["bank_of"]["mta"]]
-    picture = where.open(bank["map"]["ref"]).folder / "map.png"
-    uri = mlflow_uris(where.root.parent)[0]
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command(help=__doc__)
+def main(run: Annotated[str, typer.Option(help="a run's name, id or file")] = "last") -> None:
+    taken = read_run(run)
+    cell = next((one for one in taken.cells if one.config.lamp_task == "LaMP-2M"), taken.cells[0])
+    merging = cell.merging("mta")
+    if merging is None or merging.merged.bank.map is None:
+        raise InputError(f"{shown_run(taken)} has no users' map: it is without the method mta")
+    picture = store().path(merging.merged.bank.map)
+    uri = mlflow_uris(store().state)[0]
     if not uri.startswith("http"):
         raise InputError(f"MLflow at {uri}: no server, so no page; `make benchmark` starts one")
-    page = compare_page(uri, run["about"]["name"], lamp_task)
+    page = compare_page(uri, taken.name, cell.config.lamp_task)
     screenshot(page, IMAGES / "mlflow_compare.png")
     shutil.copyfile(picture, IMAGES / "users_map.png")
-    print(f"{IMAGES}: the map and MLflow's page of {shown_run(run)}, {lamp_task}")
-    return 0
+    print(f"{IMAGES}: the map and MLflow's page of {shown_run(taken)}, {cell.config.lamp_task}")
 
 
 def compare_page(uri: str, name: str, lamp_task: str) -> str:
@@ -88,4 +87,4 @@ def screenshot(page: str, to: Path) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command.run(app))

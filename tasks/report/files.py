@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from tasks.errors import InputError
-from tasks.stage import store
-from tasks.store.artifacts import Store
-from tasks.store.files import write_atomic
+from tasks.results.files import write_atomic
+from tasks.results.run import Run
+from tasks.results.store import store
 
 # One small file per flow run: what it consists of.
 RUNS_FOLDER = "runs"
@@ -26,7 +26,7 @@ LONGEST_NAME = 80
 
 def write_state(name: str, text: str) -> Path:
     """Write a small file beside the store (`.mta/<name>`), whole or not at all."""
-    path = store().root.parent / name
+    path = store().state / name
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, text.encode("utf-8"))
     return path
@@ -35,7 +35,7 @@ def write_state(name: str, text: str) -> Path:
 def report_name(run: str, run_id: str) -> str:
     """A file name for what the run of that name shows; with its id where an earlier run has it."""
     name = re.sub(r"[^\w.-]+", "-", run).strip("-.")[:LONGEST_NAME] or "run"
-    known = any((store().root.parent / REPORTS_FOLDER).glob(f"{name}.*"))
+    known = any((store().state / REPORTS_FOLDER).glob(f"{name}.*"))
     return f"{name}-{run_id[:8]}" if known else name
 
 
@@ -53,67 +53,53 @@ def write_report(name: str, link: str, text: str) -> Path:
     return path
 
 
-def write_run(
-    name: str,
-    config: dict[str, Any],
-    summaries: list[dict[str, Any]],
-    about: dict[str, str] | None = None,
-) -> Path:
-    """Write down which results a run consists of, so that `tasks.export` finds them again.
-
-    With its scores, and `about` (name, date, report), so that the next one can say what changed.
-    """
-    stages = ("prepared", "base", "banks", "bank_of", "stacking")
-    seeds: dict[str, dict[str, Any]] = {}
-    for item in summaries:
-        own = seeds.setdefault(str(item["seed"]), {})
-        own[item["lamp_task"]] = {stage: item[stage] for stage in stages}
-        if compared := item.get("compared"):
-            intervals = compared["value"]["intervals"]
-            own[item["lamp_task"]]["compared"] = {"value": {"intervals": intervals}}
-    text = json.dumps({"config": config, "about": about, "seeds": seeds}) + "\n"
-    return write_state(f"{RUNS_FOLDER}/{name}.json", text)
+def write_run(run: Run) -> Path:
+    """Write down what a run consists of; returns its file."""
+    return write_state(f"{RUNS_FOLDER}/{run.id}.json", run.model_dump_json() + "\n")
 
 
-def run_files(where: Store) -> list[Path]:
+def run_files() -> list[Path]:
     """The files of all runs, the one that ended last first."""
-    files = (where.root.parent / RUNS_FOLDER).glob("*.json")
+    files = (store().state / RUNS_FOLDER).glob("*.json")
     return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
 
 
-def read_run(where: Store, wanted: str = "last") -> dict[str, Any]:
+def read_run(wanted: str = "last") -> Run:
     """A run as `write_run` left it, by its name, its id or its file; `last` ended last.
 
     Raises InputError where there is none, or it cannot be read.
     """
-    files = run_files(where)
+    files = run_files()
     if not files:
-        raise InputError(f"{where.root.parent / RUNS_FOLDER}: no run yet; run the flow first")
+        raise InputError(f"{store().state / RUNS_FOLDER}: no run yet; run the flow first")
     if wanted == "last":
         return _read(files[0])
     for file in (Path(wanted), *(file for file in files if file.stem == wanted)):
         if file.is_file():
             return _read(file)
-    named: dict[str, dict[str, Any]] = {}
+    named: dict[str, Run] = {}
     for file in files:
         with suppress(InputError):  # another run's file, which cannot be read
             run = _read(file)
-            named.setdefault(str((run.get("about") or {}).get("name")), run)
+            named.setdefault(run.name, run)
     if wanted not in named:
         few = ", ".join(list(named)[:5])
         raise InputError(f"--run {wanted}: neither a run nor a file of one; the last are {few}")
     return named[wanted]
 
 
-def shown_run(run: dict[str, Any]) -> str:
+def shown_run(run: Run) -> str:
     """How a run is called where something is taken from it."""
-    about = run.get("about")
-    return f"the run {about['name']} of {about['date']}" if about else "this run"
+    return f"the run {run.name} of {run.date}"
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Run:
     try:
-        run: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return Run.model_validate_json(file.read_bytes())
+    except OSError as error:
         raise InputError(f"--run {file}: cannot be read ({error})") from error
-    return run
+    except ValidationError as error:
+        raise InputError(
+            f"--run {file}: cannot be read as a run ({error.errors()[0]['msg']}); if another "
+            "version wrote it, run the flow again"
+        ) from error

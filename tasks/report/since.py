@@ -6,224 +6,171 @@ nothing differs but where it ran: the scheduled run, week after week, and its da
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from html import escape
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.errors import InputError, label
 from tasks.methods import METHODS
 from tasks.prepare import each_user
-from tasks.questions import content
-from tasks.report.files import run_files
-from tasks.report.page import row, section, small, table, tag
-from tasks.stage import log
-from tasks.store.artifacts import Store
-from tasks.store.pieces import digest
+from tasks.report.files import run_files, shown_run
+from tasks.results.memo import remembered
+from tasks.results.models import UNKNOWN, Estimate, Prepared
+from tasks.results.record import Record, digest
+from tasks.results.run import Cell, Merging, Run
+from tasks.running.log import log
+from tasks.text.questions import content
 
-VERSION = 1
 ROLES = {"base": "base users", "anchor": "anchor candidates", "few_shot": "few-shot users"}
 # What of a configuration decides no result.
 ELSEWHERE = ("compute", "plan", "dry_run")
 SHOWN_IDS = 10
-KINDS = ("added", "removed", "changed")
+SAME = "users and anchors are the same"
 
 
-def last_run(where: Store, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The file of the run of this configuration that ended last, None where there is none."""
-    for file in run_files(where):
+class ScoreChange(Record):
+    """A method's `score` in a cell, in the last run (UNKNOWN: it was not there) and in this one."""
+
+    cell: str
+    method: str
+    then: Estimate
+    now: Estimate
+
+
+class Since(Record):
+    """What is another than in the last run. changes: of users and anchors, in lines."""
+
+    last: str
+    scores: tuple[ScoreChange, ...]
+    changes: tuple[str, ...]
+
+
+def last_run(config: Mapping[str, Any]) -> Run | None:
+    """The run of this configuration that ended last, None where there is none."""
+    for file in run_files():
         try:
-            run: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if run["about"] and _deciding(run["config"]) == _deciding(config):
-                return run
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # of an earlier version, or being removed
+            run = Run.model_validate_json(file.read_bytes())
+        except (OSError, ValueError):
+            continue  # of another version, or being removed
+        if _deciding(run.config) == _deciding(config):
+            return run
     return None
 
 
-def since(
-    where: Store, config: Mapping[str, Any], summaries: list[dict[str, Any]]
-) -> dict[str, Any] | None:
-    """What is another than in the last run of `config`, None without one.
+def since(run: Run) -> Since | None:
+    """What is another than in the last run of the same configuration, None without one.
 
-    `scores`: per LaMP task, seed and method the `score` then and now, estimates as in data.py or
-    None. `users`: per LaMP task and seed, for each role that differs, ids `added`, `removed` and
-    `changed` in content. `anchors`: the same of each bank's, by method; `changed` is trained again.
-    `unknown`: LaMP tasks of which the last run says nothing, or its users are no longer known.
     To be asked before this run is written down. Users are remembered by hashes of their content.
     What goes wrong here is logged and costs no scores.
     """
     try:
-        return _since(where, config, summaries)
+        return _since(run)
     except Exception as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         log(f"what changed since the last run is not known ({why})", warning=True)
         return None
 
 
-def _since(
-    where: Store, config: Mapping[str, Any], summaries: list[dict[str, Any]]
-) -> dict[str, Any] | None:
-    users = {id(one): _fingerprints(where, one["prepared"]) for one in summaries}
-    last = last_run(where, config)
+def _since(run: Run) -> Since | None:
+    # Of this run in any case: the next one asks for them.
+    users = [_fingerprints(cell.users) for cell in run.cells]
+    last = last_run(run.config)
     if last is None:
         return None
-    found: dict[str, Any] = {"run": last["about"], "scores": [], "users": [], "anchors": []}
-    unknown: list[str] = []
-    for one in summaries:
-        cell = {"lamp_task": one["lamp_task"], "seed": one["seed"]}
-        then = last["seeds"].get(str(one["seed"]), {}).get(one["lamp_task"])
-        scores = _scores(then or {})
-        for method, now in _scores(one).items():
-            found["scores"].append(
-                {**cell, "method": method, "then": scores.get(method), "now": now}
-            )
-        if then is None:
-            unknown.append(one["lamp_task"])
-            continue
-        try:
-            before = _fingerprints(where, then["prepared"])
-        except (InputError, OSError):
-            unknown.append(one["lamp_task"])
-        else:
-            for role, now in users[id(one)].items():
-                found["users"].append({**cell, "role": role, **_changes(before[role], now)})
-        for method, own in one["banks"].items():
-            trained = _anchors(then["banks"].get(method))
-            found["anchors"].append({**cell, "method": method, **_changes(trained, _anchors(own))})
-    for kind in ("users", "anchors"):
-        found[kind] = [one for one in found[kind] if any(one[name] for name in KINDS)]
-    return found | {"unknown": sorted(set(unknown))}
+    scores: list[ScoreChange] = []
+    changes: list[str] = []
+    for cell, now in zip(run.cells, users, strict=True):
+        then = last.cell(cell.config.lamp_task, cell.config.seed)
+        before = _scores(then)
+        scores += [
+            ScoreChange(cell=cell.name, method=method, then=before.get(method, UNKNOWN), now=score)
+            for method, score in _scores(cell).items()
+        ]
+        changes += [f"{cell.name}{line}" for line in _changes(cell, now, then)]
+    return Since(last=shown_run(last), scores=tuple(scores), changes=tuple(changes) or (SAME,))
 
 
-def since_lines(found: dict[str, Any] | None) -> list[str]:
+def _changes(cell: Cell, now: Mapping[str, Mapping[str, str]], then: Cell | None) -> list[str]:
+    """What is another of a cell's users (`now`: their fingerprints) and anchors."""
+    unknown = ": the last run's users are not known"
+    if then is None:
+        return [unknown]
+    lines = []
+    try:
+        before = _fingerprints(then.users)
+        for role, name in ROLES.items():
+            lines += _counts(f", {name}", before[role], now[role])
+    except (InputError, OSError):
+        lines.append(unknown)
+    words = ("new", "replaced", "trained again")
+    for merging in cell.mergings:
+        method = merging.methods[0]
+        was, own = _anchors(then.merging(method)), _anchors(merging)
+        lines += _counts(f", {method}, anchors", was, own, words)
+    return lines
+
+
+def _counts(
+    what: str,
+    then: Mapping[str, str],
+    now: Mapping[str, str],
+    words: Sequence[str] = ("added", "removed", "changed"),
+) -> list[str]:
+    """A line of how many ids were added, removed and changed, and the first of them; or none."""
+    changed = [name for name in now.keys() & then.keys() if now[name] != then[name]]
+    parts = []
+    for found, word in zip((now.keys() - then, then.keys() - now, changed), words, strict=True):
+        if found:
+            ids = sorted(found)
+            more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+            parts.append(f"{len(ids)} {word} ({', '.join(map(label, ids[:SHOWN_IDS]))}{more})")
+    return [f"{what}: {'; '.join(parts)}"] if parts else []
+
+
+def since_lines(found: Since | None) -> list[str]:
     """The same in lines for the table; scores are named where they moved."""
     if found is None:
         return []
-    head = f"since the run {found['run']['name']} of {found['run']['date']}"
-    lines = [f"{head}: {text}" for text in _told(found)]
-    moved = [one for one in found["scores"] if one["then"] != one["now"]]
-    lines += [
-        f"{head}: {_cell(found, one)}, {one['method']}: score {_estimate(one['then'])} -> "
-        f"{_estimate(one['now'])}"
-        for one in moved
+    moved = [
+        f"{one.cell}, {one.method}: score {one.then.text()} -> {one.now.text()}"
+        for one in found.scores
+        if one.then != one.now
     ]
-    return [*lines, *([] if moved else [f"{head}: no score moved"])]
-
-
-def since_section(found: dict[str, Any] | None) -> str:
-    """The same as a section of the page, with every score."""
-    if found is None:
-        return ""
-    head = ["<th class='text'>LaMP task</th>", "<th class='text'>method</th>",
-            "<th>then</th>", "<th>now</th>", "<th>change</th>"]  # fmt: skip
-    lines = []
-    for one in found["scores"]:
-        cells = [
-            tag("th", escape(_cell(found, one)), scope="row"),
-            tag("td", escape(one["method"]), class_="text"),
-        ]
-        for when in ("then", "now"):
-            shown, interval = _parts(one[when])
-            cells.append(
-                tag(
-                    "td", escape(shown) + (small(interval) if interval else ""), data_since=when,
-                    data_task=one["lamp_task"], data_seed=one["seed"], data_method=one["method"],
-                )
-            )  # fmt: skip
-        lines.append(row([*cells, tag("td", _change(one["then"], one["now"]))]))
-    told = "".join(f"<li>{escape(text)}</li>" for text in _told(found))
-    about = found["run"]
-    return section(
-        "Since the last run of this configuration",
-        f"<p>{escape(about['name'])}, {escape(about['date'])}. The intervals are each run's own; "
-        "two runs share most of their users, so the change has none.</p>",
-        f'<ul class="notes" id="since">{told}</ul>',
-        table(head, lines),
-    )
-
-
-def _told(found: dict[str, Any]) -> list[str]:
-    lines = [f"{one}: the last run's users are not known" for one in found["unknown"]]
-    for one in found["users"]:
-        lines.append(f"{_cell(found, one)}, {ROLES[one['role']]}: {_counts(one, KINDS)}")
-    for one in found["anchors"]:
-        words = ("new", "replaced", "trained again")
-        lines.append(f"{_cell(found, one)}, {one['method']}, anchors: {_counts(one, words)}")
-    return lines or ["users and anchors are the same"]
-
-
-def _counts(one: Mapping[str, Any], words: Iterable[str]) -> str:
-    parts = []
-    for kind, word in zip(KINDS, words, strict=True):
-        if ids := one[kind]:
-            more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
-            parts.append(f"{len(ids)} {word} ({', '.join(map(label, ids[:SHOWN_IDS]))}{more})")
-    return "; ".join(parts)
-
-
-def _cell(found: dict[str, Any], one: Mapping[str, Any]) -> str:
-    several = len({each["seed"] for each in found["scores"]}) > 1
-    return f"{one['lamp_task']}, seed {one['seed']}" if several else str(one["lamp_task"])
-
-
-def _estimate(one: Mapping[str, float | None] | None) -> str:
-    return " ".join(part for part in _parts(one) if part)
-
-
-def _parts(one: Mapping[str, float | None] | None) -> tuple[str, str]:
-    """Point and interval as they are read."""
-    if one is None or one["point"] is None:
-        return "-", ""
-    if one["lo"] is None or one["hi"] is None:
-        return f"{one['point']:.3f}", ""
-    return f"{one['point']:.3f}", f"[{one['lo']:.3f}, {one['hi']:.3f}]"
-
-
-def _change(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
-    before, after = (then or {}).get("point"), (now or {}).get("point")
-    return "-" if before is None or after is None else f"{after - before:+.3f}"
+    return [
+        f"since {found.last}: {line}" for line in (*found.changes, *(moved or ["no score moved"]))
+    ]
 
 
 def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in ELSEWHERE}
 
 
-def _scores(cell: Mapping[str, Any]) -> dict[str, Any]:
+def _scores(cell: Cell | None) -> dict[str, Estimate]:
     """method -> its `score`; of methods, not of the optimum."""
-    compared = cell.get("compared")
-    intervals = compared["value"]["intervals"] if compared else {}
+    intervals = cell.compared.intervals if cell else {}
     return {name: own["score"] for name, own in intervals.items() if name in METHODS}
 
 
-def _anchors(bank: Mapping[str, Any] | None) -> dict[str, str]:
+def _anchors(merging: Merging | None) -> dict[str, str]:
     """Anchor -> the hash of its LoRA."""
-    return {a: one["ref"]["sha256"] for a, one in (bank["meta_loras"] if bank else {}).items()}
+    members = merging.merged.bank.members if merging else ()
+    return {one.anchor: one.adapter.sha256 for one in members}
 
 
-def _changes(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, list[str]]:
-    return {
-        "added": sorted(now.keys() - then.keys()),
-        "removed": sorted(then.keys() - now.keys()),
-        "changed": sorted(name for name in now.keys() & then.keys() if now[name] != then[name]),
-    }
+def _fingerprints(users: Prepared) -> dict[str, dict[str, str]]:
+    """role -> user_id -> hash of the user's history and queries; read once per table of users."""
 
-
-def _fingerprints(where: Store, prepared: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """role -> user_id -> hash of the user's history and queries; read once per `prepare` result."""
-
-    def make(_out: Path) -> dict[str, Any]:
+    def make() -> dict[str, dict[str, str]]:
         return {
             role: {
                 user["user_id"]: digest(
                     [content(user["profile"])]
                     + [[item["id"], item["input"], item["gold"]] for item in user["query"]]
                 )[:16]
-                for user in each_user(where, prepared, role)
+                for user in each_user(users.side(role))
             }
             for role in ROLES
         }
 
-    key = digest({"version": VERSION, "prepared": prepared["ref"]["sha256"]})
-    return where.get("fingerprints", key, make).value
+    about = [users.side(role).sha256 for role in ROLES]
+    found: dict[str, dict[str, str]] = remembered("fingerprints", about, make)
+    return found

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import re
-from html import unescape
-from typing import Any
+from collections.abc import Iterable
+from statistics import fmean
 
-from tasks.adapted import adapted_notes
-from tasks.base_model import model_name
-from tasks.config import RunConfig
+from tasks.adapted import coverage_notes
+from tasks.config.run import RunConfig
+from tasks.report.differences import CLAIMS
+from tasks.report.html import verdict
+from tasks.report.page_data import ReportData
 from tasks.report.table import notes
-from tasks.report.words import seed_lines, verdict
-from tasks.store.artifacts import Store
+from tasks.results.models import UNKNOWN, Compared
+from tasks.results.run import Cell, Run
+from tasks.text.loading import model_name
 
 
-def run_summary(data: dict[str, Any]) -> list[str]:
-    """Two lines of the dict of `data.report_data`."""
-    about = data["about"]
-    tasks, seeds = ", ".join(about["lamp_tasks"]), ", ".join(map(str, about["seeds"]))
+def run_summary(data: ReportData) -> list[str]:
+    """Two lines: what ran, and what came out."""
+    config = data.config
+    tasks, seeds = ", ".join(data.tables[0].cells), ", ".join(map(str, config.all_seeds))
     return [
-        f"{len(data['methods'])} methods on {tasks}, seed {seeds}: data {about['data']}, preset "
-        f"{about['preset']}, base model {about['base']}.",
-        unescape(re.sub(r"<[^>]+>", "", verdict(data))),
+        f"{len(data.methods)} methods on {tasks}, seed {seeds}: data {config.data}, preset "
+        f"{config.preset}, base model {config.base.model}.",
+        verdict(data).striptags(),
     ]
 
 
@@ -31,12 +33,45 @@ def data_lines(config: RunConfig) -> list[str]:
         return []
     return [
         f"data=synthetic: the users are generated, of words that mean nothing to the model "
-        f"{model_name(config)}; give data=FOLDER or data=lamp"
+        f"{model_name(config.base.model)}; give data=FOLDER or data=lamp"
     ]
 
 
-def run_notes(config: RunConfig, summaries: list[dict[str, Any]], where: Store) -> list[str]:
+def run_notes(run: Run) -> list[str]:
     """What must be known of a run's numbers: its data, its LoRAs, how far its seeds lie apart."""
-    lines = data_lines(config)
-    lines += [line for summary in summaries for line in notes(summary, where)]
-    return lines + adapted_notes(summaries) + seed_lines(summaries)
+    lines = data_lines(RunConfig.model_validate(run.config))
+    lines += [line for cell in run.cells for line in notes(cell)]
+    return lines + coverage_notes(run.cells) + seed_lines(run.cells)
+
+
+def seed_lines(run_cells: Iterable[Cell]) -> list[str]:
+    """How far seeds lie apart, which no interval contains: each has trained a model of its own.
+
+    Means over LaMP tasks of each seed in which all of them were scored; nothing for one seed.
+    """
+    cells: dict[int, dict[str, Compared]] = {}
+    for one in run_cells:
+        cells.setdefault(one.config.seed, {})[one.config.lamp_task] = one.compared
+    every = max((set(own) for own in cells.values()), key=len, default=set())
+    cells = {seed: own for seed, own in cells.items() if set(own) == every}
+    if len(cells) < 2:
+        return []
+
+    def means(metric: str, method: str) -> list[float]:
+        """One number per seed; none where a cell has none."""
+        found = [
+            [one.intervals.get(method, {}).get(metric, UNKNOWN).point for one in own.values()]
+            for own in cells.values()
+        ]
+        known = [[point for point in points if point is not None] for points in found]
+        return [fmean(points) for points in known] if known == found else []
+
+    lines = []
+    for method, opponent in CLAIMS:
+        pairs = zip(means("score", method), means("score", opponent), strict=False)
+        if shown := ", ".join(f"{own - other:+.4f}" for own, other in pairs):
+            lines.append(f"mean score, {method} - {opponent}: {shown}")
+    if shown := ", ".join(f"{share:.3f}" for share in means("share_of_attainable", "mta")):
+        lines.append(f"share of the attainable, mta: {shown}")
+    seeds = ", ".join(map(str, cells))
+    return [f"by seed ({seeds}), which no interval contains: {line}" for line in lines]

@@ -1,0 +1,79 @@
+"""The picture of the users: two principal components, clusters by colour, anchors marked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.results.models import Anchors, MetaLora
+from tasks.results.store import store
+
+if TYPE_CHECKING:
+    import polars as pl
+    from matplotlib.figure import Figure
+
+# Of Okabe and Ito (2008): people with any of the common colour blindnesses tell them apart.
+COLOURS = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#000000"
+)  # fmt: skip
+MARKERS = "os^Dv"
+
+
+def draw_map(path: Path, title: str, chosen: Anchors, loras: Sequence[MetaLora]) -> None:
+    """Write the map as a PNG; the same users give the same bytes.
+
+    loras: those that the bank holds, whose users are ringed.
+    """
+    import polars as pl
+
+    table = pl.read_parquet(store().path(chosen.table))
+    few_shot = table.filter(pl.col("role") == "few_shot")
+    text = (
+        f"{title}: {chosen.candidates} anchor candidates in {chosen.clusters} clusters,\n"
+        f"{len(loras)} anchors in the bank, {len(few_shot)} few-shot users"
+    )
+    members = {one.anchor: list(one.members) for one in loras}
+    # No creation time or version in the file.
+    users_map(table, members, text).savefig(path, bbox_inches="tight", metadata={"Software": None})
+
+
+def users_map(table: pl.DataFrame, members: Mapping[str, Sequence[str]], title: str) -> Figure:
+    """Users on two principal components: clusters by colour and marker, anchors ringed.
+
+    table: the columns of anchors.parquet (tasks/anchors.py). members: of each anchor of the bank;
+    one of several users is ringed in their middle.
+    """
+    import polars as pl
+    from matplotlib.figure import Figure
+
+    # No pyplot: it keeps global state, and stages run in threads.
+    figure = Figure(figsize=(6.4, 4.6), dpi=120)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    few_shot, candidates = (table.filter(pl.col("role") == role) for role in ("few_shot", "anchor"))
+    axes.scatter(few_shot["x"], few_shot["y"], s=14, c="0.75", marker="x", label="few-shot user")
+    for (label,), part in sorted(candidates.group_by("cluster"), key=lambda item: item[0]):
+        name, colour, marker = "noise", "0.55", "."
+        if label != -1:
+            turn, place = divmod(label, len(COLOURS))
+            name, colour = f"cluster {label}", COLOURS[place]
+            marker = MARKERS[turn % len(MARKERS)]
+        name = f"{name} ({len(part)})"
+        axes.scatter(part["x"], part["y"], s=26, c=colour, marker=marker, alpha=0.8, label=name)
+    for whole, size, name in ((True, 260, "anchor, a whole cluster"), (False, 110, "anchor")):
+        middles = [
+            candidates.filter(pl.col("user_id").is_in(users)).select("x", "y").mean()
+            for users in members.values()
+            if (len(users) > 1) == whole
+        ]
+        if middles:
+            rings = pl.concat(middles)
+            axes.scatter(
+                rings["x"], rings["y"], s=size, facecolors="none", edgecolors="black",
+                linewidths=1.3, label=f"{name} ({len(rings)})",
+            )  # fmt: skip
+    axes.set(xlabel="first principal component", ylabel="second principal component")
+    axes.set_title(title, loc="left", fontsize=9)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure

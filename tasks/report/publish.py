@@ -1,0 +1,57 @@
+"""What a run shows when it ends: the table, the report, and both in the Prefect UI."""
+
+from __future__ import annotations
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from tasks.errors import masked
+from tasks.report.answers import identical
+from tasks.report.data import report_data
+from tasks.report.differences import difference_lines
+from tasks.report.files import REPORT_FILE, TABLE_FILE, write_report
+from tasks.report.html import report_html
+from tasks.report.since import Since, since_lines
+from tasks.report.summary import run_notes, run_summary
+from tasks.report.table import mean_rows, rows, share_lines, table_text
+from tasks.results.run import Run
+from tasks.running.faults import disk_full
+from tasks.running.log import log
+
+
+def publish(run: Run, changed: Since | None) -> Run:
+    """Write the run's table and report, and show them in the Prefect UI.
+
+    changed: since.py. Returns the run with its summary, and with what could not be made as missing.
+    A report that cannot be made costs no scores.
+    """
+    mean = run.overall
+    assert mean is not None
+    table = rows(run.cells)
+    notes = run_notes(run)
+    lines = notes + share_lines(table) + difference_lines(mean, identical(run.cells))
+    lines += since_lines(changed)
+    try:
+        data = report_data(run, table, notes, changed)
+        path = write_report(run.report, REPORT_FILE, report_html(data))
+        run = run.model_copy(update={"summary": tuple(run_summary(data))})
+        log(f"report: {path}")
+        create_markdown_artifact(key="report", markdown=f"The report is in `{path}`.")
+    except Exception as error:
+        if disk_full(error):
+            raise
+        why = masked(" ".join(str(error).split()))[:200]
+        line = f"the report was not made ({type(error).__name__}: {why})"
+        log(line, warning=True)
+        run = run.model_copy(update={"missing": (*run.missing, line)})
+    table += mean_rows(mean)
+    text = table_text(table, lines, list(run.missing))
+    write_report(run.report, TABLE_FILE, text)
+    log("comparison\n" + text)
+    create_table_artifact(
+        key="comparison",
+        table=[{key: str(value) for key, value in row.items()} for row in table],
+        description="\n\n".join(
+            ["Methods on the same users, prompts and seed.", *lines, *run.missing]
+        ),
+    )
+    return run
