@@ -1,1 +1,1 @@
-"""The run in MLflow: what is logged (`runs`), kept until MLflow took it (`spool`, `replay`)."""
+"""The run in MLflow: what is logged (`entries`), where (`server`), and when (`runs`)."""

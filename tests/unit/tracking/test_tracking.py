@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.tracking.replay import methods_page
-from tasks.tracking.values import thinned
+from tasks.tracking.entries import thinned
+from tasks.tracking.server import methods_page
 
 
 def test_few_losses_stay_as_they_are() -> None:

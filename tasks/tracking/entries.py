@@ -1,0 +1,182 @@
+"""What MLflow gets of a run: an entry for it all, one per LaMP task and method, one per anchor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from tasks.errors import label
+from tasks.results.models import MetaLora
+from tasks.results.record import File, digest
+from tasks.results.run import Cell, Merging, Run
+
+Row = Mapping[str, Any]
+# A cluster's LoRA has thousands of steps, and no chart shows so many points.
+LOSS_POINTS = 200
+COUNTS = {"counts", "dropped", "split", "authors", "audit"}
+# Of a cell: what stands elsewhere, losses of thousands of steps, and users' ids.
+NOT_IN_MANIFEST: Any = {
+    "config": True,
+    "users": COUNTS | {"few_shot_ids", "task"},
+    "mergings": {"__all__": {"merged": {"bank": {"members": {"__all__": {"training"}}}}}},
+    "answers": {"__all__": {"__all__": {"users", "merged"}}},
+    "compared": {"task"},
+    "curve": True,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one run in MLflow holds.
+
+    key: by which it is found. start, end: milliseconds; no start is now. metrics: name, value,
+    step, all at `end`. files: each with the folder that it is put into. texts: path -> text.
+    """
+
+    key: str
+    name: str
+    start: int | None
+    end: int
+    tags: dict[str, str]
+    params: Mapping[str, Any]
+    metrics: Sequence[tuple[str, float, int]] = ()
+    files: Sequence[tuple[File, str | None]] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
+def whole(run: Run, means: Sequence[Row] = (), texts: Mapping[str, str] | None = None) -> Entry:
+    """The run itself, begun or ended. means: the rows over all cells, which are its metrics."""
+    seeds = run.config["seeds"] or [run.config["seed"]]
+    files: list[tuple[File, str | None]] = []
+    all_texts = {"config.json": _json(run.config), **(texts or {})}
+    for cell in run.cells:
+        counts = cell.users.model_dump(mode="json", include=COUNTS)
+        manifest = cell.model_dump(mode="json", exclude=NOT_IN_MANIFEST)
+        all_texts[f"{cell.name}/data_counts.json"] = _json(counts)
+        all_texts[f"{cell.name}/manifest.json"] = _json(manifest)
+        for one in cell.mergings:
+            kept = (one.merged.bank.map, one.chosen.table, one.merged.recipes.table)
+            files += [(file, f"{cell.name}/{one.methods[0]}") for file in kept if file]
+    return Entry(
+        key=_key(run),
+        name=run.name,
+        # When it began is not known any more of one that has ended.
+        start=_end(run) if run.cells else None,
+        end=_end(run),
+        tags={
+            "kind": "benchmark",
+            "prefect_flow_run": run.id,
+            "preset": run.config["preset"],
+            "seed": ",".join(map(str, seeds)),
+        },
+        params=flat(run.config),
+        metrics=[
+            (f"{row['method']}.{name}", value, 0)
+            for row in means
+            for name, value in row.items()
+            if isinstance(value, float)
+        ],
+        files=files,
+        texts=all_texts,
+    )
+
+
+def parts(run: Run, tables: Sequence[Sequence[Row]]) -> Iterator[Entry]:
+    """The anchors and methods of a run. tables: each cell's rows."""
+    for cell, table in zip(run.cells, tables, strict=True):
+        # An anchor that two banks hold was trained once.
+        anchors = {
+            lora.adapter.folder: _anchor(run, cell, merging, lora)
+            for merging in cell.mergings
+            for lora in merging.merged.bank.members
+        }
+        yield from anchors.values()
+        yield from (_method(run, cell, row) for row in table if cell.scored(row["method"]))
+
+
+def _anchor(run: Run, cell: Cell, merging: Merging, lora: MetaLora) -> Entry:
+    clusters = {one.name: one.cluster for one in merging.chosen.anchors}
+    options = cell.config.method(merging.methods[0]).meta_lora.model_dump(mode="json")
+    totals = lora.training.model_dump(exclude={"losses"}) | {"seconds": lora.seconds}
+    name, cached = label(lora.anchor), merging.merged.bank.cached
+    # Not the anchor's id: a tag can be taken back, a parameter cannot.
+    params = {"lamp_task": cell.config.lamp_task, "cluster": clusters[lora.anchor]}
+    losses = [("loss", loss, step) for step, loss in thinned(lora.training.losses)]
+    return replace(
+        _part(run, cell, "anchor", name, lora.adapter, lora.seconds, cached),
+        name=f"{cell.name} anchor {name}",
+        params=params | flat({"meta_lora": options}),
+        metrics=losses + [(key, float(value), 0) for key, value in totals.items()],
+        files=[(lora.adapter, None)],
+    )
+
+
+def _method(run: Run, cell: Cell, row: Row) -> Entry:
+    name, scored = row["method"], cell.scored(row["method"])
+    assert scored is not None
+    merging, answers = cell.merging(name), cell.answers[name]
+    seconds, cached = sum(one.seconds for one in answers), all(one.cached for one in answers)
+    params = {"preset": run.config["preset"], "data": cell.config.data}
+    params |= {"anchors_trained": len(merging.merged.bank.members) if merging else 0}
+    numbers = {key: row[key] for key in row if key not in ("lamp_task", "seed", "method")}
+    return replace(
+        _part(run, cell, "method", name, scored.predictions, seconds, cached),
+        params=params | flat(cell.config.method(name).model_dump(mode="json")),
+        metrics=[(key, float(one), 0) for key, one in numbers.items() if one is not None],
+        files=[(scored.predictions, None), (scored.golds, None)],
+    )
+
+
+def _part(
+    run: Run, cell: Cell, kind: str, name: str, result: File, seconds: float, cached: bool
+) -> Entry:
+    """What an anchor and a method have alike. A folder of the store is called by its hash."""
+    tags = {
+        "kind": kind,
+        kind: name,
+        "lamp_task": cell.config.lamp_task,
+        "seed": str(cell.config.seed),
+        "preset": run.config["preset"],
+        "cached": str(cached).lower(),
+        "result": result.folder,
+        "result_sha256": result.folder.rpartition("/")[2],
+    }
+    key, end = _key(run, kind, cell.name, name, result.folder), _end(run)
+    return Entry(key, f"{cell.name} {name}", end - int(1000 * seconds), end, tags, params={})
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options as `section.field` -> value."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= (
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return result
+
+
+def thinned(losses: Sequence[float], most: int = LOSS_POINTS) -> list[tuple[int, float]]:
+    """(step, loss) of at most `most` points: each the mean of equally many steps, at the last.
+
+    The last point may stand for fewer. A list that is short enough stays as it is.
+    """
+    size = max(-(-len(losses) // most), 1)
+    groups = [losses[start : start + size] for start in range(0, len(losses), size)]
+    ends = [min(size * number, len(losses)) for number in range(1, len(groups) + 1)]
+    return [(end, sum(group) / len(group)) for end, group in zip(ends, groups, strict=True)]
+
+
+def _key(run: Run, *part: str) -> str:
+    return digest([run.id, *part])[:32]
+
+
+def _end(run: Run) -> int:
+    """When the run ended, in milliseconds: the same however often it is logged."""
+    return int(1000 * datetime.fromisoformat(run.date).timestamp())
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"

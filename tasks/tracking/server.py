@@ -1,0 +1,172 @@
+"""One MLflow: where it is, its experiment `mta`, and runs in it, which are found by keys."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
+
+from tasks.databases import MLFLOW, make_whole
+from tasks.errors import InputError, masked
+from tasks.results.store import store
+from tasks.tracking.entries import Entry
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+
+EXPERIMENT = "mta"
+KEY_TAG, PARENT_TAG, NOTE_TAG = "mta.key", "mlflow.parentRunId", "mlflow.note.content"
+# MLflow's pages for training runs; by itself it opens those for chats' traces.
+RUNS_VIEW = "?workflowType=machine_learning"
+# The most that MLflow takes in one call, and finds in one search.
+PARAMS_PER_CALL, METRICS_PER_CALL, RUNS_PER_SEARCH = 100, 800, 1000
+SETTINGS = {
+    # MLflow would try for minutes, and make a run twice where an answer was lost.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Two requests less for each run.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+class Mlflow:
+    """The MLflow at an address. All that asks it raises what MLflow's client does."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.uri)
+
+    @cached_property
+    def experiment(self) -> str:
+        """The id of the experiment, which is made where there is none."""
+        if found := self.client.get_experiment_by_name(EXPERIMENT):
+            return str(found.experiment_id)
+        # Without a server MLflow would put artifacts below the working folder.
+        artifacts = (_alone() / "artifacts").as_uri() if self.uri.startswith("sqlite:") else None
+        # The tag opens the experiment on its runs and charts, not on traces of chats.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        made = str(self.client.create_experiment(EXPERIMENT, artifacts, tags))
+        note = (
+            f"[All methods of all runs]({methods_page(made)}): select some and press *Compare*. "
+            "One run per benchmark; below it one per LaMP task and method, and one per anchor."
+        )
+        self.client.set_experiment_tag(made, NOTE_TAG, note)
+        return made
+
+    def search(self, query: str, deleted: bool = False) -> list[MlflowRun]:
+        """All runs of the experiment that a query finds."""
+        from mlflow.entities import ViewType
+
+        view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
+        found: list[MlflowRun] = []
+        token: str | None = ""
+        while token is not None:
+            page = self.client.search_runs(
+                [self.experiment], query, view, RUNS_PER_SEARCH, page_token=token or None
+            )
+            found += page
+            token = page.token or None
+        return found
+
+    def run(self, entry: Entry) -> str:
+        """The run of an entry, found or made, and under way: its id."""
+        # Keys are hexadecimal: nothing in them ends the quotes.
+        found = self.search(f"tags.`{KEY_TAG}` = '{entry.key}'")
+        if not found:
+            return self.begin(entry)
+        self.client.update_run(found[0].info.run_id, "RUNNING")
+        return str(found[0].info.run_id)
+
+    def begin(self, entry: Entry, parent: str | None = None) -> str:
+        """Make a run; its id."""
+        tags = entry.tags | {KEY_TAG: entry.key} | ({PARENT_TAG: parent} if parent else {})
+        made = self.client.create_run(self.experiment, entry.start, tags, entry.name)
+        return str(made.info.run_id)
+
+    def fill(self, run_id: str, entry: Entry) -> None:
+        """Log what a run holds but its tags; what it has already is written over by the same.
+
+        Raises InputError where a file of the store is gone.
+        """
+        from mlflow.entities import Metric, Param
+
+        params = [Param(name, str(value)[:500]) for name, value in entry.params.items()]
+        points = [Metric(name, value, entry.end, step) for name, value, step in entry.metrics]
+        while params or points:
+            self.client.log_batch(run_id, points[:METRICS_PER_CALL], params[:PARAMS_PER_CALL])
+            params, points = params[PARAMS_PER_CALL:], points[METRICS_PER_CALL:]
+        for file, folder in entry.files:
+            self.client.log_artifact(run_id, str(store().path(file)), folder)
+        for path, text in entry.texts.items():
+            self.client.log_text(run_id, text, path)
+
+    def page(self, run_id: str, below: str = RUNS_VIEW) -> str | None:
+        """Where a browser finds a run, or what is `below` it; None where MLflow is no server."""
+        return self.address(f"#/experiments/{self.experiment}/runs/{run_id}{below}")
+
+    def address(self, page: str) -> str | None:
+        if not self.uri.startswith("http"):
+            return None
+        return f"{masked(os.environ.get('MTA_MLFLOW_UI', self.uri)).rstrip('/')}/{page}"
+
+
+def methods_page(experiment: str, run_id: str | None = None) -> str:
+    """The page of the methods' runs, of one benchmark or of all, below an MLflow's address.
+
+    Sorted by a parameter: MLflow then lists them one by one, not folded below their parents.
+    """
+    own = f" and tags.{PARENT_TAG} = '{run_id}'" if run_id else ""
+    wanted = {"searchFilter": f"tags.kind = 'method'{own}", "orderByKey": "params.`lamp_task`"}
+    return f"#/experiments/{experiment}/runs{RUNS_VIEW}&{urlencode(wanted, quote_via=quote)}"
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, or a SQLite file beside the store, which no server has open.
+
+    Raises InputError where that file cannot be used or made.
+    """
+    if given := os.environ.get("MLFLOW_TRACKING_URI"):
+        return given
+    _alone().mkdir(parents=True, exist_ok=True)
+    make_whole(MLFLOW, _alone() / "mlflow.db")
+    return f"sqlite:///{_alone() / 'mlflow.db'}"
+
+
+def mlflow_uris(state: Path) -> list[str]:
+    """Where MLflow may know of the runs whose store lies in `state`.
+
+    `MLFLOW_TRACKING_URI`; else the local stack's server and the file that runs without one use.
+    Raises InputError where the stack has an MLflow that does not run.
+    """
+    if given := os.environ.get("MLFLOW_TRACKING_URI"):
+        return [given]
+    uris = []
+    if (state / "mlflow" / "mlflow.db").exists():
+        try:
+            port = json.loads((state / "run" / "mlflow.json").read_text())["port"]
+        except (OSError, ValueError, KeyError):
+            raise InputError(
+                f"{state / 'mlflow'}: the stack's MLflow does not run, and knows users too; "
+                "`make up` first"
+            ) from None
+        uris.append(f"http://127.0.0.1:{port}")
+    if (alone := state / "local" / "mlflow.db").exists():
+        uris.append(f"sqlite:///{alone}")
+    return uris
+
+
+def _alone() -> Path:
+    """Where the MLflow of runs without a server is."""
+    return store().state / "local"
