@@ -1,5 +1,6 @@
-"""A user out of the store, MLflow and Prefect: `python -m tasks.forget --help`.
+"""A user out of the store, MLflow and Prefect: `mta forget --help`.
 
-`user` does it and searches afterwards; `pieces` says which pieces go, `holding` whether a file
-holds the user; `records` are MLflow's and Prefect's, `sources` the files the user came from.
+`user` does it and searches afterwards; `closure` says what of the store goes, `holding` whether a
+file holds the user; `mlflow_records` and `prefect_records` are what these servers keep, `sources`
+the files the user came from.
 """

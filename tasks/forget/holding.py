@@ -18,21 +18,22 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import label
 from tasks.lamp.definitions import TASKS
+from tasks.results.store import RESULTS
 
 if TYPE_CHECKING:
     import polars as pl
 
 # Shorter texts ("ok") stand within others by chance; as whole values they are found all the same.
 LEAST_WITHIN = 12
-# Fields that hold no users' ids: texts, answers, labels, and ids of items and queries, which are
-# numbers as often as users' are.
+# Fields that hold no users' ids: texts, answers, labels; and ids of items and queries and counts of
+# items, which look as users' ids do.
 CONTENT = {
     "text", "answer", "input", "gold", "output", "prediction", "audit", "instruction",
-    "profile", "query", "query_id", "golds",
+    "profile", "query", "query_id", "golds", "curve", "task",
 } | {name for task in TASKS.values() for name in (task.text_field, task.answer_field)}  # fmt: skip
 WRITTEN = (".html", ".txt", ".csv", ".log")
-# A header longer than this is none.
-LONGEST_HEADER = 100 << 20
+# Tokens of a model; short numbers are tokens as often as users' ids.
+VOCABULARY = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,15 @@ def holds(file: Path, marks: Marks) -> bool:
         import polars as pl
 
         return any(_column_holds(column, marks) for column in pl.read_parquet(file))
-    if suffix == ".json":
+    if file.name == VOCABULARY:
+        return False
+    if suffix == ".json" or file.parent.name == RESULTS:
         return marks.in_values(strings(json.loads(file.read_text(encoding="utf-8"))))
     if suffix == ".safetensors":
-        return marks.in_values(strings(_header(file)))
+        from safetensors import safe_open
+
+        with safe_open(file, framework="numpy") as opened:
+            return marks.in_values(strings([opened.metadata(), *opened.keys()]))
     if suffix in WRITTEN:
         return marks.in_text(file.read_text(encoding="utf-8", errors="replace"))
     return False
@@ -107,15 +113,6 @@ def strings(value: Any, content: bool = False) -> Iterator[tuple[str, bool]]:
     elif isinstance(value, list):
         for item in value:
             yield from strings(item, content)
-
-
-def _header(file: Path) -> Any:
-    """A safetensors file begins with the length of its JSON header (8 bytes), then the header."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if length > LONGEST_HEADER:
-            raise ValueError(f"{file}: no safetensors header")
-        return json.loads(opened.read(length))
 
 
 def _column_holds(column: pl.Series, marks: Marks, content: bool = False) -> bool:

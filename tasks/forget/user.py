@@ -1,106 +1,72 @@
 """Remove a user, and all that was made of the user's texts, and prove it by a search.
 
-`tasks/forget/__main__.py` says what goes and what stays.
+`mta forget --help` says what goes and what stays.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import InputError, label
-from tasks.forget.holding import Marks, holds, strings
-from tasks.forget.pieces import (
-    Known,
-    checkpoints_to_remove,
-    known_of,
-    pieces,
-    reason_to_remove,
-)
-from tasks.forget.records import (
-    Records,
-    forget_in_mlflow,
-    forget_in_prefect,
-    left_in_mlflow,
-)
+from tasks.forget.closure import MODELS, folders_in, has_mark, marks_of, stage_of, what_goes
+from tasks.forget.holding import Marks, strings
+from tasks.forget.mlflow_records import traces_in_mlflow
+from tasks.forget.prefect_records import forget_in_prefect
 from tasks.forget.sources import in_sources
+from tasks.meta_lora import META
 from tasks.report.files import REPORT_FILE, REPORTS_FOLDER, RUNS_FOLDER, TABLE_FILE
-from tasks.store import checkpoints
-from tasks.store.artifacts import Store
-from tasks.store.claims import STALE_SECONDS
-from tasks.tracking import spool
-from tasks.tracking.replay import mlflow_uris
-
-# They say who was trained on whom, so they go last, in this order: a call that was cut off is made
-# again, and must know it again.
-LAST = ("bank", "anchors", "task_adapt", "base_model", "prepare", "synthetic")
+from tasks.results import checkpoints
+from tasks.results.rows import INDEX
+from tasks.results.store import Store
+from tasks.tracking.server import mlflow_uris
 
 
-def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[str], list[str]]:
+def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[str], list[str]]:
     """Forget a user; (what was done, what is left), in lines.
 
     Raises InputError where nothing knows the user, or a run is under way.
     """
-    where.sweep()
-    checkpoints.sweep(where)
-    if working := where.working():
-        raise InputError(
-            f"store: {working[0]} is being made by a run; let it end, or where its machine is gone "
-            f"(a claim does not change for {STALE_SECONDS:g} s then) remove that, and call again"
-        )
-    where.fetch_all()
-    state = where.root.parent
-    spool.clear(state)
-    if late := spool.waiting(state):
-        raise InputError(
-            f"{state / spool.FOLDER}: {sum(late.values())} entries wait to be logged to MLflow and "
-            "may name the user; `python -m tasks.tracking`, or remove that folder, and call again"
-        )
-    tracked = mlflow_uris(state)
-    runs = _run_files(state)
-    sources, texts = in_sources(where, [run for _, run in runs], user_id, data)
-    known = known_of(where, user_id, texts)
-    plan = [
-        (stage, folder, reason)
-        for stage, folder, record in pieces(where)
-        if (reason := reason_to_remove(stage, folder, record, known))
-    ]
-    cut_off = checkpoints_to_remove(where, known)
-    marks = known.marks()
-    uris = {f"{stage}/{folder.name}" for stage, folder, _ in plan}
-    certain = [
-        reason
-        for reason in (*(reason for _, _, reason in plan), *cut_off.values())
-        if reason in ("holds the user", "trained on the user")
-    ]
-    touched = {file: run for file, run in runs if certain and _names(run, uris, marks)}
-    mlflow = Records()
-    for uri in tracked:
-        mlflow += forget_in_mlflow(uri, marks, known.anchors, uris if certain else set())
-    if not (certain or mlflow.done or sources):
-        if known.unsaid:
-            raise InputError(f"{label(user_id)}: no such user is named, but {known.unsaid[0]}")
-        raise InputError(f"{label(user_id)}: no such user in {where.root}, MLflow or known data")
-    done = [f"{name}: {count} removed" for name, count in mlflow.done.items()]
-    flow_runs = {file.stem for file in touched} | mlflow.flow_runs
-    # Beside the store; `flows.local` makes it where it is called.
-    homes = dict.fromkeys(home.absolute() for home in (state / "local", Path(".mta/local")))
-    said, left = forget_in_prefect(flow_runs, list(homes))
-    done += said
-    if certain or mlflow.done:
-        done += _forget_beside(state, touched, marks)
-        for file in cut_off:
-            file.unlink()
-        done += _remove(where, plan)
-        for reason, count in Counter(cut_off.values()).items():
-            done.append(f"checkpoints removed ({reason}): {count}")
-    done += _told(known)
-    searched, found = search(where, marks)
-    left += mlflow.left + found + known.unsaid
-    left += [line for uri in tracked for line in left_in_mlflow(uri, marks)]
+    store.sweep()
+    checkpoints.sweep(store)
+    if working := store.working():
+        raise InputError(f"store: {working[0]} is held by a run; let it end, and call again")
+    store.fetch_all()
+    uris = mlflow_uris(store.state)
+    runs = {file: _json(file) for file in _beside(store, f"{RUNS_FOLDER}/*.json")}
+    sources, texts = in_sources(runs.values(), user_id, data)
+    marks = marks_of(store, user_id, texts)
+    gone, files = what_goes(store, marks)
+    base = any(stage_of(uri) in MODELS for uri in gone)
+    anchors = {_anchor(store, uri) for uri in gone if stage_of(uri) == "meta_lora"
+               and (base or has_mark(store.root / uri, marks))}  # fmt: skip
+    trained = base or bool(anchors)
+    in_store = bool(gone or files)
+    named = [file for file, values in runs.items() if in_store and _names(values, gone, marks)]
+    flow_runs = {file.stem for file in named}
+    taught = flow_runs if trained else set()
+    in_mlflow, left = traces_in_mlflow(uris, marks, anchors | marks.ids, taught, remove=True)
+    if not (in_store or in_mlflow or sources):
+        raise InputError(f"{label(user_id)}: no such user in {store.root}, MLflow or known data")
+    flow_runs |= {trace.flow_run for trace in in_mlflow if trace.flow_run}
+    # Beside the store; `mta run` makes it where it is called.
+    homes = dict.fromkeys(home.absolute() for home in (store.state / "local", Path(".mta/local")))
+    done, unknown = forget_in_prefect(flow_runs, homes)
+    left += unknown
+    if in_mlflow:
+        done.append(f"MLflow: removed from {len(in_mlflow)} runs")
+    if in_store or in_mlflow:
+        done.append(_forget_beside(store, {file: runs[file] for file in named}, marks))
+        done += _remove(store, gone, files)
+    if trained:
+        names = ["the base model"] * base + [f"anchor {label(one)}" for one in sorted(anchors)]
+        done.append(f"trained on the user, so removed and trained again: {', '.join(names)}")
+    searched, found = search(store, marks)
+    again, failed = traces_in_mlflow(uris, marks)
+    left += [*found, *failed, *(line for trace in again for line in trace.lines())]
     left = list(dict.fromkeys(left))
     done.append(
         f"proof: searched {searched} files of the store and beside it, and MLflow: "
@@ -110,86 +76,87 @@ def forget(where: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     return done, left
 
 
-def _remove(where: Store, plan: list[tuple[str, Path, str]]) -> list[str]:
-    counts: Counter[str] = Counter()
-    for stage, folder, reason in sorted(plan, key=lambda item: _turn(item[0])):
-        where.remove(stage, folder.name)
-        counts[f"store: {stage}: pieces removed ({reason})"] += 1
-    return [f"{what}: {count}" for what, count in counts.items()]
+def search(store: Store, marks: Marks) -> tuple[int, list[str]]:
+    """How many files were searched, and those that hold a mark or cannot be read."""
+    store.fetch_all()
+    beside = (REPORT_FILE, TABLE_FILE, f"{checkpoints.FOLDER}/*/*", f"{RUNS_FOLDER}/*",
+              f"{REPORTS_FOLDER}/*", "logs/*.log")  # fmt: skip
+    files = [*sorted(store.root.rglob("*")), *_beside(store, *beside)]
+    files = [file for file in files if file.is_file()]
+    return len(files), [
+        f"{file}: holds the user, or cannot be read" for file in files if has_mark(file, marks)
+    ]
 
 
-def _turn(stage: str) -> int:
-    return LAST.index(stage) + 1 if stage in LAST else 0
+def _beside(store: Store, *patterns: str) -> list[Path]:
+    """Files beside the store."""
+    return sorted(file for pattern in patterns for file in store.state.glob(pattern))
 
 
-def _told(known: Known) -> list[str]:
-    lines = []
-    if known.base_trained:
-        lines.append("trained on the user: the base model; all that it was for is made again")
-    if known.anchors:
-        names = ", ".join(sorted(map(label, known.anchors)))
-        lines.append(f"trained on the user: anchors {names}; they are removed, and trained again")
-    return lines
+def _json(file: Path) -> Any:
+    """What a file holds; None where it cannot be read."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
-def _run_files(state: Path) -> list[tuple[Path, dict[str, Any]]]:
-    found = []
-    for file in sorted((state / RUNS_FOLDER).glob("*.json")):
-        try:
-            found.append((file, json.loads(file.read_text(encoding="utf-8"))))
-        except ValueError:
-            found.append((file, {}))
-    return found
+def _names(values: Any, gone: set[str], marks: Marks) -> bool:
+    """Whether a run names the user or what goes, or cannot be read."""
+    return values is None or marks.in_values(strings(values)) or bool(folders_in(values) & gone)
 
 
-def _names(run: dict[str, Any], uris: set[str], marks: Marks) -> bool:
-    found = list(strings(run))
-    return not run or marks.in_values(found) or any(text in uris for text, _ in found)
+def _anchor(store: Store, uri: str) -> str:
+    """The anchor of a meta-LoRA; its uri where that cannot be read."""
+    values = _json(store.root / uri / META)
+    return str(values["anchor"]) if values else uri
 
 
-def _forget_beside(state: Path, runs: dict[Path, dict[str, Any]], marks: Marks) -> list[str]:
-    """Runs and what they showed removed; in logs, which servers go on writing, the id is crossed
-    out."""
-    names = {(run.get("about") or {}).get("report") for run in runs.values()}
-    shown = (state / REPORTS_FOLDER).glob("*")
-    gone = [*runs, *(file for file in shown if file.stem in names or holds(file, marks))]
-    for file in gone:
+def _remove(store: Store, gone: set[str], files: Iterable[Path]) -> list[str]:
+    """Tables of users go last: a call that was cut off is made again, and looks the user up there.
+
+    By then what lost its result is what no result points to. Trainings that were cut off may be of
+    the user, or go on from what goes: all begin anew.
+    """
+    cut_off = [file for file in checkpoints.folder(store).rglob("*") if file.is_file()]
+    for file in (*cut_off, *files):
+        if file.is_relative_to(store.root):
+            store.remove(file)
+        else:
+            file.unlink()
+    for uri in sorted(gone, key=lambda uri: (stage_of(uri) == "prepare", uri)):
+        store.remove(store.root / uri)
+    (store.root / INDEX).unlink(missing_ok=True)  # made again from what is there
+    counts = sorted(Counter(map(stage_of, gone)).items())
+    lines = [f"store: {stage}: {count} folders removed" for stage, count in counts]
+    return lines + ([f"checkpoints removed: {len(cut_off)}"] if cut_off else [])
+
+
+def _forget_beside(store: Store, runs: dict[Path, Any], marks: Marks) -> str:
+    """Runs and what they showed are removed; in logs, which servers go on writing, the id is
+    crossed out."""
+    names = {values["report"] for values in runs.values() if values and "report" in values}
+    reports = _beside(store, f"{REPORTS_FOLDER}/*")
+    removed = [*runs, *(file for file in reports if file.stem in names or has_mark(file, marks))]
+    # Links to the newest, of which nothing may be left.
+    newest = [store.state / REPORT_FILE, store.state / TABLE_FILE]
+    for file in removed:
         file.unlink()
-    removed = len(gone)
-    for newest in (state / REPORT_FILE, state / TABLE_FILE):
-        # Links, to nothing by now; files, where an earlier version wrote them.
-        if os.path.lexists(newest) and not (newest.is_symlink() and newest.exists()):
-            newest.unlink()
-            removed += 1
-    crossed = sum(_cross_out(file, marks) for file in sorted((state / "logs").glob("*.log")))
-    return [f"beside the store: {removed} files removed, {crossed} names crossed out in logs"]
+    for link in newest:
+        if link.is_symlink() and not link.exists():
+            link.unlink()
+    crossed = sum(_cross_out(file, marks) for file in _beside(store, "logs/*.log"))
+    return f"beside the store: {len(removed)} files removed, {crossed} names crossed out in logs"
 
 
 def _cross_out(file: Path, marks: Marks) -> int:
     """Ids in a log become x's of the same length, in place: it may be open for appending."""
     text = file.read_bytes().decode("utf-8", "surrogateescape")
-    places = [match.span() for match in marks.words.finditer(text)]
+    crossed, count = marks.words.subn(lambda found: "x" * len(_bytes(found.group())), text)
     with file.open("r+b") as opened:
-        for start, end in places:
-            opened.seek(len(text[:start].encode("utf-8", "surrogateescape")))
-            opened.write(b"x" * len(text[start:end].encode("utf-8", "surrogateescape")))
-    return len(places)
+        opened.write(_bytes(crossed))
+    return count
 
 
-def search(where: Store, marks: Marks) -> tuple[int, list[str]]:
-    """How many files were searched, and those that hold a mark or cannot be read."""
-    where.fetch_all()
-    state = where.root.parent
-    beside = [state / REPORT_FILE, state / TABLE_FILE, *checkpoints.folder(where).rglob("*"),
-              *(state / RUNS_FOLDER).glob("*.json"), *(state / REPORTS_FOLDER).glob("*"),
-              *(state / "logs").glob("*.log")]  # fmt: skip
-    files = sorted(file for file in (*where.root.rglob("*"), *beside) if file.is_file())
-    left = []
-    for file in files:
-        try:
-            found = "holds the user" if holds(file, marks) else None
-        except Exception as error:
-            found = f"cannot be searched ({type(error).__name__})"
-        if found:
-            left.append(f"{file}: {found}")
-    return len(files), left
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
