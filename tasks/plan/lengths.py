@@ -1,167 +1,115 @@
-"""The data in tokens: lengths of the questions that the stages ask, nothing kept of the texts."""
+"""The data as a plan sees it: lengths of samples in tokens, and clusters that are assumed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+import random
+from collections.abc import Iterable
+from itertools import chain, cycle, islice
 
-from tasks.config import RunConfig
-from tasks.lamp.definitions import get_task
-from tasks.lamp.prompts import Sample
-from tasks.lora.batches import Encoded, encode
+from tasks.config.options import AnchorOptions
+from tasks.config.task import derive_seed
+from tasks.lamp.definitions import LampTask
+from tasks.lora.batches import Encoded
 from tasks.lora.passes import blank
-from tasks.plan.model import Planned
-from tasks.questions import profile_questions, user_queries
+from tasks.plan.model import Characters, PlannedModel
+from tasks.prepare import users_of
+from tasks.results.models import Questions
+from tasks.results.record import File
+from tasks.text.questions import User
+from tasks.text.tokens import Kind, samples_of
 
-# English prose has 4 to 4.5 characters per token of a vocabulary like Llama's: this counts more.
-CHARACTERS_PER_TOKEN = 4.0
-# A chat template's own tokens, and those that open and close a text.
-AROUND = 16
+# Bytes in the store beside the tokens: of a user's key, and of a file's header.
+KEY, HEADER = 80, 1300
+ENCODER_TOKENS = 512
 
-# Bytes in the store beside the tokens: of a user's key, and of a file's header and record.
-KEY, FILE = 80, 1300
-
-User = Mapping[str, Any]
-# One user's questions, as blank samples of their lengths.
+# One user's samples, as blank ones of their lengths.
 Lengths = list[Encoded]
 
 
-class Measure:
-    """Lengths of questions, by the model's tokenizer or by their characters.
+def count_tokens(samples: Iterable[Encoded]) -> int:
+    return sum(len(one.prompt) + len(one.answer) for one in samples)
 
-    At most about `plan.max_items` profile items are looked at per call; the users between those
-    looked at get lengths of theirs in turn. What was assumed is in `notes`, in order.
+
+def assumed_clusters(options: AnchorOptions, count: int, seed: int) -> tuple[list[int], int]:
+    """The candidates' clusters, dealt at random, and how many: one per anchor that is asked for.
+
+    Where whole clusters are anchors, as many as the root of half the candidates.
+    """
+    number = min(options.count, count)
+    if options.train_on != "user":
+        number = max(1, round((count / 2) ** 0.5))
+    labels = [place % number for place in range(count)]
+    random.Random(derive_seed(seed, "plan", "clusters")).shuffle(labels)
+    return labels, number
+
+
+class Measure:
+    """Lengths of users' samples, by the model's tokenizer.
+
+    Of a table about `plan.max_items` profile items at most are looked at; users between those get
+    lengths of theirs in turn. notes: where that is so. kept: bytes that the tokens take in the
+    store (tasks/text/tokens.py), by what they are of.
     """
 
-    def __init__(
-        self, options: RunConfig, lamp_task: str, instruction: str, planned: Planned
-    ) -> None:
-        self.options, self.lamp_task, self.instruction = options, lamp_task, instruction
-        self.planned = planned
-        self.notes: dict[str, None] = {}
-        self._known: dict[Any, list[Lengths]] = {}
-        self._kept: dict[Any, int] = {}
-        if planned.base is None:
-            self._note(f"no tokenizer: tokens are counted as characters / {CHARACTERS_PER_TOKEN:g}")
+    def __init__(self, model: PlannedModel) -> None:
+        self.model = model
+        self.notes: list[str] = []
+        self.kept: dict[object, int] = {}
+        self._users: dict[str, dict[str, User]] = {}
+        self._known: dict[object, dict[str, Lengths]] = {}
 
-    def profiles(self, users: Sequence[User], history_items: int) -> list[Lengths]:
-        """Per user the profile's items, each asked about itself, with its answer."""
-        return self._once("profile", users, history_items, self._profiles)
+    def users(self, table: File) -> dict[str, User]:
+        """The users of a table, by id."""
+        if table.sha256 not in self._users:
+            self._users[table.sha256] = {user["user_id"]: user for user in users_of(table)}
+        return self._users[table.sha256]
 
-    def queries(self, users: Sequence[User], history_items: int) -> list[Lengths]:
-        """Per user the queries, without answers."""
-        return self._once("queries", users, history_items, self._queries)
-
-    def golds(self, users: Sequence[User], history_items: int) -> list[Lengths]:
-        """Per user the queries, with their golds."""
-        return self._once("golds", users, history_items, self._golds)
-
-    def choices(self, users: Sequence[User], history_items: int) -> list[Lengths]:
-        """Per user the queries with each of the task's labels."""
-        return self._once("choices", users, history_items, self._choices)
-
-    def texts(self, users: Iterable[User], most: int, own: bool) -> list[list[int]]:
-        """Per user the tokens of each item's text and answer, at most `most`.
-
-        own: by the model's tokenizer, where it is at hand; else by characters.
-        """
-        count = self._tokens if own else _by_characters
-        return [
-            [min(most, count(f"{item['text']} {item['answer']}")) for item in user["profile"]]
-            for user in users
-        ]
-
-    @property
-    def kept_bytes(self) -> int:
-        """What the tokens of all that was asked for take in the store (tasks/lora/tokens.py)."""
-        return sum(self._kept.values()) + FILE * len(self._known)
-
-    def _once(
-        self,
-        kind: str,
-        users: Sequence[User],
-        history_items: int,
-        make: Callable[[Sequence[User], RunConfig], list[Lengths]],
+    def tokens(
+        self, kind: Kind, questions: Questions, table: File, ids: Iterable[str] = ()
     ) -> list[Lengths]:
-        # The profile's length is part of it: users are planned with fewer items, too.
-        who = tuple((user["user_id"], len(user["profile"])) for user in users)
-        key = (kind, history_items, who)
+        """The lengths of these users' samples of a kind; without ids of all in the table."""
+        key = (kind, questions, table.sha256)
         if key not in self._known:
-            prompt = self.options.prompt.model_copy(update={"history_items": history_items})
-            options = self.options.model_copy(update={"prompt": prompt})
-            self._known[key] = make(users, options)
-            for user, own in zip(who, self._known[key], strict=True):
-                ids = sum(len(one.prompt) + len(one.answer) for one in own)
-                self._kept[kind, history_items, user] = 4 * ids + 13 * len(own) + KEY
-        return self._known[key]
+            self._known[key] = self._measured(kind, questions, self.users(table))
+            self.kept[key] = HEADER
+        found = {user_id: self._known[key][user_id] for user_id in ids or self.users(table)}
+        for user_id, samples in found.items():
+            self.kept[key, user_id] = 4 * count_tokens(samples) + 13 * len(samples) + KEY
+        return list(found.values())
 
-    def _profiles(self, users: Sequence[User], options: RunConfig) -> list[Lengths]:
-        sizes = [len(user["profile"]) for user in users]
-        stride = max(1, math.ceil(sum(sizes) / options.plan.max_items))
-        looked: dict[int, Lengths] = {}
-        for number in range(0, len(users), stride):
-            profile = users[number]["profile"]
-            asked = profile_questions(options, self.lamp_task, self.instruction, profile)
-            looked[number] = [self._length(one, answer=True) for one in asked]
-        pool = [one for own in looked.values() for one in own]
-        if stride > 1:
-            self._note(
-                f"{len(pool)} of {sum(sizes)} profile items of {len(users)} users were looked at, "
-                "the others are taken to be as long (plan.max_items)"
-            )
-        place = 0
-        found: list[Lengths] = []
-        for number, size in enumerate(sizes):
-            if number in looked:
-                found.append(looked[number])
-                continue
-            found.append([pool[(place + i) % len(pool)] for i in range(size)])
-            place += size
-        return found
+    def texts(self, task: LampTask, table: File, own: bool) -> list[int]:
+        """The tokens of each item's text and answer; own: the base model's, not an encoder's."""
+        base = self.model.base
+        most = base.max_tokens if own else ENCODER_TOKENS
+        tokenizer = base.tokenizer if own else Characters()
+        special = not isinstance(tokenizer, Characters)
+        items = chain(*(user["profile"] for user in self.users(table).values()))
+        texts = (task.whole(item["text"], item["answer"]) for item in items)
+        ids = (tokenizer(t, add_special_tokens=special, split_special_tokens=True) for t in texts)
+        return [min(most, len(one["input_ids"])) for one in ids]
 
-    def _queries(self, users: Sequence[User], options: RunConfig) -> list[Lengths]:
-        return [
-            [self._length(one, answer=False) for one in self._asked(user, options)]
-            for user in users
-        ]
-
-    def _golds(self, users: Sequence[User], options: RunConfig) -> list[Lengths]:
-        return [
-            [self._length(one, answer=True) for one in self._asked(user, options)] for user in users
-        ]
-
-    def _choices(self, users: Sequence[User], options: RunConfig) -> list[Lengths]:
-        most = self.planned.max_tokens
-        labels = [
-            len(self._length(Sample("", "?", label), answer=True).answer)
-            for label in get_task(self.lamp_task).labels
-        ]
-        return [
-            [blank(min(len(one.prompt), most - label), label) for one in own for label in labels]
-            for own in self._queries(users, options)
-        ]
-
-    def _asked(self, user: User, options: RunConfig) -> list[Sample]:
-        return user_queries(options, self.lamp_task, self.instruction, user)
-
-    def _length(self, sample: Sample, answer: bool) -> Encoded:
-        if self.planned.base is not None:
-            found = encode(self.planned.base, sample.prompt, sample.answer if answer else None)
-            return blank(len(found.prompt), len(found.answer))
-        most = self.planned.max_tokens
-        labels = min(_by_characters(sample.answer) + 1, most // 2) if answer else 0
-        prompt = _by_characters(sample.prompt) + AROUND
-        return blank(min(prompt, most - labels), labels)
-
-    def _tokens(self, text: str) -> int:
-        if self.planned.base is None:
-            return _by_characters(text)
-        return len(self.planned.base.tokenizer(text, split_special_tokens=True)["input_ids"])
-
-    def _note(self, line: str) -> None:
-        self.notes[line] = None
-
-
-def _by_characters(text: str) -> int:
-    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
+    def _measured(
+        self, kind: Kind, questions: Questions, users: dict[str, User]
+    ) -> dict[str, Lengths]:
+        items, most = sum(len(u["profile"]) for u in users.values()), self.model.machine.max_items
+        stride = max(1, math.ceil(items / most)) if kind == "profile" else 1
+        looked = {
+            user_id: [
+                blank(len(one.prompt), len(one.answer))
+                for one in samples_of(questions, self.model.base, kind, users[user_id])
+            ]
+            for user_id in list(users)[::stride]
+        }
+        if stride == 1:
+            return looked
+        pool = [*chain(*looked.values())]
+        self.notes.append(
+            f"{len(pool)} of {items} profile items of {len(users)} users were looked at, the "
+            "others are taken to be as long (plan.max_items)"
+        )
+        others = cycle(pool)
+        return {
+            user_id: looked.get(user_id) or list(islice(others, len(user["profile"])))
+            for user_id, user in users.items()
+        }

@@ -2,55 +2,64 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoTokenizer, LlamaConfig
+import torch
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
-from tasks.base_model import find_model
-from tasks.config import RunConfig
+from tasks.config.options import BaseOptions, PlanOptions, TrainingOptions
+from tasks.config.run import RunConfig
 from tasks.errors import InputError
 from tasks.lora.base import Base, attention_only, end_of_turn, most_tokens, without_weights
 from tasks.lora.cost import ModelShape, shape_of
 from tasks.lora.grouped import Shapes, shapes_of
 from tasks.lora.tiny import tiny_config
-from tasks.options import PlanOptions, TrainingOptions
+from tasks.text.loading import find_model
 
 # Numbers of the models' own config.json, for where the hub does not answer.
 KNOWN_MODELS: dict[str, dict[str, Any]] = {
     "meta-llama/Meta-Llama-3-8B-Instruct": {
-        "vocab_size": 128_256,
-        "hidden_size": 4096,
-        "intermediate_size": 14_336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": False,
+        "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "max_position_embeddings": 8192, "tie_word_embeddings": False,
     }
-}
-# Text encoders: parameters without the table of embeddings, which is looked up.
+}  # fmt: skip
+# Text encoders: layers, width, and width of the feed-forward.
 KNOWN_ENCODERS = {
-    # 12 layers of width 384 and 1536; 24 of width 1024 and 4096.
-    "BAAI/bge-small-en-v1.5": 12 * (4 * 384 * 384 + 2 * 384 * 1536),
-    "microsoft/deberta-v3-large": 24 * (4 * 1024 * 1024 + 2 * 1024 * 4096),
+    "BAAI/bge-small-en-v1.5": (12, 384, 1536),
+    "microsoft/deberta-v3-large": (24, 1024, 4096),
 }
-ENCODER_TOKENS = 512
+# English prose has 4 to 4.5 characters per token of a vocabulary like Llama's: this counts more.
+CHARACTERS_PER_TOKEN = 4
+# A chat template's own tokens, and those that open and close a text.
+AROUND = 16
+
+
+class Characters:
+    """Stands for a tokenizer that is not at hand: a token per CHARACTERS_PER_TOKEN characters."""
+
+    chat_template = bos_token_id = None
+    eos_token_id = 0
+
+    def __call__(
+        self, text: str, add_special_tokens: bool = True, **_: object
+    ) -> dict[str, list[int]]:
+        around = AROUND if add_special_tokens else 0
+        return {"input_ids": [1] * (around + math.ceil(len(text) / CHARACTERS_PER_TOKEN))}
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A model that is not loaded: `model` on torch's meta device, `base` with its tokenizer.
+class PlannedModel:
+    """A model that is not loaded.
 
-    each: bytes per number of its weights. gpu: whether the plan is for a GPU. notes: what of this
-    is assumed.
+    base: the model on torch's meta device, with its tokenizer or `Characters`. each: bytes per
+    number of its weights. gpu: whether the plan is for a GPU. notes: what of this is assumed.
     """
 
-    model: Any
+    base: Base
     shape: ModelShape
-    base: Base | None
-    max_tokens: int
     each: int
     gpu: bool
     machine: PlanOptions
@@ -61,90 +70,75 @@ class Planned:
         """Bytes of the weights in memory."""
         return self.each * self.shape.parameters
 
-    def lora(self, how: TrainingOptions) -> Shapes:
-        return shapes_of(self.model, how.target_modules, how.rank)
+    def lora(self, options: TrainingOptions) -> Shapes:
+        """The shapes of a LoRA. Raises InputError where no layer is named as `target_modules`."""
+        return shapes_of(self.base.model, options.target_modules, options.rank)
+
+    def seconds(self, flops: int) -> float:
+        """An estimate for the machine."""
+        return flops / (self.machine.peak_tflops * 1e12 * self.machine.mfu)
 
 
-def planned(options: RunConfig) -> Planned:
+def plan_model(config: RunConfig) -> PlannedModel:
     """What can be known of `base.model` without its weights.
 
-    Raises InputError when neither a folder, nor the hub, nor this module knows it.
+    Raises InputError where neither a folder, nor the hub, nor this module knows it.
     """
-    import torch
-
-    notes: list[str] = []
-    config, folder = _config(options, notes)
-    attention_only(options.base.model, config)
-    gpu = options.compute.device != "cpu"
-    dtype = options.base.dtype
-    each = 2 if dtype == "bfloat16" or (dtype == "auto" and gpu) else 4
-    model = without_weights(config)
-    most = most_tokens(config, options.base.max_tokens)
-    if options.base.quantisation != "none":
-        notes.append(
-            f"base.quantisation {options.base.quantisation}: answers are planned as without it"
-        )
-    tokenizer = _tokenizer(folder, options.prompt.chat, notes)
-    base = None
-    if tokenizer is not None:
-        base = Base(model, tokenizer, torch.device("cpu"), most, end_of_turn(tokenizer))
-    return Planned(model, shape_of(model), base, most, each, gpu, options.plan, notes)
+    options, notes = config.base, list[str]()
+    shape, tokenizer = _shape_and_tokenizer(options, config.prompt.chat, notes)
+    if isinstance(tokenizer, Characters):
+        notes.append(f"no tokenizer at hand: tokens are characters / {CHARACTERS_PER_TOKEN}")
+    attention_only(options.model, shape)
+    gpu = config.compute.device != "cpu"
+    narrow = options.dtype == "bfloat16" or (options.dtype == "auto" and gpu)
+    if options.quantisation != "none":
+        notes.append(f"base.quantisation {options.quantisation}: answers are planned without it")
+    model, most = without_weights(shape), most_tokens(shape, options.max_tokens)
+    base = Base(model, tokenizer, torch.device("cpu"), most, end_of_turn(tokenizer))
+    return PlannedModel(base, shape_of(model), 2 if narrow else 4, gpu, config.plan, notes)
 
 
-def encoder_size(options: RunConfig, notes: list[str]) -> int:
-    """Parameters of the text encoder that each token passes; 0, and a note, where not known."""
-    import torch
+def encoder_shape(name: str) -> tuple[int, int]:
+    """A text encoder's width, and the parameters that each token passes: without embeddings.
 
-    name = options.anchors.text_model
+    Both 0 where they are not known.
+    """
     try:
-        folder = find_model(name, weights=False)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"):
-            model: Any = AutoModel.from_config(config, trust_remote_code=False)
-    except (InputError, OSError, ValueError) as error:
-        if name in KNOWN_ENCODERS:
-            return KNOWN_ENCODERS[name]
-        why = " ".join(str(error).split())[:120]
-        notes.append(f"anchors.text_model {name} is not at hand ({why}): its work is not counted")
-        return 0
-    return sum(i * o for i, o in shapes_of(model, "all-linear", 1).sizes.values())
+        config = AutoConfig.from_pretrained(find_model(name, weights=False))
+        shape = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+    except (InputError, OSError, ValueError, AttributeError):
+        shape = KNOWN_ENCODERS.get(name, (0, 0, 0))
+    layers, hidden, wide = shape
+    return hidden, layers * (4 * hidden**2 + 2 * hidden * wide)
 
 
-def _config(options: RunConfig, notes: list[str]) -> tuple[Any, Path | None]:
-    """The model's configuration, and the folder it came from, if any."""
-    name = options.base.model
+def _shape_and_tokenizer(options: BaseOptions, chat: str, notes: list[str]) -> tuple[Any, Any]:
+    """A model's configuration, and its tokenizer, or Characters where none can be read."""
+    name, tiny = options.model, options.tiny
     if name == "tiny":
-        tiny = options.base.tiny
         notes.append(
             f"the tiny model's vocabulary is taken to be base.tiny.max_vocabulary "
             f"{tiny.max_vocabulary}, the most that it may be: it is known once the model is trained"
         )
         sizes = (tiny.hidden, tiny.layers, tiny.heads, tiny.max_vocabulary)
-        return tiny_config(*sizes, options.base.max_tokens), None
+        return tiny_config(*sizes, options.max_tokens), Characters()
     try:
         folder = find_model(name, weights=False)
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False), folder
+        shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (InputError, OSError, ValueError) as error:
-        if name in KNOWN_MODELS and not Path(name).expanduser().is_dir():
+        if name in KNOWN_MODELS:
             notes.append(f"{name} is not at hand: its shape is as this project knows it")
-            return LlamaConfig(**KNOWN_MODELS[name]), None
+            return LlamaConfig(**KNOWN_MODELS[name]), Characters()
         if isinstance(error, InputError):
             raise
         why = " ".join(str(error).split())[:200]
         raise InputError(f"base.model {name}: its config.json cannot be read ({why})") from error
-
-
-def _tokenizer(folder: Path | None, chat: str, notes: list[str]) -> Any:
-    if folder is None:
-        return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        why = " ".join(str(error).split())[:120]
-        notes.append(f"{folder.name} has no tokenizer that can be read ({why})")
-        return None
+    except (OSError, ValueError, KeyError, ImportError):
+        return shape, Characters()
     if tokenizer.eos_token_id is None:
         raise InputError(f"base.model {folder}: its tokenizer has no end-of-text token; set one")
     if chat == "never":
         tokenizer.chat_template = None
-    return tokenizer
+    return shape, tokenizer

@@ -1,326 +1,298 @@
-"""Which stages a run of one LaMP task has, and what each costs (flows/lamp_task.py runs them)."""
+"""What each stage costs: a planner that stands in for the stages (tasks/running/stand_in.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
-from tasks.config import RunConfig, derive_seed
-from tasks.embedding import CHUNK, OWN_MODEL, SIGNATURES, roles_of
-from tasks.lamp.definitions import get_task
-from tasks.lora.cost import Flops, Loras, Pass
-from tasks.lora.grouped import Shapes
-from tasks.lora.passes import blank, signature_passes
-from tasks.lora.signature import STATE_POSITIONS
-from tasks.methods import METHODS, MethodName, bank_kind
-from tasks.plan.anchors import assumed_anchors, assumed_clusters
-from tasks.plan.lengths import Lengths, Measure
-from tasks.plan.model import ENCODER_TOKENS, Planned, encoder_size
-from tasks.plan.work import (
-    Below,
-    Work,
-    added,
-    answer,
-    compute_seconds,
-    forward_bytes,
-    likelihoods,
-    sign,
-    tokens,
-    train,
+from tasks.answer import HowAnswered, MethodRef
+from tasks.base_model import GivenModel, Lessons
+from tasks.compare import Answered
+from tasks.config.options import (
+    AnchorOptions,
+    FusionOptions,
+    TaskAdaptOptions,
+    TinyModelOptions,
+    TrainingOptions,
 )
-from tasks.prepare import ROLES, users_of
-from tasks.stacking import training_of
-from tasks.store.artifacts import Store
+from tasks.config.task import derive_seed
+from tasks.embed import CHUNK, WHITENED, Embedding, Population
+from tasks.fusion import Asked
+from tasks.method.clusters import members_of
+from tasks.plan.lengths import Lengths, Measure, assumed_clusters
+from tasks.plan.model import PlannedModel, encoder_shape
+from tasks.plan.text import TaskPlan
+from tasks.plan.work import NOTHING, Below, Work, answer, likelihoods, pretrain, sign, states, train
+from tasks.prepare import ROLES
+from tasks.results import models
+from tasks.results.models import Anchors, Bank, Base, Clusters, Merged, MetaLora, Questions
+from tasks.results.record import File, Record, Result, files_of, key_of
+from tasks.results.stage import CELL
 from tasks.task_adapt import KINDS, chosen_items
-from tasks.whitening import WHITENED
+from tasks.text.encoder import Encoder
+from tasks.text.tokens import Kind
 
-# Bytes of a piece's record.json and of its tables' own headers, about.
-RECORD, ROW = 1500, 100
-
-
-@dataclass(frozen=True)
-class TaskPlan:
-    """What one LaMP task takes: its stages in order, and what was assumed of it."""
-
-    title: str
-    users: dict[str, int]
-    anchors: int
-    works: list[Work]
-    notes: list[str]
+# Bytes of a table's own headers and of what stands beside it, about; and of a row.
+TABLE, ROW = 1500, 100
+UNTRAINED = models.Training(items=0, steps=0, tokens=0, truncated=0, losses=())
+NOT_LOADED = Base(model="", content="", dtype="float32", max_tokens=0)
 
 
-def plan_task(
-    options: RunConfig,
-    lamp_task: str,
-    prepared: dict[str, Any],
-    where: Store,
-    planned: Planned,
-    items: int | None = None,
-) -> TaskPlan:
-    """The plan of one LaMP task from its prepared users.
+class Planner:
+    """Stands in for the stages of one LaMP task under one seed, with its curve.
 
-    items: only what is done again for few-shot users that have so many items (`items_curve`).
+    Each method has the name and the arguments of a stage; it notes what the stage costs, and gives
+    a result whose files are names only. `compare` ends a plan, which is then in `plans`.
     """
-    planner = _Planner(options, lamp_task, prepared, where, planned, items is not None)
-    works = [work for work in planner.works() if work.users]
-    kept = planner.measure.kept_bytes
-    works.append(Work("tokens kept", disk=kept, users=sum(map(len, planner.users.values()))))
-    title = lamp_task if items is None else f"{lamp_task}, {items} items"
-    users = {role: len(own) for role, own in planner.users.items()}
-    most = max(work.memory for work in works)
-    if planned.gpu and most > planned.machine.memory_gb * 1e9:
-        planner.notes.append(
-            f"{most / 1e9:.3g} GB is more than the machine has (plan.memory_gb): lower "
-            "stacking.users_per_job or anchors.per_job, or set base.gradient_checkpointing"
-        )
-    notes = list(dict.fromkeys([*planner.measure.notes, *planner.notes]))
-    return TaskPlan(title, users, planner.anchors, works, notes)
 
+    def __init__(self, model: PlannedModel) -> None:
+        self.plans: list[TaskPlan] = []
+        self._model, self._measure = model, Measure(model)
+        self._works: list[Work] = []
+        # The work behind each file, and how the LoRA in it is trained.
+        self._behind: dict[File, list[Work]] = {}
+        self._trained: dict[File, TrainingOptions] = {}
+        self._embedded: set[str] = set()
 
-class _Planner:
-    def __init__(
-        self,
-        options: RunConfig,
-        lamp_task: str,
-        prepared: dict[str, Any],
-        where: Store,
-        planned: Planned,
-        again: bool,
-    ) -> None:
-        self.options, self.lamp_task, self.planned, self.again = options, lamp_task, planned, again
-        self.users = {role: users_of(where, prepared, role) for role in ROLES}
-        self.measure = Measure(options, lamp_task, prepared["value"]["instruction"], planned)
-        self.notes: list[str] = []
-        self.anchors = 0
+    def __call__(self, name: str) -> Callable[..., Any] | None:
+        if name == "prepare":
+            return None
+        if name in ("log", "coverage_lines", "failed_users"):
+            return lambda *_, **__: ()  # there is no result to look at
+        return getattr(self, name, None) or partial(self._unknown, name)
 
-    def works(self) -> Iterator[Work]:
-        if not self.again:
-            yield self._base()
-            if self.options.base.task_adapt.enabled:
-                yield self._task_adapt()
-        banks: list[tuple[dict[str, Any], Below]] = []
-        embedded: list[dict[str, Any]] = []
-        for method in self.options.methods:
-            own = self.options.for_method(method)
-            below = None
-            if METHODS[method].merged:
-                kind = bank_kind(own.model_dump(mode="json"))
-                below = next((known for other, known in banks if other == kind), None)
-                if below is None:
-                    how = own.anchors.model_dump(include={"embedding", "text_model"})
-                    if how not in embedded:
-                        embedded.append(how)
-                        yield self._embedding(own, method)
-                    works, below = self._bank(own, method)
-                    banks.append((kind, below))
-                    yield from works
-            if METHODS[method].trained:
-                yield self._own(own, method, below)
-            # Fewer items change nothing for a method that looks at none.
-            if not self.again or METHODS[method] != METHODS["base"] or own.prompt.history_items:
-                yield self._scoring(own, method, below)
+    def _unknown(self, name: str, **_: object) -> Result:
+        """A stage of a method's own (`Method.fit`)."""
+        self._file(Work(name, note="its work is not known and not counted"))
+        return Result()
 
-    def _base(self) -> Work:
-        tiny = self.options.base.tiny
-        done = Work("base model", users=len(self.users["base"]), memory=self.planned.weights)
-        if self.options.base.model != "tiny":
-            return replace(done, users=1)
-        lengths = self.measure.profiles(self.users["base"], 0)
-        done.items, done.steps = sum(map(len, lengths)), tiny.steps
-        mean = sum(map(tokens, lengths)) / max(1, done.items)
-        done.tokens = int(tiny.steps * tiny.batch_size * mean)
-        # Kaplan et al. 2020: six FLOPs per parameter and token, with the weights' own gradients.
-        done.flops = 6 * self.planned.shape.parameters * done.tokens
-        done.memory = 4 * self.planned.weights
-        done.seconds = compute_seconds(self.planned, done.flops)
-        done.disk = 4 * self.planned.shape.parameters
-        return done
+    def given(self, model: str) -> GivenModel:
+        return GivenModel(model=model, content="", revision=None)
 
-    def _task_adapt(self) -> Work:
-        how, history = self.options.base.task_adapt, self.options.prompt.history_items
-        kinds = {"golds": self.measure.golds, "profile": self.measure.profiles}
-        found = [
-            one
-            for kind in KINDS[how.train_on]
-            for own in kinds[kind](self.users["base"], history)
-            for one in own
-        ]
-        chosen = [found[i] for i in chosen_items(self.options, len(found))]
-        seeds = [derive_seed(self.options.seed, "task_adapt")]
-        job = ([chosen], seeds)
-        checkpointing = self.options.base.gradient_checkpointing
-        done = train(self.planned, "task adaptation", "", how, [job], checkpointing)
-        done.disk = _adapter_bytes(self.planned.lora(how), done.steps)
-        return replace(done, users=len(self.users["base"]))
+    def encoder_of(self, model: str) -> Encoder:
+        return Encoder(model=model, content="", libraries={})
 
-    def _embedding(self, own: RunConfig, method: MethodName) -> Work:
-        roles = ("few_shot",) if self.again else roles_of(own)
-        users = [user for role in roles for user in self.users[role]]
-        anchors = own.anchors
-        if anchors.embedding in SIGNATURES:
-            sizes = (anchors.signature_vocabulary, anchors.signature_hidden)
-            history = own.prompt.history_items
-            lengths = [one for r in roles for one in self.measure.profiles(self.users[r], history)]
-            at_input = anchors.embedding == "input_signature"
-            done = sign(self.planned, lengths, CHUNK, *sizes, at_input)
-            width = min(sizes[0], self.planned.shape.head[1])
-            width *= min(sizes[1], self.planned.shape.head[0])
-            if at_input and not self.again:
-                # Whitening asks the first users again, all of one role; it has the eigenvectors of
-                # their scatter.
-                count = next((len(self.users[role]) for role in roles if self.users[role]), 0)
-                first = lengths[: min(count, WHITENED)]
-                teachers = sign(self.planned, first, CHUNK, *sizes, at_input)
-                done = replace(added(done, teachers), users=done.users)
-                done.memory = max(done.memory, self.planned.weights + 3 * 8 * width**2)
-                done.disk += 4 * width**2
+    def given_model(self, given: GivenModel, **_: object) -> Base:
+        self._file(Work("base model", users=1, memory=self._model.weights))
+        return NOT_LOADED
+
+    def tiny_model(
+        self, tiny: TinyModelOptions, lessons: Lessons, users: File, **_: object
+    ) -> Base:
+        samples = self._measure.tokens("profile", lessons.questions, users)
+        work = pretrain(self._model, "base model", samples, tiny.steps * tiny.batch_size)
+        work.steps, work.disk = tiny.steps, 4 * self._model.shape.parameters
+        self._file(work)
+        return NOT_LOADED
+
+    def task_adapt(
+        self, options: TaskAdaptOptions, questions: Questions, users: File, base: Base, seed: int,
+        **_: object,
+    ) -> Base:  # fmt: skip
+        kinds = KINDS[options.train_on]
+        found = chain(*(self._measure.tokens(kind, questions, users) for kind in kinds))
+        samples, seeds = [*chain(*found)], [derive_seed(seed, "task_adapt")]
+        chosen = [samples[place] for place in chosen_items(options, len(samples), seed)]
+        checkpointing = base.gradient_checkpointing
+        work = train(self._model, "task adaptation", options, [chosen], seeds, checkpointing)
+        work.users, work.disk = len(self._measure.users(users)), self._adapter_bytes(options)
+        self._file(work)
+        return base
+
+    def embed(self, method: Embedding, population: Population, **_: object) -> models.Embedded:
+        """Users who are embedded already, for another method or point, cost nothing."""
+        model, measure, options = self._model, self._measure, method.options
+        keys = {table: key_of(method, table) for table in population.tables}
+        new = [table for table, key in keys.items() if key not in self._embedded]
+        self._embedded |= {*keys.values()}
+        counts = {table: len(measure.users(table)) for table in keys}
+        few_shot = counts[population.tables[-1]]
+        if questions := method.questions:
+            at_input = options.embedding == "input_signature"
+            sizes = (options.signature_vocabulary, options.signature_hidden)
+            width = min(sizes[0], model.shape.head[1]) * min(sizes[1], model.shape.head[0])
+            lengths = [own for table in new for own in measure.tokens("profile", questions, table)]
+            work = sign(model, "embedding", lengths, CHUNK, sizes, at_input)
+            first = next(table for table, count in counts.items() if count)
+            if at_input and first in new:
+                # Whitening asks the first users again; it has the eigenvectors of their scatter.
+                taught = measure.tokens("profile", questions, first)[:WHITENED]
+                work += sign(model, "embedding", taught, CHUNK, sizes, at_input)
+                work.memory = max(work.memory, model.weights + 3 * 8 * width**2)
+            work.disk = 4 * width**2 * (at_input + (at_input and first in new))
         else:
-            is_own = anchors.text_model == OWN_MODEL
-            most = self.planned.max_tokens if is_own else ENCODER_TOKENS
-            texts = self.measure.texts(users, most, is_own)
-            flat = [one for own_texts in texts for one in own_texts]
-            done = Work("embedding", users=len(users), items=len(flat), tokens=sum(flat))
-            width = self.planned.shape.hidden
-            if is_own:
-                passes = self._states(flat)
-                done.flops = sum(map(Flops(self.planned.shape, Loras()).forward, passes))
-                needed = max(forward_bytes(self.planned, one) for one in passes)
-                done.memory = self.planned.weights + needed
+            own = method.encoder is None
+            texts = [n for table in new for n in measure.texts(method.task, table, own)]
+            if method.encoder is None:
+                width, work = model.shape.hidden, states(model, "embedding", texts)
             else:
-                done.flops = 2 * encoder_size(own, self.notes) * done.tokens
-            done.seconds = compute_seconds(self.planned, done.flops)
-        done.disk += RECORD + done.users * (4 * width + ROW)
-        return replace(done, method=method)
-
-    def _states(self, lengths: list[int]) -> list[Pass]:
-        """The passes of the base model's own states: no output embedding."""
-        texts = [blank(length, 0) for length in lengths]
-        return [replace(one, labels=0) for one in signature_passes(texts, STATE_POSITIONS)]
-
-    def _bank(self, own: RunConfig, method: MethodName) -> tuple[list[Work], Below]:
-        shapes = self.planned.lora(own.meta_lora)
-        anchors, note = assumed_anchors(
-            own, {user["user_id"]: len(user["profile"]) for user in self.users["anchor"]}
+                width, parameters = encoder_shape(method.encoder.model)
+                work = Work("embedding", items=len(texts), tokens=sum(texts))
+                work.flops = 2 * parameters * work.tokens
+                work.seconds = model.seconds(work.flops)
+                if not parameters:
+                    work.note = f"the work of {method.encoder.model} is not known and not counted"
+        work.users = sum(counts[table] for table in new)
+        work.disk += TABLE + sum(counts.values()) * (4 * width + ROW)
+        return models.Embedded(
+            table=self._file(work), centred=False, users=few_shot, dimensions=width
         )
-        count = len(anchors)
-        each = min(own.fusion.top_m, count)
-        below = Below(shapes.sizes, shapes.rank, count, each, own.fusion.merge)
-        works = []
-        if not self.again:
-            self.anchors = max(self.anchors, count)
-            self.notes.append(f"{method}: assumed: {note}")
-            if own.anchors.refits and own.anchors.train_on != "user":
-                works.append(self._refit(own, method, shapes))
-            works.append(self._meta_loras(own, method, anchors, shapes))
-        if own.fusion.weights == "evidence":
-            works.append(self._evidence(own, method, below))
-        few = len(self.users["few_shot"])
-        recipe = ROW + each * 40
-        fused = Work("fusion", method, users=few, disk=RECORD + few * recipe, per_user=recipe)
-        return [*works, fused], below
 
-    def _refit(self, own: RunConfig, method: MethodName, shapes: Shapes) -> Work:
-        """All rounds that there may be: the clusters' LoRAs are trained on every second item of
-        all candidates, and each is asked for the other items."""
-        anchors, candidates = own.anchors, self.users["anchor"]
-        found = self.measure.profiles(candidates, own.prompt.history_items)
-        by_id = {user["user_id"]: one for user, one in zip(candidates, found, strict=True)}
-        clusters = assumed_clusters(own, list(by_id))
-        self.notes.append(
-            f"{method}: refit: {anchors.refits} rounds of {len(clusters)} clusters, the most"
+    def refit(
+        self, anchors: AnchorOptions, training: TrainingOptions, embedded: models.Embedded,
+        candidates: File, questions: Questions, base: Base, number: int, seed: int, **_: object,
+    ) -> Clusters:  # fmt: skip
+        """Clusters' LoRAs are trained on every second item, and each is asked for all the others.
+
+        Everybody moves, so that there are all rounds.
+        """
+        model, samples = self._model, self._measure.tokens("profile", questions, candidates)
+        labels, count = assumed_clusters(anchors, len(samples), seed)
+        shown: list[Lengths] = [[] for _ in range(count)]
+        for label, own in zip(labels, samples, strict=True):
+            shown[label] += own[0::2]
+        seeds = [derive_seed(seed, "refit", str(number), str(k)) for k in range(count)]
+        work = train(model, "refit", training, shown, seeds, base.gradient_checkpointing)
+        alone = Below(model.lora(training), anchors=1, each=1)
+        held_out = [*chain(*(own[1::2] for own in samples))]
+        work += likelihoods(model, "refit", [held_out], alone, times=count)
+        # All rounds are of the same users.
+        first = number == 0
+        work.users, work.items = first * len(samples), first * sum(map(len, samples))
+        work.disk = 4 * count * model.lora(training).width + TABLE + 4 * len(samples)
+        work.note = f"refit: {anchors.refits} rounds of {count} clusters, the most"
+        file = self._file(work, embedded)
+        return Clusters(
+            clusters=labels, nearest=(), moved=len(labels), log_likelihood=None, bank=file
         )
-        shown = [[one for name in each for one in by_id[name][0::2]] for each in clusters]
-        held_out = [one for each in found for one in each[1::2]]
-        how = own.meta_lora.model_copy(update={"epochs": anchors.refit_epochs})
-        seeds = [
-            [derive_seed(own.seed, "refit", str(number), str(k)) for k in range(len(clusters))]
-            for number in range(anchors.refits)
+
+    def anchors(
+        self, options: AnchorOptions, embedded: models.Embedded, candidates: File,
+        refitted: Clusters | None, seed: int,
+    ) -> Anchors:  # fmt: skip
+        """Those that the run would choose of clusters that are dealt at random."""
+        items = {name: len(u["profile"]) for name, u in self._measure.users(candidates).items()}
+        labels, count = assumed_clusters(options, len(items), seed)
+        members = members_of([*items], [*items.values()], [*labels], options)
+        note = f"assumed: {len(members)} anchors of candidates at random in {count} clusters"
+        found = [
+            models.Anchor(name=name, members=own, items=sum(map(items.get, own)), cluster=0)
+            for name, own in members.items()
         ]
-        jobs = [(shown, each) for each in seeds]
-        done = train(self.planned, "refit", method, how, jobs, own.base.gradient_checkpointing)
-        alone = Below(shapes.sizes, shapes.rank, 1, 1, own.fusion.merge)
-        times = anchors.refits * len(clusters)
-        done = added(done, likelihoods(self.planned, "refit", [held_out], alone, times))
-        bank = 4 * len(clusters) * shapes.width
-        disk = anchors.refits * (bank + RECORD + 4 * len(candidates))
-        return replace(done, users=len(candidates), items=sum(map(len, found)), disk=disk)
+        return Anchors(
+            table=self._file(Work("anchors", note=note), embedded, refitted), anchors=found,
+            whole_clusters=0, asked=options.count, candidates=0, eligible=0, clusters=0, noise=0,
+        )  # fmt: skip
 
-    def _meta_loras(
-        self, own: RunConfig, method: MethodName, anchors: list[list[str]], shapes: Shapes
-    ) -> Work:
-        by_id = {user["user_id"]: user for user in self.users["anchor"]}
-        wanted = list(dict.fromkeys(name for members in anchors for name in members))
-        history = own.prompt.history_items
-        found = self.measure.profiles([by_id[name] for name in wanted], history)
-        lengths = dict(zip(wanted, found, strict=True))
-        samples = [[one for name in members for one in lengths[name]] for members in anchors]
-        seeds = [derive_seed(own.seed, "meta_lora", members[0]) for members in anchors]
-        checkpointing = own.base.gradient_checkpointing
-        jobs = _jobs(samples, seeds, own.anchors.per_job)
-        done = train(self.planned, "meta-LoRAs", method, own.meta_lora, jobs, checkpointing)
-        adapters = len(anchors) * _adapter_bytes(shapes, 0) + 22 * done.steps
-        # Once as adapters, once as the bank.
-        done.disk = adapters + 4 * len(anchors) * shapes.width + RECORD
-        return done
+    def meta_lora(
+        self, options: TrainingOptions, anchors: Sequence[models.Anchor], candidates: File,
+        questions: Questions, base: Base, seed: int, **_: object,
+    ) -> models.MetaLoras:  # fmt: skip
+        tokens = self._measure.tokens
+        samples = [
+            [*chain(*tokens("profile", questions, candidates, anchor.members))]
+            for anchor in anchors
+        ]
+        seeds = [derive_seed(seed, "meta_lora", anchor.name) for anchor in anchors]
+        checkpointing = base.gradient_checkpointing
+        work = train(self._model, "meta-LoRAs", options, samples, seeds, checkpointing)
+        work.disk = len(anchors) * self._adapter_bytes(options) + 22 * work.steps
+        file = self._file(work)
+        self._trained[file] = options
+        loras = [
+            MetaLora(anchor=one.name, members=one.members, adapter=file, training=UNTRAINED)
+            for one in anchors
+        ]
+        return models.MetaLoras(loras=tuple(loras))
 
-    def _evidence(self, own: RunConfig, method: MethodName, below: Below) -> Work:
-        lengths = self.measure.profiles(self.users["few_shot"], own.prompt.history_items)
-        asked = min(own.fusion.shortlist or below.anchors, below.anchors)
-        flat = [one for user in lengths for one in user]
-        # One anchor's LoRA at a time, as it is.
-        alone = replace(below, anchors=1, each=1)
-        done = likelihoods(self.planned, "evidence", [flat], alone, asked)
-        few = len(lengths)
-        disk = RECORD + few * (ROW + 8 * below.anchors)
-        return replace(done, method=method, users=few, disk=disk)
+    def bank(self, loras: tuple[MetaLora, ...], chosen: Anchors, **_: object) -> Bank:
+        options = self._trained[loras[0].adapter]
+        disk = TABLE + 4 * len(loras) * self._model.lora(options).width
+        file = self._file(Work("meta-LoRAs", disk=disk), loras, chosen)
+        return Bank(file=file, members=loras, rank=options.rank, scale=1.0)
 
-    def _own(self, own: RunConfig, method: MethodName, below: Below | None) -> Work:
-        how = training_of(own, method)
-        few = self.users["few_shot"]
-        lengths = self.measure.profiles(few, own.prompt.history_items)
-        seeds = [derive_seed(own.seed, "stacking", user["user_id"]) for user in few]
-        jobs = _jobs(lengths, seeds, own.stacking.users_per_job)
-        checkpointing = own.base.gradient_checkpointing
-        done = train(self.planned, "training", method, how, jobs, checkpointing, below)
-        done.per_user = 4 * self.planned.lora(how).width
-        done.disk = len(jobs) * RECORD + len(few) * (done.per_user + 2 * ROW)
-        return done
+    def fusion(
+        self, options: FusionOptions, embedded: models.Embedded, bank: Bank, asked: Asked | None,
+        **_: object,
+    ) -> models.Recipes:  # fmt: skip
+        anchors, users = len(bank.members), embedded.users
+        each = min(options.top_m, anchors)
+        made_of: list[Record] = [embedded, bank]
+        if asked:
+            samples = [*chain(*self._measure.tokens("profile", asked.questions, asked.users))]
+            # One anchor's LoRA at a time, as it is.
+            alone = replace(self._below(bank, each=1, how=options.merge), anchors=1)
+            times = min(options.shortlist or anchors, anchors)
+            work = likelihoods(self._model, "evidence", [samples], alone, times=times)
+            work.users, work.disk = users, TABLE + users * (ROW + 8 * anchors)
+            made_of.append(self._file(work))
+        recipe = ROW + each * 40
+        work = Work("fusion", users=users, disk=TABLE + users * recipe, per_user=recipe)
+        return models.Recipes(
+            table=self._file(work, *made_of), users=users, anchors_per_user=each,
+            without_similar_anchor=0,
+        )  # fmt: skip
 
-    def _scoring(self, own: RunConfig, method: MethodName, below: Below | None) -> Work:
-        task, few, history = (
-            get_task(self.lamp_task),
-            self.users["few_shot"],
-            own.prompt.history_items,
-        )
-        how = training_of(own, method) if METHODS[method].trained else None
-        seeds = [0] * len(few)
-        size = own.stacking.users_per_job
-        if own.scoring.answer == "likelihood" and task.labels:
-            jobs = _jobs(self.measure.choices(few, history), seeds, size)
-            parts = [likelihoods(self.planned, "", job, below, 1, how) for job, _ in jobs]
-            done = reduce(added, parts)
+    def answers(
+        self, method: MethodRef, training: TrainingOptions | None, how: HowAnswered, users: File,
+        user_ids: tuple[str, ...], questions: Questions, base: Base, merged: Merged | None,
+        seed: int, **_: object,
+    ) -> models.Answers:  # fmt: skip
+        model, name, below = self._model, method.name, NOTHING
+        if merged:
+            for work in chain(*(self._behind[file] for file in files_of(merged))):
+                work.method = work.method or name
+            below = self._below(merged.bank, merged.recipes.anchors_per_user, merged.how)
+        if training:
+            seeds = [derive_seed(seed, "stacking", user_id) for user_id in user_ids]
+            samples = self._measure.tokens("profile", questions, users, user_ids)
+            checkpointing = base.gradient_checkpointing
+            work = train(model, "training", training, samples, seeds, checkpointing, below)
+            work.method, work.per_user = name, 4 * model.lora(training).width
+            work.disk = TABLE + len(user_ids) * (work.per_user + 2 * ROW)
+            self._file(work)
+        task = questions.task
+        choose = how.answer == "likelihood" and task.labels
+        kind: Kind = "choices" if choose else "queries"
+        samples = self._measure.tokens(kind, questions, users, user_ids)
+        if choose:
+            work = likelihoods(model, "scoring", samples, below, training)
         else:
-            jobs = _jobs(self.measure.queries(few, history), seeds, size)
-            asked = [job for job, _ in jobs]
-            done = answer(self.planned, asked, task.max_new_tokens, below, how)
-        queries = [query for user in few for query in user["query"]]
-        # Predictions twice as tables, and in LaMP's own format.
-        disk = (len(jobs) + 2) * RECORD + len(few) * ROW
-        disk += sum(60 + 3 * len(query["gold"]) for query in queries)
-        return replace(done, stage="scoring", method=method, users=len(few), disk=disk)
+            work = answer(model, "scoring", samples, task.max_new_tokens, below, training)
+        work.method, by_id = name, self._measure.users(users)
+        # Predictions twice as tables, and in LaMP's own format; what each user took.
+        queries = [query for user_id in user_ids for query in by_id[user_id]["query"]]
+        work.disk = 4 * TABLE + len(user_ids) * ROW + sum(60 + 3 * len(q["gold"]) for q in queries)
+        file = self._file(work)
+        return models.Answers(users=user_ids, predictions=file, work=file)
 
+    def compare(
+        self, users: models.Prepared, answered: Sequence[Answered], **_: object
+    ) -> models.Compared:
+        """A plan is made of all work since the last one."""
+        counts = {role: len(self._measure.users(users.side(role))) for role in ROLES}
+        kept = sum(self._measure.kept.values())
+        self._works.append(Work("tokens kept", users=sum(counts.values()), disk=kept))
+        self.plans.append(TaskPlan(CELL.get(), counts, self._works, self._measure.notes))
+        self._works, self._measure.kept, self._measure.notes = [], {}, []
+        names = tuple(one.method for one in answered)
+        return models.Compared(groups=0, queries=0, methods=names, intervals={}, differences={})
 
-def _jobs(
-    samples: Sequence[Lengths], seeds: Sequence[int], size: int
-) -> list[tuple[Sequence[Lengths], Sequence[int]]]:
-    """Users in jobs of `size`."""
-    starts = range(0, len(samples), size)
-    return [(samples[start : start + size], seeds[start : start + size]) for start in starts]
+    def _file(self, work: Work, *made_of: Record | Sequence[Record] | None) -> File:
+        """The name of a file that nobody writes: for what work is behind it."""
+        file = File(uri=f"plan/{len(self._behind)}", sha256="")
+        self._behind[file] = [*chain(*(self._behind[one] for one in files_of(*made_of))), work]
+        self._works.append(work)
+        return file
 
+    def _below(self, bank: Bank, each: int, how: str) -> Below:
+        shapes = self._model.lora(self._trained[bank.members[0].adapter])
+        return Below(shapes, len(bank.members), each, how)
 
-def _adapter_bytes(shapes: Shapes, steps: int) -> int:
-    """A PEFT folder and its record: weights, their names (three times), a loss per step."""
-    names = sum(3 * len(name) + 220 for name in shapes.sizes)
-    return 4 * shapes.width + names + 800 + RECORD + 22 * steps
+    def _adapter_bytes(self, options: TrainingOptions) -> int:
+        """A PEFT folder and its record: weights, and their names."""
+        shapes = self._model.lora(options)
+        return 4 * shapes.width + sum(3 * len(name) + 220 for name in shapes.sizes) + 800 + TABLE

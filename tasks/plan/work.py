@@ -1,31 +1,28 @@
-"""What one stage costs: steps, tokens, FLOPs, memory, time and disk, from lengths of samples."""
+"""What one piece of work costs: steps, tokens, FLOPs, memory and time, from lengths of samples."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
-from tasks.lora.cost import (
-    BATCH_FACTOR,
-    Flops,
-    Loras,
-    Pass,
-    cpu_positions,
-    forward_limit,
-    gpu_positions,
-    loss_bytes,
-    optimiser_bytes,
-    position_bytes,
-    training_bytes,
-)
+from tasks.config.options import TrainingOptions
+from tasks.lora import cost
+from tasks.lora.cost import Flops, Loras, Pass
+from tasks.lora.grouped import Shapes
 from tasks.lora.merge import KEPT_BYTES
-from tasks.lora.passes import answer_batches, likelihood_passes, signature_passes, training_passes
-from tasks.lora.signature import POSITIONS
-from tasks.meta_lora import recipe_of
-from tasks.options import TrainingOptions
-from tasks.plan.lengths import Lengths
-from tasks.plan.model import Planned
+from tasks.lora.passes import (
+    answer_batches,
+    blank,
+    likelihood_passes,
+    signature_passes,
+    training_passes,
+)
+from tasks.lora.signature import POSITIONS, STATE_POSITIONS
+from tasks.plan.lengths import Lengths, count_tokens
+from tasks.plan.model import PlannedModel
+from tasks.training import training_from
 
 
 @dataclass
@@ -35,7 +32,7 @@ class Work:
     users: users or anchors. items: the questions they are asked. steps: optimiser steps, of all
     users together. tokens: as often as they go through the model. memory: the most at once, bytes.
     seconds: an estimate, for the plan's machine. disk: what stays in the store, bytes; of it
-    `per_user` is what one few-shot user more would add.
+    `per_user` is what one few-shot user more would add. note: what was assumed.
     """
 
     stage: str
@@ -49,193 +46,183 @@ class Work:
     memory: int = 0
     disk: int = 0
     per_user: int = 0
+    note: str = ""
+
+    def __add__(self, other: Work) -> Work:
+        """Two parts of one stage."""
+        sums = ("users", "items", "steps", "tokens", "flops", "seconds", "disk")
+        most = ("memory", "per_user")
+        values = {name: getattr(self, name) + getattr(other, name) for name in sums}
+        values |= {name: max(getattr(self, name), getattr(other, name)) for name in most}
+        return replace(self, **values)
 
 
 @dataclass(frozen=True)
 class Below:
-    """The merged LoRAs under what is trained or asked: a bank of `anchors` of `rank`, and how its
-    members, `each` per user, are merged."""
+    """The merged LoRAs under what is trained or asked: a bank of `anchors`, and how its members,
+    `each` per user, are merged."""
 
-    sizes: dict[str, tuple[int, int]]
-    rank: int
+    shapes: Shapes
     anchors: int
     each: int
-    how: str
-
-    @property
-    def merged_rank(self) -> int:
-        return self.rank * self.each if self.how == "exact" else self.rank
+    how: str = "exact"
 
     @property
     def ranks(self) -> dict[str, int]:
-        return dict.fromkeys(self.sizes, self.merged_rank)
+        """The rank on each layer when merged."""
+        times = self.each if self.how == "exact" else 1
+        return dict.fromkeys(self.shapes.sizes, self.shapes.rank * times)
 
     def bytes(self, users: int) -> int:
         """The bank on the device, and the users' merged LoRAs where they are kept."""
-        numbers = 4 * self.rank * sum(map(sum, self.sizes.values()))
-        merged = numbers * self.merged_rank // self.rank * users
+        merged = 4 * self.shapes.width * users * (self.each if self.how == "exact" else 1)
         kept = merged if merged <= KEPT_BYTES or self.how == "svd" else 0
-        return numbers * self.anchors + kept
+        return 4 * self.shapes.width * self.anchors + kept
 
 
-def positions(planned: Planned, taken: int, checkpointing: bool) -> int:
-    """Positions per micro-batch, when `taken` bytes stand beside the weights."""
-    if not planned.gpu:
-        return cpu_positions(planned.shape)
-    free = int(planned.machine.memory_gb * 1e9) - planned.weights - taken
-    return gpu_positions(planned.shape, planned.each, checkpointing, max(free, 0))
+NOTHING = Below(Shapes({}, 1), anchors=0, each=0)
 
 
 def train(
-    planned: Planned,
-    stage: str,
-    method: str,
-    how: TrainingOptions,
-    jobs: Iterable[tuple[Sequence[Lengths], Sequence[int]]],
-    checkpointing: bool,
-    below: Below | None = None,
-) -> Work:
-    """Training one LoRA per user, job by job. jobs: the users' samples and their seeds."""
-    shapes = planned.lora(how)
-    loras = Loras(shapes, below.ranks if below else None, checkpointing)
-    recipe, costs = recipe_of(how), Flops(planned.shape, loras)
-    done = Work(stage, method)
-    for samples, seeds in jobs:
-        taken = below.bytes(len(samples)) if below else 0
-        most = positions(planned, taken, checkpointing)
-        needed = 0
-        for passes in training_passes(samples, recipe, seeds, most, planned.shape.packs):
-            for one in passes:
-                done.flops += costs.training(one)
-                needed = max(needed, training_bytes(planned.shape, one, loras, planned.each))
-        for own in samples:
-            batches = math.ceil(len(own) / how.batch_size)
-            done.steps += how.epochs * math.ceil(batches / how.accumulation)
-            done.tokens += how.epochs * tokens(own)
-            done.items += len(own)
-        done.users += len(samples)
-        held = planned.weights + taken + optimiser_bytes(shapes.width, len(samples))
-        done.memory = max(done.memory, held + needed)
-    done.seconds = compute_seconds(planned, done.flops)
-    return done
+    model: PlannedModel, stage: str, options: TrainingOptions, samples: Sequence[Lengths],
+    seeds: Sequence[int], checkpointing: bool, below: Below = NOTHING,
+) -> Work:  # fmt: skip
+    """Training one LoRA per user, all users' at once."""
+    shapes, taken = model.lora(options), below.bytes(len(samples))
+    loras = Loras(shapes, below.ranks, checkpointing)
+    most = _positions(model, taken, checkpointing)
+    steps = training_passes(samples, training_from(options), seeds, most, model.shape.packs)
+    taken += cost.optimiser_bytes(shapes.width, len(samples))
+    work = _work(
+        model, stage, samples, chain(*steps), Flops(model.shape, loras).training,
+        lambda one: taken + cost.training_bytes(model.shape, one, loras, model.each),
+    )  # fmt: skip
+    batches = [math.ceil(len(own) / options.batch_size) for own in samples]
+    work.steps = options.epochs * sum(math.ceil(n / options.accumulation) for n in batches)
+    work.tokens *= options.epochs
+    return work
+
+
+def pretrain(model: PlannedModel, stage: str, samples: Sequence[Lengths], asked: int) -> Work:
+    """A whole model trained on `asked` of the users' samples.
+
+    Kaplan et al. 2020: six FLOPs per parameter and token, with the weights' own gradients.
+    """
+    work = _work(model, stage, samples, (), lambda _: 0, lambda _: 0)
+    work.tokens = work.tokens * asked // max(1, work.items)
+    work.flops = 6 * model.shape.parameters * work.tokens
+    work.seconds, work.memory = model.seconds(work.flops), 4 * model.weights
+    return work
 
 
 def likelihoods(
-    planned: Planned,
-    stage: str,
-    samples: Sequence[Lengths],
-    below: Below | None,
-    times: int,
-    how: TrainingOptions | None = None,
-) -> Work:
-    """Log-likelihoods of all users' samples, `times` over, with the users' LoRAs."""
-    taken = below.bytes(len(samples)) if below else 0
-    most = forward_limit(positions(planned, taken, False), planned.gpu)
-    passes = likelihood_passes(samples, most, planned.shape.packs)
-    loras = Loras(planned.lora(how) if how else None, below.ranks if below else None)
-    flops = times * sum(map(Flops(planned.shape, loras).forward, passes))
+    model: PlannedModel, stage: str, samples: Sequence[Lengths], below: Below,
+    options: TrainingOptions | None = None, times: int = 1,
+) -> Work:  # fmt: skip
+    """Log-likelihoods of all users' samples, `times` over; options: of the users' own LoRAs."""
+    taken = below.bytes(len(samples))
+    loras = Loras(model.lora(options) if options else None, below.ranks)
+    most = cost.forward_limit(_positions(model, taken, False), model.gpu)
+    passes = likelihood_passes(samples, most, model.shape.packs)
+    return _work(
+        model, stage, samples, passes, Flops(model.shape, loras).forward,
+        lambda one: taken + _forward(model, one, 3) + _factors(model, loras, one.users), times,
+    )  # fmt: skip
+
+
+def answer(
+    model: PlannedModel, stage: str, questions: Sequence[Lengths], new: int, below: Below,
+    options: TrainingOptions | None,
+) -> Work:  # fmt: skip
+    """Greedy answers of `new` tokens each, the most there may be, to all users' questions."""
+    shape, taken = model.shape, below.bytes(len(questions))
+    loras = Loras(model.lora(options) if options else None, below.ranks)
+    batches = answer_batches(questions, new, cost.BATCH_FACTOR * _positions(model, taken, False))
+    passes = [Pass(1, rows, prompt, rows * prompt, rows) for rows, prompt in batches]
+
+    def needed(one: Pass) -> int:
+        cache = 2 * model.each * shape.kv * shape.blocks * one.rows * (one.width + new)
+        # As many users as there are, where it is not said how many have these rows.
+        users = min(len(questions), one.rows)
+        return taken + cache + _forward(model, one) + _factors(model, loras, users)
+
+    decode = Flops(shape, loras).decode
+    work = _work(
+        model, stage, questions, passes, lambda one: decode(one.rows, one.width, new), needed
+    )
+    work.tokens += work.items * new
+    # All weights are read for each token.
+    read = len(passes) * new * model.weights
+    work.seconds += read / (model.machine.bandwidth_tb * 1e12)
+    return work
+
+
+def sign(
+    model: PlannedModel, stage: str, users: Sequence[Lengths], chunk: int, sizes: tuple[int, int],
+    at_input: bool,
+) -> Work:  # fmt: skip
+    """Signatures of users' items, `chunk` users at a time; `at_input`: with a backward pass."""
+    shape, flops = model.shape, Flops(model.shape, Loras())
+    most = _positions(model, model.weights, False) if at_input else POSITIONS
+    count = flops.input_signature if at_input else flops.signature
+    parts = [[*chain(*users[start : start + chunk])] for start in range(0, len(users), chunk)]
+
+    def needed(one: Pass) -> int:
+        if not at_input:
+            return _forward(model, one)
+        # As in training without any LoRA.
+        kept = one.positions * cost.position_bytes(shape, model.each, False)
+        return max(_forward(model, one), kept + cost.loss_bytes(shape, one, model.each))
+
+    passes = [one for part in parts for one in signature_passes(part, most)]
+    return _work(model, stage, users, passes, lambda one: count(one, *sizes), needed)
+
+
+def states(model: PlannedModel, stage: str, texts: Sequence[int]) -> Work:
+    """The base model's own states of texts of these lengths: no output embedding."""
+    samples = [blank(length, 0) for length in texts]
+    passes = [replace(one, labels=0) for one in signature_passes(samples, STATE_POSITIONS)]
+    forward = Flops(model.shape, Loras()).forward
+    return _work(model, stage, [samples], passes, forward, lambda one: _forward(model, one))
+
+
+def _work(
+    model: PlannedModel, stage: str, samples: Sequence[Lengths], passes: Iterable[Pass],
+    flops: Callable[[Pass], int], needed: Callable[[Pass], int], times: int = 1,
+) -> Work:  # fmt: skip
+    """All users' samples in these passes, `times` over; needed: bytes beside the weights."""
+    passes = list(passes)
+    total = times * sum(map(flops, passes))
     return Work(
         stage,
         users=len(samples),
         items=sum(map(len, samples)),
-        tokens=times * sum(map(tokens, samples)),
-        flops=flops,
-        seconds=compute_seconds(planned, flops),
-        memory=planned.weights
-        + taken
-        + max(
-            forward_bytes(planned, one, padded=False) + _factors(planned, loras, one.users)
-            for one in passes
-        ),
+        tokens=times * sum(map(count_tokens, samples)),
+        flops=total,
+        seconds=model.seconds(total),
+        memory=model.weights + max(map(needed, {*passes}), default=0),
     )
 
 
-def answer(
-    planned: Planned,
-    jobs: Iterable[Sequence[Lengths]],
-    new: int,
-    below: Below | None,
-    how: TrainingOptions | None,
-) -> Work:
-    """Greedy answers of `new` tokens each, the most there may be; jobs: the users' questions."""
-    shape = planned.shape
-    loras = Loras(planned.lora(how) if how else None, below.ranks if below else None)
-    done, costs = Work("scoring"), Flops(shape, loras)
-    read = 0
-    for questions in jobs:
-        taken = below.bytes(len(questions)) if below else 0
-        most = BATCH_FACTOR * positions(planned, taken, False)
-        for rows, prompt in answer_batches(questions, new, most):
-            done.flops += costs.decode(rows, prompt, new)
-            read += new * planned.weights
-            cache = 2 * planned.each * shape.kv * shape.blocks * rows * (prompt + new)
-            one = Pass(1, rows, prompt, rows * prompt, rows)
-            # As many users as there are, where it is not said how many have these rows.
-            users = min(len(questions), rows)
-            needed = cache + forward_bytes(planned, one) + _factors(planned, loras, users)
-            done.memory = max(done.memory, planned.weights + taken + needed)
-        done.users += len(questions)
-        done.items += sum(map(len, questions))
-        done.tokens += sum(len(one.prompt) + new for own in questions for one in own)
-    done.seconds = compute_seconds(planned, done.flops) + read / (
-        planned.machine.bandwidth_tb * 1e12
-    )
-    return done
+def _positions(model: PlannedModel, taken: int, checkpointing: bool) -> int:
+    """Positions per micro-batch, when `taken` bytes stand beside the weights."""
+    if not model.gpu:
+        return cost.cpu_positions(model.shape)
+    free = int(model.machine.memory_gb * 1e9) - model.weights - taken
+    return cost.gpu_positions(model.shape, model.each, checkpointing, max(free, 0))
 
 
-def sign(
-    planned: Planned,
-    users: Sequence[Lengths],
-    chunk: int,
-    vocabulary: int,
-    hidden: int,
-    at_input: bool = False,
-) -> Work:
-    """Signatures of users' items, `chunk` users at a time; `at_input`: with a backward pass."""
-    done, costs = Work("embedding", users=len(users)), Flops(planned.shape, Loras())
-    most = positions(planned, planned.weights, False) if at_input else POSITIONS
-    count = costs.input_signature if at_input else costs.signature
-    for start in range(0, len(users), chunk):
-        flat = [one for own in users[start : start + chunk] for one in own]
-        for one in signature_passes(flat, most):
-            done.flops += count(one, vocabulary, hidden)
-            needed = forward_bytes(planned, one)
-            if at_input:
-                # As in training without any LoRA.
-                kept = one.positions * position_bytes(planned.shape, planned.each, False)
-                needed = max(needed, kept + loss_bytes(planned.shape, one, planned.each))
-            done.memory = max(done.memory, planned.weights + needed)
-        done.items += len(flat)
-        done.tokens += tokens(flat)
-    done.seconds = compute_seconds(planned, done.flops)
-    return done
+def _forward(model: PlannedModel, one: Pass, states: int = 5) -> int:
+    """Bytes of one block at work; the logits, their float32 copy if they are narrower, log-softmax.
+
+    states: copies of the hidden states; of padded rows, which have a mask, attention makes more.
+    """
+    shape, each = model.shape, model.each
+    block = each * (states * shape.hidden + 2 * (shape.attention + shape.kv) + 3 * shape.wide)
+    return one.positions * block + one.labels * shape.head[1] * (each + (8 if each < 4 else 4))
 
 
-def added(one: Work, other: Work) -> Work:
-    """Two parts of one stage as one."""
-    sums = ("users", "items", "steps", "tokens", "flops", "seconds", "disk")
-    total = {name: getattr(one, name) + getattr(other, name) for name in sums}
-    return replace(one, memory=max(one.memory, other.memory), **total)
-
-
-def tokens(samples: Lengths) -> int:
-    return sum(len(one.prompt) + len(one.answer) for one in samples)
-
-
-def compute_seconds(planned: Planned, flops: int) -> float:
-    return flops / (planned.machine.peak_tflops * 1e12 * planned.machine.mfu)
-
-
-def _factors(planned: Planned, loras: Loras, users: int) -> int:
+def _factors(model: PlannedModel, loras: Loras, users: int) -> int:
     """Users' LoRAs in a pass: their own, the pass's copy of both parts, and these side by side."""
     own = loras.trained.width if loras.trained else 0
-    return 4 * users * (3 * own + 2 * loras.below_width(planned.shape))
-
-
-def forward_bytes(planned: Planned, done: Pass, padded: bool = True) -> int:
-    """One block at work; the logits, their float32 copy if they are narrower, and log-softmax."""
-    shape, each = planned.shape, planned.each
-    # Padded rows have a mask, with which attention makes more.
-    states = (5 if padded else 3) * shape.hidden
-    block = each * (states + 2 * shape.attention + 2 * shape.kv + 3 * shape.wide)
-    return done.positions * block + done.labels * shape.head[1] * (each + (8 if each < 4 else 4))
+    return 4 * users * (3 * own + 2 * loras.below_width(model.shape))

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
-from flows.local import parameters
+from infra.local.alone import parameters
 from tests.flows.conftest import records
 from tests.flows.test_flow import mlflow_runs, run
 
@@ -34,7 +34,9 @@ def test_nothing_is_done_but_the_plan(workplace: Path, mlflow_server: str) -> No
     assert {"base model", "task adaptation", "embedding", "meta-LoRAs", "training"} <= stages
     store = workplace / ".mta" / "store"
     kept = {path.name for path in store.iterdir() if not path.name.startswith(".")}
-    assert kept == {"prepare", "synthetic"}
+    # The users, and what Prefect keeps of that stage.
+    assert kept == {"prepare", "results"}
+    assert {path.name.split("-")[0] for path in (store / "results").iterdir()} == {"prepare"}
     assert not (workplace / ".mta" / "last_comparison.txt").exists()
     assert len(experiment_runs(mlflow_server)) == before
     assert state.state_details.flow_run_id is not None
@@ -64,10 +66,10 @@ def test_an_adapted_base_model(workplace: Path, mlflow_server: str) -> None:
     state = run(base=ADAPTED)
     assert state.is_completed(), state.message
     (record,) = records(workplace, "task_adapt").values()
-    assert record["value"]["items"] == 40
+    assert record["training"]["items"] == 40
     parent, _ = mlflow_runs(mlflow_server, state)
     path = MlflowClient(mlflow_server).download_artifacts(
         parent.info.run_id, "LaMP-2M/manifest.json", str(workplace)
     )
-    stages = json.loads(Path(path).read_text())["stages"]
-    assert stages["task_adapt"]["uri"] == f"task_adapt/{record['key']}"
+    manifest = json.loads(Path(path).read_text())
+    assert manifest["base"]["adapter"]["uri"] == record["adapter"]["uri"]

@@ -6,7 +6,6 @@ allocated while they do, and the store is weighed. A plan has to be within a fif
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,19 +13,27 @@ from typing import Any
 
 import pytest
 
-from tasks import embedding, evidence, meta_lora, refit, scoring, stacking, task_adapt
-from tasks.config import RunConfig
+from flows.lamp_task import lamp_task
+from tasks.answer import answers
+from tasks.compare import DRAWS_FILE
+from tasks.embed import embed
+from tasks.fusion import fusion
+from tasks.meta_lora import meta_lora
 from tasks.methods import MethodName
-from tasks.plan.model import Planned, planned
-from tasks.plan.stages import TaskPlan, plan_task
+from tasks.plan.model import plan_model
+from tasks.plan.stages import Planner
 from tasks.plan.work import Work
-from tasks.stage import store
+from tasks.refit import refit
+from tasks.results.rows import INDEX
+from tasks.results.store import store
+from tasks.running.stand_in import planned_by
+from tasks.stacking import read_work
+from tasks.task_adapt import task_adapt
 from tests.unit.lora.counters import flops, peak_bytes
 from tests.unit.lora.helpers import tiny_base
-from tests.unit.stages.pipeline import prepared_place, run
-from tests.unit.stages.users import result, user
+from tests.unit.stages.pipeline import prepared_place, run_config
+from tests.unit.stages.users import user
 
-TASK = "LaMP-2M"
 METHODS: list[MethodName] = ["base", "merge_only", "mta"]
 ROLES = {
     "base": [user("base-1", 3, queries=4), user("base-2", 3, queries=2)],
@@ -51,65 +58,70 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+# Row of a plan: the stage whose work it is, the folders it is found in, and those that are filled
+# along with it.
+STAGES: dict[str, tuple[Any, list[str], list[str]]] = {
+    "task adaptation": (task_adapt, ["task_adapt"], []),
+    "embedding": (embed, ["embed", "whitening"], []),
+    "refit": (refit, ["refit"], []),
+    "meta-LoRAs": (meta_lora, ["meta_lora"], ["bank"]),
+    "evidence": (fusion, ["evidence"], []),
+    "fusion": (None, [], ["fusion"]),
+    "training": (answers, ["stacking"], []),
+    "scoring": (answers, ["answers"], ["compare"]),
+    "tokens kept": (None, [], ["tokens"]),
+}
+
+
 class Case:
     """One run that is done, and the plan of it."""
 
     def __init__(self, place: Path, given: dict[str, Any]) -> None:
         # More threads would wait for each other.
-        self.done = run(place, ROLES, compute={"device": "cpu", "threads": 1}, **dict(given))
-        config = RunConfig.model_validate(self.done["config"])
-        self.options = config.model_copy(update={"methods": METHODS})
-        self.model: Planned = planned(self.options)
-        self.plan: TaskPlan = plan_task(
-            self.options, TASK, self.done["prepared"], store(), self.model
-        )
+        compute = {"device": "cpu", "threads": 1}
+        self.config = run_config(place, ROLES, methods=METHODS, compute=compute, **dict(given))
+        task = self.config.for_task("LaMP-2M", 0)
+        # What each stage was given.
+        self.calls: list[tuple[Any, dict[str, Any]]] = []
+        with planned_by(self.recorded):
+            self.done = lamp_task(task)
+        self.model = plan_model(self.config)
+        planner = Planner(self.model)
+        with planned_by(planner):
+            lamp_task(task)
+        (self.plan,) = planner.plans
+        # The bytes of every stage's files; the bootstrap's draws are as many for any users.
+        self.bytes = {
+            folder.name: sum(
+                path.stat().st_size
+                for path in folder.rglob("*")
+                if path.is_file() and path.name != DRAWS_FILE
+            )
+            for folder in store().root.iterdir()
+        }
+
+    def recorded(self, name: str) -> Callable[..., Any] | None:
+        stage = next((one for one, _, _ in STAGES.values() if one and one.name == name), None)
+        if stage is None:
+            return None
+
+        def call(**arguments: Any) -> Any:
+            self.calls.append((stage, arguments))
+            return stage.made(arguments)
+
+        return call
 
     def works(self, stage: str) -> list[Work]:
-        return [work for work in self.plan.works if work.stage == stage]
+        return [work for work in self.plan.rows if work.stage == stage]
 
     def sum(self, stage: str, of: str) -> int:
         return sum(getattr(work, of) for work in self.works(stage))
 
-    def again(self, stage: str) -> None:
+    def again(self, row: str) -> None:
         """Do the work of a stage, whose results are not in the store."""
-        done, config = self.done, self.done["config"]
-        prepared, base = done["prepared"], done["base"]
-        plain = {key: base[key] for key in ("ref", "value")}
-        bare = {"prepared": prepared, "base": base, "banked": None, "fused": None}
-        inputs = bare | {"banked": done["bank"], "fused": done["fusion"]}
-        few = prepared["value"]["few_shot"]
-        if stage == "task adaptation":
-            result(task_adapt.task_adapt.fn(config, TASK, prepared, plain))
-        elif stage == "embedding":
-            result(embedding.embed.fn(config, TASK, prepared, base))
-        elif stage == "refit":
-            result(refit.refit.fn(config, TASK, prepared, base, done["embedded"]))
-        elif stage == "meta-LoRAs":
-            anchors = done["anchors"]["value"]["anchors"]
-            result(meta_lora.meta_lora.fn(config, TASK, prepared, base, anchors))
-        elif stage == "evidence":
-            embedded = done["embedded"]
-            result(evidence.evidence.fn(config, TASK, prepared, base, embedded, done["bank"]))
-        elif stage == "training":
-            result(stacking.stacking.fn(config, TASK, inputs, "mta", 0, few))
-        elif stage == "scoring":
-            for method in METHODS:
-                own = done["stacking"]["mta"][0] if method == "mta" else None
-                given = bare if method == "base" else inputs
-                result(scoring.predict.fn(config, TASK, given, method, 0, few, own))
-
-
-FOLDERS = {
-    "task adaptation": ["task_adapt"],
-    "embedding": ["embedding"],
-    "refit": ["refit"],
-    "meta-LoRAs": ["meta_lora", "bank"],
-    "evidence": ["evidence"],
-    "fusion": ["fusion"],
-    "training": ["stacking"],
-    "scoring": ["predictions", "score"],
-    "tokens kept": ["tokens"],
-}
+        for stage, arguments in self.calls:
+            if stage is STAGES[row][0]:
+                stage.made(arguments)
 
 
 @pytest.fixture(scope="module", params=WAYS)
@@ -121,65 +133,69 @@ def case(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cas
         yield Case(place, WAYS[request.param])
 
 
-def without(stage: str, call: Callable[[], Any]) -> Any:
+def without(row: str, call: Callable[[], Any]) -> Any:
     """`call` with a store that has no results of the stage; they are put back afterwards."""
-    folder = store().root / FOLDERS[stage][0]
-    kept = folder.with_name(f".{folder.name}")
-    folder.rename(kept)
+    root = store().root
+    aside = {root / name: root / f".{name}" for name in STAGES[row][1] if (root / name).exists()}
+    index = (root / INDEX).read_bytes()
+    for folder, kept in aside.items():
+        folder.rename(kept)
     try:
         return call()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        kept.rename(folder)
+        for folder, kept in aside.items():
+            shutil.rmtree(folder, ignore_errors=True)
+            kept.rename(folder)
+        (root / INDEX).write_bytes(index)
 
 
-def stages(case: Case) -> list[str]:
-    return [name for name in FOLDERS if case.works(name)]
+def rows(case: Case) -> list[str]:
+    return [name for name in STAGES if case.works(name)]
 
 
 def test_users_steps_and_tokens(case: Case) -> None:
     assert case.plan.users == {"base": 2, "anchor": 4, "few_shot": 5}
-    anchors = case.done["anchors"]["value"]["anchors"]
-    wanted = 1 if case.options.anchors.train_on == "cluster" else 3
-    assert case.plan.anchors == len(anchors) == wanted
-    records = [json.loads(path.read_text()) for path in store().root.glob("meta_lora/*/*/*.json")]
+    bank = case.done.mergings[0].merged.bank
+    wanted = 1 if case.config.anchors.train_on == "cluster" else 3
+    assert case.sum("meta-LoRAs", "users") == len(bank.members) == wanted
     for of in ("items", "steps", "tokens"):
-        assert case.sum("meta-LoRAs", of) == sum(record["value"][of] for record in records)
-    work = case.done["stacking"]["mta"][0]["value"]["work"]
+        trained = [getattr(member.training, of) for member in bank.members]
+        assert case.sum("meta-LoRAs", of) == sum(trained)
+    (batch,) = case.done.answers["mta"]
     for of in ("steps", "tokens"):
-        assert case.sum("training", of) == sum(user[of] for user in work)
-    if adapter := case.done["base"].get("adapter"):
+        own = [getattr(work, of) for work in read_work(batch.work)]
+        assert case.sum("training", of) == sum(own)
+    if adapted := case.done.base.training:
         for of in ("items", "steps", "tokens"):
-            assert case.sum("task adaptation", of) == adapter["value"][of]
+            assert case.sum("task adaptation", of) == getattr(adapted, of)
     assert [work.items for work in case.works("scoring")] == [
-        20 * (15 if case.options.scoring.answer == "likelihood" else 1)
+        20 * (15 if case.config.scoring.answer == "likelihood" else 1)
     ] * 3
 
 
 def test_flops_and_memory(case: Case) -> None:
     """FLOPs to a fiftieth: an answer may end before its full length."""
     looked = 0
-    for stage in stages(case):
-        if not case.sum(stage, "flops"):
+    for row in rows(case):
+        if not case.sum(row, "flops"):
             continue
         looked += 1
-        case.again(stage)  # found; from here on the model is loaded
-        measured = without(stage, lambda stage=stage: flops(lambda: case.again(stage)))
-        assert case.sum(stage, "flops") == pytest.approx(measured, rel=0.02), stage
-        beside = max(work.memory for work in case.works(stage)) - case.model.weights
-        measured = without(stage, lambda stage=stage: peak_bytes(lambda: case.again(stage)))
-        assert beside == pytest.approx(measured, rel=0.2), stage
+        case.again(row)  # found; from here on the model is loaded
+        measured = without(row, lambda row=row: flops(lambda: case.again(row)))
+        assert case.sum(row, "flops") == pytest.approx(measured, rel=0.02), row
+        beside = max(work.memory for work in case.works(row)) - case.model.weights
+        measured = without(row, lambda row=row: peak_bytes(lambda: case.again(row)))
+        assert beside == pytest.approx(measured, rel=0.2), row
     assert looked >= 4
 
 
 def test_disk(case: Case) -> None:
     """Each stage that is not next to nothing, and all of them."""
     total = 0
-    for stage in stages(case):
-        folders = [store().root / name for name in FOLDERS[stage]]
-        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-        measured = sum(path.stat().st_size for path in files)
+    for row in rows(case):
+        _, own, along = STAGES[row]
+        measured = sum(case.bytes.get(name, 0) for name in own + along)
         total += measured
         if measured > 30_000:
-            assert case.sum(stage, "disk") == pytest.approx(measured, rel=0.2), stage
-    assert sum(work.disk for work in case.plan.works) == pytest.approx(total, rel=0.2)
+            assert case.sum(row, "disk") == pytest.approx(measured, rel=0.2), row
+    assert sum(work.disk for work in case.plan.rows) == pytest.approx(total, rel=0.2)

@@ -8,19 +8,26 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from tasks.config import RunConfig, resolve
+from flows.lamp_task import lamp_task
+from tasks.config.run import RunConfig, resolve
+from tasks.config.task import TaskConfig
 from tasks.errors import InputError
-from tasks.plan.anchors import assumed_anchors
-from tasks.plan.lengths import CHARACTERS_PER_TOKEN, Measure
-from tasks.plan.model import encoder_size, planned
-from tasks.plan.stages import plan_task
-from tasks.plan.text import hours, plan_text, short, size
-from tasks.prepare import prepare
-from tasks.store.artifacts import Store
+from tasks.lora.batches import Encoded
+from tasks.method.clusters import members_of
+from tasks.plan.lengths import Measure, assumed_clusters
+from tasks.plan.model import CHARACTERS_PER_TOKEN, Characters, encoder_shape, plan_model
+from tasks.plan.stages import Planner
+from tasks.plan.text import TaskPlan, hours, plan_text
+from tasks.plan.work import Work
+from tasks.prepare import prepared_users
+from tasks.results.models import Base, Prepared
+from tasks.results.record import File
+from tasks.results.stage import stage
+from tasks.running.stand_in import planned_by
+from tasks.text.questions import questions_of
 from tests.unit.lora.helpers import tiny_base
-from tests.unit.stages.users import result, user, write_users
+from tests.unit.stages.users import user, write_users
 
-LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
 ROLES = {
     "base": [user("base-1", 3)],
     "anchor": [user(f"anchor-{n}", 11 + n) for n in range(6)],
@@ -29,50 +36,67 @@ ROLES = {
 
 
 @pytest.fixture(autouse=True)
-def offline(where: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No hub answers; a store of the test's own."""
 
     def refuse(*_: Any, **__: Any) -> str:
         raise OSError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setenv("MTA_STORE", str(tmp_path / "mta" / "store"))
 
 
-def users_at(tmp_path: Path, **given: Any) -> tuple[RunConfig, dict[str, Any]]:
-    options = resolve({"data": str(write_users(tmp_path / "data", **ROLES)), **given})
-    return options, result(prepare.fn(options.model_dump(mode="json"), "LaMP-2M"))
+def config_at(tmp_path: Path, **given: Any) -> RunConfig:
+    return resolve({"data": str(write_users(tmp_path / "data", **ROLES)), **given})
+
+
+def notes_of(config: RunConfig) -> list[str]:
+    """What a plan of LaMP-2M says beneath its table."""
+    (plan,) = plans_of(config)
+    return plan.notes(plan_model(config))
+
+
+def plans_of(config: RunConfig, items: int | None = None) -> list[TaskPlan]:
+    """The plan of LaMP-2M, and of a point of the curve if `items` says which."""
+    planner = Planner(plan_model(config))
+    with planned_by(planner):
+        cell = lamp_task(config.for_task("LaMP-2M", 0))
+        if items:
+            lamp_task(config.for_task("LaMP-2M", 0, items), known=cell)
+    return planner.plans
 
 
 def test_the_papers_model_is_known_without_the_hub() -> None:
     """8,030,261,248 parameters, as its weights have; a LoRA of rank 8 on all linear layers has
     20,971,520: 32 x 8 x (2 x 8192 + 2 x 5120 + 3 x 18432)."""
-    model = planned(resolve({"preset": "paper"}))
+    model = plan_model(resolve({"preset": "paper"}))
     assert model.shape.parameters == 8_030_261_248
     assert model.weights == 2 * 8_030_261_248
-    assert model.max_tokens == 8192 - 64
+    assert model.base.max_tokens == 8192 - 64
     assert model.lora(resolve({"preset": "paper"}).meta_lora).width == 20_971_520
-    assert model.base is None
+    assert isinstance(model.base.tokenizer, Characters)
     assert "not at hand" in model.notes[0]
+    assert "characters / 4" in model.notes[1]
 
 
 def test_a_model_nobody_knows_is_one_line() -> None:
     with pytest.raises(InputError, match=r"base\.model nobody/nothing: neither a folder nor"):
-        planned(resolve({"base": {"model": "nobody/nothing"}}))
+        plan_model(resolve({"base": {"model": "nobody/nothing"}}))
     with pytest.raises(InputError, match="there is no such folder"):
-        planned(resolve({"base": {"model": "/no/such/folder"}}))
+        plan_model(resolve({"base": {"model": "/no/such/folder"}}))
 
 
 def test_a_folder_needs_no_weights(tmp_path: Path) -> None:
     base = tiny_base()
     base.model.config.save_pretrained(tmp_path / "model")
     options = resolve({"base": {"model": str(tmp_path / "model")}})
-    shape = planned(options)
+    shape = plan_model(options)
     assert shape.shape.parameters == base.model.num_parameters()
-    assert (shape.base, len(shape.notes)) == (None, 1)
+    assert len(shape.notes) == 1
     base.tokenizer.save_pretrained(tmp_path / "model")
-    whole = planned(options)
+    whole = plan_model(options)
     assert whole.notes == []
-    assert whole.base is not None
+    assert whole.base.tokenizer("comedy") == base.tokenizer("comedy")
 
 
 def test_bytes_per_number() -> None:
@@ -83,43 +107,60 @@ def test_bytes_per_number() -> None:
         ({"compute": {"device": "cpu"}, "base": {"dtype": "bfloat16"}}, 2),
         ({"base": {"dtype": "float32"}}, 4),
     ):
-        assert planned(resolve(given)).each == each
+        assert plan_model(resolve(given)).each == each
 
 
 def test_text_encoders() -> None:
     """bge-small: 12 layers of 4 x 384 x 384 and 2 x 384 x 1536 numbers."""
-    notes: list[str] = []
-    options = resolve({"anchors": {"text_model": "BAAI/bge-small-en-v1.5"}})
-    assert encoder_size(options, notes) == 21_233_664
-    assert notes == []
-    other = resolve({"anchors": {"text_model": "some/encoder"}})
-    assert encoder_size(other, notes) == 0
-    assert "its work is not counted" in notes[0]
+    assert encoder_shape("BAAI/bge-small-en-v1.5") == (384, 21_233_664)
+    assert encoder_shape("some/encoder") == (0, 0)
+
+
+def test_an_encoder_that_is_not_known_is_said(tmp_path: Path) -> None:
+    anchors = {"embedding": "text", "text_model": "some/encoder", "train_on": "user"}
+    notes = notes_of(config_at(tmp_path, methods=["merge_only"], anchors=anchors))
+    assert any("some/encoder" in note and "not counted" in note for note in notes)
+
+
+class Told(Measure):
+    """Lengths of users who are told to it."""
+
+    people: dict[str, Any]
+
+    def users(self, table: File) -> dict[str, Any]:
+        return self.people
+
+
+def lengths_of(
+    config: RunConfig, kind: Any, people: list[dict[str, Any]]
+) -> tuple[list[list[Encoded]], list[str]]:
+    """The lengths of these users' samples, and notes."""
+    task = config.for_task("LaMP-2M", 0)
+    questions = questions_of(task.prompt, prepared_users(task), task.base.model)
+    measure = Told(plan_model(config))
+    measure.people = {person["user_id"]: person for person in people}
+    return measure.tokens(kind, questions, File(uri="none", sha256="")), measure.notes
 
 
 def test_without_a_tokenizer_tokens_are_characters(tmp_path: Path) -> None:
-    options, prepared = users_at(tmp_path, preset="paper")
-    model = planned(options)
-    measure = Measure(options, "LaMP-2M", prepared["value"]["instruction"], model)
     person = {
         "user_id": "u",
         "profile": [{"id": "1", "text": "x" * 400, "answer": "comedy"}],
         "query": [{"id": "q", "input": "a description: " + "y" * 40, "gold": "comedy"}],
     }
-    ((item,),) = measure.profiles([person], 0)
-    ((query,),) = measure.queries([person], 0)
+    # No history in the prompt: the item has none beside itself.
+    config = config_at(tmp_path, preset="paper", prompt={"history_items": 0})
+    ((item,),), notes = lengths_of(config, "profile", [person])
+    ((query,),), _ = lengths_of(config, "queries", [person])
+    assert notes == []
     assert 400 / CHARACTERS_PER_TOKEN < len(item.prompt) < 400 / CHARACTERS_PER_TOKEN + 60
-    # "comedy" is two tokens of four characters, and the end of the text.
+    # " comedy" is two tokens of four characters, and the end of the text.
     assert (len(item.answer), len(query.answer)) == (3, 0)
     assert len(item.prompt) - len(query.prompt) == 90
-    assert "characters / 4" in next(iter(measure.notes))
 
 
 def test_many_items_are_looked_at_in_part(tmp_path: Path) -> None:
     """Every third user; the others' items are as long as theirs."""
-    options, prepared = users_at(tmp_path, preset="paper")
-    options = options.model_copy(update={"plan": options.plan.model_copy(update={"max_items": 6})})
-    measure = Measure(options, "LaMP-2M", prepared["value"]["instruction"], planned(options))
     people = [
         {
             "user_id": f"{n}",
@@ -129,79 +170,78 @@ def test_many_items_are_looked_at_in_part(tmp_path: Path) -> None:
         }
         for n in range(9)
     ]
-    found = measure.profiles(people, 0)
+    config = config_at(tmp_path, preset="paper", prompt={"history_items": 0}, plan={"max_items": 6})
+    found, notes = lengths_of(config, "profile", people)
     assert [len(own) for own in found] == [2] * 9
     lengths = [{len(one.prompt) for one in own} for own in found]
     first, fourth, seventh = (next(iter(lengths[n])) for n in (0, 3, 6))
     assert (fourth - first, seventh - fourth) == (30, 30)
     assert all(own <= {first, fourth, seventh} for own in lengths)
-    assert "6 of 18 profile items of 9 users" in list(measure.notes)[1]
+    assert "6 of 18 profile items of 9 users" in notes[0]
+
+
+def members(options: dict[str, Any], items: dict[str, int]) -> dict[str, list[str]]:
+    """Whom the plan takes for anchors, with their members."""
+    anchors = resolve({"anchors": options}).anchors
+    labels, _ = assumed_clusters(anchors, len(items), 0)
+    assert assumed_clusters(anchors, len(items), 0)[0] == labels
+    return members_of([*items], [*items.values()], labels, anchors)
 
 
 def test_anchors_where_all_are_taken() -> None:
     items = {"a": 12, "b": 11, "c": 10, "d": 30}
-    options = resolve({"anchors": {"count": 9, "train_on": "user"}})
-    anchors, note = assumed_anchors(options, items)
-    assert sorted(anchors) == [["a"], ["b"], ["d"]]
-    assert note.startswith("3 anchors")
+    anchors = members({"count": 9, "train_on": "user"}, items)
+    assert sorted(anchors.values()) == [["a"], ["b"], ["d"]]
     # k-means makes clusters of all candidates, and a cluster of a short history has no anchor.
-    means = resolve({"anchors": {"count": 4, "clustering": "kmeans", "train_on": "user"}})
-    assert sorted(assumed_anchors(means, items)[0]) == [["a"], ["b"], ["d"]]
+    means = {"count": 4, "clustering": "kmeans", "train_on": "user"}
+    assert sorted(members(means, items)) == ["a", "b", "d"]
 
 
 def test_anchors_are_the_longest_of_parts() -> None:
     items = {f"u{n}": 11 + n for n in range(40)}
-    options = resolve({"anchors": {"count": 4, "train_on": "user"}})
-    anchors, _ = assumed_anchors(options, items)
-    assert len({name for (name,) in anchors}) == 4
-    assert ["u39"] in anchors
+    anchors = members({"count": 4, "train_on": "user"}, items)
+    assert len(anchors) == 4
+    assert "u39" in anchors
     # Of ten each, the longest is above the middle.
-    assert all(items[name] > 11 + 20 for (name,) in anchors)
-    assert assumed_anchors(options, items) == assumed_anchors(options, items)
+    assert all(items[name] > 11 + 20 for name in anchors)
 
 
 def test_clusters_hold_all_candidates() -> None:
     items = {f"u{n}": 5 + n for n in range(50)}
-    clusters, _ = assumed_anchors(resolve({"anchors": {"train_on": "cluster"}}), items)
+    clusters = members({"train_on": "cluster"}, items)
     assert len(clusters) == 5
-    assert sorted(name for own in clusters for name in own) == sorted(items)
-    both, _ = assumed_anchors(resolve({"anchors": {"train_on": "both", "count": 7}}), items)
-    assert [len(own) for own in both] == [10] * 5 + [1] * 7
+    assert sorted(name for own in clusters.values() for name in own) == sorted(items)
+    both = members({"train_on": "both", "count": 7}, items)
+    assert [len(own) for own in both.values()] == [10] * 5 + [1] * 7
 
 
-def test_what_does_not_fit_is_said(where: Store, tmp_path: Path) -> None:
-    methods = {"methods": ["base", "mta"]}
-    options, prepared = users_at(tmp_path, preset="paper", plan={"memory_gb": 17.0}, **methods)
-    plan = plan_task(options, "LaMP-2M", prepared, where, planned(options))
-    assert any("more than the machine has" in note for note in plan.notes)
-    options, prepared = users_at(tmp_path, preset="paper", **methods)
-    plan = plan_task(options, "LaMP-2M", prepared, where, planned(options))
-    assert not any("more than the machine has" in note for note in plan.notes)
+def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"preset": "paper", "methods": ["base", "mta"]}
+    notes = notes_of(config_at(tmp_path, **given, plan={"memory_gb": 17.0}))
+    assert any("more than the machine has" in note for note in notes)
+    notes = notes_of(config_at(tmp_path, **given))
+    assert not any("more than the machine has" in note for note in notes)
 
 
-def test_fewer_items_again_cost_only_what_depends_on_them(where: Store, tmp_path: Path) -> None:
-    options, prepared = users_at(tmp_path)
-    model = planned(options)
-    whole = plan_task(options, "LaMP-2M", prepared, where, model)
-    again = plan_task(options, "LaMP-2M", prepared, where, model, items=2)
-    assert {work.stage for work in again.works} == {
+def test_fewer_items_again_cost_only_what_depends_on_them(tmp_path: Path) -> None:
+    whole, again = plans_of(config_at(tmp_path), items=2)
+    assert {work.stage for work in again.rows} == {
         "embedding", "evidence", "fusion", "training", "scoring", "tokens kept",
     }  # fmt: skip
-    assert "base" in {work.method for work in whole.works if work.stage == "scoring"}
-    assert "base" not in {work.method for work in again.works if work.stage == "scoring"}
+    assert "base" in {work.method for work in whole.rows if work.stage == "scoring"}
+    assert "base" not in {work.method for work in again.rows if work.stage == "scoring"}
     embedded = [
-        next(work for work in plan.works if work.stage == "embedding") for plan in (whole, again)
+        next(work for work in plan.rows if work.stage == "embedding") for plan in (whole, again)
     ]
     assert [work.users for work in embedded] == [1 + 6 + 3, 3]
 
 
-def test_the_papers_plan_by_hand(where: Store, tmp_path: Path) -> None:
+def test_the_papers_plan_by_hand(tmp_path: Path) -> None:
     """Six anchors of 11 to 16 items, three epochs of one item per micro-batch and two of these per
     step; three users of four items, one step each; 45 FLOPs and more per numbers and token."""
-    options, prepared = users_at(tmp_path, preset="paper", methods=["mta"])
-    model = planned(options)
-    plan = plan_task(options, "LaMP-2M", prepared, where, model)
-    by_stage = {work.stage: work for work in plan.works}
+    config = config_at(tmp_path, preset="paper", methods=["mta"])
+    (plan,) = plans_of(config)
+    by_stage = {work.stage: work for work in plan.rows}
     meta = by_stage["meta-LoRAs"]
     assert (meta.users, meta.items) == (6, 81)
     assert meta.steps == 3 * (6 + 6 + 7 + 7 + 8 + 8)
@@ -213,7 +253,7 @@ def test_the_papers_plan_by_hand(where: Store, tmp_path: Path) -> None:
     assert 6 * numbers * own.tokens < own.flops < 1.1 * 6 * numbers * own.tokens
     # 989 TFLOP/s, a quarter of them.
     assert own.seconds == pytest.approx(own.flops / 247.25e12)
-    text = plan_text(options, model, [plan])
+    text = plan_text(config, plan_model(config), [plan])
     assert "| meta-LoRAs | mta | 6 | 81 | 126 |" in text
     assert "8.03 G parameters, 16.1 GB in bfloat16" in text
     assert "989 TFLOP/s at 25% of them (assumed)" in text
@@ -221,14 +261,13 @@ def test_the_papers_plan_by_hand(where: Store, tmp_path: Path) -> None:
     assert {len(row) for row in rows} == {11}
 
 
-def test_what_is_assumed_of_the_model_is_said_once(where: Store, tmp_path: Path) -> None:
-    options, prepared = users_at(tmp_path, preset="paper", methods=["mta"])
-    model = planned(options)
-    plans = [plan_task(options, "LaMP-2M", prepared, where, model, items) for items in (None, 2)]
-    assert not any(note in plan.notes for plan in plans for note in model.notes)
+def test_what_is_assumed_of_the_model_is_said_once(tmp_path: Path) -> None:
+    config = config_at(tmp_path, preset="paper", methods=["mta"])
+    model, plans = plan_model(config), plans_of(config, items=2)
+    assert not any(note in plan.notes(model) for plan in plans for note in model.notes)
     assert model.notes
-    plans[1].notes.append("of this one only")
-    text = plan_text(options, model, plans)
+    plans[1].assumed.append("of this one only")
+    text = plan_text(config, model, plans)
     own, everything = text.split("## All of 2")
     for note in model.notes:
         assert (own.count(note), everything.count(f"* {note}\n")) == (0, 1)
@@ -237,9 +276,47 @@ def test_what_is_assumed_of_the_model_is_said_once(where: Store, tmp_path: Path)
     assert "\n\n\n" not in text
 
 
-def test_numbers_are_short() -> None:
-    assert [short(n) for n in (0, 7, 999, 999.6, 1234, 45_600, 7.89e14, 2e24)] == [
-        "0", "7", "999", "1 k", "1.23 k", "45.6 k", "789 T", "2e+03 Z",
-    ]  # fmt: skip
-    assert [size(n) for n in (180, 41_943_040)] == ["180 B", "41.9 MB"]
-    assert [hours(s) for s in (0.0, 35.9, 36.0, 4500.0)] == ["", "< 0.01", "0.01", "1.25"]
+def test_all_rounds_of_refit(tmp_path: Path) -> None:
+    """Two rounds of the root of three clusters, that of six candidates."""
+    anchors = {"train_on": "cluster", "refits": 2, "refit_epochs": 3}
+    config = config_at(tmp_path, methods=["merge_only"], anchors=anchors)
+    (plan,) = plans_of(config)
+    (work,) = (work for work in plan.rows if work.stage == "refit")
+    # 11 to 16 items, every second of which is trained on three times in each round.
+    assert (work.users, work.items) == (6, 81)
+    assert any("2 rounds of 2 clusters" in note for note in plan.notes(plan_model(config)))
+
+
+@stage(version=1)
+def routed(users: File, base: Base) -> Base:
+    """A stage that no plan knows of."""
+    raise AssertionError("the stage was run")
+
+
+def test_a_stage_of_a_methods_own_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(_method: Any, _config: TaskConfig, users: Prepared, base: Base) -> Any:
+        return routed(users.base, base)
+
+    monkeypatch.setattr("tasks.methods.base.BaseModel.fit", fit)
+    notes = notes_of(config_at(tmp_path, methods=["base"]))
+    assert "routed: its work is not known and not counted" in notes
+
+
+def test_users_are_prepared_and_nothing_else(tmp_path: Path) -> None:
+    plans_of(config_at(tmp_path))
+    kept = {path.name for path in (tmp_path / "mta" / "store").iterdir()}
+    assert kept - {".making"} == {"prepare"}
+
+
+def test_hours_are_short() -> None:
+    assert [hours(s) for s in (0.0, 35.9, 36.0, 4500.0)] == ["0", "< 0.01", "0.01", "1.25"]
+
+
+def test_a_cell_of_nothing_is_empty(tmp_path: Path) -> None:
+    config = resolve({})
+    plan = TaskPlan("LaMP-2M", {"base": 1}, [Work("fusion", "mta", users=1, disk=999)], [])
+    assert "| fusion | mta | 1 |  |  |  |  |  |  | 999 B |  |" in plan_text(
+        config, plan_model(config), [plan]
+    )
