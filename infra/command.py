@@ -1,31 +1,27 @@
-"""What the programs of this folder that take one word share."""
+"""What the programs of this folder share: how they speak, and how they end."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+
+import typer
 
 from infra.local.settings import StackError
-from tasks.errors import masked
+from tasks.errors import InputError, masked
 
 
 def say(text: str) -> None:
+    """One line for the person in front of the terminal."""
     print(f"mta: {masked(text)}", file=sys.stderr, flush=True)
 
 
-def one_word(
-    program: str, described: str | None, commands: Mapping[str, Callable[[], None]], argv: list[str]
-) -> int:
-    """Do what the one word in `argv` asks for; the exit code (1: it failed, 2: no such word)."""
-    if argv in (["-h"], ["--help"]):
-        print(described)
-        return 0
-    if len(argv) != 1 or argv[0] not in commands:
-        say(f"usage: python -m {program} {'|'.join(commands)}")
-        return 2
+def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
+    """Run a program; its exit code. Any trouble is one line: code 2 for bad input, else 1."""
     try:
-        commands[argv[0]]()
-    except StackError as error:
+        return app(arguments, standalone_mode=False) or 0
+    except typer.TyperException as error:
+        say(f"{' '.join(error.format_message().split())} (--help lists what there is)")
+        return error.exit_code
+    except InputError as error:
         say(str(error))
-        return 1
-    return 0
+        return 1 if isinstance(error, StackError) else 2

@@ -1,0 +1,128 @@
+"""The command `mta`: run, plan, export, forget, log. Bad input is one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra import command
+from tasks.errors import label, masked
+
+app = typer.Typer(name="mta", add_completion=False, rich_markup_mode=None, help=__doc__)
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option("-p", "--param", metavar="NAME=VALUE", help="a field of the configuration"),
+]
+RunName = Annotated[str, typer.Option("--run", help="a run's name, id or file")]
+
+
+@app.command()
+def run(param: Parameters = None) -> int:
+    """Run the benchmark in this process, without the stack's servers.
+
+    It has a Prefect server of its own while it runs, and MLflow in a file. Exit code 0: nothing is
+    missing.
+    """
+    from infra.local.alone import run_alone
+
+    return run_alone(param or [])
+
+
+@app.command()
+def plan(param: Parameters = None) -> int:
+    """Say what a run would take: steps, FLOPs, memory, hours, disk. Nothing is trained."""
+    return run([*(param or []), "dry_run=true"])
+
+
+@app.command()
+def export(
+    user: Annotated[str, typer.Option(help="a few-shot user's id")],
+    to: Annotated[Path, typer.Option(help="the folder to write, a new one")],
+    lamp_task: Annotated[str | None, typer.Option(help="default: the run's first")] = None,
+    method: str = "mta",
+    seed: Annotated[int | None, typer.Option(help="default: the run's first")] = None,
+    run: RunName = "last",
+) -> None:
+    """Write one user's LoRA (merged and stacked, as one) as an ordinary PEFT folder.
+
+    It says from which run the LoRA is, and where its base model lies.
+    """
+    from tasks.export import export as write
+    from tasks.report.files import read_run, shown_run
+
+    taken = read_run(run)
+    task = lamp_task or taken.cells[0].config.lamp_task
+    base = write(taken, task, method, user, to, seed)
+    print(
+        f"{to}: the LoRA of {label(user)} by {method} for {task}, from {shown_run(taken)}; its "
+        f"base model is {base}"
+    )
+
+
+@app.command()
+def forget(
+    user: Annotated[str, typer.Argument(help="the user's id")],
+    data: Annotated[Path | None, typer.Option(help="users' files that no run remembers")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="a folder or URL; default: MTA_STORE, else .mta/store")
+    ] = None,
+) -> int:
+    """Remove a user, and all that was made of the user's texts, and prove it by a search.
+
+    Removed from the store: what holds the user's id or a text of the user's; every LoRA and tiny
+    base model that was trained on the user's items, and all that was made with these; what names
+    nobody (tokens, maps, draws), since nothing tells whose it is. Removed beside it: reports and
+    runs that name any of it, and the id in logs. In MLflow: artifacts and names. In Prefect: the
+    flow runs. What others lose with it is computed again by their next run, from their data.
+
+    The file the user came from is not touched: it is named, and the user is back after the next run
+    where it still holds the user. Exit code 0: nothing is left; 1: something is, and is said; 2: no
+    such user.
+    """
+    from tasks.forget.user import forget as remove
+    from tasks.results.store import store_at, store_place
+
+    done, left = remove(store_at(store or store_place()), user, data)
+    for line in done:
+        print(f"mta: {line}")
+    for line in left:
+        command.say(f"LEFT: {line}")
+    return 1 if left else 0
+
+
+@app.command()
+def log(run: Annotated[str, typer.Argument(help="a run's name, id or file")] = "last") -> int:
+    """Log a run to MLflow again, where MLflow did not take it.
+
+    MLflow has the run once, however often it is logged. Exit code 1: MLflow does not answer.
+    """
+    from tasks.report.files import read_run
+    from tasks.results.store import store
+    from tasks.running.faults import transient
+    from tasks.tracking.runs import log_run, reason
+    from tasks.tracking.server import Mlflow, mlflow_uris, tracking_uri
+
+    taken = read_run(run)
+    mlflow = Mlflow((mlflow_uris(store().state) or [tracking_uri()])[0])
+    try:
+        page = mlflow.page(log_run(taken, mlflow))
+    except Exception as error:
+        if not transient(error):
+            raise
+        command.say(f"MLflow does not answer ({reason(error)})")
+        return 1
+    print(f"mta: {taken.name} is in MLflow: {page or masked(mlflow.uri)}")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return command.run(app, given or ["--help"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
