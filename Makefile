@@ -35,7 +35,7 @@ up: $(INSTALLED) ## install and start the local stack only
 	@$(PY) -m infra.local up
 
 deploy: $(INSTALLED) ## start what does not run, and deploy again
-	@$(PY) -m infra.local deploy
+	@$(PY) -m infra.local up --deploy
 
 status: $(INSTALLED) ## what of the stack runs, and where
 	@$(PY) -m infra.local status

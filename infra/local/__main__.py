@@ -1,64 +1,66 @@
-"""The program behind the Makefile.
+"""The program behind the Makefile: `python -m infra.local COMMAND`.
 
-    python -m infra.local up                   start what does not run yet
-    python -m infra.local deploy               the same, and deploy in any case
-    python -m infra.local benchmark -p seed=1  the same, then one run, watched to its end
-    python -m infra.local status               exit code 3 unless all of it is well
-    python -m infra.local down                 end what was started
-    python -m infra.local clean                remove .mta
-
-Variables: PREFECT_PORT (4200), MLFLOW_PORT (5000), GPU_SLOTS (1; without a GPU one per core, at
-most 4), MLFLOW_TRACKING_URI (another MLflow; then none is started here), MTA_PREFECT_DATABASE,
-MTA_MLFLOW_DATABASE and MTA_MLFLOW_ARTIFACTS (instead of files below .mta; read when a server
-starts).
+More variables: MLFLOW_TRACKING_URI (another MLflow; then none is started here),
+MTA_PREFECT_DATABASE, MTA_MLFLOW_DATABASE and MTA_MLFLOW_ARTIFACTS (instead of files below .mta;
+read when a server starts).
 """
 
 from __future__ import annotations
 
-import os
 import sys
+from functools import partial
+from typing import Annotated
 
-from infra.command import say
-from infra.local import stack
-from infra.local.benchmark import benchmark
-from infra.local.settings import StackError, project_layout
+from typer import Context, Option, Typer
 
-COMMANDS = ("up", "deploy", "benchmark", "status", "down", "clean")
+from infra import command
+from infra.local import benchmark, stack
+from infra.local.settings import PROJECT
+
+app = Typer(name="python -m infra.local", add_completion=False, rich_markup_mode=None, help=__doc__)
 
 
-def main(argv: list[str]) -> int:
-    # No argparse: what follows `benchmark` belongs to Prefect, options and all.
-    command, rest = (argv[0], argv[1:]) if argv else ("", [])
-    if command in ("-h", "--help"):
-        print(__doc__)
-        return 0
-    if command not in COMMANDS or (rest and command != "benchmark"):
-        say(f"usage: python -m infra.local {'|'.join(COMMANDS)}, arguments only to `benchmark`")
-        return 2
-    layout = project_layout()
-    try:
-        match command:
-            case "benchmark":
-                return benchmark(layout, os.environ, rest, say)
-            case "status":
-                rows = stack.status(layout)
-                for row in rows:
-                    print(f"{row['name']:15} {row['state']:16} {row['pid'] or '':>8} {row['url']}")
-                return 0 if all(row["state"] == "running" for row in rows) else 3
-            case "down":
-                stack.down(layout, say)
-            case "clean":
-                stack.clean(layout)
-            case _:
-                stack.up(layout, os.environ, say, deploy=command == "deploy")
-    except StackError as error:
-        say(str(error))
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    return 0
+@app.callback()
+def options(
+    context: Context,
+    prefect_port: Annotated[int, Option(envvar="PREFECT_PORT", min=1, max=65535)] = 4200,
+    mlflow_port: Annotated[int, Option(envvar="MLFLOW_PORT", min=1, max=65535)] = 5000,
+    gpu_slots: Annotated[int, Option(envvar="GPU_SLOTS", min=0, max=1024)] = 0,
+) -> None:
+    context.obj = partial(stack.up, PROJECT, prefect_port, mlflow_port, gpu_slots)
+
+
+@app.command()
+def up(context: Context, deploy: bool = False) -> None:
+    """Start what does not run yet; `--deploy`: and deploy in any case."""
+    context.obj(deploy=deploy)
+
+
+@app.command(
+    "benchmark", context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+)
+def watched(context: Context) -> int:
+    """As `up`, then one run, watched to its end; arguments go to `prefect deployment run`."""
+    return benchmark.benchmark(PROJECT, context.obj(), context.args)
+
+
+@app.command()
+def status() -> int:
+    """What runs, and where; exit code 3 unless all of it is well."""
+    return 0 if stack.status(PROJECT) else 3
+
+
+@app.command()
+def down() -> None:
+    """End what was started."""
+    stack.down(PROJECT)
+
+
+@app.command()
+def clean() -> None:
+    """Remove .mta; refused while the stack runs."""
+    stack.clean(PROJECT)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command.run(app))

@@ -1,122 +1,102 @@
-"""One run of the benchmark on the stack, watched to its end.
-
-    python -m infra.local benchmark -p seed=1
-
-Not run by itself. What follows `benchmark` goes to `prefect deployment run` as it stands.
-"""
+"""One run of the benchmark on the stack, watched to its end: `python -m infra.local benchmark`."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
-from infra.local.api import PrefectApi
+from infra.command import say
 from infra.local.processes import Record
-from infra.local.settings import DEPLOYMENT, Layout, StackError
-from infra.local.stack import SERVER, WORKER_PROCESS, up
+from infra.local.server import PrefectApi
+from infra.local.settings import DEPLOYMENT, SERVER, WORKER, Layout, StackError
 
-LOOK_SECONDS = 1.0
-PROGRESS_SECONDS = 5.0
+LOOK_SECONDS = 5.0
 STAGES_SHOWN = 8
 
 
-def benchmark(
-    layout: Layout, environ: Mapping[str, str], arguments: Sequence[str], say: Callable[[str], None]
-) -> int:
-    """Run, watch, print the comparison, or a dry run's plan; return the exit code of the run."""
-    running = up(layout, environ, say)
-    began = time.time()
+def benchmark(layout: Layout, env: Mapping[str, str], arguments: Sequence[str]) -> int:
+    """Run, watch, print the comparison, or a dry run's plan; return the exit code of the run.
+
+    env: that of the worker. `arguments` go to `prefect deployment run` as they stand.
+    """
+    api = PrefectApi(env["PREFECT_API_URL"])
+    began = datetime.now(UTC)
     argv = [sys.executable, "-m", "prefect", "deployment", "run", DEPLOYMENT, "--watch"]
-    if "--watch-interval" not in arguments:
-        argv += ["--watch-interval", "1"]
-    with subprocess.Popen([*argv, *arguments], cwd=layout.root, env=running.env) as watch:
+    with subprocess.Popen([*argv, *arguments], cwd=layout.root, env=env) as run:
         try:
-            code = _watch(layout, watch, running.api, say)
+            code = _watch(layout, run, api)
         except KeyboardInterrupt:
             say("no longer watching; the run goes on (`make stop` ends it)")
             return 130
         finally:
-            if watch.poll() is None:
-                watch.terminate()
+            if run.poll() is None:
+                run.terminate()
     # A run with pieces missing fails, and has a table all the same.
-    tables = (layout.comparison, layout.plan)
-    written = [table for table in tables if table.exists() and table.stat().st_mtime >= began]
+    tables = [table for table in (layout.comparison, layout.plan) if table.exists()]
+    written = [table for table in tables if table.stat().st_mtime >= began.timestamp()]
     for table in written:
         print(f"\n{table.read_text(encoding='utf-8').rstrip()}\n", flush=True)
     if not written and not code:
         say(f"the run wrote no comparison to {layout.comparison}")
     if code:
-        reason = _last_words(running.api, began)
+        reason = _last_words(api, began)
         if reason is None:
             return code  # refused before it began; Prefect has said why
         say(f"the run failed: {reason}")
         say(f"its log is in the Prefect UI and in {layout.logs / 'worker.log'}")
-    say(f"MLflow   {running.mlflow_uri}")
+    say(f"MLflow   {env['MLFLOW_TRACKING_URI']}")
     return code
 
 
-def _last_words(api: PrefectApi, began: float) -> str | None:
-    """The final message of the deployment's newest run created since `began`; None without one."""
-    flow, deployment = DEPLOYMENT.split("/")
-    runs = api.call(
-        "POST",
-        "/flow_runs/filter",
-        {
-            "flows": {"name": {"any_": [flow]}},
-            "deployments": {"name": {"any_": [deployment]}},
-            "flow_runs": {"state": {"type": {"any_": ["FAILED", "CRASHED", "CANCELLED"]}}},
-            "sort": "END_TIME_DESC",
-            "limit": 1,
-        },
+def _last_words(api: PrefectApi, began: datetime) -> str | None:
+    """The final message of a run of the deployment since `began`; None without one."""
+    over = {"state": {"type": {"any_": ["FAILED", "CRASHED", "CANCELLED"]}}}
+    runs = api.rows(
+        "flow_runs",
+        flow_runs={**over, "expected_start_time": {"after_": began.isoformat()}},
+        deployments={"name": {"any_": [DEPLOYMENT.split("/")[1]]}},
+        sort="END_TIME_DESC",
     )
-    if not runs or datetime.fromisoformat(runs[0]["created"]).timestamp() < began:
+    if not runs:
         return None
     message = (runs[0]["state"] or {}).get("message")
     return " ".join((message or "the server knows no reason").split())
 
 
 def _progress(api: PrefectApi) -> dict[str, str]:
-    """What stages say of themselves, by their progress artifacts, the one that moved last at the
-    end: LaMP tasks run side by side."""
-    where = {
-        "artifacts": {"type": {"any_": ["progress"]}},
-        "sort": "UPDATED_DESC",
-        "limit": STAGES_SHOWN,
-    }
+    """The stages' progress artifacts, the one that moved last at the end; none without an answer.
+
+    Whether the server lives is seen elsewhere.
+    """
+    wanted = {"artifacts": {"type": {"any_": ["progress"]}}, "sort": "UPDATED_DESC"}
     try:
-        newest = api.call("POST", "/artifacts/latest/filter", where) or []
+        rows = api.call("POST", "/artifacts/latest/filter", {**wanted, "limit": STAGES_SHOWN})
     except StackError:
-        return {}  # only a look; whether the server lives is seen elsewhere
-    return {row["key"]: row["description"] or "" for row in reversed(newest)}
+        return {}
+    return {row["key"]: row["description"] or "" for row in reversed(rows or [])}
 
 
-def _watch(
-    layout: Layout, watch: subprocess.Popen[bytes], api: PrefectApi, say: Callable[[str], None]
-) -> int:
-    """Wait for the run's end, or for that of what it needs: without these it would never come."""
-    needed = [Record.load(layout.run, name) for name in (SERVER, WORKER_PROCESS)]
-    shown, looked = _progress(api), time.monotonic()
+def _watch(layout: Layout, run: subprocess.Popen[bytes], api: PrefectApi) -> int:
+    """Wait for the run's end; its exit code. LaMP tasks run side by side: any may move.
+
+    Raises StackError when what the run needs has ended: then its end would never come.
+    """
+    needed = [record for name in (SERVER, WORKER) if (record := Record.load(layout, name))]
+    shown = _progress(api)
     while True:
+        gone = next((record for record in needed if record.process() is None), None)
         try:
-            return watch.wait(LOOK_SECONDS)
+            return run.wait(LOOK_SECONDS)
         except subprocess.TimeoutExpired:
-            pass
-        if time.monotonic() - looked > PROGRESS_SECONDS:
-            progress, looked = _progress(api), time.monotonic()
-            for key, line in progress.items():
-                if shown.get(key) != line:
-                    say(line)
-            shown |= progress
-        for record in needed:
-            if record is not None and record.process() is None:
-                try:
-                    return watch.wait(5)  # it may have seen the end itself
-                except subprocess.TimeoutExpired:
-                    log = layout.logs / f"{record.name}.log"
-                    raise StackError(
-                        f"{record.name} ended while the run was under way (see {log}); "
-                        "the next `make benchmark` starts it again and clears up"
-                    ) from None
+            if gone:
+                raise StackError(
+                    f"{gone.name} ended while the run was under way (see {gone.log}); "
+                    "the next `make benchmark` starts it again and clears up"
+                ) from None
+        progress = _progress(api)
+        for key, line in progress.items():
+            if shown.get(key) != line:
+                say(line)
+        shown |= progress

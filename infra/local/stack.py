@@ -6,285 +6,172 @@ what is well, replaces what has died, and makes sure of what the server must kno
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import partial
 
-from infra.local.api import PrefectApi, answers
-from infra.local.processes import (
-    Record,
-    end,
-    end_all,
-    fingerprint,
-    free_port,
-    one_at_a_time,
-    session_leftovers,
-    start,
-    wait_until,
+from infra.command import say
+from infra.local import processes, settings
+from infra.local.processes import Record, wait_until
+from infra.local.server import (
+    PrefectApi,
+    answers,
+    end_worker,
+    ensure_deployment,
+    ensure_pool_and_limit,
 )
-from infra.local.register import ensure_deployment, ensure_gpu_limit, ensure_work_pool
-from infra.local.settings import (
-    HOST,
-    MLFLOW_ADDRESS,
-    PREFECT_ADDRESS,
-    WORK_POOL,
-    WORKER,
-    WORKER_HEARTBEAT_SECONDS,
-    Layout,
-    StackError,
-    base_environment,
-    client_environment,
-    integer,
-    mlflow_environment,
-    prefect_environment,
-    write_prefect_toml,
-)
-from infra.local.sweep import end_jobs, job_processes, sweep
+from infra.local.settings import HOST, MLFLOW, SERVER, WORK_POOL, WORKER, Layout, StackError
 
-SERVER = "prefect-server"
-MLFLOW = "mlflow"
-WORKER_PROCESS = "worker"
-NAMES = (WORKER_PROCESS, MLFLOW, SERVER)  # in the order in which they are ended
-
-SERVER_TIMEOUT = 180.0
-UNHEALTHY_AFTER = 20.0
-
-Say = Callable[[str], None]
+PARTS = (SERVER, MLFLOW, WORKER)
+# What the worker calls itself at the server.
+WORKER_NAME = "mta-local-worker"
+START_SECONDS = 180.0
+RECENT_SECONDS = 30.0  # three of the worker's heartbeats
 
 
-@dataclass(frozen=True)
-class Running:
-    """A stack that is up."""
+def up(
+    layout: Layout, prefect_port: int, mlflow_port: int, slots: int, *, deploy: bool = False
+) -> dict[str, str]:
+    """Make sure that all of it runs; the environment of the worker, which leads to both servers.
 
-    api: PrefectApi
-    mlflow_uri: str
-    env: dict[str, str]
-
-
-def health_url(name: str, port: int) -> str:
-    return f"http://{HOST}:{port}" + ("/api/health" if name == SERVER else "/health")
-
-
-def up(layout: Layout, environ: Mapping[str, str], say: Say, *, deploy: bool = False) -> Running:
-    """Make sure that all of it runs. `deploy`: deploy even if nothing has changed."""
-    with one_at_a_time(layout.run, say):
-        return _up(layout, environ, say, deploy=deploy)
-
-
-def _up(layout: Layout, environ: Mapping[str, str], say: Say, *, deploy: bool) -> Running:
-    prefect_port = integer(environ, "PREFECT_PORT", 4200, least=1, most=65535)
-    mlflow_port = integer(environ, "MLFLOW_PORT", 5000, least=1, most=65535)
-    slots = integer(environ, "GPU_SLOTS", 0, least=0, most=1024) or None
+    slots: of the `gpu` limit; 0 leaves it as it is. deploy: even if nothing has changed.
+    """
     layout.make()
-    env = base_environment(layout, environ)
-    foreign_mlflow = environ.get("MLFLOW_TRACKING_URI", "").strip()
-
-    # Both servers start at the same time: each takes seconds.
-    own = prefect_environment(env, environ)
-    server = _server(layout, SERVER, prefect_port, own, say, taken=())
-    mlflow = None
-    if not foreign_mlflow:
-        own = mlflow_environment(layout, env, environ)
-        mlflow = _server(layout, MLFLOW, mlflow_port, own, say, taken=(server.port,))
-    for record in filter(None, (server, mlflow)):
-        _wait_for_server(layout, record, say)
-
-    mlflow_uri = foreign_mlflow or f"http://{HOST}:{mlflow.port if mlflow else mlflow_port}"
-    write_prefect_toml(layout, server.port)
-    api = PrefectApi(f"http://{HOST}:{server.port}/api")
-    env = client_environment(layout, environ, prefect_port=server.port, mlflow_uri=mlflow_uri)
-    ensure_work_pool(api)
-    ensure_gpu_limit(api, slots)
-    worker, since = _worker(layout, api, env, say)
-    if ensure_deployment(layout, api, env, always=deploy):
-        say("deployed")
-    if since is not None:  # the worker has come up while the deployment was made
-        wait_until(
-            "the worker",
-            lambda: (_heartbeat(api) or 0) >= since,
-            record=worker,
-            log=layout.logs / f"{WORKER_PROCESS}.log",
-            timeout=120,
-            say=say,
-        )
-    say(f"Prefect  http://{HOST}:{server.port}")
-    say(f"MLflow   {mlflow_uri}" + (" (MLFLOW_TRACKING_URI)" if foreign_mlflow else ""))
-    return Running(api, mlflow_uri, env)
+    with processes.one_at_a_time(layout):
+        # Both servers start at the same time: each takes seconds.
+        servers = [_server(layout, SERVER, prefect_port)]
+        port = servers[0].port
+        mlflow = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+        if not mlflow:
+            servers.append(_server(layout, MLFLOW, mlflow_port, taken=port))
+        for record in servers:
+            wait_until(record, partial(_healthy, record), START_SECONDS)
+        uri = mlflow or f"http://{HOST}:{servers[1].port}"
+        settings.write_prefect_toml(layout, port)
+        env = settings.client_environment(layout, os.environ, prefect_port=port, mlflow_uri=uri)
+        api = PrefectApi(env["PREFECT_API_URL"])
+        ensure_pool_and_limit(api, slots)
+        worker = _worker(layout, api, env)
+        # A new worker comes up while the deployment is made.
+        ensure_deployment(layout, api, env, always=deploy)
+        wait_until(worker, lambda: _reports(api, worker), START_SECONDS)
+    say(f"Prefect  http://{HOST}:{port}")
+    say(f"MLflow   {uri}" + (" (MLFLOW_TRACKING_URI)" if mlflow else ""))
+    return env
 
 
-def _server(
-    layout: Layout, name: str, port: int, env: dict[str, str], say: Say, *, taken: tuple[int, ...]
-) -> Record:
+def _healthy(record: Record) -> bool:
+    """Whether a server answers; true of what is no server."""
+    path = "/api/health" if record.name == SERVER else "/health"
+    return not record.port or answers(f"http://{HOST}:{record.port}{path}")
+
+
+def _server(layout: Layout, name: str, port: int, taken: int = 0) -> Record:
     """The running server of that name, or a new one that may not answer yet."""
-    old = Record.load(layout.run, name)
+    old = Record.load(layout, name)
+    if old is not None and old.process() is not None:
+        return old
     if old is not None:
-        if old.process() is not None and _recovers(name, old.port, say):
-            return old
-        say(f"{name} has died or does not answer: starting it again")
-        end(old)
-    chosen = free_port(port, taken)
+        say(f"{name} has died: starting it again")
+    processes.end(processes.part(layout, name))
+    chosen = processes.free_port(port, taken)
     if chosen != port:
         say(f"port {port} is taken, {name} gets {chosen}")
-    module = [sys.executable, "-m"]
+    python = [sys.executable, "-m"]
     if name == SERVER:
-        argv = [*module, "infra.local.prefect_server", "server", "start"]
-        argv += ["--host", HOST, "--port", str(chosen)]
-        database = layout.prefect_home / "prefect.db"
-        ours = PREFECT_ADDRESS not in env
-        write_prefect_toml(layout, chosen)  # before the start: the server reads it once
+        argv = [*python, "prefect", "server", "start"]
+        env = settings.prefect_environment(layout, os.environ)
+        settings.write_prefect_toml(layout, chosen)  # before the start: the server reads it once
+        given, file = settings.PREFECT_DATABASE, layout.prefect_home / "prefect.db"
     else:
-        argv = [*module, "mlflow", "server", "--host", HOST, "--port", str(chosen)]
-        argv += ["--workers", "1", "--serve-artifacts"]
-        database = layout.mlflow / "mlflow.db"
-        ours = env[MLFLOW_ADDRESS] == f"sqlite:///{database}"
-    if ours:  # first of all the file is made whole: both at the same time, each takes seconds
-        argv = [*module, "tasks.store.databases", name, str(database), *argv]
+        argv = [*python, "mlflow", "server", "--workers", "1", "--serve-artifacts"]
+        env = settings.mlflow_environment(layout, os.environ)
+        given, file = settings.MLFLOW_DATABASE, layout.mlflow / "mlflow.db"
+    if not os.environ.get(given, "").strip():
+        # First of all the file is made whole: both at the same time, each takes seconds.
+        argv = [*python, "tasks.databases", name, str(file), *argv]
     say(f"starting {name} on port {chosen}")
+    argv += ["--host", HOST, "--port", str(chosen)]
     log = layout.logs / f"{name}.log"
-    record = start(name, argv, env=env, cwd=layout.root, log=log, port=chosen)
-    record.save(layout.run)
+    record = processes.start(name, argv, env=env, cwd=layout.root, log=log, port=chosen)
+    record.save(layout)
     return record
 
 
-def _recovers(name: str, port: int, say: Say) -> bool:
-    """Whether a server that is there answers, if need be after a while: it may be busy."""
-    limit = time.monotonic() + UNHEALTHY_AFTER
-    while not answers(health_url(name, port)):
-        if time.monotonic() > limit:
-            return False
-        say(f"waiting for {name} to answer")
-        time.sleep(2)
-    return True
+def _reports(api: PrefectApi, worker: Record) -> bool:
+    """Whether the worker has reported to the server lately."""
+    since = max(worker.create_time, time.time() - RECENT_SECONDS)
+    known = api.call("POST", f"/work_pools/{WORK_POOL}/workers/filter", {}) or []
+    beats = [one["last_heartbeat_time"] for one in known if one["name"] == WORKER_NAME]
+    return any(beat and datetime.fromisoformat(beat).timestamp() >= since for beat in beats)
 
 
-def _wait_for_server(layout: Layout, record: Record, say: Say) -> None:
-    wait_until(
-        record.name,
-        lambda: answers(health_url(record.name, record.port)),
-        record=record,
-        log=layout.logs / f"{record.name}.log",
-        timeout=SERVER_TIMEOUT,
-        say=say,
-    )
-
-
-def _heartbeat(api: PrefectApi) -> float | None:
-    """When the worker last reported to the server, in seconds since 1970."""
-    workers = api.call("POST", f"/work_pools/{WORK_POOL}/workers/filter", {}) or []
-    for worker in workers:
-        if worker["name"] == WORKER and worker["last_heartbeat_time"]:
-            return datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp()
-    return None
-
-
-def _worker(
-    layout: Layout, api: PrefectApi, env: dict[str, str], say: Say
-) -> tuple[Record, float | None]:
-    """The worker, and for a new one the time from which on its first report counts."""
-    old = Record.load(layout.run, WORKER_PROCESS)
-    reason = "The worker ended while this run was under way."
+def _worker(layout: Layout, api: PrefectApi, env: dict[str, str]) -> Record:
+    """The running worker, or a new one that may not have reported yet."""
+    old = Record.load(layout, WORKER)
     if old is not None and old.process() is not None:
-        if not _reports(api, say):
-            say("the worker does not report: starting another")
-            reason = "The worker did not report any more."
-        elif old.environment == fingerprint(env):
-            return old, None
-        elif job_processes(layout):
+        if old.environment == processes.fingerprint(env):
+            return old
+        if processes.jobs(layout):
             say("the environment has changed, but a run is under way: the worker keeps the old one")
-            return old, None
-        else:
-            say("the environment has changed: starting the worker again")
+            return old
+        say("the environment has changed: starting the worker again")
     elif old is not None:
         say("the worker has died: starting another")
-    if old is not None:
-        end(old)
-    sweep(layout, api, say, reason=reason)
-    argv = [sys.executable, "-m", "prefect", "worker", "start"]
-    argv += ["--pool", WORK_POOL, "--type", "process", "--name", WORKER]
-    argv += ["--install-policy", "never"]
-    since = time.time()
-    log = layout.logs / f"{WORKER_PROCESS}.log"
+    end_worker(layout, api, "The worker ended while this run was under way.")
     say("starting the worker")
-    record = start(WORKER_PROCESS, argv, env=env, cwd=layout.root, log=log)
-    record.save(layout.run)
-    return record, since
+    argv = [sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL]
+    argv += ["--type", "process", "--name", WORKER_NAME, "--install-policy", "never"]
+    log = layout.logs / f"{WORKER}.log"
+    record = processes.start(WORKER, argv, env=env, cwd=layout.root, log=log)
+    record.save(layout)
+    return record
 
 
-def _reports(api: PrefectApi, say: Say) -> bool:
-    """Whether the worker has reported lately, or does so within three of its intervals."""
-    recent = 3 * WORKER_HEARTBEAT_SECONDS
-    limit = time.monotonic() + recent
-    while time.time() - (_heartbeat(api) or 0) > recent:
-        if time.monotonic() > limit:
-            return False
-        say("waiting for the worker to report")
-        time.sleep(3)
-    return True
-
-
-def down(layout: Layout, say: Say) -> None:
+def down(layout: Layout) -> None:
     """End what was started, the worker first; runs under way are set to CRASHED."""
-    if not layout.run.is_dir():
-        say("nothing runs")
-        return
-    with one_at_a_time(layout.run, say):
-        ended = 0
-        for name in NAMES:
-            record = Record.load(layout.run, name)
-            if record is None:
-                continue
-            if record.process() is not None:
-                say(f"ending {name} (pid {record.pid})")
-                end(record)
-                ended += 1
-            else:
-                end_all(session_leftovers(record))
-            record.forget(layout.run)
-            if name == WORKER_PROCESS:
-                _after_worker(layout, say)
-        end_jobs(layout)
+    with processes.one_at_a_time(layout):
+        server = Record.load(layout, SERVER)
+        if server and server.process():
+            say("ending the worker")
+            try:
+                api = PrefectApi(f"http://{HOST}:{server.port}/api")
+                end_worker(layout, api, "The local stack was stopped.")
+            except StackError as error:
+                say(f"{error}; the next start will look after it")
+        for name in (WORKER, MLFLOW, SERVER):
+            if left := processes.part(layout, name):
+                say(f"ending {name}")
+                processes.end(left)
+            (layout.run / f"{name}.json").unlink(missing_ok=True)
         if layout.prefect_toml.exists():
-            write_prefect_toml(layout, None)
-        say("stopped" if ended else "nothing ran")
+            settings.write_prefect_toml(layout, None)
+        say("stopped")
 
 
-def _after_worker(layout: Layout, say: Say) -> None:
-    server = Record.load(layout.run, SERVER)
-    if server is None or server.process() is None:
-        return
-    api = PrefectApi(f"http://{HOST}:{server.port}/api")
-    try:
-        sweep(layout, api, say, reason="The local stack was stopped.")
-    except StackError as error:
-        say(f"{error}; the next start will look after it")
-
-
-def status(layout: Layout) -> list[dict[str, Any]]:
-    """One row for each part: name, pid, whether it is well, and where it is."""
-    rows: list[dict[str, Any]] = []
-    for name in reversed(NAMES):
-        record = Record.load(layout.run, name)
-        if record is None:
-            rows.append({"name": name, "state": "not started", "pid": None, "url": ""})
-            continue
-        alive = record.process() is not None
-        well = alive and (not record.port or answers(health_url(name, record.port)))
-        state = "running" if well else "does not answer" if alive else "died"
-        url = f"http://{HOST}:{record.port}" if record.port else ""
-        rows.append({"name": name, "state": state, "pid": record.pid, "url": url})
-    return rows
+def status(layout: Layout) -> bool:
+    """Print a line for each part: its name, how it is, its pid and address; whether all is well."""
+    well = True
+    for name in PARTS:
+        record = Record.load(layout, name)
+        state, pid, url = "not started", "", ""
+        if record is not None:
+            alive, pid = record.process() is not None, str(record.pid)
+            state = "died" if not alive else "running" if _healthy(record) else "does not answer"
+            url = f"http://{HOST}:{record.port}" if record.port else ""
+        well = well and state == "running"
+        print(f"{name:15} {state:16} {pid:>8} {url}")
+    return well
 
 
 def clean(layout: Layout) -> None:
-    """Remove all state, unless something still uses it."""
-    for name in NAMES:
-        record = Record.load(layout.run, name)
-        if record is not None and (record.process() or session_leftovers(record)):
-            raise StackError(f"{name} still runs (pid {record.pid}): first `make stop`")
+    """Remove all state. Raises StackError where something still uses it."""
+    for name in PARTS:
+        if processes.part(layout, name):
+            raise StackError(f"{name} still runs: first `make stop`")
     shutil.rmtree(layout.state, ignore_errors=True)
     if layout.state.exists():
         raise StackError(f"{layout.state} could not be removed whole")

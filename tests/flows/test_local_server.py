@@ -1,4 +1,4 @@
-"""What a killed `python -m flows.mta` leaves behind, and what becomes of it."""
+"""What a killed `mta run` leaves behind, and what becomes of it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,29 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.local_server import OWNER, end_orphans
+from infra.local.alone import NAME, OWNER, end_orphans
+from infra.local.identity import me
+from infra.local.processes import PART
 
 ROOT = Path(__file__).resolve().parents[2]
 # Holds the slot, says so, and waits to be killed, or for its server to be.
 HOLDER = """
 import sys, time
 from pathlib import Path
-from flows.local_server import local_server
-from prefect import flow
-from tasks.stage import gpu_slot, gpu_slots
+from infra.local.alone import local_server
+from prefect import flow, task
+from tasks.running.slots import gpu_slot, gpu_slots
+
+@task
+def waits():
+    with gpu_slot():
+        print("held", flush=True)
+        time.sleep(600)
 
 @flow
 def holds():
     gpu_slots()
-    with gpu_slot():
-        print("held", flush=True)
-        time.sleep(600)
+    waits()
 
 with local_server(Path(sys.argv[1])):
     holds()
@@ -37,14 +43,19 @@ with local_server(Path(sys.argv[1])):
 NEXT = """
 import sys
 from pathlib import Path
-from flows.local_server import local_server
+from infra.local.alone import local_server
+from prefect import task
 from prefect.client.orchestration import get_client
-from tasks.stage import gpu_slot
+from tasks.running.slots import gpu_slot
+
+@task
+def takes():
+    with gpu_slot():
+        print("held")
 
 with local_server(Path(sys.argv[1])), get_client(sync_client=True) as client:
     print(*(run.state.name for run in client.read_flow_runs()))
-    with gpu_slot():
-        print("held")
+    takes()
 """
 
 
@@ -88,7 +99,7 @@ def test_a_run_whose_server_was_killed_ends_with_one_line(tmp_path: Path) -> Non
 
 
 def test_the_server_of_another_run_is_left(tmp_path: Path) -> None:
-    owned = {**os.environ, "PREFECT_HOME": str(tmp_path), OWNER: str(os.getpid())}
+    owned = {**os.environ, "PREFECT_HOME": str(tmp_path), PART: NAME, OWNER: me()}
     command = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]
     with subprocess.Popen(command, env=owned, stdout=subprocess.PIPE) as mine:
         assert mine.stdout is not None

@@ -1,34 +1,47 @@
-"""Programs of one word: what they say and how they end."""
+"""Programs: what they say and how they end."""
 
 from __future__ import annotations
 
 import pytest
+import typer
 
-from infra.command import one_word
+from infra.command import run
 from infra.local.settings import StackError
 
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
-def fails() -> None:
+
+@app.command()
+def go(slots: int = typer.Option(1, envvar="SLOTS", min=1)) -> int:
+    print("went")
+    return 3 if slots > 5 else 0
+
+
+@app.command()
+def fail() -> None:
     raise StackError("nothing answers at http://me:hunter2@host")
 
 
-COMMANDS = {"go": lambda: print("went"), "fail": fails}
-
-
 @pytest.mark.parametrize(
-    ("argv", "code", "out", "err"),
+    ("argv", "slots", "code", "out", "err"),
     [
-        (["go"], 0, "went\n", ""),
-        (["fail"], 1, "", "mta: nothing answers at http://***@host\n"),
-        (["--help"], 0, "what it is\n", ""),
-        ([], 2, "", "mta: usage: python -m infra.x go|fail\n"),
-        (["stop"], 2, "", "mta: usage: python -m infra.x go|fail\n"),
-        (["go", "fail"], 2, "", "mta: usage: python -m infra.x go|fail\n"),
+        (["go"], "", 0, "went\n", ""),
+        (["go"], "6", 3, "went\n", ""),
+        (["fail"], "", 1, "", "mta: nothing answers at http://***@host\n"),
+        ([], "", 2, "", "mta: Missing command."),
+        (["stop"], "", 2, "", "mta: No such command 'stop'."),
+        (["fail", "-p", "x"], "", 2, "", "mta: No such option: -p"),
+        (["go"], "0", 2, "", "mta: Invalid value for '--slots' (env var: 'SLOTS'): "),
+        (["go"], "x", 2, "", "mta: Invalid value for '--slots' (env var: 'SLOTS'): "),
     ],
 )
-def test_one_word(
-    capsys: pytest.CaptureFixture[str], argv: list[str], code: int, out: str, err: str
-) -> None:
-    assert one_word("infra.x", "what it is", COMMANDS, argv) == code
+def test_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    argv: list[str], slots: str, code: int, out: str, err: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("SLOTS", slots)
+    assert run(app, argv) == code
     said = capsys.readouterr()
-    assert (said.out, said.err) == (out, err)
+    assert said.out == out
+    assert said.err.startswith(err)
+    assert said.err.count("\n") == bool(err)

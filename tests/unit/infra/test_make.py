@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.local.register import deployed_from
-from infra.local.settings import DEPLOYMENT, WORK_POOL, Layout
+from infra.local.server import deployed_from
+from infra.local.settings import DEPLOYMENT, WORK_POOL
 
 ROOT = Path(__file__).parents[3]
 
@@ -83,8 +83,9 @@ def test_prefect_yaml_has_the_one_deployment_and_no_path() -> None:
 def test_a_changed_flow_is_deployed_again(tmp_path: Path) -> None:
     (tmp_path / "flows").mkdir()
     flow = tmp_path / "flows" / "mta.py"
-    flow.write_text("a = 1\n")
-    before = deployed_from(Layout(tmp_path))
-    assert deployed_from(Layout(tmp_path)) == before
-    flow.write_text("a = 2\n")
-    assert deployed_from(Layout(tmp_path)) != before
+    for file in (flow, tmp_path / "prefect.yaml"):
+        file.write_text("a = 1\n")
+    before = deployed_from(tmp_path)
+    assert deployed_from(tmp_path) == before
+    later(flow)
+    assert deployed_from(tmp_path) != before

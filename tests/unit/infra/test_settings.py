@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from infra.local.settings import (
     Layout,
     StackError,
-    base_environment,
     client_environment,
-    integer,
     mlflow_environment,
     prefect_environment,
-    prefect_toml,
     write_prefect_toml,
 )
 
 
+def toml(layout: Layout, port: int | None) -> dict[str, Any]:
+    layout.root.mkdir(exist_ok=True)
+    write_prefect_toml(layout, port)
+    return tomllib.loads(layout.prefect_toml.read_text())
+
+
 def test_prefect_toml_is_what_prefect_needs_from_a_second_shell(tmp_path: Path) -> None:
     layout = Layout(tmp_path / 'a "quoted" folder')
-    read = tomllib.loads(prefect_toml(layout, 4321))
+    read = toml(layout, 4321)
     assert read["api"]["url"] == "http://127.0.0.1:4321/api"
     assert read["home"] == str(layout.prefect_home)
     assert read["server"]["analytics_enabled"] is False
@@ -31,7 +35,7 @@ def test_prefect_toml_is_what_prefect_needs_from_a_second_shell(tmp_path: Path) 
 
 
 def test_prefect_toml_names_no_server_when_the_stack_is_down(tmp_path: Path) -> None:
-    read = tomllib.loads(prefect_toml(Layout(tmp_path), None))
+    read = toml(Layout(tmp_path), None)
     assert "api" not in read
     # Nor does Prefect start one of its own on the project's database.
     assert read["server"]["ephemeral"]["enabled"] is False
@@ -124,14 +128,14 @@ def test_a_store_at_a_url_is_the_users(tmp_path: Path, given: str) -> None:
 @pytest.mark.parametrize("given", ["file:///mnt/x", "/mnt/x", "elsewhere"])
 def test_a_store_in_a_folder_elsewhere_is_refused(tmp_path: Path, given: str) -> None:
     """This stack does not take it; it is not passed over in silence."""
-    with pytest.raises(StackError, match=rf"^MTA_STORE {given} is a folder, .*store: unset"):
+    with pytest.raises(StackError, match=rf"^MTA_STORE {given}: it is .*store for this .* unset"):
         client_environment(Layout(tmp_path), {"MTA_STORE": given}, prefect_port=1, mlflow_uri="x")
 
 
 def test_a_cache_elsewhere_is_refused(tmp_path: Path) -> None:
     """Reports, runs and spool lie beside it, where the stack would not find them."""
     layout, given = Layout(tmp_path), {"MTA_STORE": "s3://b/p", "MTA_STORE_CACHE": "/mnt/fast"}
-    with pytest.raises(StackError, match=r"^MTA_STORE_CACHE /mnt/fast: the cache .*cache: unset"):
+    with pytest.raises(StackError, match=r"^MTA_STORE_CACHE /mnt/fast: it is .*cache for .* unset"):
         client_environment(layout, given, prefect_port=1, mlflow_uri="x")
     own = given | {"MTA_STORE_CACHE": str(layout.cache)}
     env = client_environment(layout, own, prefect_port=1, mlflow_uri="x")
@@ -143,23 +147,11 @@ def test_a_cache_elsewhere_is_refused(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("text", "value"), [("", 4200), ("  ", 4200), ("4300", 4300)])
-def test_integer(text: str, value: int) -> None:
-    assert integer({"PORT": text}, "PORT", 4200, least=1, most=65535) == value
-    assert integer({}, "PORT", 4200, least=1, most=65535) == 4200
-
-
-@pytest.mark.parametrize("text", ["x", "4200.5", "0", "65536"])
-def test_integer_names_the_variable_and_the_value(text: str) -> None:
-    with pytest.raises(StackError, match=rf"^PORT must be .*{text}"):
-        integer({"PORT": text}, "PORT", 4200, least=1, most=65535)
-
-
 def test_servers_are_on_files_unless_told_otherwise(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    base = base_environment(layout, {"MLFLOW_TRACKING_URI": "http://elsewhere"})
-    assert "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in prefect_environment(base, {})
-    env = mlflow_environment(layout, base, {})
+    given = {"MLFLOW_TRACKING_URI": "http://elsewhere"}
+    assert "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in prefect_environment(layout, given)
+    env = mlflow_environment(layout, given)
     assert env["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/.mta/mlflow/mlflow.db"
     assert env["MLFLOW_ARTIFACTS_DESTINATION"] == f"{tmp_path}/.mta/mlflow/artifacts"
     assert "MLFLOW_TRACKING_URI" not in env
@@ -173,8 +165,7 @@ def test_each_server_gets_its_own_database_and_no_run_gets_either(tmp_path: Path
         "MTA_MLFLOW_ARTIFACTS": "s3://mlflow/artifacts",
         "AWS_ENDPOINT_URL": "http://s3:9000",
     }
-    base = base_environment(layout, given)
-    server, mlflow = prefect_environment(base, given), mlflow_environment(layout, base, given)
+    server, mlflow = prefect_environment(layout, given), mlflow_environment(layout, given)
     run = client_environment(layout, given, prefect_port=1, mlflow_uri="http://127.0.0.1:2")
     assert server["PREFECT_SERVER_DATABASE_CONNECTION_URL"] == given["MTA_PREFECT_DATABASE"]
     assert mlflow["MLFLOW_BACKEND_STORE_URI"] == given["MTA_MLFLOW_DATABASE"]

@@ -1,0 +1,149 @@
+"""`mta run`: the flow in this process, with a Prefect server of its own and no MLflow.
+
+A run that is killed cannot end its server, give back its slots or say that it is over; the next
+one does that before it begins. A run whose server is killed could only wait for it: it ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from infra.command import say
+from infra.local.identity import lives, me
+from infra.local.processes import PART, Record, end, family, free_port, start, wait_until
+from infra.local.server import UNDER_WAY, PrefectApi, answers, crash, free_slots
+from infra.local.settings import GPU_LIMIT, HOST, PROJECT, SERVER, base_environment
+from tasks.config.run import resolve
+from tasks.errors import InputError
+
+# The variable of a server with the process it was started for.
+OWNER = "MTA_LOCAL_OWNER"
+NAME = "own-prefect-server"
+LEASES_ON_DISK = "prefect.server.concurrency.lease_storage.filesystem"
+START_SECONDS = 180.0
+
+
+def run_alone(given: list[str]) -> int:
+    """Run the flow with `name=value` pairs; the exit code is 0 only when nothing is missing."""
+    values = parameters(given)
+    resolve(values)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    with local_server(Path(".mta/local").absolute()):
+        from flows.mta import mta
+
+        state = mta(**values, return_state=True)
+    if not state.is_completed():
+        say(f"{state.name}: {state.message}")
+        return 1
+    return 0
+
+
+def parameters(given: list[str]) -> dict[str, Any]:
+    """`name=value` pairs; a value that is JSON is read as JSON, any other is text."""
+    values: dict[str, Any] = {}
+    for item in given:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise InputError(f"-p {item}: write it as name=value")
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
+
+
+@contextlib.contextmanager
+def local_server(home: Path) -> Iterator[None]:
+    """Run the body against a server of its own, its database in `home`, which all such runs share.
+
+    The project's server may be running, and two servers on one SQLite file get in each other's way.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    no_other = end_orphans(home)
+    before = dict(os.environ)
+    owner = os.environ[OWNER] = me()
+    over = threading.Event()
+    try:
+        server = _start(home)
+        # With the process, after what Prefect still has to send it: an exit without the server
+        # would take a minute of waiting.
+        marks = {PART: NAME, "PREFECT_HOME": str(home), OWNER: owner}
+        atexit.register(lambda: end(family(**marks)))
+        api = PrefectApi(f"http://{HOST}:{server.port}/api")
+        wait_until(server, lambda: answers(f"{api.url}/health"), START_SECONDS)
+        if no_other:
+            # Runs that the server takes to be under way were killed. It has just started and knows
+            # no leases, so no lease's end would ever free their slots.
+            crash(api, api.rows("flow_runs", flow_runs=UNDER_WAY), "It was killed.")
+            free_slots(api, home, GPU_LIMIT)
+        threading.Thread(target=_watch, args=(server, over), daemon=True).start()
+        # Before Prefect is imported: without them its own threads, here and in worker processes,
+        # would start another server.
+        os.environ.update(PREFECT_API_URL=api.url, PREFECT_HOME=str(home))
+        from prefect.settings import (
+            PREFECT_API_URL,
+            PREFECT_HOME,
+            PREFECT_RESULTS_DEFAULT_SERIALIZER,
+            temporary_settings,
+        )
+
+        settings: dict[Any, Any] = {
+            PREFECT_API_URL: api.url,
+            PREFECT_HOME: home,
+            PREFECT_RESULTS_DEFAULT_SERIALIZER: "json",
+        }
+        with temporary_settings(updates=settings):
+            yield
+    finally:
+        over.set()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def end_orphans(home: Path) -> bool:
+    """End servers on `home` whose run was killed; whether no run is left that uses it."""
+    servers = family(**{PART: NAME, "PREFECT_HOME": str(home)})
+    orphans = [one for one in servers if not lives(*_owner(one))]
+    end(orphans)
+    return len(orphans) == len(servers)
+
+
+def _owner(server: psutil.Process) -> tuple[int, str]:
+    """Pid and start of the process that a server was started for."""
+    pid, _, start = server.info["environ"].get(OWNER, "0").partition("~")
+    return int(pid), start
+
+
+def _start(home: Path) -> Record:
+    """A server that may not answer yet; it is this process's, by OWNER of the environment."""
+    port = free_port()
+    env = base_environment(PROJECT, os.environ) | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"http://{HOST}:{port}/api",
+        # On disk: slots of a run that was killed are then freed by the server of another.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES_ON_DISK,
+    }
+    python = [sys.executable, "-m"]
+    argv = [*python, "tasks.databases", SERVER, str(home / "prefect.db"), *python]
+    argv += ["prefect", "server", "start", "--no-ui", "--host", HOST, "--port", str(port)]
+    return start(NAME, argv, env=env, cwd=PROJECT.root, log=home / "server.log", port=port)
+
+
+def _watch(server: Record, over: threading.Event) -> None:
+    """End this process when its server ends before it: every call would wait for an answer."""
+    psutil.Process(server.pid).wait()
+    if not over.is_set():
+        say(
+            "the run's own Prefect server has ended; start the run again, what was finished is kept"
+        )
+        os._exit(1)

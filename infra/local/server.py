@@ -1,0 +1,185 @@
+"""What the stack tells the Prefect server: what must be there, and what is over.
+
+Not run by itself. Work pool, `gpu` limit and deployment live in the server's database and are lost
+with it, so every start makes sure of them. Plain requests, not Prefect's own client: that takes a
+second to import, and reads the user's own Prefect settings.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from infra.command import say
+from infra.local.processes import end, last_line, part
+from infra.local.settings import DEPLOYMENT, GPU_LIMIT, WORK_POOL, WORKER, Layout, StackError
+
+# Never through a proxy: the servers are on this machine.
+HTTP = httpx.Client(trust_env=False, timeout=30)
+PAGE = 200  # the most rows the server returns at once
+BUSY_SECONDS = 30.0  # how long a server may say that it is too busy
+# Filters of the server's routes.
+UNDER_WAY = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
+OPEN = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING", "CRASHED"]}}}
+
+Rows = list[dict[str, Any]]
+
+
+def answers(url: str) -> bool:
+    """Whether a GET of `url` is answered with 200."""
+    try:
+        return HTTP.get(url, timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@dataclass(frozen=True)
+class PrefectApi:
+    """The server's REST API; `url` ends in `/api`."""
+
+    url: str
+
+    def call(self, method: str, path: str, body: object = None) -> Any:
+        """The reply's JSON; None where the server says 404 or sends nothing.
+
+        A server that is too busy (503: sqlite is locked) is asked again for BUSY_SECONDS. Raises
+        StackError where it refuses or does not answer.
+        """
+        limit = time.monotonic() + BUSY_SECONDS
+        try:
+            while True:
+                reply = HTTP.request(method, self.url + path, json=body)
+                if reply.status_code != 503 or time.monotonic() > limit:
+                    break
+                time.sleep(1)
+        except httpx.HTTPError as error:
+            raise StackError(f"Prefect at {self.url} does not answer: {error}") from None
+        if reply.is_error and reply.status_code != 404:
+            detail = f"{reply.status_code} {reply.text[:300]}"
+            raise StackError(f"Prefect refused {method} {path}: {detail}")
+        return None if reply.is_error or not reply.content else reply.json()
+
+    def rows(self, kind: str, **filters: Any) -> Rows:
+        """All flow runs or task runs that pass filters, page by page."""
+        rows: Rows = []
+        while True:
+            body = {**filters, "limit": PAGE, "offset": len(rows)}
+            page = self.call("POST", f"/{kind}/filter", body) or []
+            rows += page
+            if len(page) < PAGE:
+                return rows
+
+    def set_state(self, kind: str, run: str, state: str, name: str, message: str) -> None:
+        body = {"state": {"type": state, "name": name, "message": message}, "force": True}
+        self.call("POST", f"/{kind}/{run}/set_state", body)
+
+
+def ensure_pool_and_limit(api: PrefectApi, slots: int) -> None:
+    """Make sure of the work pool, and that the `gpu` limit has so many slots (0: as it is).
+
+    A flow run that finds no limit makes one.
+    """
+    if api.call("GET", f"/work_pools/{WORK_POOL}") is None:
+        # The worker fills in the job template when it first reports.
+        api.call("POST", "/work_pools/", {"name": WORK_POOL, "type": "process"})
+    limit = f"/v2/concurrency_limits/{GPU_LIMIT}"
+    if slots and api.call("GET", limit) is None:
+        api.call("POST", "/v2/concurrency_limits/", {"name": GPU_LIMIT, "limit": slots})
+    elif slots:
+        api.call("PATCH", limit, {"limit": slots})
+
+
+def deployed_from(root: Path) -> str:
+    """When last changed what the deployment is made of: prefect.yaml, and the flow's code."""
+    sources = [root / "prefect.yaml", *root.glob("flows/**/*.py"), *root.glob("tasks/**/*.py")]
+    return str(max(source.stat().st_mtime_ns for source in sources))
+
+
+def ensure_deployment(
+    layout: Layout, api: PrefectApi, env: Mapping[str, str], *, always: bool = False
+) -> None:
+    """Deploy, unless the server has what these very files gave."""
+    note, route = layout.state / "deployed.txt", f"/deployments/name/{DEPLOYMENT}"
+    source, there = deployed_from(layout.root), api.call("GET", route)
+    known = note.read_text() if note.exists() else ""
+    if not always and there is not None and known == f"{source} {there['id']}":
+        return
+    log = layout.logs / "deploy.log"
+    argv = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    with log.open("wb") as out:
+        done = subprocess.run(
+            argv, cwd=layout.root, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+        )
+    there = api.call("GET", route)
+    if done.returncode or there is None:
+        raise StackError(f"deploying {DEPLOYMENT} failed: {last_line(log)} (see {log})")
+    note.write_text(f"{source} {there['id']}")
+    say("deployed")
+
+
+def crash(api: PrefectApi, runs: Rows, reason: str) -> None:
+    """Set flow runs, their sub-flows and their task runs to CRASHED, but for what is over."""
+    while runs:
+        ids = {"any_": [run["id"] for run in runs]}
+        tasks = api.rows("task_runs", flow_runs={"id": ids}, task_runs=OPEN)
+        for kind, rows in (("task_runs", tasks), ("flow_runs", runs)):
+            for row in rows:
+                api.set_state(kind, row["id"], "CRASHED", "Crashed", reason)
+        runs = api.rows("flow_runs", flow_runs={"parent_flow_run_id": ids, **OPEN})
+
+
+def free_slots(api: PrefectApi, home: Path, *limits: str) -> None:
+    """Give back all slots of limits, by name or id. `home`: the server's; it keeps leases there.
+
+    Only where no run is under way. Leases go first: one that outlives its slot would later take
+    one away from a run that came after.
+    """
+    for lease in (home / "concurrency_leases").glob("*.json"):
+        lease.unlink(missing_ok=True)
+    for name in limits:
+        limit = api.call("GET", f"/v2/concurrency_limits/{name}")
+        if limit and limit["active_slots"]:
+            api.call("PATCH", f"/v2/concurrency_limits/{name}", {"active_slots": 0})
+
+
+def end_worker(layout: Layout, api: PrefectApi, reason: str) -> None:
+    """End the worker and its jobs, say that their runs are over, and give back what they held.
+
+    There is one worker: whatever the server believes to be running without it, nobody looks after.
+    """
+    deployment = api.call("GET", f"/deployments/name/{DEPLOYMENT}")
+    own = {"deployments": {"id": {"any_": [deployment and deployment["id"]]}}}
+    left = api.rows("flow_runs", flow_runs=UNDER_WAY, **own) if deployment else []
+    end(part(layout, WORKER))
+    if deployment is None:
+        return
+    # A job that is told to end reports that it was, not why: its words are replaced. One that came
+    # to its end just then keeps its state.
+    ids = {"any_": [run["id"] for run in left]}
+    still = api.rows("flow_runs", flow_runs={"id": ids, **OPEN}) if left else []
+    crash(api, still, reason)
+    for run in still:
+        say(f"flow run {run['name']!r} had no worker any more: set to CRASHED")
+    # By their time, not by the name Late: a server that has just started has not given it yet.
+    past = {"next_scheduled_start_time": {"before_": datetime.now(UTC).isoformat()}}
+    scheduled = {"state": {"type": {"any_": ["SCHEDULED"]}}, **past}
+    # Several weeks of them would run before the run that the user now asks for.
+    late = api.rows("flow_runs", flow_runs=scheduled, **own)
+    missed = [run["id"] for run in late if run["auto_scheduled"]]
+    for identity in missed:
+        api.set_state("flow_runs", identity, "CANCELLED", "Skipped", "The local stack was down.")
+    if missed:
+        say(f"{len(missed)} scheduled run(s) were missed while the stack was down: skipped")
+    # Whose a lease is, it does not say: a flow called by hand against this server may hold one.
+    # Then an orphan's ends by itself, after a minute for the `gpu` limit.
+    if not api.rows("flow_runs", flow_runs=UNDER_WAY):
+        limit = deployment.get("global_concurrency_limit")
+        free_slots(api, layout.prefect_home, GPU_LIMIT, *([limit["id"]] if limit else []))

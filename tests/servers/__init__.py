@@ -1,0 +1,1 @@
+"""PostgreSQL and an S3-compatible server without containers: what `infra/compose.yaml` has."""

@@ -1,0 +1,171 @@
+"""What is left of a worker's runs after its end, against a server made of a dictionary."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from infra.local import server as module
+from infra.local.processes import PART, jobs
+from infra.local.server import UNDER_WAY, PrefectApi, end_worker
+from infra.local.settings import WORKER, Layout
+
+GPU: dict[str, Any] = {"id": "limit-gpu", "name": "gpu", "limit": 1}
+OWN: dict[str, Any] = {"id": "limit-own", "name": "deployment:d", "limit": 1}
+
+
+class FakeApi(PrefectApi):
+    """Flow runs with a state and perhaps a deployment or a parent; limits with used slots."""
+
+    def __init__(self, layout: Layout, runs: list[dict[str, Any]]) -> None:
+        super().__init__("http://nowhere/api")
+        self.layout = layout
+        self.runs = {run["id"]: run for run in runs}
+        self.slots = {"limit-gpu": 1, "limit-own": 1}
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        last = path.rsplit("/", 1)[-1]
+        if path.startswith("/deployments/name/"):
+            return {"id": "d", "global_concurrency_limit": OWN}
+        if path.endswith("/set_state"):
+            run = self.runs[path.split("/")[-2]]
+            run["state_type"] = body["state"]["type"]
+            run["message"] = body["state"]["message"]
+            return None
+        limit = GPU if last in ("gpu", GPU["id"]) else OWN
+        if method == "PATCH":
+            self.slots[limit["id"]] = body["active_slots"]
+            return None
+        return {**limit, "active_slots": self.slots[limit["id"]]}
+
+    def rows(self, kind: str, **filters: Any) -> list[dict[str, Any]]:
+        if kind == "task_runs":
+            return []
+        asked = filters["flow_runs"]
+        rows = list(self.runs.values())
+        if "deployments" in filters:
+            rows = [row for row in rows if row.get("deployment") == "d"]
+        if "id" in asked:
+            rows = [row for row in rows if row["id"] in asked["id"]["any_"]]
+        if "parent_flow_run_id" in asked:
+            rows = [r for r in rows if r.get("parent") in asked["parent_flow_run_id"]["any_"]]
+        if "next_scheduled_start_time" in asked:
+            before = asked["next_scheduled_start_time"]["before_"]
+            rows = [row for row in rows if row.get("due", "9999") < before]
+        return [row for row in rows if row["state_type"] in asked["state"]["type"]["any_"]]
+
+
+def run_of(name: str, state: str = "RUNNING", **more: Any) -> dict[str, Any]:
+    return {"id": name, "name": name, "state_type": state, **more}
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path)
+
+
+def leases(layout: Layout) -> list[Path]:
+    """Two of them, where Prefect's file lease storage keeps them."""
+    folder = layout.prefect_home / "concurrency_leases"
+    folder.mkdir(parents=True)
+    files = [folder / "lease-1.json", folder / "expirations.json"]
+    for file in files:
+        file.write_text("{}")
+    return files
+
+
+def test_runs_and_sub_flows_crash_and_slots_come_back(
+    layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api = FakeApi(
+        layout,
+        [
+            run_of("parent", deployment="d"),
+            run_of("sub", parent="parent"),
+            run_of("done", "COMPLETED", deployment="d"),
+        ],
+    )
+    held = leases(layout)
+    end_worker(layout, api, "It died.")
+    assert {name: run["state_type"] for name, run in api.runs.items()} == {
+        "parent": "CRASHED",
+        "sub": "CRASHED",
+        "done": "COMPLETED",
+    }
+    assert api.runs["parent"]["message"] == "It died."
+    assert api.slots == {"limit-gpu": 0, "limit-own": 0}
+    assert not any(file.exists() for file in held)
+    said = capsys.readouterr().err
+    assert said == "mta: flow run 'parent' had no worker any more: set to CRASHED\n"
+
+
+def test_a_run_called_by_hand_keeps_its_slot(layout: Layout) -> None:
+    api = FakeApi(layout, [run_of("by-hand"), run_of("orphan", deployment="d")])
+    held = leases(layout)
+    end_worker(layout, api, "It died.")
+    assert api.runs["by-hand"]["state_type"] == "RUNNING"
+    assert api.runs["orphan"]["state_type"] == "CRASHED"
+    assert api.slots == {"limit-gpu": 1, "limit-own": 1}
+    assert all(file.exists() for file in held)
+
+
+def test_a_run_that_just_ended_keeps_its_state_and_its_own_word_for_crashed_does_not(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [run_of("finishes", deployment="d"), run_of("aborted", deployment="d")]
+    api = FakeApi(layout, runs)
+
+    def jobs_end(processes: object) -> None:
+        runs[0]["state_type"] = "COMPLETED"
+        runs[1].update(state_type="CRASHED", message="aborted by exit call")
+
+    monkeypatch.setattr(module, "end", jobs_end)
+    end_worker(layout, api, "It died.")
+    assert runs[0]["state_type"] == "COMPLETED"
+    assert runs[1]["message"] == "It died."
+
+
+def test_missed_runs_of_the_schedule_are_skipped_and_asked_for_ones_are_not(layout: Layout) -> None:
+    late = {"due": "2000-01-02T23:00:00+00:00", "deployment": "d"}
+    api = FakeApi(
+        layout,
+        [
+            run_of("sunday", "SCHEDULED", auto_scheduled=True, **late),
+            run_of("next-sunday", "SCHEDULED", auto_scheduled=True, deployment="d"),
+            run_of("asked-for", "SCHEDULED", auto_scheduled=False, **late),
+        ],
+    )
+    end_worker(layout, api, "It died.")
+    assert api.runs["sunday"]["state_type"] == "CANCELLED"
+    assert api.runs["next-sunday"]["state_type"] == "SCHEDULED"
+    assert api.runs["asked-for"]["state_type"] == "SCHEDULED"
+
+
+def test_only_jobs_of_this_stack_are_ended(layout: Layout) -> None:
+    argv = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+    def job(root: Path) -> subprocess.Popen[bytes]:
+        env = {**os.environ, PART: WORKER, "MTA_ROOT": str(root)}
+        return subprocess.Popen(argv, env=env)
+
+    ours, theirs = job(layout.root), job(layout.root / "another")
+    try:
+        assert [process.pid for process in jobs(layout)] == [ours.pid]
+        end_worker(layout, FakeApi(layout, []), "It died.")
+        ours.wait(5)
+        assert psutil.pid_exists(theirs.pid)
+        assert theirs.poll() is None
+    finally:
+        for process in (ours, theirs):
+            process.kill()
+            process.wait()
+
+
+def test_the_states_that_count_as_under_way() -> None:
+    assert set(UNDER_WAY["state"]["type"]["any_"]) == {"RUNNING", "PENDING", "CANCELLING"}
