@@ -1,286 +1,227 @@
-"""One LaMP task through the stages of MTA: prepare, base model, anchors, bank, fusion, stacking,
-scoring. What runs and in which order; the work itself is in `tasks/`."""
+"""One LaMP task under one seed: the method, stage by stage. The work itself is in `tasks/`.
+
+Prepare users, take the base model, embed the users, choose anchors, train their meta-LoRAs, put
+them into a bank, find each few-shot user's recipe; then, for each method, train the users' own
+LoRAs, answer their queries, and compare.
+"""
 
 from __future__ import annotations
 
-from contextvars import ContextVar
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeVar
 
-from prefect import State, flow
-from prefect.futures import as_completed
-from prefect.states import Completed, Failed
-
-from tasks.anchors import anchors
+from tasks.adapted import coverage_lines
+from tasks.anchors import anchors, described
+from tasks.answer import MethodRef, answers, failed_users, how_answered
 from tasks.base_model import base_model
-from tasks.config import RunConfig
-from tasks.embedding import embed
-from tasks.errors import label
-from tasks.evidence import evidence
-from tasks.fusion import fusion
-from tasks.lamp.definitions import get_task
-from tasks.lamp.metrics import rules_of
+from tasks.compare import compared
+from tasks.config.task import MethodConfig, TaskConfig
+from tasks.embed import embedded_users
+from tasks.errors import InputError, label
+from tasks.fusion import Asked, fusion
+from tasks.fusion import described as described_recipes
 from tasks.meta_lora import bank, meta_lora
-from tasks.methods import METHODS, MethodName, bank_kind
-from tasks.prepare import prepare
-from tasks.refit import refit
-from tasks.running.faults import DISK_FULL, DiskFull
+from tasks.methods import METHODS, MethodName
+from tasks.prepare import prepared_users
+from tasks.refit import refitted_clusters
+from tasks.results.models import Anchors, Answers, Bank, Base, Merged, MetaLora, Prepared
+from tasks.results.record import Result
+from tasks.results.run import Cell, Merging
+from tasks.results.stage import Job, StageFailed, within
+from tasks.running.log import log
 from tasks.running.progress import Progress
-from tasks.scoring import predict, score
-from tasks.stacking import Inputs, stacking
-from tasks.stage import (
-    Result,
-    StageFailed,
-    log,
-    reason,
-    result_of,
-    state_of,
-    stop_if_full,
-    submit_each,
-)
-from tasks.store.pieces import digest
-from tasks.task_adapt import task_adapt
+from tasks.text.questions import questions_of
 
-Config = dict[str, Any]
-# Banks that were just made, by method, as `stages` gives them: to ask for each anchor again is a
-# job each, and jobs are what a run costs that finds everything.
-BANKS: ContextVar[dict[str, Any] | None] = ContextVar("banks", default=None)
+R = TypeVar("R", bound=Result)
 
 
-@flow(name="lamp-task", flow_run_name="{lamp_task}", persist_result=False)
-def run_lamp_task(config: Config, lamp_task: str) -> State[Any]:
-    """Completed with the summary of one LaMP task (`stages`), or Failed with one line."""
-    try:
-        return Completed(data=stages(config, lamp_task))
-    except StageFailed as error:
-        return Failed(message=str(error))
-    except DiskFull as error:
-        return Failed(name=DISK_FULL, message=str(error))
+def lamp_task(config: TaskConfig, known: Cell | None = None) -> Cell:
+    """All stages of one LaMP task.
 
-
-def stages(config: Config, lamp_task: str) -> dict[str, Any]:
-    """The summary of one LaMP task: results of every stage by reference, and what is missing.
-
-    Raises StageFailed, in one line, when a stage that all others need gave nothing.
+    known: a cell that differs only in the few-shot users' items; its base and banks are taken.
+    Raises InputError, in one line, when a stage that all others need gives nothing.
     """
     missing: list[str] = []
-    prepared = result_of(prepare, config, lamp_task)
-    base = result_of(base_model, config, lamp_task, prepared)
-    if config["base"]["task_adapt"]["enabled"]:
-        base = base | {"adapter": result_of(task_adapt, config, lamp_task, prepared, base)}
-    methods: list[MethodName] = config["methods"]
-    options = RunConfig.model_validate(config)
-    configs = {method: options.for_method(method).model_dump(mode="json") for method in methods}
-    banks, bank_of = banks_of(configs, lamp_task, prepared, base, missing)
-    methods = [name for name in methods if name in bank_of or not METHODS[name].merged]
+    users = prepared_users(config)
+    base = known.base if known else base_model(config, users)
+    coverage = coverage_lines(config, base)
+    mergings = banks(config, users, base, known, missing)
+    methods = [
+        name
+        for name in config.methods
+        if not METHODS[name].merged or any(name in one.methods for one in mergings)
+    ]
     if not methods:
         raise StageFailed(missing[0])
-    batches = dict(enumerate(chunks(prepared["value"]["few_shot"], config)))
-    trained: dict[tuple[MethodName, int], Result] = {}
-    answered: dict[tuple[MethodName, int], Result] = {}
-    for method in methods:
-        own = banks.get(bank_of.get(method, ""), {})
-        given = asdict(Inputs(prepared, base, own.get("bank"), own.get("fusion")))
-        work = [(method, number) for number in batches]
-        if METHODS[method].trained:
-            futures = submit_each(
-                stacking,
-                (configs[method], lamp_task, given, method),
-                (list(batches), list(batches.values())),
-            )
-            found = collect(
-                futures, work, "training of", f"{lamp_task}: {method}, training", missing
-            )
-            trained |= found
-            missing += not_finite(method, list(found.values()))
-            work = [key for key in work if key in found]
-        numbers = [number for _, number in work]
-        lists = (numbers, [batches[n] for n in numbers], [trained.get(key) for key in work])
-        futures = submit_each(predict, (configs[method], lamp_task, given, method), lists)
-        answered |= collect(
-            futures, work, "answers of", f"{lamp_task}: {method}, answering", missing
-        )
-    # Methods are compared on the same users: a batch that one method lacks is left out of all.
-    complete = [n for n in batches if all((method, n) in answered for method in methods)]
-    if not complete:
-        raise StageFailed(f"{lamp_task}: no batch of users could be scored; {missing[0]}")
-    scores = {}
-    rules = rules_of(get_task(lamp_task), options.scoring.metrics, options.scoring.tokens)
-    for method in methods:
-        parts = [answered[method, number] for number in complete]
-        scores[method] = result_of(score, lamp_task, method, parts, rules)
-    return {
-        "lamp_task": lamp_task,
-        "prepared": prepared,
-        "base": base,
-        "banks": banks,
-        "bank_of": bank_of,
-        "stacking": {m: [trained[m, n] for n in complete] for m in methods if METHODS[m].trained},
-        "answered": {m: [answered[m, n] for n in complete] for m in methods},
-        "scores": scores,
-        "missing": missing,
-    }
-
-
-def banks_of(
-    configs: dict[MethodName, Config],
-    lamp_task: str,
-    prepared: Result,
-    base: Result,
-    missing: list[str],
-) -> tuple[dict[MethodName, dict[str, Any]], dict[MethodName, MethodName]]:
-    """The banks of the methods that merge, and which of them each method takes.
-
-    Methods that choose and merge anchors by the same options share what comes of it, by the name of
-    the first. A method whose bank or recipes cannot be made has none, and is named in `missing`.
-    """
-    banks: dict[MethodName, dict[str, Any]] = {}
-    bank_of: dict[MethodName, MethodName] = {}
-    failed: list[dict[str, Any]] = []
-    merging = {name: own for name, own in configs.items() if METHODS[name].merged}
-    for method, config in merging.items():
-        kind = bank_kind(config)
-        if kind in failed:
-            continue
-        first = next((name for name, own in banks.items() if own["kind"] == kind), method)
-        if first == method:
-            over = made_over(kind, prepared, base)
-            known = known_bank(method, over)
-            try:
-                made = bank_and_recipes(config, lamp_task, prepared, base, known, missing)
-            except StageFailed as error:
-                failed.append(kind)
-                sharing = ", ".join(name for name, own in merging.items() if bank_kind(own) == kind)
-                missing.append(f"{lamp_task}: {sharing}: {error}")
-                log(f"missing: {missing[-1]}", warning=True)
-                continue
-            banks[method] = {"kind": kind, "over": over, **made}
-        bank_of[method] = first
-    return banks, bank_of
-
-
-def made_over(kind: dict[str, Any], prepared: Result, base: Result) -> str:
-    """A digest of what decides a bank, beside who is chosen: settings, base, anchors' histories."""
-    value = prepared["value"]
-    adapter: Any = base.get("adapter")
-    return digest(
-        {
-            "kind": kind,
-            "base": [base["ref"], adapter and adapter["ref"]],
-            "anchors": value["sha256"]["anchor"],
-            "instruction": value["instruction"],
-        }
+    answered = all_answers(config, methods, users, base, mergings, known, missing)
+    return Cell(
+        config=config,
+        users=users,
+        base=base,
+        mergings=tuple(mergings),
+        answers={name: tuple(batches) for name, batches in answered.items()},
+        compared=compared(config, users, answered),
+        coverage=coverage,
+        missing=tuple(f"{config.name}: {line}" for line in missing),
     )
 
 
-def known_bank(method: str, over: str) -> dict[str, Any]:
-    """The method's bank in `BANKS`, if it was made over the same; else nothing."""
-    known: dict[str, Any] = (BANKS.get() or {}).get(method, {})
-    return known if known.get("over") == over else {}
+def banks(
+    config: TaskConfig, users: Prepared, base: Base, known: Cell | None, missing: list[str]
+) -> list[Merging]:
+    """The banks and recipes of the methods that merge; methods alike share them.
+
+    A method whose bank or recipes cannot be made has none, and is named in `missing`.
+    """
+    alike: dict[str, list[MethodName]] = {}
+    for name in config.methods:
+        if METHODS[name].merged:
+            alike.setdefault(config.method(name).bank_kind, []).append(name)
+    found = []
+    for names in alike.values():
+        before = known.merging(names[0]) if known else None
+        try:
+            found.append(bank_and_recipes(config, tuple(names), users, base, before, missing))
+        except InputError as error:
+            missing.append(f"{', '.join(names)}: {error}")
+            log(f"missing: {missing[-1]}", warning=True)
+    return found
 
 
 def bank_and_recipes(
-    config: Config,
-    lamp_task: str,
-    prepared: Result,
-    base: Result,
-    known: dict[str, Any],
+    config: TaskConfig,
+    methods: tuple[MethodName, ...],
+    users: Prepared,
+    base: Base,
+    known: Merging | None,
     missing: list[str],
-) -> dict[str, Any]:
+) -> Merging:
     """Anchors chosen and trained, the bank of them, and every few-shot user's recipe.
-
-    known: a bank `made_over` the same, which is taken where the same anchors are chosen; those that
-    failed then are not tried again. Raises StageFailed when no anchor could be trained.
-    """
-    embedded = result_of(embed, config, lamp_task, prepared, base)
-    refitted = None
-    if config["anchors"]["refits"] and config["anchors"]["train_on"] != "user":
-        refitted = result_of(refit, config, lamp_task, prepared, base, embedded)
-    chosen = result_of(anchors, config, lamp_task, prepared, embedded, refitted)
-    if known and known["anchors"]["value"] == chosen["value"]:
-        trained, banked = known["meta_loras"], known["bank"]
-    else:
-        trained, banked = train_bank(config, lamp_task, prepared, base, chosen, missing)
-    weighed = None
-    if config["fusion"]["weights"] == "evidence":
-        weighed = result_of(evidence, config, lamp_task, prepared, base, embedded, banked)
-    return {
-        "embedded": embedded,
-        "anchors": chosen,
-        "meta_loras": trained,
-        "bank": banked,
-        "evidence": weighed,
-        "fusion": result_of(fusion, config, lamp_task, embedded, banked, weighed),
-    }
-
-
-def train_bank(
-    config: Config,
-    lamp_task: str,
-    prepared: Result,
-    base: Result,
-    chosen: Result,
-    missing: list[str],
-) -> tuple[dict[str, Result], Result]:
-    """The LoRAs of the chosen anchors, by user id, and the bank of them.
 
     Raises StageFailed when no anchor could be trained.
     """
-    listed = chosen["value"]["anchors"]
-    size = config["anchors"]["per_job"]
-    jobs = [listed[start : start + size] for start in range(0, len(listed), size)]
-    futures = submit_each(meta_lora, (config, lamp_task, prepared, base), (jobs,))
-    names = [tuple(anchor["user_id"] for anchor in job) for job in jobs]
-    found = collect(futures, names, "anchor", f"{lamp_task}: meta-LoRAs", missing)
-    trained: dict[str, Result] = {}
-    for job, results in found.items():
-        for anchor, result in zip(job, results, strict=True):
-            if isinstance(result, str):
-                missing.append(result)
-            else:
-                trained[anchor] = result
-    if not trained:
-        raise StageFailed(f"{lamp_task}: no anchor could be trained; {missing[0]}")
-    users = {anchor["user_id"]: anchor["members"] for anchor in listed}
-    return trained, result_of(bank, list(trained.values()), users)
+    own, compute = config.method(methods[0]), config.compute
+    questions = questions_of(own.prompt, users, own.base.model)
+    embedded = embedded_users(own, users, questions, base, compute)
+    if known:
+        chosen, members = known.chosen, known.merged.bank
+    else:
+        clusters = refitted_clusters(
+            own.anchors, own.meta_lora, embedded, users.anchor, questions, base, own.seed, compute
+        )
+        chosen = anchors(own.anchors, embedded, users.anchor, clusters, own.seed)
+        log(described(chosen, own.anchors.min_items),
+            warning=0 < chosen.single_users < chosen.asked)  # fmt: skip
+        members = trained_bank(config, own, chosen, users, base, missing)
+    asked = None
+    if own.fusion.weights == "evidence":
+        asked = Asked(users=users.few_shot, questions=questions, base=base)
+    recipes = fusion(own.fusion, embedded, members, asked, compute)
+    log(described_recipes(recipes, own.fusion))
+    merged = Merged(bank=members, recipes=recipes, how=own.fusion.merge)
+    return Merging(methods=methods, embedded=embedded, chosen=chosen, merged=merged)
 
 
-def not_finite(method: MethodName, shards: list[Result]) -> list[str]:
-    """A line for each user whose training had to stop."""
-    return [
-        f"{method}, training of user {label(user)}: the loss stopped being finite at step "
-        f"{work['steps']}; lower {METHODS[method].trained}.learning_rate"
-        for shard in shards
-        for user, work in zip(shard["value"]["users"], shard["value"]["work"], strict=True)
-        if work["failed"]
-    ]
+def trained_bank(
+    config: TaskConfig,
+    own: MethodConfig,
+    chosen: Anchors,
+    users: Prepared,
+    base: Base,
+    missing: list[str],
+) -> Bank:
+    """The meta-LoRAs of the chosen anchors, a job for each `anchors.per_job` of them.
 
-
-def chunks(user_ids: list[str], config: Config) -> list[list[str]]:
-    """Users in batches of `stacking.users_per_job`: one task run each, never one per user."""
-    size = config["stacking"]["users_per_job"]
-    return [user_ids[start : start + size] for start in range(0, len(user_ids), size)]
-
-
-def collect(
-    futures: Any, keys: list[Any], what: str, title: str, missing: list[str]
-) -> dict[Any, Any]:
-    """Results of mapped runs by key, in order; those that failed are named in `missing`.
-
-    One failure leaves the others; whether what is left is enough is for the caller to say. Raises
-    DiskFull as soon as one ended for want of disk: those that wait are not begun.
+    Raises StageFailed when no anchor could be trained.
     """
-    progress = Progress("jobs", title, len(keys))
-    for future in as_completed(list(futures)):
-        stop_if_full(state_of(future))
-        progress.advance()
-    results: dict[Any, Any] = {}
-    for key, future in zip(keys, futures, strict=True):
-        name = " ".join([what, *(label(str(part)) for part in key)])
-        state = state_of(future)
-        if state.is_completed():
-            results[key] = state.result()
-        else:
-            missing.append(reason(state, name))
+    questions = questions_of(own.prompt, users, own.base.model)
+    size, listed = own.anchors.per_job, chosen.anchors
+    parts = [listed[start : start + size] for start in range(0, len(listed), size)]
+    names = ["anchor " + " ".join(label(one.name) for one in part) for part in parts]
+    jobs = []
+    for name, part in zip(names, parts, strict=True):
+        with within(name):
+            jobs.append(
+                meta_lora.submit(
+                    own.meta_lora, part, users.anchor, questions, base, own.seed, config.compute
+                )
+            )
+    loras: list[MetaLora] = []
+    for made in collected(jobs, names, f"{config.name}: meta-LoRAs", missing).values():
+        loras += made.loras
+        missing += made.failed
+    if not loras:
+        raise StageFailed(f"no anchor could be trained; {missing[0]}")
+    return bank(tuple(loras), chosen, f"{config.name}, {own.method}")
+
+
+def all_answers(
+    config: TaskConfig,
+    methods: Sequence[MethodName],
+    users: Prepared,
+    base: Base,
+    mergings: Sequence[Merging],
+    known: Cell | None,
+    missing: list[str],
+) -> dict[MethodName, list[Answers]]:
+    """Every method's answers, batch by batch; a batch that one method lacks is left out of all.
+
+    Those of a method that looks at no items are the known ones.
+
+    Raises StageFailed where no batch is left.
+    """
+    size, ids = config.stacking.users_per_job, users.few_shot_ids
+    batches = [ids[start : start + size] for start in range(0, len(ids), size)]
+    made: dict[tuple[MethodName, int], Answers] = {}
+    jobs: dict[tuple[MethodName, int], Job[Answers]] = {}
+    for name in methods:
+        own = config.method(name)
+        merged = next((one.merged for one in mergings if name in one.methods), None)
+        how = how_answered(own)
+        questions = questions_of(own.prompt, users, own.base.model)
+        method = MethodRef(name=name, version=METHODS[name].version)
+        fitted = METHODS[name].fit(own, users, base)
+        before: dict[tuple[str, ...], Answers] = {}
+        if known and not METHODS[name].uses_items:
+            before = {batch.users: batch for batch in known.answers.get(name, ())}
+        for number, batch in enumerate(batches):
+            if batch in before:
+                made[name, number] = before[batch]
+                continue
+            with within(f"{name} {number}"):
+                jobs[name, number] = answers.submit(
+                    method, own.training, how, users.few_shot, batch, questions, base, merged,
+                    fitted, own.seed, config.compute,
+                )  # fmt: skip
+    names = [f"answers of {name} {number}" for name, number in jobs]
+    found = collected(list(jobs.values()), names, f"{config.name}: methods", missing)
+    made |= {key: found[name] for key, name in zip(jobs, names, strict=True) if name in found}
+    complete = [n for n in range(len(batches)) if all((name, n) in made for name in methods)]
+    if not complete:
+        raise StageFailed(f"no batch of users could be scored; {missing[0]}")
+    for (name, _), answered in made.items():
+        missing += [
+            f"{name}, training of user {label(user_id)}: the loss stopped being finite at step "
+            f"{work.steps}; lower {METHODS[name].trained}.learning_rate"
+            for user_id, work in failed_users(answered)
+        ]
+    return {name: [made[name, number] for number in complete] for name in methods}
+
+
+def collected(
+    jobs: Sequence[Job[R]], names: Sequence[str], title: str, missing: list[str]
+) -> dict[str, R]:
+    """The results of jobs by name; those that failed are named in `missing`.
+
+    One failure leaves the others. Raises DiskFull as soon as one ended for want of disk.
+    """
+    progress = Progress("jobs", title, len(jobs))
+    results: dict[str, R] = {}
+    for name, job in zip(names, jobs, strict=True):
+        try:
+            results[name] = job.result()
+        except InputError as error:
+            missing.append(f"{name}: {error}")
             log(f"missing: {missing[-1]}", warning=True)
+        progress.advance()
     return results

@@ -4,39 +4,40 @@
 
 runs it on the worker; without any server, for debugging:
 
-    python -m flows.mta -p seed=1 -p 'stacking={"rank": 8}'
+    mta run -p seed=1 -p 'stacking={"rank": 8}'
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+import sys
+
+if __name__ == "__main__":
+    # Before Prefect is imported: its threads know the settings that it finds then.
+    from tasks.tools.main import main
+
+    raise SystemExit(main(["run", *sys.argv[1:]]))
+
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import datetime
 from functools import partial
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from prefect import State, flow
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from flows.cells import cells
-from flows.dry_run import dry_run as dry_run_of
-from flows.local_server import server_name
+from flows.lamp_task import lamp_task
 from tasks.compare import overall
-from tasks.config import RunConfig, resolve
-from tasks.errors import InputError, masked
-from tasks.methods import MethodName
-from tasks.options import (
+from tasks.config.options import (
     AnchorOptions,
     BaseOptions,
     ComputeOptions,
     FusionOptions,
     LampOptions,
-    LampTaskName,
     Options,
     PlanOptions,
     PresetName,
@@ -46,28 +47,34 @@ from tasks.options import (
     SplitOptions,
     StackingOptions,
     SyntheticOptions,
+    TaskOptions,
     TrainingOptions,
 )
-from tasks.report.answers import identical
-from tasks.report.data import report_data
-from tasks.report.differences import difference_lines
-from tasks.report.files import REPORT_FILE, TABLE_FILE, report_name, write_report, write_run
-from tasks.report.html import report_html
-from tasks.report.since import since, since_lines
-from tasks.report.summary import data_lines, run_notes, run_summary
-from tasks.report.table import mean_rows, rows, share_lines, table_text
+from tasks.config.run import RunConfig, resolve
+from tasks.errors import InputError
+from tasks.methods import MethodName
+from tasks.plan.run import planned
+from tasks.report.files import report_name, write_run
+from tasks.report.publish import publish
+from tasks.report.since import since
+from tasks.report.summary import data_lines
+from tasks.results import checkpoints
+from tasks.results.models import Compared
+from tasks.results.run import Cell, Run
+from tasks.results.stage import CELL, StageFailed
+from tasks.results.store import store
 from tasks.running.faults import DISK_FULL, disk_full
-from tasks.running.runner import everywhere, runner_of, shared
-from tasks.stage import StageFailed, flow_run_is_over, log, result_of, store
-from tasks.store.checkpoints import sweep
-from tasks.tracking.runs import Tracker
+from tasks.running.log import log
+from tasks.running.runner import everywhere, running, side_by_side
+from tasks.tracking.runs import tracked
 
 
 @flow(name="mta", persist_result=False)
 def mta(
     preset: PresetName = "embedded",
     data: str | None = None,
-    lamp_tasks: list[LampTaskName] | None = None,
+    lamp_tasks: list[str] | None = None,
+    task: TaskOptions | str | None = None,
     methods: list[MethodName] | None = None,
     items_curve: list[Annotated[int, Field(ge=1)]] | None = None,
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None,
@@ -85,7 +92,7 @@ def mta(
     oppu: TrainingOptions | None = None,
     rag: RagOptions | None = None,
     scoring: ScoringOptions | None = None,
-    per_task: dict[LampTaskName, dict[str, Any]] | None = None,
+    per_task: dict[str, dict[str, Any]] | None = None,
     compute: ComputeOptions | None = None,
     dry_run: bool | None = None,
     plan: PlanOptions | None = None,
@@ -98,7 +105,9 @@ def mta(
         data: `synthetic`, `lamp` (the benchmark's own files, downloaded), a LaMP user file, or a
             folder of LaMP files.
         lamp_tasks: the LaMP tasks to run.
-        methods: the methods that are compared (tasks/methods.py).
+        task: a task of your own, as a YAML or JSON file or its content (docs/data.md); its users
+            are `data`.
+        methods: the methods that are compared (tasks/methods/).
         items_curve: numbers of items per few-shot user to score again with, for the report.
         seed: decides every random choice.
         seeds: several of them: everything once per seed, compared over all.
@@ -127,171 +136,121 @@ def mta(
         for name, value in locals().items()
         if value is not None
     }
-    tracker = None
     try:
         config = everywhere(resolve(given))
-        for known in data_lines(config):
-            log(known, warning=True)
+        for line in data_lines(config):
+            log(line, warning=True)
         store().sweep()
-        sweep(store())
+        checkpoints.sweep(store())
         if config.dry_run:
-            return dry_run_of(config)
-        tracker = Tracker(
-            config,
-            flow_run.get_name() or "mta",
-            {
-                "prefect_flow_run": str(flow_run.get_id()),
-                "prefect_server": masked(server_name()),
-            },
-        )
-        # A courtesy to the list of runs: whether it succeeds is nothing to this one.
-        with contextlib.suppress(Exception):
-            tracker.end_abandoned(flow_run_is_over)
-        with shared(runner_of(config)), ThreadPoolExecutor(1, "mlflow") as telling:
-            return _benchmark(config, tracker, telling)
-    except (InputError, StageFailed) as error:
+            return planned(config, one_cell)
+        with running(config):
+            return benchmark(config)
+    except InputError as error:
         # What a person can mend is said in one line; anything else keeps its traceback.
         log(str(error), warning=True)
-        if tracker:
-            tracker.fail(str(error))
         return Failed(message=str(error))
-    except BaseException as error:
-        line = disk_full(error)
-        if tracker:
-            tracker.fail(line or f"{type(error).__name__}: {error}")
-        if line:
-            log(line, warning=True)
-            return Failed(name=DISK_FULL, message=line)
+    except Exception as error:
+        if full := disk_full(error):
+            log(full, warning=True)
+            return Failed(name=DISK_FULL, message=full)
         raise
-    finally:
-        if tracker:
-            tracker.close()
 
 
-def _benchmark(config: RunConfig, tracker: Tracker, telling: ThreadPoolExecutor) -> State[Any]:
-    """`telling`: the one thread that gives MLflow the LaMP tasks, while others go on."""
-    _show_run(config, tracker)
-    where = store()
+def benchmark(config: RunConfig) -> State[Any]:
+    """Every LaMP task under every seed, the comparison over all, the report, and MLflow."""
+    run_id, name = str(flow_run.get_id()), flow_run.get_name() or "mta"
     settings = config.model_dump(mode="json")
-    summaries: list[dict[str, Any]] = []
-    table: list[dict[str, Any]] = []
-    missing: list[str] = []
-    told: list[Future[None]] = []
-    # Closed at once where this fails: those that wait are not begun.
-    with contextlib.closing(cells(config)) as working:
-        for found in working:
-            missing += found.missing
-            if found.summary is None:
-                continue
-            summaries.append(found.summary)
-            own_rows = rows([found.summary], where)
-            table += own_rows
-            call = partial(tracker.log_lamp_task, found.summary, own_rows)
-            # In this context, where Prefect keeps the log.
-            told.append(telling.submit(copy_context().run, _track, missing, call))
-            for one in told:
-                if one.done():
-                    one.result()  # raises where the disk is full
-    if not summaries:
-        raise StageFailed("; ".join(missing))
-    mean = result_of(overall, [summary["compared"] for summary in summaries])
-    means = mean_rows(mean)
-    table += means
-    # Files first: what was found out must not depend on MLflow answering.
-    about = {"name": flow_run.get_name() or "mta", "date": f"{datetime.now():%Y-%m-%d %H:%M}"}
-    about["report"] = report_name(about["name"], str(flow_run.get_id()))
-    changed = since(where, settings, summaries)
-    write_run(str(flow_run.get_id()), settings, summaries, about)
-    data_notes = run_notes(config, summaries, where)
-    noted = data_notes + share_lines(table) + difference_lines(mean, identical(summaries, where))
-    noted += since_lines(changed)
-    write_report(about["report"], TABLE_FILE, table_text(table, noted, missing))
-
-    def gathered() -> dict[str, Any]:
-        said = {"notes": data_notes, "missing": missing, "since": changed}
-        data = report_data(config, about, summaries, mean, table, said, where)
-        where.confirm()
-        return data
-
-    def report() -> None:
-        data = gathered()
-        text = report_html(data)
-        # What is logged after the LaMP tasks must be logged after them.
-        wait(told)
-        _show_report(about["report"], text, tracker)
-        tracker.describe(run_summary(data))
-
-    shown = list(missing)
-    _try(missing, "the report was not made or not logged", report)
-    for one in told:
-        one.result()
-    _track(
-        missing, lambda: tracker.finish(table, means, table_text(table, noted, missing), missing)
-    )
-    missing += tracker.spool.refused
-    behind = tracker.spool.behind()
-    if behind:
-        noted.append(behind)
-        data_notes.append(behind)
-    if missing != shown or behind:
-        # What was not logged is missing, too: the report beside the store says so, if it can.
-        with contextlib.suppress(Exception):
-            write_report(about["report"], REPORT_FILE, report_html(gathered()))
-    text = table_text(table, noted, missing)
-    write_report(about["report"], TABLE_FILE, text)
-    log("comparison\n" + text)
-    create_table_artifact(
-        key="comparison",
-        table=[{key: str(value) for key, value in row.items()} for row in table],
-        description="\n\n".join(["Methods on the same users, prompts and seed.", *noted, *missing]),
-    )
-    late = f"; {behind}" if behind else ""
-    if missing:
-        text = f"scored, but {len(missing)} pieces are missing: {'; '.join(missing)}"[:1000]
+    run = Run(id=run_id, name=name, date=now(), report=report_name(name, run_id), config=settings)
+    with tracked(run) as tracking:
+        show_configuration(config, tracking.page)
+        cells, missing = all_cells(config)
+        if not cells:
+            raise StageFailed("; ".join(missing))
+        mean = overall(tuple(one.compared for one in cells))
+        run = run.model_copy(
+            update={
+                "cells": tuple(cells),
+                "overall": mean,
+                "missing": tuple(missing),
+                "date": now(),
+            }
+        )
+        changed = since(run)
+        # What was found out must not depend on MLflow answering.
+        write_run(run)
+        run = publish(run, changed)
+        write_run(run)
+        late = tracking.log(run)
+        if tracking.report:
+            way = tracking.report
+            create_link_artifact(link=way, link_text="The report in MLflow", key="report")
+    if run.missing:
+        listed = "; ".join(run.missing)
+        text = f"scored, but {len(run.missing)} pieces are missing: {listed}"[:1000]
         return Failed(name="Incomplete", message=text + late)
     text = f"{len(config.methods)} methods scored on {len(config.lamp_tasks)} LaMP tasks"
     return Completed(message=text + late)
 
 
-def _track(missing: list[str], call: Callable[[], None]) -> None:
-    """Log to MLflow; what cannot be logged, though MLflow would take it, is named as missing."""
-    _try(missing, "MLflow did not get all of the run", call)
+def all_cells(config: RunConfig) -> tuple[list[Cell], list[str]]:
+    """LaMP tasks and seeds, some at once, each in a thread of its own; and what is missing.
 
-
-def _try(missing: list[str], problem: str, call: Callable[[], None]) -> None:
-    """What comes after the scores must not lose them: a failure is named in `missing`."""
-    try:
-        call()
-    except Exception as error:
-        if disk_full(error):
+    One that fails leaves the others.
+    """
+    pairs = list(product(config.all_seeds, config.lamp_tasks))
+    cells: list[Cell] = []
+    missing: list[str] = []
+    with ThreadPoolExecutor(side_by_side(config), thread_name_prefix="cell") as pool:
+        # Prefect keeps what flow run this is, and the log, in the context.
+        calls = [partial(one_cell, config, seed, name) for seed, name in pairs]
+        futures = [pool.submit(copy_context().run, call) for call in calls]
+        try:
+            for future in futures:
+                found, lines = future.result()
+                missing += lines
+                if found:
+                    cells.append(found)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
-        why = masked(" ".join(str(error).split()))[:200]
-        missing.append(f"{problem} ({type(error).__name__}: {why})")
-        log(missing[-1], warning=True)
+    return cells, missing
 
 
-def _show_report(name: str, text: str, tracker: Tracker) -> None:
-    """The report beside the store, in MLflow, and the way to it in the Prefect UI."""
-    path = write_report(name, REPORT_FILE, text)
-    log(f"report: {path}")
-    link = tracker.log_report(text, REPORT_FILE)
-    if link:
-        create_link_artifact(link=link, link_text="The report in MLflow", key="report")
-    else:
-        create_markdown_artifact(key="report", markdown=f"The report is in `{path}`.")
+def one_cell(config: RunConfig, seed: int, name: str) -> tuple[Cell | None, list[str]]:
+    """One LaMP task under one seed, with its curve; and what is missing of it."""
+    own = config.for_task(name, seed)
+    CELL.set(own.name)
+    try:
+        cell = lamp_task(own)
+    except InputError as error:
+        return None, [f"{own.name}: {error}"]
+    missing = list(cell.missing)
+    curve: dict[int, Compared] = {}
+    for items in config.items_curve:
+        if items == own.split.few_shot_items:
+            continue  # that is the cell itself
+        CELL.set(f"{own.name}, {items} items")
+        try:
+            point = lamp_task(config.for_task(name, seed, items), known=cell)
+        except InputError as error:
+            missing.append(f"{own.name} with {items} items: {error}")
+            continue
+        curve[items] = point.compared
+        missing += [f"with {items} items: {line}" for line in point.missing]
+    return cell.model_copy(update={"curve": curve, "missing": tuple(missing)}), missing
 
 
-def _show_run(config: RunConfig, tracker: Tracker) -> None:
+def show_configuration(config: RunConfig, page: str | None) -> None:
     """The resolved configuration and the way to MLflow, in the Prefect UI."""
     create_markdown_artifact(
         key="configuration", markdown=f"```json\n{config.model_dump_json(indent=2)}\n```"
     )
-    if tracker.url:
-        create_link_artifact(link=tracker.url, link_text="This run in MLflow", key="mlflow-run")
-        log(f"MLflow: {tracker.url}\nits methods side by side: {tracker.methods_url}")
+    if page:
+        create_link_artifact(link=page, link_text="This run in MLflow", key="mlflow-run")
+        log(f"MLflow: {page}")
 
 
-if __name__ == "__main__":
-    from flows.local import main
-
-    raise SystemExit(main())
+def now() -> str:
+    """The time of this machine, to the minute."""
+    return f"{datetime.now():%Y-%m-%d %H:%M}"

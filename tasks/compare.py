@@ -1,164 +1,196 @@
-"""Stage 9: methods against each other, with intervals, and against the optimum where it is known.
+"""Stage 9: scores of every method, and methods against each other, with intervals.
 
-One piece per LaMP task and seed (a cell), holding the bootstrap's draws; then the mean over cells.
+One result per LaMP task and seed (a cell), with the bootstrap's draws; then the mean over cells.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.config import RunConfig
-from tasks.prepare import OPTIMUM_FILE
-from tasks.stage import stage, store
-from tasks.store.artifacts import Store
-from tasks.store.pieces import Piece, digest, library_versions
+from tasks.config.task import TaskConfig
+from tasks.lamp.definitions import LampTask
+from tasks.results.models import Answers, Compared, Prepared, Scored
+from tasks.results.record import Record
+from tasks.results.stage import stage
+from tasks.results.store import store
 
 if TYPE_CHECKING:
-    from tasks.lamp.metrics import Rules
-    from tasks.lamp.statistics import Resampled, Scored
+    import polars as pl
 
-VERSION = 3
+    from tasks.lamp.metrics import Rules
+    from tasks.lamp.statistics import Resampled
+    from tasks.lamp.statistics import Scored as ScoredAnswers
+
 # What every method is compared with, by pairs; those that were run.
 OPPONENTS = ("base", "oppu", "merge_only", "mta")
 DRAWS_FILE = "draws.safetensors"
+LIBRARIES = ("numpy", "polars", "rouge-score")
 
 
-@stage(name="compare", task_run_name="compare-{lamp_task}")
-def compare(
-    config: dict[str, Any], lamp_task: str, prepared: dict[str, Any], scores: dict[str, Any]
-) -> Piece:
-    """Intervals of each method's metrics in one cell, and of each difference to an opponent.
+class Answered(Record):
+    """The answers of one method, batch by batch."""
 
-    scores: method -> `score` result. The value holds `intervals` and `differences`
-    (tasks/lamp/statistics.py); in worlds whose optimum is known the answers of `nonpersonal`,
-    `bayes` and `oracle` are methods, too.
+    method: str
+    batches: tuple[Answers, ...]
+
+
+def compared(config: TaskConfig, users: Prepared, answered: dict[str, list[Answers]]) -> Compared:
+    """The comparison of a cell's methods, by the rules that the configuration asks for."""
+    from tasks.lamp.metrics import rules_of
+
+    rules = rules_of(config.task, config.scoring.metrics, config.scoring.tokens)
+    # A world of another seed has other users; a file's are the same, wherever it lies.
+    sample = f"synthetic {config.seed}" if config.data == "synthetic" else "given"
+    methods = tuple(
+        Answered(method=name, batches=tuple(batches)) for name, batches in answered.items()
+    )
+    return compare(users, methods, rules, sample)
+
+
+@stage(version=4, libraries=LIBRARIES)
+def compare(users: Prepared, answered: tuple[Answered, ...], rules: Rules, sample: str) -> Compared:
+    """Scores of each method, their intervals, and each difference to an opponent.
+
+    rules: those that answers are scored by (tasks/lamp/metrics.py). sample: cells of one sample
+    share users. In worlds whose optimum is known the answers of `nonpersonal`, `bayes` and
+    `oracle` are methods, too.
     """
-    options = RunConfig.model_validate(config)
-    where = store()
-    key = digest(
-        {
-            "version": VERSION,
-            "libraries": library_versions(("numpy", "polars", "rouge-score")),
-            "lamp_task": lamp_task,
-            "prepared": prepared["ref"]["sha256"],
-            "scores": {method: item["ref"]["sha256"] for method, item in scores.items()},
-            "rules": _rules(options, lamp_task),
-            "seed": options.seed,
-        }
+    from tasks.lamp.metrics import golds_without_token
+    from tasks.lamp.statistics import bootstrap
+
+    tables = {one.method: _predictions(one) for one in answered}
+    scored = _scored_answers(users, tables, rules, sample)
+    resampled = bootstrap(scored, 0)
+    with store().new("compare") as folder:
+        _write(folder.path, scored, resampled)
+        for method, table in tables.items():
+            _write_answers(folder.path / method, users.task, table)
+    scores = tuple(
+        Scored(
+            method=method,
+            metrics=_metrics(users.task, table, rules),
+            users=table["user_id"].n_unique(),
+            queries=len(table),
+            predictions=folder.file(f"{method}/predictions.parquet"),
+            golds=folder.file(f"{method}/golds.json"),
+        )
+        for method, table in tables.items()
+    )
+    golds = next(iter(tables.values()))["gold"]
+    return Compared(
+        task=users.task,
+        rules=rules,
+        sample=sample,
+        scored=scores,
+        draws=folder.file(DRAWS_FILE),
+        golds_without_token=golds_without_token(users.task, golds, rules),
+        **_values(resampled),
     )
 
-    def make(out: Path) -> dict[str, Any]:
-        from tasks.lamp.statistics import bootstrap
 
-        scored = _scored(options, lamp_task, where, prepared, scores)
-        resampled = bootstrap(scored, 0)
-        _write(out, scored, resampled)
-        about = {"lamp_task": lamp_task, "sample": scored.sample, "rules": scored.rules}
-        return {**about, **_value(resampled)}
+@stage(version=4, libraries=LIBRARIES)
+def overall(cells: tuple[Compared, ...]) -> Compared:
+    """The mean over cells: `score` and the share of the attainable."""
+    from tasks.lamp.means import mean_over
 
-    return where.get("compare", key, make)
+    mean = mean_over([read_draws(cell) for cell in cells])
+    return Compared(cells=len(cells), **_values(mean))
 
 
-@stage(name="overall")
-def overall(cells: list[dict[str, Any]]) -> Piece:
-    """The mean over cells (`compare` results): `score` and share of the attainable, as above."""
-    where = store()
-    key = digest({"version": VERSION, "cells": [cell["ref"]["sha256"] for cell in cells]})
-
-    def make(_out: Path) -> dict[str, Any]:
-        from tasks.lamp.means import mean_over
-
-        mean = mean_over([read_draws(where, cell) for cell in cells])
-        return {"cells": len(cells), **_value(mean)}
-
-    return where.get("overall", key, make)
-
-
-def read_draws(where: Store, cell: dict[str, Any]) -> Resampled:
+def read_draws(cell: Compared) -> Resampled:
     """A cell's points and draws as they were computed, and what they were computed from."""
     from safetensors.numpy import load_file
 
-    from tasks.lamp.definitions import get_task
     from tasks.lamp.statistics import Resampled, Scored
 
-    tensors = load_file(where.open(cell["ref"]).folder / DRAWS_FILE)
+    assert cell.draws is not None
+    assert cell.task is not None
+    tensors = load_file(store().path(cell.draws))
     names = [name.removeprefix("points.") for name in tensors if name.startswith("points.")]
-    value = cell["value"]
-    methods = tuple(value["methods"])
     scored = Scored(
-        get_task(value["lamp_task"]),
-        methods,
+        cell.task,
+        cell.methods,
         tuple(map(str, tensors["groups"].tolist())),
         tensors["counts"],
         tensors["sums"],
         tensors["totals"],
-        value["sample"],
-        value["rules"],
+        cell.sample,
+        cell.rules,
     )
     return Resampled(
-        methods,
-        value["groups"],
-        value["queries"],
+        cell.methods,
+        cell.groups,
+        cell.queries,
         {name: tensors[f"points.{name}"] for name in sorted(names)},
         {name: tensors[f"draws.{name}"] for name in sorted(names)},
         scored,
     )
 
 
-def _rules(options: RunConfig, lamp_task: str) -> Rules:
-    from tasks.lamp.definitions import get_task
-    from tasks.lamp.metrics import rules_of
-
-    return rules_of(get_task(lamp_task), options.scoring.metrics, options.scoring.tokens)
-
-
-def _sample(options: RunConfig) -> str:
-    """A world of another seed has other users; a file's are the same, wherever it lies."""
-    return f"synthetic {options.seed}" if options.data == "synthetic" else "given"
-
-
-def _scored(
-    options: RunConfig,
-    lamp_task: str,
-    where: Store,
-    prepared: dict[str, Any],
-    scores: dict[str, Any],
-) -> Scored:
+def _predictions(answered: Answered) -> pl.DataFrame:
+    """user_id, query_id, gold, prediction of all batches."""
     import polars as pl
 
-    from tasks.lamp.definitions import get_task
+    files = [store().path(batch.predictions) for batch in answered.batches]
+    return pl.concat(pl.read_parquet(file) for file in files).select(
+        "user_id", "query_id", "gold", "prediction"
+    )
+
+
+def _metrics(task: LampTask, table: pl.DataFrame, rules: Rules) -> dict[str, float]:
+    from tasks.lamp.metrics import score
+
+    predictions = dict(table.select("query_id", "prediction").iter_rows())
+    golds = dict(table.select("query_id", "gold").iter_rows())
+    return score(task, predictions, golds, rules)
+
+
+def _write_answers(folder: Path, task: LampTask, table: pl.DataFrame) -> None:
+    """The predictions as a table, and in the format that LaMP takes submissions in."""
+    from tasks.lamp.metrics import golds_json
+
+    folder.mkdir()
+    table.write_parquet(folder / "predictions.parquet")
+    predictions = dict(table.select("query_id", "prediction").iter_rows())
+    text = json.dumps(golds_json(task, predictions), indent=1, ensure_ascii=False)
+    (folder / "golds.json").write_text(text + "\n")
+
+
+def _scored_answers(
+    users: Prepared, tables: dict[str, pl.DataFrame], rules: Rules, sample: str
+) -> ScoredAnswers:
+    import polars as pl
+
     from tasks.lamp.statistics import Scored
 
-    predictions: dict[str, dict[str, str]] = {}
-    golds: dict[str, str] = {}
-    users: dict[str, str] = {}
-    for method, one in scores.items():
-        table = pl.read_parquet(where.open(one["ref"]).folder / "predictions.parquet")
-        ids = table["query_id"].to_list()
-        predictions[method] = dict(zip(ids, table["prediction"].to_list(), strict=True))
-        golds = dict(zip(ids, table["gold"].to_list(), strict=True))
-        users = dict(zip(ids, table["user_id"].to_list(), strict=True))
-    folder = where.open(prepared["ref"]).folder
-    few_shot = pl.read_parquet(folder / "few_shot.parquet", columns=["user_id", "group"])
+    predictions = {
+        method: dict(table.select("query_id", "prediction").iter_rows())
+        for method, table in tables.items()
+    }
+    first = next(iter(tables.values()))
+    golds = dict(first.select("query_id", "gold").iter_rows())
+    user_of = dict(first.select("query_id", "user_id").iter_rows())
+    few_shot = pl.read_parquet(store().path(users.few_shot), columns=["user_id", "group"])
     group = dict(few_shot.iter_rows())
-    if (folder / OPTIMUM_FILE).is_file():
-        optimum = pl.read_parquet(folder / OPTIMUM_FILE)
+    if users.optimum:
+        optimum = pl.read_parquet(store().path(users.optimum))
         asked = optimum.filter(pl.col("query_id").is_in(list(golds)))
         for name in ("nonpersonal", "bayes", "oracle"):
             predictions[name] = dict(asked.select("query_id", name).iter_rows())
     return Scored.of(
-        get_task(lamp_task),
+        users.task,
         golds,
-        {query: group[user] for query, user in users.items()},
+        {query: group[user] for query, user in user_of.items()},
         predictions,
-        sample=_sample(options),
-        rules=_rules(options, lamp_task),
+        sample=sample,
+        rules=rules,
     )
 
 
-def _write(out: Path, scored: Scored, resampled: Resampled) -> None:
+def _write(out: Path, scored: ScoredAnswers, resampled: Resampled) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -175,7 +207,7 @@ def _write(out: Path, scored: Scored, resampled: Resampled) -> None:
     save_file({name: np.ascontiguousarray(one) for name, one in tensors.items()}, out / DRAWS_FILE)
 
 
-def _value(resampled: Resampled) -> dict[str, Any]:
+def _values(resampled: Resampled) -> dict[str, Any]:
     """What a cell and a mean over cells say alike."""
     from tasks.lamp import statistics
 

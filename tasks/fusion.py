@@ -1,153 +1,132 @@
 """Stage 6: per user a recipe, the anchors a merged LoRA is made of and their weights.
 
-A merged LoRA is computed from its recipe when it is needed and never stored.
+A merged LoRA is computed from its recipe when it is needed and never stored. The arithmetic is in
+tasks/method/weights.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from tasks.config import RunConfig
+from tasks.config.options import ComputeOptions, FusionOptions
+from tasks.embed import read_embeddings
 from tasks.errors import InputError, label
-from tasks.evidence import read_evidence
-from tasks.options import FusionOptions
-from tasks.similarity import unit_vectors
-from tasks.stage import log, stage, store
-from tasks.store.artifacts import Store
-from tasks.store.pieces import Piece, digest, library_versions
+from tasks.evidence import evidence_of
+from tasks.results.models import Bank, Base, Embedded, Questions, Recipes
+from tasks.results.record import OUTSIDE_KEY, File, Record
+from tasks.results.stage import stage
+from tasks.results.store import store
+from tasks.text.loading import LIBRARIES
 
 if TYPE_CHECKING:
     import numpy as np
 
-    # Members (their numbers in the bank), their similarities, their weights, each [U, m].
-    Recipes = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-VERSION = 3
-# Users whose similarities are in memory at once: at 50 anchors, 50 MB of float64 twice.
-BLOCK = 65_536
+TABLE = "recipes.parquet"
 
 
-@stage(name="fusion")
+class Asked(Record):
+    """What evidence is asked of: the few-shot users' table, their questions, the base model."""
+
+    users: File
+    questions: Questions
+    base: Base
+
+
+class Recipe(Record):
+    """One user's anchors, their similarities and weights, best first."""
+
+    anchors: tuple[str, ...]
+    similarities: tuple[float, ...]
+    weights: tuple[float, ...]
+    seconds: Annotated[float, OUTSIDE_KEY] = 0.0
+
+
+@stage(version=4, libraries=("numpy", "polars", *LIBRARIES), uses_model=True)
 def fusion(
-    config: dict[str, Any],
-    lamp_task: str,
-    embedded: dict[str, Any],
-    banked: dict[str, Any],
-    weighed: dict[str, Any] | None,
-) -> Piece:
-    """`recipes.parquet`: user_id, anchors [m], similarities [m], weights [m], best anchor first.
+    options: FusionOptions,
+    embedded: Embedded,
+    bank: Bank,
+    asked: Asked | None,
+    compute: ComputeOptions,
+) -> Recipes:
+    """Every few-shot user's recipe: anchors by similarity, or by the evidence of the user's items.
 
-    `weighed` is the `evidence` result where `fusion.weights` is `evidence`.
+    asked: where `fusion.weights` is `evidence`. Raises InputError where the published rule gives
+    no mixture.
     """
-    options = RunConfig.model_validate(config)
-    where = store()
-    members = banked["value"]["ids"]
-    key = digest(
-        {
-            "version": VERSION,
-            "libraries": library_versions(("numpy", "polars")),
-            "embeddings": embedded["ref"]["sha256"],
-            "members": banked["value"]["users"],
-            "evidence": weighed["ref"]["sha256"] if weighed else None,
-            "fusion": options.fusion.model_dump(exclude={"merge"}),
-            # Negative similarities counted as nothing before.
-            **({"published": 2} if _as_published(options.fusion) else {}),
-        }
-    )
+    import numpy as np
+    import polars as pl
 
-    def make(out: Path) -> dict[str, Any]:
-        import polars as pl
+    from tasks.method import weights as method
 
-        users, few_shot, bank = unit_vectors(options, where, embedded, banked)
-        if weighed:
-            found = by_evidence(few_shot @ bank.T, read_evidence(where, weighed), options.fusion)
-        else:
-            found = search(few_shot, bank, options.fusion)
-            _refuse_no_mixture(users, *found[1:])
-        chosen, similarities, weights = found
-        anchors = pl.Series(members).gather(chosen.ravel()).reshape(chosen.shape)
+    ids, users, anchors = unit_vectors(embedded, bank)
+    seconds = [0.0] * len(ids)
+    if asked:
+        # Rounded, so that company, which moves the last bits, moves nobody in or out.
+        shortlist = method.shortlists(np.round(users @ anchors.T, 6), options.shortlist)
+        evidence = evidence_of(
+            asked.users, ids, shortlist, bank, asked.questions, asked.base, compute
+        )
+        found = method.by_evidence(users @ anchors.T, evidence.log_likelihoods, options)
+        seconds = evidence.seconds
+    else:
+        found = method.search(users, anchors, options)
+        _refuse_no_mixture(ids, *found[1:])
+    chosen, similarities, weights = found
+    names = pl.Series(bank.names).gather(chosen.ravel()).reshape(chosen.shape)
+    with store().new("fusion") as folder:
         pl.DataFrame(
             {
-                "user_id": users,
-                "anchors": anchors.arr.to_list(),
+                "user_id": ids,
+                "anchors": names.arr.to_list(),
                 "similarities": pl.Series(similarities).arr.to_list(),
                 "weights": pl.Series(weights).arr.to_list(),
+                "seconds": seconds,
             }
-        ).write_parquet(out / "recipes.parquet")
-        return {
-            "users": len(users),
-            "anchors_per_user": chosen.shape[1],
-            "without_similar_anchor": int((similarities.max(axis=1) <= 0).sum()),
-        }
-
-    piece = where.get("fusion", key, make)
-    equal = options.fusion.weights == "cosine" and options.fusion.order == "right"
-    lost = piece.value["without_similar_anchor"] if equal else 0
-    log(
-        f"{lamp_task}: recipes of {piece.value['users']} users from "
-        f"{piece.value['anchors_per_user']} anchors each"
-        + (f"; {lost} users are like no anchor (cosine <= 0) and get equal weights" if lost else "")
+        ).write_parquet(folder.path / TABLE)
+    return Recipes(
+        table=folder.file(TABLE),
+        users=len(ids),
+        anchors_per_user=chosen.shape[1],
+        without_similar_anchor=int((similarities.max(axis=1) <= 0).sum()),
     )
-    return piece
 
 
-def search(
-    users: np.ndarray, bank: np.ndarray, options: FusionOptions, block: int = BLOCK
-) -> Recipes:
-    """`recipes` of users [U, D] by their cosines with the bank's members [K, D] (unit vectors).
+def described(recipes: Recipes, options: FusionOptions) -> str:
+    """How many recipes there are, of how many anchors, in one line."""
+    equal = options.weights == "cosine" and options.order == "right"
+    lost = recipes.without_similar_anchor if equal else 0
+    return f"recipes of {recipes.users} users from {recipes.anchors_per_user} anchors each" + (
+        f"; {lost} users are like no anchor (cosine <= 0) and get equal weights" if lost else ""
+    )
 
-    `block` users at a time, so that beside the result memory does not grow with U.
+
+def unit_vectors(embedded: Embedded, bank: Bank) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """(few-shot user ids, their unit vectors [U, D], the bank's [K, D] in its order).
+
+    Cosines between them are similarities. An anchor that was trained on several users stands in
+    the middle of their unit vectors.
     """
     import numpy as np
 
-    size = (len(users), min(options.top_m, len(bank)))
-    chosen = np.empty(size, np.int64), np.empty(size), np.empty(size)
-    for start in range(0, len(users), block):
-        part = recipes(users[start : start + block] @ bank.T, options)
-        for whole, piece in zip(chosen, part, strict=True):
-            whole[start : start + block] = piece
-    return chosen
+    from tasks.method.whitening import unit_rows
+
+    vectors = read_embeddings(embedded)
+    ids, points = vectors["anchor"]
+    row = {user_id: number for number, user_id in enumerate(ids)}
+    groups = [[row[user] for user in member.members] for member in bank.members]
+    means = np.stack([points[group].mean(0) for group in groups])
+    users, few_shot = vectors["few_shot"]
+    return users, few_shot, unit_rows(means)
 
 
-def recipes(similarities: np.ndarray, options: FusionOptions) -> Recipes:
-    """Each user's top `top_m` members by cosine [U, K], best first, and their weights (sum 1).
+def read_recipes(recipes: Recipes) -> dict[str, Recipe]:
+    """user_id -> recipe."""
+    import polars as pl
 
-    Equal similarities go to the earlier member. `cosine`: w_i = s_i / sum(s), negative
-    similarities counting as 0, equal weights where all are. `softmax`: w_i = exp(s_i /
-    temperature) / sum. `order=published` hands the weights out in reverse, as the published script
-    does (its merger weighs the first adapter by the second's), and its `cosine` leaves negative
-    similarities as they are: where signs differ, weights lie outside 0 to 1 (or are NaN, sum 0).
-    """
-    import numpy as np
-
-    count = similarities.shape[1]
-    # Six decimals: the last bit depends on how many users stand in the product, and a user whose
-    # history did not change must keep the same recipe, or everything after it is done again.
-    # As whole numbers that also carry the member no two are equal, so there is one way to order
-    # them, and the order alone says both.
-    keys = np.rint(similarities * -1e6).astype(np.int64) * count + np.arange(count)
-    # For the tens of anchors of a bank a whole sort is as fast as a partition.
-    keys = np.sort(keys, axis=1)[:, : options.top_m]
-    members, chosen = keys % count, -(keys // count) / 1e6
-    if options.weights == "softmax":
-        raw = np.exp((chosen - chosen[:, :1]) / options.temperature)
-    elif _as_published(options):
-        raw = chosen
-    else:
-        raw = np.maximum(chosen, 0.0)
-        raw[raw[:, 0] == 0.0] = 1.0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        weights = raw / raw.sum(axis=1, keepdims=True)
-    if options.order == "published":
-        weights = weights[:, ::-1]
-    return members, chosen, weights
-
-
-def _as_published(options: FusionOptions) -> bool:
-    """Whether negative similarities are shares, too, as in the published script."""
-    return options.order == "published" and options.weights == "cosine"
+    table = pl.read_parquet(store().path(recipes.table))
+    return {row.pop("user_id"): Recipe.model_validate(row) for row in table.to_dicts()}
 
 
 def _refuse_no_mixture(users: Sequence[str], similarities: np.ndarray, weights: np.ndarray) -> None:
@@ -163,28 +142,3 @@ def _refuse_no_mixture(users: Sequence[str], similarities: np.ndarray, weights: 
             "users), and the published merger raises there, too; use order=right or "
             "weights=softmax, or leave out the method mta_published, which has this order"
         )
-
-
-def by_evidence(similarities: np.ndarray, evidence: np.ndarray, options: FusionOptions) -> Recipes:
-    """Each user's `top_m` anchors by the evidence for them [U, K], best first; NaN is no evidence.
-
-    w_i = exp(log p_i / temperature) / sum over the chosen (`evidence_temperature`): with 1 this is
-    Bayesian model averaging under equal priors. Ties go to the earlier anchor. An anchor without
-    evidence weighs nothing.
-    """
-    import numpy as np
-
-    known = np.where(np.isnan(evidence), -np.inf, evidence)
-    members = np.argsort(-known, axis=1, kind="stable")[:, : options.top_m]
-    chosen = np.take_along_axis(known, members, axis=1)
-    raw = np.exp((chosen - chosen[:, :1]) / options.evidence_temperature)
-    weights = raw / raw.sum(axis=1, keepdims=True)
-    return members, np.take_along_axis(np.round(similarities, 6), members, axis=1), weights
-
-
-def read_recipes(where: Store, fused: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """user_id -> {anchors, similarities, weights} of a `fusion` result."""
-    import polars as pl
-
-    table = pl.read_parquet(where.open(fused["ref"]).folder / "recipes.parquet")
-    return {row.pop("user_id"): row for row in table.to_dicts()}

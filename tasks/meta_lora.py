@@ -1,295 +1,172 @@
-"""Stage 5: the bank. One task run per anchor (or per `anchors.per_job` of them) trains its
-meta-LoRA; then the LoRAs are stacked."""
+"""Stage 5: the bank. One job per anchor (or per `anchors.per_job` of them) trains its meta-LoRA;
+then the LoRAs are put side by side."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tasks.base_model import load, model_name, model_parts, prompt_parts
-from tasks.config import RunConfig, derive_seed
-from tasks.errors import InputError, label
-from tasks.options import TrainingOptions
+from tasks.config.options import ComputeOptions, TrainingOptions
+from tasks.config.task import derive_seed
+from tasks.errors import label
+from tasks.map import draw_map
 from tasks.prepare import users_of
-from tasks.questions import Item, content
-from tasks.stage import gpu_slot, stage, store
-from tasks.store.artifacts import Store
-from tasks.store.checkpoints import checkpoint_of
-from tasks.store.pieces import NOTES, Piece, digest
-from tasks.tokens import tokens_of
+from tasks.results.checkpoints import checkpoint
+from tasks.results.files import sha256_of
+from tasks.results.models import (
+    Anchor,
+    Anchors,
+    Bank,
+    Base,
+    MetaLora,
+    MetaLoras,
+    Questions,
+    Training,
+)
+from tasks.results.record import File, digest, key_of
+from tasks.results.rows import known_rows, name_rows, remember_rows
+from tasks.results.stage import stage
+from tasks.results.store import store
+from tasks.running.slots import gpu_slot
+from tasks.text.loading import LIBRARIES, load, model_name
+from tasks.text.questions import Item, content
+from tasks.text.tokens import tokens_of
+from tasks.training import train_loras, training_of_user
 
 if TYPE_CHECKING:
     from tasks.lora.adapters import Lora
-    from tasks.lora.base import Base
-    from tasks.lora.batches import Encoded
     from tasks.lora.checkpoint import Checkpoint
-    from tasks.lora.group_train import Outcome
-    from tasks.lora.merge import MergedUsers
-    from tasks.lora.train import Recipe
 
-VERSION = 5
-# In the notes of an anchor's piece: the keys of those it was trained with, in order, and its own.
-COMPANY = "company"
+META = "meta_lora.json"
 
 
-def _job_name(parameters: dict[str, Any]) -> str:
-    anchors = parameters["anchors"]
-    more = f"-and-{len(anchors) - 1}-more" if len(anchors) > 1 else ""
-    return f"meta-lora-{label(anchors[0]['user_id'])}{more}"
-
-
-@stage(name="meta-lora", uses_model=True, task_run_name=_job_name)
+@stage(version=6, libraries=LIBRARIES, uses_model=True)
 def meta_lora(
-    config: dict[str, Any],
-    lamp_task: str,
-    prepared: dict[str, Any],
-    base: dict[str, Any],
-    anchors: list[dict[str, Any]],
-) -> list[Piece | InputError]:
-    """Train the LoRAs of one job's anchors on the frozen base; each a PEFT folder `adapter`.
+    options: TrainingOptions,
+    anchors: tuple[Anchor, ...],
+    candidates: File,
+    questions: Questions,
+    base: Base,
+    seed: int,
+    compute: ComputeOptions,
+) -> MetaLoras:
+    """Train the LoRAs of one job's anchors on the frozen base, at once, each as if alone.
 
-    `anchors`: entries of the `anchors` stage. All that are not known yet are trained at once, each
-    as if alone. An anchor depends on its own history, not on which other anchors there are; only
-    the rounding of its last bits does. So one that was made before and lost is made again in the
-    company it had, which the others' notes name.
+    An anchor depends on its own history, not on which other anchors there are, so one that was
+    trained before is found.
     """
-    options = RunConfig.model_validate(config)
-    where = store()
-    instruction = prepared["value"]["instruction"]
-    members = [name for anchor in anchors for name in anchor["members"]]
-    users = {user["user_id"]: user for user in users_of(where, prepared, "anchor", members)}
-    profiles = {
-        anchor["user_id"]: [item for name in anchor["members"] for item in users[name]["profile"]]
+    members = [name for anchor in anchors for name in anchor.members]
+    profiles = {user["user_id"]: user["profile"] for user in users_of(candidates, members)}
+    shared = key_of(meta_lora.identity, options, questions, base, seed)
+    keys = [
+        key_of(shared, anchor.name, [content(profiles[name]) for name in anchor.members])
         for anchor in anchors
-    }
-    keys = {
-        anchor: digest(
-            {
-                "version": VERSION,
-                "lamp_task": lamp_task,
-                "anchor": anchor,
-                "history": content(profile),
-                "training": options.meta_lora.model_dump(),
-                "seed": options.seed,
-                **prompt_parts(options, instruction),
-                **model_parts(options, base),
-            }
-        )
-        for anchor, profile in profiles.items()
-    }
-    pieces: dict[str, Piece | InputError] = {}
-    _find(where, keys, pieces)
-    # Another run may be training some of them: they are waited for, and then found.
-    with where.claimed("meta_lora", [keys[anchor] for anchor in keys if anchor not in pieces]):
-        _find(where, keys, pieces)
-        todo = [anchor for anchor in keys if anchor not in pieces]
-        together = _together(keys, pieces, todo)
-        # Without history in the prompts a cluster's questions are its users' own, known or not.
-        apart = not options.prompt.history_items
-        histories: dict[str, list[Sequence[Item]]] = {
-            anchor["user_id"]: [users[name]["profile"] for name in anchor["members"]]
-            if apart
-            else [profiles[anchor["user_id"]]]
-            for anchor in anchors
-            if anchor["user_id"] in together
-        }
-        made, checkpoint = {}, None
-        wanted = [keys[anchor] for anchor in histories]
-        if todo:
-            company = [n for anchor in anchors for n in (anchor["user_id"], *anchor["members"])]
-            checkpoint = checkpoint_of(
-                options, where, "meta_lora", digest(wanted), company, pieces=wanted
-            )
-            made = _train(options, lamp_task, instruction, where, base, histories, checkpoint)
-        for anchor in todo:
-            result = made[anchor]
-            if isinstance(result, InputError):
-                pieces[anchor] = result
-                continue
-            lora, value = result
-            value[NOTES][COMPANY] = wanted
-            write = partial(_write, lora, value, model_name(options))
-            pieces[anchor] = where.make("meta_lora", keys[anchor], write)
-        if checkpoint:
-            checkpoint.remove()
-    return [pieces[anchor["user_id"]] for anchor in anchors]
-
-
-def _together(
-    keys: dict[str, str], pieces: dict[str, Piece | InputError], todo: list[str]
-) -> set[str]:
-    """The anchors to train: `todo`, and those that some of them were trained with before."""
-    companies = [p.notes.get(COMPANY, []) for p in pieces.values() if isinstance(p, Piece)]
-    lost = {keys[anchor] for anchor in todo}
-    before = {key for company in companies if lost.intersection(company) for key in company}
-    # Of another job, or with another history by now: it cannot be as it was.
-    if not before <= set(keys.values()):
-        before = set()
-    return {anchor for anchor, key in keys.items() if key in lost | before}
-
-
-def _find(where: Store, keys: dict[str, str], pieces: dict[str, Piece | InputError]) -> None:
-    """Add to `pieces` those anchors that are in the store by now."""
-    for anchor, key in keys.items():
-        if anchor not in pieces and (found := where.find("meta_lora", key)):
-            pieces[anchor] = found
-
-
-def _write(lora: Lora, value: dict[str, Any], model: str, out: Path) -> dict[str, Any]:
-    from tasks.lora.adapters import write_peft
-
-    write_peft(out / "adapter", lora, model)
-    return value
+    ]
+    known = known_rows("meta_lora", keys, _read)
+    missing = [number for number, key in enumerate(keys) if key not in known]
+    failed: list[str] = []
+    if missing:
+        chosen = [anchors[number] for number in missing]
+        users = [name for anchor in chosen for name in (anchor.name, *anchor.members)]
+        job = digest([keys[number] for number in missing])
+        with checkpoint(compute, "meta_lora", job, users) as kept:
+            made = _train(options, chosen, profiles, questions, base, seed, compute, kept)
+            for number, found in zip(missing, made, strict=True):
+                if isinstance(found, str):
+                    failed.append(found)
+                else:
+                    known[keys[number]] = _keep(keys[number], anchors[number], *found, base.model)
+    loras = tuple(known[key] for key in keys if key in known)
+    return MetaLoras(loras=loras, failed=tuple(failed))
 
 
 def _train(
-    options: RunConfig,
-    lamp_task: str,
-    instruction: str,
-    where: Store,
-    base: dict[str, Any],
-    histories: dict[str, list[Sequence[Item]]],
-    checkpoint: Checkpoint | None,
-) -> dict[str, tuple[Lora, dict[str, Any]] | InputError]:
-    """Per anchor its LoRA and what is recorded of it, or why there is none.
-
-    histories: per anchor the profiles whose questions it is trained on.
-    """
+    options: TrainingOptions,
+    chosen: Sequence[Anchor],
+    profiles: Mapping[str, Sequence[Item]],
+    questions: Questions,
+    base: Base,
+    seed: int,
+    compute: ComputeOptions,
+    kept: Checkpoint | None,
+) -> Iterator[tuple[Lora, Training, float] | str]:
+    """Per anchor its LoRA, how its training went and its seconds; or why there is none."""
     from tasks.lora.tokens import joined
 
+    # Without history in the prompts a cluster's questions are its users' own, known or not.
+    apart = not questions.prompt.history_items
+    histories: list[list[Sequence[Item]]] = [
+        [profiles[name] for name in anchor.members]
+        if apart
+        else [[item for name in anchor.members for item in profiles[name]]]
+        for anchor in chosen
+    ]
     with gpu_slot():
         started = time.perf_counter()
-        loaded = load(options, where, base)
-        flat = [{"profile": profile} for own in histories.values() for profile in own]
-        found = iter(
-            tokens_of(options, where, lamp_task, instruction, base, loaded, "profile", flat)
+        loaded = load(base, compute)
+        flat = [{"profile": profile} for own in histories for profile in own]
+        tokens = iter(tokens_of(questions, base, loaded, "profile", flat))
+        samples = [joined(islice(tokens, len(own))) for own in histories]
+        seeds = [derive_seed(seed, "meta_lora", anchor.name) for anchor in chosen]
+        loras, outcome = train_loras(
+            loaded, options, samples, seeds, checkpoint=kept, engine=base.engine
         )
-        samples = {a: joined(islice(found, len(own))) for a, own in histories.items()}
-        seeds = [derive_seed(options.seed, "meta_lora", anchor) for anchor in samples]
-        loras, outcome = train_users(
-            loaded, options.meta_lora, list(samples.values()), seeds, checkpoint=checkpoint
-        )
-        # Of the work itself: waiting for the slot is not a cost of the method.
         seconds = round((time.perf_counter() - started) / len(samples), 3)
-    made: dict[str, tuple[Lora, dict[str, Any]] | InputError] = {}
-    for number, anchor in enumerate(samples):
-        losses = outcome.losses[number]
+    for number, anchor in enumerate(chosen):
+        training = training_of_user(outcome, number, samples[number])
         if number in outcome.failed:
-            made[anchor] = InputError(
-                f"anchor {label(anchor)}: the loss was not finite at step {len(losses)}; "
+            yield (
+                f"anchor {label(anchor.name)}: the loss was not finite at step {training.steps}; "
                 "lower meta_lora.learning_rate"
             )
-            continue
-        value = {
-            "anchor": anchor,
-            "items": len(samples[anchor]),
-            "steps": len(losses),
-            "losses": losses,
-            "tokens": outcome.tokens[number],
-            "truncated": samples[anchor].truncated,
-            NOTES: {"seconds": seconds},
+        else:
+            yield loras[number], training, seconds
+
+
+def _keep(
+    key: str, anchor: Anchor, lora: Lora, training: Training, seconds: float, model: str
+) -> MetaLora:
+    from tasks.lora.adapters import write_peft
+
+    with store().new("meta_lora") as folder:
+        write_peft(folder.path / "adapter", lora, model_name(model))
+        about = {
+            "anchor": anchor.name,
+            "members": anchor.members,
+            "training": training.model_dump(),
         }
-        made[anchor] = (loras[number], value)
-    return made
+        (folder.path / META).write_text(json.dumps(about, ensure_ascii=False))
+        name_rows(folder, [key])
+    remember_rows(folder, [key])
+    # Not in the folder: made again, it has the same content, and so the same place.
+    return _read(folder.file())[0].model_copy(update={"seconds": seconds})
 
 
-@stage(name="bank")
-def bank(trained: list[dict[str, Any]], users: dict[str, list[str]]) -> Piece:
-    """`bank.safetensors` of the anchors that were trained (results of `meta_lora`), in order.
-
-    `users`: per anchor the candidates whose items it is trained on. What is made of a bank that
-    lacks some of these anchors is kept apart from what is made of a whole one: users whose recipe
-    needs none of them would else be trained in another company than without the failure, and
-    differ in their last bits.
-    """
-    where = store()
-    ids = [item["value"]["anchor"] for item in trained]
-    members = [[item["ref"]["sha256"], users[item["value"]["anchor"]]] for item in trained]
-    lacking = [anchor for anchor in users if anchor not in ids]
-    apart = {"lacking": lacking} if lacking else {}
-    key = digest({"version": VERSION, "members": members, **apart})
-
-    def make(out: Path) -> dict[str, Any]:
-        from tasks.lora.adapters import read_peft
-        from tasks.lora.bank import stack, write_bank
-
-        loras = [read_peft(where.open(item["ref"]).folder / "adapter") for item in trained]
-        write_bank(out / "bank.safetensors", stack(ids, loras))
-        return {
-            "ids": ids,
-            # What a member is made of: recipes and their users are keyed by it.
-            "members": {
-                anchor: item["ref"]["sha256"] for anchor, item in zip(ids, trained, strict=True)
-            },
-            "users": {anchor: users[anchor] for anchor in ids},
-            "rank": loras[0].rank,
-            "scale": loras[0].scale,
-            **apart,
-        }
-
-    return where.get("bank", key, make)
+def _read(folder: File) -> list[MetaLora]:
+    path = store().path(folder)
+    adapter = File(uri=f"{folder.uri}/adapter", sha256=sha256_of(path / "adapter"))
+    about = json.loads((path / META).read_text(encoding="utf-8"))
+    return [MetaLora.model_validate(about | {"adapter": adapter})]
 
 
-def train_users(
-    base: Base,
-    options: TrainingOptions,
-    samples: Sequence[Sequence[Encoded]],
-    seeds: Sequence[int],
-    frozen: MergedUsers | None = None,
-    initial: Sequence[Lora] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    checkpoint: Checkpoint | None = None,
-) -> tuple[list[Lora], Outcome]:
-    """One LoRA per user, trained at once on the users' samples, over their merged LoRAs if any.
+@stage(version=6, libraries=("torch", "safetensors"))
+def bank(loras: tuple[MetaLora, ...], chosen: Anchors, title: str) -> Bank:
+    """The meta-LoRAs side by side, in the order of choice, and the users' map."""
+    from tasks.lora.adapters import read_peft
+    from tasks.lora.bank import stack, write_bank
 
-    `initial`: one LoRA per user to go on from, instead of fresh ones by `seeds`.
-    `checkpoint`: where the state is kept.
-    """
-    from tasks.lora.adapters import Lora
-    from tasks.lora.group_train import train_group
-    from tasks.lora.grouped import grouped, shapes_of
-
-    recipe = recipe_of(options)
-    shapes = shapes_of(base.model, options.target_modules, options.rank)
-    scale = options.alpha / options.rank
-    names = sorted({*shapes.sizes, *(frozen.layers if frozen else ())})
-    with grouped(base.model, names) as layers:
-        outcome = train_group(
-            base,
-            layers,
-            shapes,
-            samples,
-            recipe,
-            seeds,
-            scale=scale,
-            frozen=frozen.parts if frozen else None,
-            initial=shapes.join([lora.layers for lora in initial]) if initial else None,
-            progress=progress,
-            checkpoint=checkpoint,
-        )
-    split = shapes.split(outcome.flat.cpu())
-    loras = [
-        Lora({name: (a[u].clone(), b[u].clone()) for name, (a, b) in split.items()}, scale)
-        for u in range(len(samples))
-    ]
-    return loras, outcome
-
-
-def recipe_of(options: TrainingOptions) -> Recipe:
-    """The options as the engine takes them."""
-    from tasks.lora.train import Recipe
-
-    return Recipe(
-        learning_rate=options.learning_rate,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        accumulation=options.accumulation,
-        schedule=options.schedule,
-        warmup_share=options.warmup_share,
-        max_grad_norm=options.max_grad_norm,
-        weight_decay=options.weight_decay,
+    stacked = stack([one.anchor for one in loras],
+                    [read_peft(store().path(one.adapter)) for one in loras])  # fmt: skip
+    with store().new("bank") as folder:
+        write_bank(folder.path / "bank.safetensors", stacked)
+        draw_map(folder.path / "map.png", title, chosen, loras)
+    return Bank(
+        file=folder.file("bank.safetensors"),
+        members=loras,
+        rank=stacked.rank,
+        scale=stacked.scale,
+        map=folder.file("map.png"),
     )

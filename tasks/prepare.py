@@ -2,118 +2,134 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.config import RunConfig
+from tasks.config.options import SplitOptions, SyntheticOptions
+from tasks.config.task import TaskConfig
 from tasks.errors import InputError
+from tasks.lamp.definitions import LampTask
 from tasks.methods import METHODS
-from tasks.prepare_files import VERSION, hashes, ratings, source
+from tasks.prepare_files import hashes, source
 from tasks.prepare_lines import describe, naming_dropped, readable
-from tasks.stage import log, stage, store
-from tasks.store.artifacts import Store
-from tasks.store.files import file_sha256
-from tasks.store.pieces import Piece, digest, library_versions
+from tasks.results.models import Given, Prepared
+from tasks.results.record import File
+from tasks.results.stage import stage
+from tasks.results.store import Folder, store
+from tasks.running.log import log
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from tasks.lamp.definitions import LampTask
     from tasks.lamp.groups import Split
 
 OPTIMUM_FILE = "optimum.parquet"
 POPULATION_FILE = "population.parquet"
 POOLED_FILE = "pooled.parquet"
 ROLES = ("base", "anchor", "few_shot")
-# What the other kind of split reads alone.
-UNREAD = {"grouped": "few_shot_users", "published": "allow_shared_groups"}
 
 
-@stage(name="prepare")
-def prepare(config: dict[str, Any], lamp_task: str) -> Piece:
-    """Users of one LaMP task as `base.parquet`, `anchor.parquet`, `few_shot.parquet`.
+def prepared_users(config: TaskConfig) -> Prepared:
+    """The users of a cell, and in the log what was read, dropped and split.
 
-    Columns user_id, group (author), profile, query. `pooled.parquet`: user_id, row of base users
-    and candidates that stand in their author's row. Of a generated world also `optimum.parquet`:
-    the best answers to the few-shot users' queries (tasks/lamp/synthetic/optimum.py), and
-    `population.parquet`: user_id, first, second (archetypes), mixture of every user. The value
-    holds the counts, what was dropped and why, the audit of the data (tasks/lamp/audit.py), the
-    instruction of the prompts, and the hash of each table.
+    Raises InputError where a method would have no anchor: before anything is trained.
     """
-    options = RunConfig.model_validate(config)
-    where = store()
-    folder = source(options, lamp_task, where)
-    files = hashes(folder)
-    key = digest(
-        {
-            "version": VERSION,
-            "libraries": library_versions(("polars", "pyarrow")),
-            "lamp_task": lamp_task,
-            "files": files,
-            "split": options.split.model_dump(exclude={UNREAD[options.split.kind]}),
-            "known": options.data == "synthetic",
-            "seed": options.seed,
-        }
-        | ratings(options, lamp_task)
-    )
-
-    def make(out: Path) -> dict[str, Any]:
-        value = _write(out, folder, options, lamp_task)
-        # The key says which files it was made of; unlike the store's these may have changed since.
-        if hashes(folder) != files:
-            raise InputError(
-                f"{options.data}: {folder} changed while it was read, so nothing is made of it; "
-                "start the run again when it stays"
-            )
-        return value
-
-    piece = where.get("prepare", key, make)
-    for line in describe(piece.value, lamp_task):
+    users = prepare(source(config), config.split, config.task, config.seed)
+    for line in describe(users):
         log(line)
-    with naming_dropped(piece.value["dropped"], lamp_task):
-        _long_enough(options, piece.value["longest_candidate"])
-    return piece
+    with naming_dropped(users.dropped, config.task):
+        _long_enough(config, users.longest_candidate)
+    return users
 
 
-def _long_enough(options: RunConfig, longest: int) -> None:
-    """Raises InputError, before anything is trained, where a method would have no anchor.
+@stage(version=9, libraries=("polars", "pyarrow", "numpy"))
+def prepare(
+    users: Given | SyntheticOptions, split: SplitOptions, task: LampTask, seed: int
+) -> Prepared:
+    """Users of one LaMP task on three sides; `users`: files, or the world to generate.
+
+    Raises InputError where the files change while they are read, or nobody is left.
+    """
+    with store().new("prepare") as folder, tempfile.TemporaryDirectory() as scratch:
+        if isinstance(users, SyntheticOptions):
+            from tasks.lamp.synthetic import write_synthetic
+
+            place = Path(scratch) / "users"
+            write_synthetic(place, task.name, users, seed)
+            found = _write(folder.path, place, split, task, seed)
+            _write_optimum(folder.path, place, split)
+        else:
+            place = Path(users.path)
+            found = _write(folder.path, place, split, task, seed)
+            # The key says which files it is made of; these may have changed since.
+            if hashes(place) != users.files:
+                raise InputError(
+                    f"data: {place} changed while it was read, so nothing is made of it; start "
+                    "the run again when it stays"
+                )
+    return Prepared(task=task, **_tables(folder), **found)
+
+
+def _tables(folder: Folder) -> dict[str, File | None]:
+    """The stored tables by the names that `Prepared` has for them."""
+    names = (*ROLES, "pooled", "optimum", "population")
+    return {
+        name: folder.file(f"{name}.parquet") if folder.has(f"{name}.parquet") else None
+        for name in names
+    }
+
+
+def _write_optimum(out: Path, place: Path, split: SplitOptions) -> None:
+    from tasks.lamp.synthetic.optimum import optimal_answers, read_truth
+
+    optimal_answers(place, split.few_shot_items).write_parquet(out / OPTIMUM_FILE)
+    _population(read_truth(place)["users"]).write_parquet(out / POPULATION_FILE)
+
+
+def _long_enough(config: TaskConfig, longest: int) -> None:
+    """Raises InputError where anchors are single users and nobody has enough items.
 
     Whether a whole cluster has enough items shows when there are clusters (tasks/anchors.py).
     """
-    least = options.anchors.min_items
+    least = config.anchors.min_items
     single = [
         method
-        for method in options.methods
-        if METHODS[method].merged and options.for_method(method).anchors.train_on == "user"
+        for method in config.methods
+        if METHODS[method].merged and config.method(method).anchors.train_on == "user"
     ]
     if single and longest < least:
         raise InputError(
-            f"{options.data}: no anchor candidate has anchors.min_items {least} items or more, the "
+            f"{config.data}: no anchor candidate has anchors.min_items {least} items or more, the "
             f"longest history has {longest}, and anchors of {', '.join(single)} are single users; "
             "lower it, give longer histories, or leave such methods out"
         )
 
 
-def users_of(
-    where: Store, prepared: dict[str, Any], role: str, ids: Collection[str] | None = None
-) -> list[dict[str, Any]]:
-    """The users of one role as records, in the order of their ids, by the `prepare` stage's result.
+def users_of(table: File, ids: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """The users of one side as records, in the order of their ids.
 
     ids: these users alone; of the file their row groups are read.
     """
     from tasks.lamp.tables import read_table
 
-    return read_table(where.open(prepared["ref"]).folder / f"{role}.parquet", ids).to_dicts()
+    return read_table(store().path(table), ids).to_dicts()
 
 
-def each_user(where: Store, prepared: dict[str, Any], role: str) -> Iterable[dict[str, Any]]:
+def users_in_order(table: File, ids: Collection[str]) -> list[dict[str, Any]]:
+    """The named users of one side, in the order named."""
+    by_id = {user["user_id"]: user for user in users_of(table, ids)}
+    return [by_id[user_id] for user_id in ids]
+
+
+def each_user(table: File) -> Iterable[dict[str, Any]]:
     """As `users_of`, one after another whenever they are gone through.
 
     A few row groups are in memory.
     """
-    return _Users(where.open(prepared["ref"]).folder / f"{role}.parquet")
+    return _Users(store().path(table))
 
 
 @dataclass(frozen=True)
@@ -141,29 +157,25 @@ def _population(told: dict[str, dict[str, Any]]) -> pl.DataFrame:
     )
 
 
-def _write(out: Path, folder: Path, options: RunConfig, lamp_task: str) -> dict[str, Any]:
-    from tasks.lamp.definitions import get_task
+def _write(
+    out: Path, folder: Path, split: SplitOptions, task: LampTask, seed: int
+) -> dict[str, Any]:
+    """The tables of three sides; the counts and texts of `Prepared`."""
     from tasks.lamp.formats import copy_users
 
-    task = get_task(lamp_task)
     # All texts go through the disk: they may be gigabytes, and who stands where needs their keys.
     everyone = out / "everyone.parquet"
-    found = copy_users(folder, task, everyone, options.seed)
+    found = copy_users(folder, task, everyone, seed)
     dropped = dict(found.dropped)
-    with naming_dropped(dropped, lamp_task):
-        value = _write_sides(everyone, dropped, options, task)
+    with naming_dropped(dropped, task):
+        value = _write_sides(everyone, dropped, split, task, seed)
     if found.drawn:
         value["counts"]["papers_asked_by_a_drawn_citation"] = found.drawn
-    if options.data == "synthetic":
-        from tasks.lamp.synthetic.optimum import optimal_answers, read_truth
-
-        optimal_answers(folder, options.split.few_shot_items).write_parquet(out / OPTIMUM_FILE)
-        _population(read_truth(folder)["users"]).write_parquet(out / POPULATION_FILE)
     return value
 
 
 def _write_sides(
-    everyone: Path, dropped: dict[str, int], options: RunConfig, task: LampTask
+    everyone: Path, dropped: dict[str, int], options: SplitOptions, task: LampTask, seed: int
 ) -> dict[str, Any]:
     """Tables of the three sides in place of the one of all users; the stage's value.
 
@@ -180,11 +192,11 @@ def _write_sides(
     out = everyone.parent
     users = keyed(everyone, task)
     _check_left(users, dropped)
-    split = _divide(users, task, options)
+    split = _divide(users, task, options, seed)
     audited = audit(split.users, dropped, task)
     frames = {"base": split.base, "anchor": split.anchor, "few_shot": split.few_shot}
     counts = {"unseen_few_shot_items": 0} | split.counts
-    if (most := options.split.few_shot_items) is not None:
+    if (most := options.few_shot_items) is not None:
         # Lengths are unsigned: one below `most` would wrap around.
         lengths = split.few_shot["profile"].list.len().cast(pl.Int64)
         counts["unseen_few_shot_items"] += int((lengths - most).clip(lower_bound=0).sum())
@@ -194,17 +206,16 @@ def _write_sides(
     rows = {role: frames[role] for role in ("base", "anchor")}
     pooled(split.users, rows).write_parquet(out / POOLED_FILE)
     if task.items == "built" and any(has_unasked(frame) for frame in frames.values()):
-        frames = _asked(out, counts, dropped, task.name, options.seed)
+        frames = _asked(out, counts, dropped, task.name, seed)
     return {
         "counts": counts,
         "dropped": dropped,
-        "split": options.split.model_dump() | {"seed": options.seed},
+        "split": options.model_dump() | {"seed": seed},
         "audit": audited,
         "authors": {role: readable(frame["group"].to_list()) for role, frame in frames.items()},
-        "few_shot": frames["few_shot"]["user_id"].to_list(),
+        "few_shot_ids": frames["few_shot"]["user_id"].to_list(),
         "longest_candidate": int(frames["anchor"]["profile"].list.len().max()),  # type: ignore[arg-type]
         "instruction": instruction_of(_inputs(out), task),
-        "sha256": {role: file_sha256(out / f"{role}.parquet") for role in ROLES},
     }
 
 
@@ -218,17 +229,16 @@ def _check_left(users: pl.DataFrame, dropped: Mapping[str, int]) -> None:
         raise InputError("no query is left to be scored on; mend what was dropped")
 
 
-def _divide(users: pl.DataFrame, task: LampTask, options: RunConfig) -> Split:
+def _divide(users: pl.DataFrame, task: LampTask, chosen: SplitOptions, seed: int) -> Split:
     """The users on three sides, by `split.kind`."""
     from tasks.lamp.groups import split_users
     from tasks.lamp.splits import published_split
 
-    chosen = options.split
     if chosen.kind == "published":
         return published_split(
             users,
             task,
-            seed=options.seed,
+            seed=seed,
             base_share=chosen.base_share,
             anchor_share=chosen.anchor_share,
             share=chosen.same_author_share,
@@ -238,7 +248,7 @@ def _divide(users: pl.DataFrame, task: LampTask, options: RunConfig) -> Split:
     return split_users(
         users,
         task=task,
-        seed=options.seed,
+        seed=seed,
         base_share=chosen.base_share,
         anchor_share=chosen.anchor_share,
         share=chosen.same_author_share,

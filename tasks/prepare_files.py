@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
 
-from tasks.config import RunConfig
+from tasks.config.options import SyntheticOptions
+from tasks.config.task import TaskConfig
 from tasks.lamp.folders import of_task
+from tasks.results.files import file_sha256
+from tasks.results.models import Given
+from tasks.running.log import log
 from tasks.running.progress import Progress
-from tasks.stage import log
-from tasks.store.artifacts import Store
-from tasks.store.pieces import digest, known_sha256, library_versions
 
-VERSION = 8
 MEGABYTE = 10**6
 
 
@@ -25,43 +24,25 @@ def hashes(folder: Path) -> dict[str, str]:
     if folder.is_dir():
         patterns = ("*.json", "*.jsonl", "test_100/*.json", "test_100/*.jsonl")
         files = sorted(file for pattern in patterns for file in folder.glob(pattern))
-    return {str(file.relative_to(folder)): known_sha256(file) for file in files if file.exists()}
+    return {str(file.relative_to(folder)): file_sha256(file) for file in files if file.exists()}
 
 
-def ratings(options: RunConfig, lamp_task: str) -> dict[str, str]:
-    """How ratings are read, for the key: "4.0" was none once. Generated worlds have only "4"."""
-    return {"ratings": "float"} if lamp_task == "LaMP-3" and options.data != "synthetic" else {}
+def source(config: TaskConfig) -> Given | SyntheticOptions:
+    """The files that the users are read from, or the world that is generated."""
+    if config.data == "synthetic":
+        return config.synthetic
+    if config.data == "lamp":
+        place = _official(config)
+    else:
+        place = of_task(Path(config.data).expanduser(), config.lamp_task)
+    return Given(path=str(place.absolute()), files=hashes(place))
 
 
-def source(options: RunConfig, lamp_task: str, where: Store) -> Path:
-    """The file or folder the users are read from; the synthetic one is written first."""
-    if options.data == "lamp":
-        return _official(options, lamp_task)
-    if options.data != "synthetic":
-        return of_task(Path(options.data).expanduser(), lamp_task)
-    from tasks.lamp.synthetic import write_synthetic
-
-    key = digest(
-        {
-            "version": VERSION,
-            "libraries": library_versions(("numpy",)),
-            "lamp_task": lamp_task,
-            "synthetic": options.synthetic.model_dump(),
-            "seed": options.seed,
-        }
-    )
-
-    def write(out: Path) -> dict[str, Any]:
-        write_synthetic(out / "users", lamp_task, options.synthetic, options.seed)
-        return {}
-
-    return where.get("synthetic", key, write).folder / "users"
-
-
-def _official(options: RunConfig, lamp_task: str) -> Path:
+def _official(config: TaskConfig) -> Path:
     """The folder of the benchmark's own files, downloaded where they are not in the cache."""
     from tasks.lamp.download import official_files
 
+    lamp_task = config.lamp_task
     bars: dict[str, Progress] = {}
 
     def show(name: str, done: int, total: int | None) -> None:
@@ -73,4 +54,4 @@ def _official(options: RunConfig, lamp_task: str) -> Path:
             bars[name] = Progress(key, f"{lamp_task}: MB of {name}", whole)
         bars[name].update(come, whole)
 
-    return official_files(lamp_task, options.lamp, log, show)
+    return official_files(lamp_task, config.lamp, log, show)

@@ -7,17 +7,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from tasks.errors import InputError, label
+from tasks.lamp.definitions import LampTask
+from tasks.results.models import Prepared
 
 SHOWN_AUTHORS = 40
 SPLITS = {"grouped": "split by author", "published": "split by user, as published"}
 
 
-def describe(value: dict[str, Any], lamp_task: str) -> list[str]:
+def describe(users: Prepared) -> list[str]:
     """What was read, how it was split and what was left out, in lines for a log."""
-    counts, authors = value["counts"], value["authors"]
+    lamp_task, counts, authors = users.lamp_task, users.counts, users.authors
     lines = [
         f"{lamp_task}: {counts['users']} users by {counts['groups']} authors; "
-        f"{SPLITS[value['split']['kind']]}: {counts['base_users']} base users, "
+        f"{SPLITS[users.split['kind']]}: {counts['base_users']} base users, "
         f"{counts['anchor_candidates']} anchor candidates, "
         f"{counts['few_shot_users']} few-shot users by {counts['few_shot_groups']} authors "
         f"with {counts['queries']} queries"
@@ -30,8 +32,8 @@ def describe(value: dict[str, Any], lamp_task: str) -> list[str]:
                  "papers_asked_by_their_author", "papers_asked_by_a_drawn_citation"):  # fmt: skip
         if counts.get(name):
             lines.append(f"{lamp_task}: {name.replace('_', ' ')}: {counts[name]}")
-    lines += [f"{lamp_task}: {line}" for line in _findings(value["audit"])]
-    lines.append(f"{lamp_task}: dropped: {_counted(value['dropped']) or 'nothing'}")
+    lines += [f"{lamp_task}: {line}" for line in _findings(users.audit)]
+    lines.append(f"{lamp_task}: dropped: {_counted(users.dropped) or 'nothing'}")
     return lines
 
 
@@ -42,7 +44,7 @@ def readable(authors: list[str]) -> list[str]:
 
 
 @contextmanager
-def naming_dropped(dropped: Mapping[str, int], lamp_task: str) -> Iterator[None]:
+def naming_dropped(dropped: Mapping[str, int], task: LampTask) -> Iterator[None]:
     """A refusal within says first what was dropped: that may be why.
 
     dropped: counts by reason. Where labels were that the task does not have, the line ends with
@@ -51,7 +53,6 @@ def naming_dropped(dropped: Mapping[str, int], lamp_task: str) -> Iterator[None]
     try:
         yield
     except InputError as error:
-        from tasks.lamp.definitions import get_task
         from tasks.lamp.kept import UNKNOWN_GOLD, UNKNOWN_LABEL
 
         if not dropped:
@@ -59,7 +60,7 @@ def naming_dropped(dropped: Mapping[str, int], lamp_task: str) -> Iterator[None]
         hint = ""
         if UNKNOWN_LABEL in dropped or UNKNOWN_GOLD in dropped:
             hint = (
-                f"; {lamp_task} takes the labels {', '.join(get_task(lamp_task).labels)}: "
+                f"; {task.name} takes the labels {', '.join(task.labels)}: "
                 "a task with labels of its own cannot run under this name"
             )
         raise InputError(f"dropped {_counted(dropped)}: {error}{hint}") from None

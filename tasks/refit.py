@@ -12,187 +12,181 @@ round, `anchors.refits` at most:
        asks all clusters, later ones only those that were the candidate's NEAREST the round before:
        asking is most of the work, and hardly anybody moves farther.
 
-It ends early when no more than one candidate in a hundred moves. Each round is a piece of the
-store: a run that was killed goes on from the last.
+It ends early when no more than one candidate in a hundred moves. Each round is a
+stage: a run that was killed goes on from the last.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tasks.anchors import clusters_of
-from tasks.base_model import load, model_parts, prompt_parts
-from tasks.config import RunConfig, derive_seed
-from tasks.embedding import read_embeddings
-from tasks.meta_lora import train_users
+from tasks.config.options import AnchorOptions, ComputeOptions, TrainingOptions
+from tasks.config.task import derive_seed
+from tasks.embed import read_embeddings
+from tasks.method.clusters import cluster
+from tasks.method.refit import assign, large_clusters, to_ask
 from tasks.prepare import users_of
-from tasks.questions import content
-from tasks.running.progress import Progress
-from tasks.stage import gpu_slot, log, stage, store
-from tasks.store.artifacts import Store
-from tasks.store.checkpoints import checkpoint_of, remove
-from tasks.store.pieces import Piece, digest
-from tasks.tokens import tokens_of
+from tasks.results.checkpoints import checkpoint
+from tasks.results.files import sha256_of
+from tasks.results.models import Base, Clusters, Embedded, Questions
+from tasks.results.record import File, key_of, library_versions
+from tasks.results.rows import Rows
+from tasks.results.stage import stage
+from tasks.results.store import store
+from tasks.running.log import log
+from tasks.running.slots import gpu_slot
+from tasks.text.loading import LIBRARIES, load
+from tasks.text.tokens import tokens_of
+from tasks.training import engine_of, train_loras
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from tasks.lora.base import Base as LoadedBase
     from tasks.lora.batches import Encoded
     from tasks.lora.checkpoint import Checkpoint
 
-VERSION = 2
+BANK = "bank.safetensors"
+CLUSTERS = "clusters.json"
 SETTLED = 0.01
 NEAREST = 4
 
 
-@stage(name="refit", uses_model=True)
-def refit(
-    config: dict[str, Any],
-    lamp_task: str,
-    prepared: dict[str, Any],
-    base: dict[str, Any],
-    embedded: dict[str, Any],
-) -> Piece:
-    """The last round: `clusters`, a number per anchor candidate in their order (-1: noise).
-
-    Also how many `moved` in it, and `log_likelihood`, the mean per held-out item.
-    """
-    options = RunConfig.model_validate(config)
-    where = store()
-    instruction = prepared["value"]["instruction"]
-    users = users_of(where, prepared, "anchor")
-    points = read_embeddings(where, embedded["ref"], options)["anchor"][1]
-    labels = clusters_of(points, options.anchors, derive_seed(options.seed, "cluster"))
-    shared = digest(
-        {
-            "version": VERSION,
-            "lamp_task": lamp_task,
-            "histories": [content(user["profile"]) for user in users],
-            "start": labels,
-            "training": options.meta_lora.model_dump(),
-            "epochs": options.anchors.refit_epochs,
-            "min_cluster_size": options.anchors.min_cluster_size,
-            "seed": options.seed,
-            **prompt_parts(options, instruction),
-            **model_parts(options, base),
-        }
-    )
-
-    @cache  # once for all rounds, and not at all where every round is known
-    def samples() -> list[list[Encoded]]:
-        loaded = load(options, where, base)
-        found = tokens_of(options, where, lamp_task, instruction, base, loaded, "profile", users)
-        return [list(own) for own in found]
-
-    everybody = [user["user_id"] for user in users]
-    progress = Progress("refit", f"{lamp_task}: clusters by evidence", options.anchors.refits)
-    last: Piece | None = None
+def refitted_clusters(
+    anchors: AnchorOptions,
+    training: TrainingOptions,
+    embedded: Embedded,
+    candidates: File,
+    questions: Questions,
+    base: Base,
+    seed: int,
+    compute: ComputeOptions,
+) -> Clusters | None:
+    """The clusters after the last round; None where there is none to be made."""
+    if not anchors.refits or anchors.train_on == "user":
+        return None
+    last: Clusters | None = None
     moved: list[int] = []
-    for number in range(options.anchors.refits):
-        # A round depends on the one before it, which is in its key by its content.
-        key = digest([shared, number, last.ref["sha256"] if last else None])
-        # All candidates: the LoRAs of the round before had their say in who is in which cluster.
-        keep = partial(checkpoint_of, options, where, "refit", key, everybody)
-        make = partial(_round, options, where, base, samples, labels, last, number, keep)
-        last = where.get("refit", key, make)
-        remove(where, "refit", key)
-        labels = last.value["clusters"]
-        moved.append(last.value["moved"])
-        progress.update(number + 1)
-        if moved[-1] <= SETTLED * len(users):
+    how = training.model_copy(update={"epochs": anchors.refit_epochs})
+    for number in range(anchors.refits):
+        last = refit(
+            anchors, how, embedded, candidates, questions, base, last, number, seed, compute
+        )
+        moved.append(last.moved)
+        if moved[-1] <= SETTLED * len(last.clusters):
             break
-    assert last is not None  # the flow asks only where anchors.refits is 1 or more
+    assert last is not None
     log(
-        f"{lamp_task}: {len(set(labels) - {-1})} clusters after {len(moved)} rounds; candidates "
-        f"that moved in each: {', '.join(map(str, moved))}"
+        f"{len(set(last.clusters) - {-1})} clusters after {len(moved)} rounds; candidates that "
+        f"moved in each: {', '.join(map(str, moved))}"
     )
     return last
 
 
-def _round(
-    options: RunConfig,
-    where: Store,
-    base_result: dict[str, Any],
-    samples: Callable[[], list[list[Encoded]]],
-    labels: list[int],
-    before: Piece | None,
+@stage(version=3, libraries=(*LIBRARIES, "hdbscan", "scikit-learn", "numpy"), uses_model=True)
+def refit(
+    anchors: AnchorOptions,
+    training: TrainingOptions,
+    embedded: Embedded,
+    candidates: File,
+    questions: Questions,
+    base: Base,
+    before: Clusters | None,
     number: int,
-    keep: Callable[[], Checkpoint | None],
+    seed: int,
+    compute: ComputeOptions,
+) -> Clusters:
+    """Round `number`, after the round `before`: the clusters of the candidates, in their order.
+
+    It depends on neither the few-shot users nor the number of rounds, nor on which clusters become
+    anchors; where only these changed it is found.
+    """
+    if before:
+        labels = list(before.clusters)
+    else:
+        points = read_embeddings(embedded)["anchor"][1]
+        labels = cluster(points, anchors, derive_seed(seed, "cluster"))
+    large = large_clusters(labels, anchors.min_cluster_size)
+    if not large:
+        return Clusters(clusters=tuple(labels), nearest=(), moved=0, log_likelihood=None, bank=None)
+    key = key_of(
+        "refit", 4, library_versions(LIBRARIES), training, labels, large, candidates, questions,
+        base, before, number, seed,
+    )  # fmt: skip
+    rows = Rows("refit", [key], _read)
+    if not rows.missing:
+        return rows.all()[0]
+    users = users_of(candidates)
+    # All candidates: the LoRAs of the round before had their say in who is in which cluster.
+    everybody = [user["user_id"] for user in users]
+    with (
+        checkpoint(compute, "refit", key, everybody) as kept,
+        rows.folder() as folder,
+        gpu_slot(),
+    ):
+        loaded = load(base, compute)
+        encoded = [list(own) for own in tokens_of(questions, base, loaded, "profile", users)]
+        seeds = [derive_seed(seed, "refit", str(number), str(k)) for k in large]
+        _round(
+            folder.path, loaded, training, encoded, labels, large, before, seeds, kept, base.engine
+        )  # fmt: skip
+    return _read(folder.file())[0]
+
+
+def _round(
     out: Path,
-) -> dict[str, Any]:
-    """`bank.safetensors`, the clusters' LoRAs, and the clusters of the candidates after it."""
+    loaded: LoadedBase,
+    training: TrainingOptions,
+    encoded: Sequence[list[Encoded]],
+    labels: list[int],
+    large: list[int],
+    before: Clusters | None,
+    seeds: list[int],
+    kept: Checkpoint | None,
+    engine: str,
+) -> None:
+    """Train the LoRAs of the clusters `large`, ask all candidates, and write what came of it."""
     import torch
 
-    from tasks.lora.answer import evidence
     from tasks.lora.bank import read_bank, stack, write_bank
-    from tasks.lora.grouped import grouped
 
-    kept = large_clusters(labels, options.anchors.min_cluster_size)
-    if not kept:
-        return {"clusters": labels, "nearest": [], "moved": 0, "log_likelihood": None}
-    names = [str(k) for k in kept]
-    with gpu_slot():
-        base = load(options, where, base_result)
-        encoded = samples()
-        shown = [
-            [item for own, label in zip(encoded, labels, strict=True) if label == k
-             for item in own[0::2]]
-            for k in kept
-        ]  # fmt: skip
-        recipe = options.meta_lora.model_copy(update={"epochs": options.anchors.refit_epochs})
-        seeds = [derive_seed(options.seed, "refit", str(number), name) for name in names]
-        earlier = read_bank(before.folder / "bank.safetensors") if before else None
-        initial = [earlier.lora(name) for name in names] if earlier else None
-        loras, _ = train_users(base, recipe, shown, seeds, initial=initial, checkpoint=keep())
-        bank = stack(names, loras)
-        held_out = [own[1::2] for own in encoded]
-        asked = torch.ones(len(encoded), len(kept), dtype=torch.bool)
-        if before:
-            asked = torch.tensor(to_ask(before.value["nearest"], kept))
-        with grouped(base.model, list(bank.layers)) as layers:
-            anchors = [bank.parts(k, base.device) for k in range(len(names))]
-            found = evidence(base, layers, held_out, anchors, asked=asked)
-    write_bank(out / "bank.safetensors", bank)
+    names = [str(k) for k in large]
+    shown = [
+        [item for own, label in zip(encoded, labels, strict=True) if label == k
+         for item in own[0::2]]
+        for k in large
+    ]  # fmt: skip
+    earlier = read_bank(store().path(before.bank)) if before and before.bank else None
+    initial = [earlier.lora(name) for name in names] if earlier else None
+    loras, _ = train_loras(
+        loaded, training, shown, seeds, initial=initial, checkpoint=kept, engine=engine
+    )
+    bank = stack(names, loras)
+    held_out = [own[1::2] for own in encoded]
+    asked = torch.ones(len(encoded), len(large), dtype=torch.bool)
+    if before:
+        asked = torch.tensor(to_ask(before.nearest, large))
+    own = engine_of(engine)
+    with own.grouped(loaded.model, list(bank.layers)) as layers:
+        parts = [bank.parts(k, loaded.device) for k in range(len(names))]
+        found = own.evidence(loaded, layers, held_out, parts, asked=asked)
+    write_bank(out / BANK, bank)
     # A LoRA that gives no number is nobody's. Four decimals: company moves the last bits of a sum.
     table = found.double().nan_to_num(nan=-math.inf).numpy().round(4)
-    new = assign(labels, table, [len(own) for own in held_out], kept)
+    new = assign(labels, table, [len(own) for own in held_out], large)
     order = (-table).argsort(axis=1, kind="stable")[:, :NEAREST]
-    return {
+    about = {
         "clusters": new,
-        "nearest": [[kept[k] for k in own] for own in order.tolist()],
+        "nearest": [[large[k] for k in own] for own in order.tolist()],
         "moved": sum(one != other for one, other in zip(new, labels, strict=True)),
         "log_likelihood": float(table.max(axis=1).sum() / max(sum(map(len, held_out)), 1)),
     }
+    (out / CLUSTERS).write_text(json.dumps(about))
 
 
-def large_clusters(labels: list[int], size: int) -> list[int]:
-    """The numbers, in order, of the clusters with `size` members or more; noise (-1) is none."""
-    return [k for k in sorted(set(labels) - {-1}) if labels.count(k) >= size]
-
-
-def to_ask(nearest: list[list[int]], clusters: list[int]) -> list[list[bool]]:
-    """[U, K]: which of `clusters` each candidate is asked: the nearest that are left, or all."""
-    return [
-        [k in own for k in clusters] if set(own) & set(clusters) else [True] * len(clusters)
-        for own in nearest
-    ]
-
-
-def assign(
-    labels: list[int], evidence: np.ndarray, items: list[int], clusters: list[int]
-) -> list[int]:
-    """Each candidate's cluster by `evidence` [U, K] for `clusters` [K], the first of equals.
-
-    A candidate without held-out `items` stays, or becomes noise where its cluster was given up.
-    """
-    import numpy as np
-
-    best = np.argmax(evidence, axis=1)
-    return [
-        clusters[k] if count else label if label in clusters else -1
-        for k, count, label in zip(best, items, labels, strict=True)
-    ]
+def _read(folder: File) -> list[Clusters]:
+    path = store().path(folder)
+    bank = File(uri=f"{folder.uri}/{BANK}", sha256=sha256_of(path / BANK))
+    return [Clusters.model_validate(json.loads((path / CLUSTERS).read_text()) | {"bank": bank})]

@@ -1,228 +1,212 @@
 """Stage 7: per user a LoRA of the user's own, trained over the frozen base and the merged LoRA.
 
-With MTA it is of tiny rank, on top of a merged LoRA; other methods train theirs on the bare base
-(`tasks.methods`). Either way it is the same work."""
+With MTA it is of tiny rank, on top of a merged LoRA; other methods train theirs on the bare base.
+Either way it is the same work."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.base_model import load, model_parts, prompt_parts
-from tasks.config import RunConfig, derive_seed
-from tasks.fusion import read_recipes
-from tasks.meta_lora import train_users
-from tasks.methods import METHODS, MethodName
-from tasks.options import TrainingOptions
-from tasks.prepare import users_of
-from tasks.questions import content
-from tasks.stage import gpu_slot, log, stage, store
-from tasks.store.artifacts import Store
-from tasks.store.checkpoints import checkpoint_of, remove
-from tasks.store.pieces import NOTES, Piece, digest
-from tasks.tokens import tokens_of
+from tasks.config.options import ComputeOptions, TrainingOptions
+from tasks.config.task import derive_seed
+from tasks.fusion import Recipe, read_recipes
+from tasks.results.checkpoints import checkpoint
+from tasks.results.models import Base, Merged, Questions
+from tasks.results.record import File, Record, Result, digest, key_of, library_versions
+from tasks.results.rows import Rows
+from tasks.results.store import store
+from tasks.running.log import log
+from tasks.running.slots import gpu_slot
+from tasks.text.loading import LIBRARIES, load
+from tasks.text.questions import User, content
+from tasks.text.tokens import tokens_of
+from tasks.training import train_loras
 
 if TYPE_CHECKING:
     from tasks.lora.adapters import Lora
-    from tasks.lora.checkpoint import Checkpoint
+    from tasks.lora.bank import Bank as LoadedBank
     from tasks.lora.group_train import Outcome
-    from tasks.lora.merge import MergedUsers
+    from tasks.lora.tokens import Samples
 
-VERSION = 5
+# Each user's anchors and their weights.
+MergeRecipes = list[tuple[list[str], list[float]]]
+SHARD = "stacked.safetensors"
+WORK = "work.parquet"
+
+
+class Work(Record):
+    """What one user's training took. failed: the loss stopped being finite at the last step."""
+
+    steps: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    failed: bool = False
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """Results of the earlier stages that a method's per-user work depends on.
+class Adapted:
+    """The LoRAs of a batch's users that the engine applies when it answers.
 
-    banked and fused are None for a method without a merged LoRA.
+    merged: what is merged below, if anything. own: a bank of the users' own LoRAs, in their order.
+    keys: what each user's LoRAs depend on. works: what making each user's took.
     """
 
-    prepared: dict[str, Any]
-    base: dict[str, Any]
-    banked: dict[str, Any] | None = None
-    fused: dict[str, Any] | None = None
+    merged: Merged | None
+    own: File | None
+    keys: list[Any]
+    works: list[Work]
 
 
-@stage(name="stacking", uses_model=True, task_run_name="stacking-{method}-{batch}")
-def stacking(
-    config: dict[str, Any],
-    lamp_task: str,
-    inputs: dict[str, Any],
-    method: MethodName,
-    batch: int,
-    user_ids: list[str],
-) -> Piece:
-    """Train a method's own LoRAs of one batch of users; one shard, `stacked.safetensors`.
+@dataclass(frozen=True)
+class Batch:
+    """A batch of few-shot users, and what their method made for all: `merged`, `fitted`."""
 
-    `config` is the method's (`RunConfig.for_method`). All users of the batch are trained at once,
-    each as if alone. A user whose history and recipe did not change is taken from an earlier shard.
-    A user whose loss stops being finite keeps the weights of the step before, as `failed`.
+    users: Sequence[User]
+    training: TrainingOptions | None
+    questions: Questions
+    base: Base
+    merged: Merged | None
+    fitted: Result | None
+    seed: int
+    compute: ComputeOptions
+
+    @property
+    def names(self) -> list[str]:
+        return [str(user["user_id"]) for user in self.users]
+
+    def merged_keys(self) -> list[Any]:
+        """Per user what the merged LoRA is made of; None for a method that merges nothing."""
+        recipes = read_recipes(self.merged.recipes) if self.merged else {}
+        return [merged_key(self.merged, recipes.get(name)) for name in self.names]
+
+    def rows(self, keys: Sequence[str]) -> Rows[tuple[Lora, Work]]:
+        """The users' own LoRAs, known or missing, by keys of what each depends on."""
+        return Rows("stacking", keys, _read)
+
+    def keep(self, rows: Rows[tuple[Lora, Work]]) -> tuple[File, list[Work]]:
+        """Store the users' own LoRAs, in their order; what making each took."""
+        from tasks.lora.bank import stack, write_bank
+
+        loras = [lora for lora, _ in rows.all()]
+        works = [work for _, work in rows.all()]
+        with rows.folder() as folder:
+            write_bank(folder.path / SHARD, stack(self.names, loras))
+            write_work(folder.path / WORK, self.names, works)
+        return folder.file(SHARD), works
+
+
+def merged_and_trained(batch: Batch) -> Adapted:
+    """The merged LoRAs, if any, and over them the users' own, if the method trains these.
+
+    They are trained at once, each as if alone. A user whose loss stops being finite keeps the
+    weights of the step before, as `failed`.
     """
-    options = RunConfig.model_validate(config)
-    where = store()
-    given = Inputs(**inputs)
-    users = few_shot_users(where, given, user_ids)
-    recipes = recipes_of(where, given)
-    rows = [stacked_key(options, lamp_task, method, given, user, recipes) for user in users]
-    key = digest(rows)
+    from tasks.lora.merge import MergedUsers
 
-    def make(out: Path) -> dict[str, Any]:
-        from tasks.lora.bank import read_bank, stack, write_bank
-
-        known = where.find_rows("stacking", rows)
-        shards = {
-            piece.folder: read_bank(piece.folder / "stacked.safetensors")
-            for piece, _ in known.values()
-        }
-        made: dict[str, tuple[Lora, dict[str, Any], float]] = {}
-        for row, (piece, number) in known.items():
-            shard = shards[piece.folder]
-            lora = shard.lora(shard.ids[number])
-            made[row] = (lora, piece.value["work"][number], piece.notes["per_user"][number])
-        todo = [(user, row) for user, row in zip(users, rows, strict=True) if row not in made]
-        log(
-            f"{lamp_task}, {method}: training {len(todo)} users, "
-            f"{len(users) - len(todo)} known from before"
-        )
-        if todo:
-            checkpoint = checkpoint_of(
-                options, where, "stacking", key,
-                [user["user_id"] for user, _ in todo], rows=[row for _, row in todo],
-            )  # fmt: skip
-            with gpu_slot():
-                started = time.perf_counter()
-                new, outcome, cut = _train(
-                    options, lamp_task, method, where, given, [user for user, _ in todo], checkpoint
-                )
-                each = round((time.perf_counter() - started) / len(todo), 4)
-            for number, (_, row) in enumerate(todo):
-                work = {
-                    "steps": len(outcome.losses[number]),
-                    "tokens": outcome.tokens[number],
-                    "truncated": cut[number],
-                    "failed": number in outcome.failed,
-                }
-                made[row] = (new[number], work, each)
-        loras, work_done, seconds = zip(*(made[row] for row in rows), strict=True)
-        write_bank(out / "stacked.safetensors", stack(user_ids, loras))
-        bytes_per_user = sum(4 * (a.numel() + b.numel()) for a, b in loras[0].layers.values())
-        return {
-            "rows": rows,
-            "users": user_ids,
-            "work": list(work_done),
-            "bytes_per_user": bytes_per_user,
-            NOTES: {"per_user": list(seconds)},
-        }
-
-    piece = where.get("stacking", key, make, rows)
-    remove(where, "stacking", key)
-    return piece
+    below = batch.merged_keys()
+    if batch.training is None:
+        return Adapted(batch.merged, None, below, [Work()] * len(below))
+    shared = key_of(
+        "stacking", 6, library_versions(LIBRARIES), batch.training, batch.questions, batch.base,
+        batch.seed,
+    )  # fmt: skip
+    # Not by the method's name: methods that train the same thing share it.
+    keys = [
+        key_of(shared, user["user_id"], content(user["profile"]), own)
+        for user, own in zip(batch.users, below, strict=True)
+    ]
+    rows = batch.rows(keys)
+    if rows.missing:
+        log(f"training {rows.counted()}")
+        users = [batch.users[number] for number in rows.missing]
+        names = [str(user["user_id"]) for user in users]
+        job = digest([keys[number] for number in rows.missing])
+        with checkpoint(batch.compute, "stacking", job, names) as kept, gpu_slot():
+            started = time.perf_counter()
+            loaded = load(batch.base, batch.compute)
+            samples = tokens_of(batch.questions, batch.base, loaded, "profile", users)
+            seeds = [derive_seed(batch.seed, "stacking", name) for name in names]
+            merged = None
+            if batch.merged:
+                merged = MergedUsers(*merged_of(batch.merged, names), loaded.device)
+            loras, outcome = train_loras(
+                loaded,
+                batch.training,
+                samples,
+                seeds,
+                merged,
+                checkpoint=kept,
+                engine=batch.base.engine,
+            )
+            seconds = round((time.perf_counter() - started) / len(users), 4)
+        rows.add(zip(loras, works_of(outcome, samples, seconds), strict=True))
+    shard, works = batch.keep(rows)
+    return Adapted(batch.merged, shard, [*zip(below, keys, strict=True)], works)
 
 
-def few_shot_users(where: Store, given: Inputs, user_ids: list[str]) -> list[dict[str, Any]]:
-    """The named few-shot users, in the order named."""
-    found = users_of(where, given.prepared, "few_shot", user_ids)
-    by_id = {user["user_id"]: user for user in found}
-    return [by_id[user_id] for user_id in user_ids]
-
-
-def recipes_of(where: Store, given: Inputs) -> dict[str, dict[str, Any]]:
-    """user_id -> recipe; empty for a method without a merged LoRA."""
-    return read_recipes(where, given.fused) if given.fused else {}
-
-
-def merged_parts(
-    options: RunConfig, given: Inputs, recipe: dict[str, Any] | None
-) -> list[Any] | None:
-    """What a user's merged LoRA is made of, for cache keys."""
-    if recipe is None or given.banked is None:
-        return None
-    members = given.banked["value"]["members"]
-    lacking = given.banked["value"].get("lacking")
+def works_of(outcome: Outcome, samples: Sequence[Samples], seconds: float) -> list[Work]:
+    """What training took of each user; `seconds` each."""
     return [
-        *([lacking] if lacking else []),  # kept apart: tasks.meta_lora.bank
-        options.fusion.merge,
-        [
-            [anchor, members[anchor], weight]
-            for anchor, weight in zip(recipe["anchors"], recipe["weights"], strict=True)
-        ],
+        Work(
+            steps=len(outcome.losses[number]),
+            tokens=outcome.tokens[number],
+            truncated=own.truncated,
+            failed=number in outcome.failed,
+            seconds=seconds,
+        )
+        for number, own in enumerate(samples)
     ]
 
 
-def stacked_key(
-    options: RunConfig,
-    lamp_task: str,
-    method: MethodName,
-    given: Inputs,
-    user: dict[str, Any],
-    recipes: dict[str, dict[str, Any]],
-) -> str:
-    """What one user's own LoRA depends on: this user's history and recipe, nobody else's.
-
-    Not on the method's name: methods that train the same thing share it.
-    """
-    return digest(
-        {
-            "version": VERSION,
-            "lamp_task": lamp_task,
-            "user": user["user_id"],
-            "history": content(user["profile"]),
-            "merged": merged_parts(options, given, recipes.get(user["user_id"])),
-            "training": training_of(options, method).model_dump(exclude={"users_per_job"}),
-            "seed": options.seed,
-            **prompt_parts(options, given.prepared["value"]["instruction"]),
-            **model_parts(options, given.base),
-        }
-    )
-
-
-def training_of(options: RunConfig, method: MethodName) -> TrainingOptions:
-    """How the method trains a user's own LoRA. Raises ValueError when it trains none."""
-    section = METHODS[method].trained
-    if section is None:
-        raise ValueError(f"the method {method} trains nothing per user")
-    chosen: TrainingOptions = getattr(options, section)
-    return chosen
-
-
-def merged_users(
-    options: RunConfig, where: Store, given: Inputs, user_ids: list[str], device: Any
-) -> MergedUsers | None:
-    """The merged LoRAs of the users, in the order given, computed from their recipes."""
-    from tasks.lora.bank import read_bank
-    from tasks.lora.merge import MergedUsers
-
-    if given.banked is None or given.fused is None:
+def merged_key(merged: Merged | None, recipe: Recipe | None) -> list[Any] | None:
+    """What a user's merged LoRA is made of: each anchor's LoRA and its weight."""
+    if merged is None or recipe is None:
         return None
-    members = read_bank(where.open(given.banked["ref"]).folder / "bank.safetensors")
-    recipes = read_recipes(where, given.fused)
-    chosen = [(recipes[user]["anchors"], recipes[user]["weights"]) for user in user_ids]
-    return MergedUsers(members, chosen, options.fusion.merge, device)
+    adapters = {member.anchor: member.adapter.sha256 for member in merged.bank.members}
+    pairs = zip(recipe.anchors, recipe.weights, strict=True)
+    return [merged.how, [[anchor, adapters[anchor], weight] for anchor, weight in pairs]]
 
 
-def _train(
-    options: RunConfig,
-    lamp_task: str,
-    method: MethodName,
-    where: Store,
-    given: Inputs,
-    users: list[dict[str, Any]],
-    checkpoint: Checkpoint | None,
-) -> tuple[list[Lora], Outcome, list[int]]:
-    """The users' own LoRAs, how training went, and how many samples were cut, per user."""
-    base = load(options, where, given.base)
-    ids = [user["user_id"] for user in users]
-    instruction = given.prepared["value"]["instruction"]
-    samples = tokens_of(options, where, lamp_task, instruction, given.base, base, "profile", users)
-    loras, outcome = train_users(
-        base,
-        training_of(options, method),
-        samples,
-        [derive_seed(options.seed, "stacking", user_id) for user_id in ids],
-        merged_users(options, where, given, ids, base.device),
-        checkpoint=checkpoint,
-    )
-    return loras, outcome, [own.truncated for own in samples]
+def merged_of(merged: Merged, user_ids: Sequence[str]) -> tuple[LoadedBank, MergeRecipes, str]:
+    """What `MergedUsers` takes: the bank, each user's anchors and weights, and how to merge."""
+    from tasks.lora.bank import read_bank
+
+    recipes = read_recipes(merged.recipes)
+    chosen = [(list(recipes[u].anchors), list(recipes[u].weights)) for u in user_ids]
+    return read_bank(store().path(merged.bank.file)), chosen, merged.how
+
+
+def write_work(path: Any, users: Sequence[str], works: Sequence[Work]) -> None:
+    """A table of user_id and the fields of `Work`."""
+    import polars as pl
+
+    columns: Mapping[str, Any] = {
+        name: [getattr(work, name) for work in works] for name in Work.model_fields
+    }
+    pl.DataFrame({"user_id": list(users), **columns}).write_parquet(path)
+
+
+def read_work(file: File) -> list[Work]:
+    """The users' work, in the order of the table."""
+    import polars as pl
+
+    table = pl.read_parquet(store().path(file)).drop("user_id")
+    return [Work.model_validate(row) for row in table.to_dicts()]
+
+
+def _read(folder: File) -> list[tuple[Lora, Work]]:
+    from tasks.lora.bank import read_bank
+
+    place = store().path(folder)
+    shard = read_bank(place / SHARD)
+    import polars as pl
+
+    works = pl.read_parquet(place / WORK).drop("user_id").to_dicts()
+    return [
+        (shard.lora(user_id), Work.model_validate(row))
+        for user_id, row in zip(shard.ids, works, strict=True)
+    ]

@@ -2,8 +2,7 @@
 
 As in OPPU (arXiv 2402.04401) and Per-Pcs (2406.10471). The published MTA code trains on
 Llama-3-8B-Instruct as it comes, so no preset has it. All later stages run the adapted model: the
-LoRA is added to the weights in memory when the model is loaded (`base_model.load`), never written
-as a whole model.
+LoRA is added to the weights in memory when the model is loaded, never written as a whole model.
 """
 
 from __future__ import annotations
@@ -11,21 +10,22 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
-from tasks.base_model import load, model_name, model_parts, prompt_parts
-from tasks.config import RunConfig, derive_seed
+from tasks.config.options import ComputeOptions, TaskAdaptOptions
+from tasks.config.task import TaskConfig, derive_seed
 from tasks.errors import InputError
-from tasks.meta_lora import train_users
 from tasks.prepare import each_user
+from tasks.results.checkpoints import checkpoint
+from tasks.results.models import Base, Prepared, Questions, Training
+from tasks.results.record import File
+from tasks.results.stage import stage
+from tasks.results.store import store
 from tasks.running.progress import Progress
-from tasks.stage import gpu_slot, stage, store
-from tasks.store.checkpoints import checkpoint_of, remove
-from tasks.store.pieces import Piece, digest
-from tasks.tokens import Kind, tokens_of
+from tasks.running.slots import gpu_slot
+from tasks.text.loading import load, model_name
+from tasks.text.tokens import Kind, tokens_of
+from tasks.training import train_loras, training_of_user
 
-VERSION = 1
 # What is asked, all users' of one kind before the next.
 KINDS: dict[str, tuple[Kind, ...]] = {
     "queries": ("golds",),
@@ -34,84 +34,76 @@ KINDS: dict[str, tuple[Kind, ...]] = {
 }
 
 
-@stage(name="task-adapt", uses_model=True)
-def task_adapt(
-    config: dict[str, Any], lamp_task: str, prepared: dict[str, Any], base: dict[str, Any]
-) -> Piece:
-    """One LoRA, a PEFT folder `adapter`, trained on the base users' questions.
-
-    `base` is the result of `base_model`. What the stages after it are given is that result with
-    this one's under the key `adapter`.
-    """
-    options = RunConfig.model_validate(config)
-    where = store()
-    how = options.base.task_adapt
-    instruction = prepared["value"]["instruction"]
-    key = digest(
-        {
-            "version": VERSION,
-            "lamp_task": lamp_task,
-            "users": prepared["value"]["sha256"]["base"],
-            "training": how.model_dump(exclude={"enabled"}),
-            "seed": options.seed,
-            **prompt_parts(options, instruction),
-            **model_parts(options, base),
-        }
+def adapted_to_task(config: TaskConfig, users: Prepared, questions: Questions, base: Base) -> Base:
+    """The base model with its adapter, where `base.task_adapt` is enabled; else as it is."""
+    if not config.base.task_adapt.enabled:
+        return base
+    adapted = task_adapt(
+        config.base.task_adapt, questions, users.base, base, config.seed, config.compute
     )
+    # Where it is found, the model may lie elsewhere by now: that is no part of its key.
+    own = ("model", "weights", "gradient_checkpointing")
+    return adapted.model_copy(update={name: getattr(base, name) for name in own})
 
-    def make(out: Path) -> dict[str, Any]:
-        from tasks.lora.adapters import write_peft
-        from tasks.lora.tokens import joined
 
-        users = each_user(where, prepared, "base")
-        named = [user["user_id"] for user in each_user(where, prepared, "base")]
-        checkpoint = checkpoint_of(options, where, "task_adapt", key, named)
-        title = f"{lamp_task}: adapting the base model to the task"
-        with gpu_slot():
-            loaded = load(options, where, base)
-            found = [
-                tokens_of(options, where, lamp_task, instruction, base, loaded, kind, users)
-                for kind in KINDS[how.train_on]
-            ]
-            everything = joined(chain(*found))
-            samples = everything.chosen(chosen_items(options, len(everything)))
-            progress = Progress("task-adapt", title, 1)
-            seed = derive_seed(options.seed, "task_adapt")
-            loras, outcome = train_users(
-                loaded, how, [samples], [seed], progress=progress.update, checkpoint=checkpoint
-            )
+@stage(version=2, libraries=("torch", "transformers"), uses_model=True)
+def task_adapt(
+    options: TaskAdaptOptions,
+    questions: Questions,
+    users: File,
+    base: Base,
+    seed: int,
+    compute: ComputeOptions,
+) -> Base:
+    """The base model with one LoRA, a PEFT folder, trained on the base users' questions.
+
+    Raises InputError where there are none, or the loss stops being finite.
+    """
+    from tasks.lora.adapters import write_peft
+    from tasks.lora.tokens import joined
+
+    names = [user["user_id"] for user in each_user(users)]
+    title = f"{questions.lamp_task}: adapting the base model to the task"
+    key = task_adapt.key(options, questions, users, base, seed, compute)
+    with (
+        checkpoint(compute, "task_adapt", key, names) as kept,
+        store().new("task_adapt") as folder,
+        gpu_slot(),
+    ):
+        loaded = load(base, compute)
+        found = [
+            tokens_of(questions, base, loaded, kind, each_user(users))
+            for kind in KINDS[options.train_on]
+        ]
+        everything = joined(chain(*found))
+        samples = everything.chosen(chosen_items(options, len(everything), seed))
+        progress = Progress("task-adapt", title, 1)
+        loras, outcome = train_loras(
+            loaded, options, [samples], [derive_seed(seed, "task_adapt")],
+            progress=progress.update, checkpoint=kept, engine=base.engine,
+        )  # fmt: skip
         if outcome.failed:
             raise InputError(
                 f"base.task_adapt: the loss was not finite at step {len(outcome.losses[0])}; "
                 "lower base.task_adapt.learning_rate"
             )
-        write_peft(out / "adapter", loras[0], model_name(options))
-        return {
-            "items": len(samples),
-            "steps": len(outcome.losses[0]),
-            "losses": outcome.losses[0],
-            "tokens": outcome.tokens[0],
-            "truncated": samples.truncated,
-        }
-
-    piece = where.get("task_adapt", key, make)
-    remove(where, "task_adapt", key)
-    return piece
+        write_peft(folder.path / "adapter", loras[0], model_name(base.model))
+    training: Training = training_of_user(outcome, 0, samples)
+    return base.model_copy(update={"adapter": folder.file("adapter"), "training": training})
 
 
-def chosen_items(options: RunConfig, count: int) -> Sequence[int]:
+def chosen_items(options: TaskAdaptOptions, count: int, seed: int) -> Sequence[int]:
     """Which of the base users' `count` questions the model is adapted on: `max_items` by seed.
 
     Raises InputError when there are none.
     """
-    how = options.base.task_adapt
     if not count:
-        what = "items" if how.train_on == "profile" else "queries"
+        what = "items" if options.train_on == "profile" else "queries"
         raise InputError(
             f"base.task_adapt: the data's base users have no {what} to adapt the model on; raise "
             "split.base_share, add user_base_LLM.json, or set base.task_adapt.train_on=profile"
         )
-    if how.max_items is None or how.max_items >= count:
+    if options.max_items is None or options.max_items >= count:
         return range(count)
-    generator = random.Random(derive_seed(options.seed, "task_adapt", "items"))
-    return sorted(generator.sample(range(count), how.max_items))
+    generator = random.Random(derive_seed(seed, "task_adapt", "items"))
+    return sorted(generator.sample(range(count), options.max_items))

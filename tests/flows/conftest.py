@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from prefect.testing.utilities import prefect_test_harness
 
+from tests.small import SMALL
+
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
@@ -88,6 +90,23 @@ def workplace(
 
 
 def records(workplace: Path, stage: str) -> dict[str, dict[str, Any]]:
-    """Every piece of a stage in the store: key -> record."""
-    found = (workplace / ".mta" / "store" / stage).glob("*/*/record.json")
-    return {path.parent.name: json.loads(path.read_text()) for path in found}
+    """Every result of a stage that is kept: cache key -> its fields, as JSON."""
+    found = {}
+    for path in (workplace / ".mta" / "store" / "results").glob(f"{stage}-*"):
+        result = json.loads(json.loads(path.read_text())["result"])
+        found[path.name] = result["data"]
+    return found
+
+
+def folders(workplace: Path, stage: str) -> list[Path]:
+    """What a stage wrote: a folder each."""
+    return sorted((workplace / ".mta" / "store" / stage).glob("*/*"))
+
+
+def write_world(folder: Path, **options: Any) -> Path:
+    """The users of the small generated world, as files that a run can be given."""
+    from tasks.config.options import SyntheticOptions
+    from tasks.lamp.synthetic import write_synthetic
+
+    write_synthetic(folder, "LaMP-2M", SyntheticOptions(**(SMALL["synthetic"] | options)), 0)
+    return folder

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from flows.local import main
 from flows.mta import mta
-from tests.flows.conftest import records
+from tasks.tools.main import main
+from tests.flows.conftest import folders, records
 from tests.small import SMALL
 
 
@@ -71,9 +71,10 @@ def test_one_line_says_what_is_wrong(
     for part in expected:
         assert part in message
     store = workplace / ".mta" / "store"
-    assert not list(store.glob("*/*/.making-*"))
-    for stage in ("base_model", "meta_lora", "predictions"):
+    assert not list((store / ".making").glob("*"))
+    for stage in ("tiny_model", "meta_lora", "answers"):
         assert not records(workplace, stage)
+        assert not folders(workplace, stage)
     assert not (workplace / ".mta" / "last_comparison.txt").exists()
 
 
@@ -89,7 +90,7 @@ def test_one_line_says_what_is_wrong(
 def test_an_unknown_key_is_named_before_anything_runs(
     given: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["-p", given]) == 2
+    assert main(["run", "-p", given]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert expected in line

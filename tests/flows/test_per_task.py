@@ -15,10 +15,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from prefect import State
 
-from tasks.export import main
 from tasks.lamp.definitions import get_task
 from tasks.lamp.prompts import question_text
-from tasks.stage import store
+from tasks.report.files import read_run
+from tasks.results.store import store
+from tasks.tools.main import main
 from tests.flows.test_flow import mlflow_runs, run
 from tests.unit.stages.pipeline import stock_answers
 
@@ -125,12 +126,13 @@ def _exports(
     Factor by factor: the anchors' 3 and the stacked 1. Exact: two anchors of 2, and the stacked 2.
     """
     for task, rank in (("LaMP-2M", 4), ("LaMP-3", 6)):
-        run_file = next((workplace / ".mta" / "runs").glob("*.json"))
-        stages = json.loads(run_file.read_text())["seeds"]["0"][task]
-        prepared = store().open(stages["prepared"]["ref"]).folder
-        user = pl.read_parquet(prepared / "few_shot.parquet").to_dicts()[0]
+        cell = read_run().cell(task, 0)
+        assert cell is not None
+        user = pl.read_parquet(store().path(cell.users.few_shot)).to_dicts()[0]
         to = workplace / f"lora-{task}"
-        assert main(["--user", user["user_id"], "--to", str(to), "--lamp-task", task]) == 0
+        assert (
+            main(["export", "--user", user["user_id"], "--to", str(to), "--lamp-task", task]) == 0
+        )
         base = Path(capsys.readouterr().out.strip().rpartition("its base model is ")[2])
         assert json.loads((to / "adapter_config.json").read_text())["r"] == rank
         prompt = json.loads((to / "mta.json").read_text())["prompt"]

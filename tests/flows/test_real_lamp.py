@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from mlflow import MlflowClient
 
@@ -14,7 +15,7 @@ from flows.mta import mta
 from tasks.lamp.definitions import TASKS, get_task
 from tasks.lamp.formats import read_users
 from tests import llama3
-from tests.flows.conftest import records
+from tests.flows.conftest import folders, records
 from tests.official import FILE_NAMES, write_official
 from tests.small import SMALL
 from tests.unit.stages.test_embedding import minilm
@@ -90,11 +91,10 @@ def test_preset_paper_on_a_model_of_llama_3s_shape(
     )
     assert state.is_completed(), state.message
     (prepared,) = records(workplace, "prepare").values()
-    value = prepared["value"]
     # Published: users, not authors; exactly ten items each; a third of 16 users, at most 100.
-    assert value["split"]["kind"] == "published"
-    assert value["counts"]["few_shot_users"] == 5
-    assert value["counts"]["unseen_few_shot_items"] == 5 * 2
-    (stacked,) = records(workplace, "stacking").values()
+    assert prepared["split"]["kind"] == "published"
+    assert prepared["counts"]["few_shot_users"] == 5
+    assert prepared["counts"]["unseen_few_shot_items"] == 5 * 2
+    (shard,) = folders(workplace, "stacking")
     # Ten items, batches of 2 x 4: two steps; 14 linear layers of rank 4.
-    assert {work["steps"] for work in stacked["value"]["work"]} == {2}
+    assert set(pl.read_parquet(shard / "work.parquet")["steps"]) == {2}

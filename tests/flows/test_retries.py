@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -12,32 +11,41 @@ from prefect import flow
 
 from flows.mta import mta
 from tasks.errors import InputError
-from tasks.running.faults import DISK_FULL
-from tasks.stage import stage, store
-from tasks.store import artifacts
-from tasks.store.artifacts import Store
-from tasks.store.pieces import Piece, digest
-from tests.flows.conftest import records
+from tasks.results import stage as stage_module
+from tasks.results import store as store_module
+from tasks.results.record import Result
+from tasks.results.stage import StageFailed, stage
+from tasks.running.faults import DISK_FULL, DiskFull
+from tests.flows.conftest import folders
 from tests.small import SMALL
 
 
-def tries(workplace: Path, errors: list[Exception]) -> tuple[Any, int]:
-    """The final state of a stage that raises `errors`, one per try, before it succeeds."""
-    calls: list[int] = []
-    where: Store = store()
+class Demo(Result):
+    """What the stage of these tests gives."""
 
-    @stage(name="demo")
-    def demo() -> Piece:
+
+def tries(errors: list[Exception], monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:
+    """How a stage ends that raises `errors`, one per try, before it succeeds; and its calls."""
+    calls: list[int] = []
+    monkeypatch.setattr(stage_module, "DELAYS", [0.01] * 4)
+
+    @stage(version=1)
+    def demo(about: str) -> Demo:
         calls.append(1)
         if len(calls) <= len(errors):
             raise errors[len(calls) - 1]
-        return where.get("demo", digest(str(errors)), lambda _out: {})
+        return Demo()
 
     @flow
     def once() -> None:
-        ended.append(demo.with_options(retry_delay_seconds=[0.01])(return_state=True))
+        try:
+            demo(str(errors))
+        except (StageFailed, DiskFull) as error:
+            ended.append(type(error).__name__)
+        else:
+            ended.append("completed")
 
-    ended: list[Any] = []
+    ended: list[str] = []
     once()
     return ended[0], len(calls)
 
@@ -45,38 +53,38 @@ def tries(workplace: Path, errors: list[Exception]) -> tuple[Any, int]:
 @pytest.mark.parametrize(
     ("errors", "calls", "name"),
     [
-        ([httpx.ConnectError("refused"), ConnectionResetError(104, "reset")], 3, "Completed"),
-        ([httpx.ReadTimeout("slow")] * 9, 5, "Failed"),
-        ([InputError("file x: record 3 has no tag")], 1, "Failed"),
-        ([ValueError("a bug")], 1, "Failed"),
-        ([OSError(errno.ENOSPC, "No space left on device")], 1, DISK_FULL),
-        ([ConnectionError("reset"), InputError("file x: no tag")], 2, "Failed"),
+        ([httpx.ConnectError("refused"), ConnectionResetError(104, "reset")], 3, "completed"),
+        ([httpx.ReadTimeout("slow")] * 9, 5, "StageFailed"),
+        ([InputError("file x: record 3 has no tag")], 1, "StageFailed"),
+        ([ValueError("a bug")], 1, "StageFailed"),
+        ([OSError(errno.ENOSPC, "No space left on device")], 1, "DiskFull"),
+        ([ConnectionError("reset"), InputError("file x: no tag")], 2, "StageFailed"),
     ],
 )
-def test_tries(workplace: Path, errors: list[Exception], calls: int, name: str) -> None:
+def test_tries(
+    workplace: Path, errors: list[Exception], calls: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Four more after the first, and none for what lasts."""
-    state, made = tries(workplace, errors)
-    assert (made, state.name) == (calls, name)
+    assert tries(errors, monkeypatch) == (name, calls)
 
 
 def test_a_full_disk_stops_the_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the second anchor on nothing can be written: no third is trained, nothing is scored."""
-    real = artifacts.fsync
+    real = store_module.fsync
 
     def full(path: Path) -> None:
-        whole = [key for key in records(workplace, "meta_lora") if not key.startswith(".")]
-        if "/meta_lora/" in str(path) and "/.making-" in str(path) and whole:
+        if (path / "meta_lora.json").exists() and folders(workplace, "meta_lora"):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         real(path)
 
-    monkeypatch.setattr(artifacts, "fsync", full)
+    monkeypatch.setattr(store_module, "fsync", full)
     state = mta(**SMALL, return_state=True)
     assert (state.type.value, state.name) == ("FAILED", DISK_FULL)
     message = state.message or ""
     assert message.startswith("disk full: [Errno 28] No space left on device: ")
     assert message.endswith("make room and run it again, what is finished is kept")
     assert "\n" not in message
-    assert len(records(workplace, "meta_lora")) == 1
-    assert records(workplace, "predictions") == {}
-    assert not list((workplace / ".mta").rglob(".making-*"))
+    assert len(folders(workplace, "meta_lora")) == 1
+    assert folders(workplace, "answers") == []
+    assert not list((workplace / ".mta" / "store" / ".making").iterdir())
     monkeypatch.undo()

@@ -1,5 +1,5 @@
 """The same benchmark on threads, processes and a Ray cluster of three nodes gives the same results;
-a process or a node that is killed in the middle changes nothing."""
+a process or a node that is killed in the middle loses nothing that is finished."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import psutil
 import pytest
 
 from flows.mta import mta
-from tests.flows.conftest import records
+from tasks.report.files import read_run
+from tasks.results.run import Cell
+from tests.flows.conftest import folders
 from tests.ray_nodes import JOB_NODES, RayNodes, installed
 from tests.small import SMALL
 
@@ -22,38 +24,47 @@ pytestmark = pytest.mark.slow
 
 # Of these the results are compared: all that is trained, chosen, answered and scored.
 STAGES = (
-    "prepare", "base_model", "anchors", "meta_lora", "bank", "fusion", "stacking", "predictions",
-    "score", "compare",
+    "prepare", "tiny_model", "anchors", "meta_lora", "bank", "fusion", "stacking", "answers",
+    "compare",
 )  # fmt: skip
 
 
-def results(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, compute: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Per stage and key the hashes of files and of the value: from a store of its own."""
+def results(monkeypatch: pytest.MonkeyPatch, folder: Path, compute: dict[str, Any]) -> Cell:
+    """What a run of its own store gives."""
     monkeypatch.setenv("MTA_STORE", str(folder / ".mta" / "store"))
     state = mta(**(SMALL | {"compute": compute}), return_state=True)
     assert state.is_completed(), state.message
+    (cell,) = read_run().cells
+    return cell
+
+
+def contents(cell: Cell) -> dict[str, Any]:
+    """The hashes of all that was trained, chosen and answered, and the scores."""
+    merging = cell.merging("mta")
+    assert merging is not None
     return {
-        stage: {
-            key: (record["files"], record["value_sha256"])
-            for key, record in records(folder, stage).items()
-        }
-        for stage in STAGES
-    }
+        "base": cell.base.content,
+        "anchors": merging.chosen.table.sha256,
+        "bank": merging.merged.bank.file.sha256,
+        "scores": {one.method: [one.metrics, one.predictions.sha256] for one in
+                   cell.compared.scored},
+        "stacked": [one.stacked and one.stacked.sha256 for one in cell.answers["mta"]],
+        "intervals": cell.compared.intervals,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def on_threads(
     tmp_path_factory: pytest.TempPathFactory, prefect_server: None, mlflow_server: str
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Any]:
     """What the other runners are held against."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
-        found = results(patch, tmp_path_factory.mktemp("threads"), {"workers": "threads"})
-    assert {stage: len(keys) for stage, keys in found.items()} == {
-        "prepare": 1, "base_model": 1, "anchors": 1, "meta_lora": 3, "bank": 1, "fusion": 1,
-        "stacking": 2, "predictions": 6, "score": 3, "compare": 1,
+        folder = tmp_path_factory.mktemp("threads")
+        found = contents(results(patch, folder, {"workers": "threads"}))
+    assert {stage: len(folders(folder, stage)) for stage in STAGES} == {
+        "prepare": 1, "tiny_model": 1, "anchors": 1, "meta_lora": 3, "bank": 1, "fusion": 1,
+        "stacking": 2, "answers": 6, "compare": 1,
     }  # fmt: skip
     return found
 
@@ -69,24 +80,37 @@ class Killer:
 
     def _watch(self) -> None:
         for _ in range(2400):
-            for work in self._store.glob("base_model/*/.making-*"):
-                pid = int(work.name.split("~")[1])
-                self._kill(pid)
-                self.killed.append(pid)
-                return
-            time.sleep(0.05)
+            for lock in (self._store / ".making").glob("*.lock"):
+                if lock.with_suffix("").exists() and (pid := holder(lock)) not in (0, os.getpid()):
+                    self._kill(pid)
+                    self.killed.append(pid)
+                    return
+            time.sleep(0.02)
+
+
+def holder(lock: Path) -> int:
+    """The process that holds a lock file, 0 for none: as Linux lists them."""
+    inode = str(lock.stat().st_ino) if lock.exists() else ""
+    for line in Path("/proc/locks").read_text().splitlines():
+        parts = line.split()
+        if parts[5].split(":")[-1] == inode:
+            return int(parts[4])
+    return 0
 
 
 def test_processes_one_of_them_killed(
     workplace: Path, on_threads: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The job under way gets another process; this process ends none of the others."""
+    """The run fails in one line; started again it goes on from what is finished."""
     before = set(psutil.Process().children(recursive=True))
     killer = Killer(workplace / ".mta" / "store", lambda pid: os.kill(pid, 9))
     compute = {"workers": "processes", "max_workers": 2}
-    assert results(monkeypatch, workplace, compute) == on_threads
+    state = mta(**(SMALL | {"compute": compute}), return_state=True)
+    assert state.is_failed()
+    assert "its process was lost" in (state.message or "")
+    assert "\n" not in (state.message or "")
     assert len(killer.killed) == 1
-    assert killer.killed != [os.getpid()]
+    assert contents(results(monkeypatch, workplace, compute)) == on_threads
     left = set(psutil.Process().children(recursive=True)) - before
     assert not [process for process in left if "spawn_main" in " ".join(process.cmdline())]
 
@@ -111,6 +135,6 @@ def test_ray_one_node_killed(
 ) -> None:
     killer = Killer(workplace / ".mta" / "store", cluster.kill_with)
     compute = {"runner": "ray", "ray_address": cluster.address}
-    assert results(monkeypatch, workplace, compute) == on_threads
+    assert contents(results(monkeypatch, workplace, compute)) == on_threads
     assert len(killer.killed) == 1
     assert len(cluster) == JOB_NODES - 1

@@ -7,21 +7,25 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect.states import Completed
 
 import flows.mta as flow_module
-from flows.lamp_task import run_lamp_task
-from tasks.base_model import base_model
-from tasks.config import resolve
+from tasks.base_model import given, given_model
+from tasks.config.options import ComputeOptions
 from tasks.errors import InputError
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
 from tasks.lora.adapters import read_peft
 from tasks.lora.base import load_base
-from tasks.text_encoder import encoder_folder
+from tasks.results.record import Result
+from tasks.results.store import Store
+from tasks.text.encoder import encoder_folder
 from tests.unit.lora.helpers import tiny_base
+from tests.unit.results.test_stage_keys import ARGUMENTS, stages
 
 PROJECT = Path(flow_module.__file__).resolve().parents[1]
 # Modules and functions that run code of what they load, or write what only such could load.
@@ -74,11 +78,9 @@ def test_a_pickled_model_is_refused(
     with pytest.raises(InputError, match=r"pickled ones \(pytorch_model\.bin\).*never read"):
         load_base(model, max_tokens=32)
     monkeypatch.setenv("MTA_STORE", str(tmp_path / "store"))
-    config = resolve({"model": str(model)}).model_dump(mode="json")
-    state = base_model.fn(config, "LaMP-2M", {})
-    assert state.is_failed()
-    assert "pytorch_model.bin" in state.message
-    assert "\n" not in state.message
+    with pytest.raises(InputError, match=r"pytorch_model\.bin") as caught:
+        given_model(given(str(model)), ComputeOptions(device="cpu"))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_pickle_beside_safetensors_is_left_alone(bomb: bytes, model: Path) -> None:
@@ -150,30 +152,22 @@ def test_a_pickle_as_data_is_refused(bomb: bytes, tmp_path: Path) -> None:
         read_users(file, get_task("LaMP-2M"))
 
 
-def test_prefect_keeps_no_results() -> None:
-    """Prefect's default serializer is a pickle; no flow or stage has it write one."""
-    from tasks import (
-        anchors,
-        compare,
-        embedding,
-        evidence,
-        fusion,
-        meta_lora,
-        prepare,
-        refit,
-        scoring,
-        stacking,
-        task_adapt,
-    )
-    from tasks.report import table
+def test_prefect_keeps_results_as_json(where: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's default serializer is a pickle; the flow keeps none, each stage has JSON."""
+    made: list[dict[str, Any]] = []
 
-    stages = [
-        anchors.anchors, base_model, compare.compare, compare.overall, embedding.embed,
-        evidence.evidence, fusion.fusion, meta_lora.meta_lora, meta_lora.bank, prepare.prepare,
-        refit.refit, scoring.predict, scoring.score, stacking.stacking, table.users_map,
-        task_adapt.task_adapt, flow_module.mta, run_lamp_task,
-    ]  # fmt: skip
-    assert [one.name for one in stages if one.persist_result is not False] == []
+    def task(*_args: Any, **options: Any) -> Any:
+        made.append(options)
+        return lambda *_, **__: Completed(data=Result())
+
+    monkeypatch.setattr("tasks.results.stage.Task", task)
+    monkeypatch.setattr("tasks.results.stage.FlowRunContext", SimpleNamespace(get=object))
+    everyone = stages()
+    for name, one in everyone.items():
+        one(*ARGUMENTS[name])
+    assert len(made) == len(everyone) > 10
+    assert {(one["persist_result"], one["result_serializer"]) for one in made} == {(True, "json")}
+    assert flow_module.mta.persist_result is False
 
 
 def test_the_source_loads_and_writes_no_pickle() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.lora.checkpoint import Checkpoint, Saved
+from tasks.results.run import Cell
 from tests.unit.stages import pipeline
 
 
@@ -20,8 +22,29 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def first(place: Path) -> dict[str, Any]:
+def first(place: Path) -> Cell:
     return pipeline.run(place, pipeline.ROLES)
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """What is made user by user from here on, by stage: for each call for whom, or for how many."""
+    note = partial(pipeline.noted, monkeypatch)
+    return {
+        "embed": note(
+            "tasks.embed._vectors", lambda _method, users, _: [name for _, name in users.names]
+        ),
+        "meta_lora": note(
+            "tasks.meta_lora._train", lambda _options, chosen, *_: [one.name for one in chosen]
+        ),
+        "evidence": note("tasks.evidence._asked", lambda *given: len(given[3])),
+        "stacking": note(
+            "tasks.stacking.train_loras", lambda _base, _options, samples, *_, **__: len(samples)
+        ),
+        "answers": note(
+            "tasks.answer._answer", lambda *given: [user["user_id"] for user in given[4]]
+        ),
+    }
 
 
 @pytest.fixture

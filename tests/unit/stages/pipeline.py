@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 import pytest
@@ -13,17 +14,18 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tasks import base_model as base_model_stage
-from tasks import embedding, evidence, meta_lora, refit, scoring, stacking, task_adapt
-from tasks.anchors import anchors
+from flows.lamp_task import banks, lamp_task
 from tasks.base_model import base_model
-from tasks.config import resolve
-from tasks.fusion import fusion
-from tasks.prepare import prepare
-from tasks.store.artifacts import Store
+from tasks.config.run import RunConfig, resolve
+from tasks.config.task import TaskConfig
+from tasks.prepare import prepared_users
+from tasks.results.run import Cell, Merging
+from tasks.results.stage import Stage
+from tasks.results.store import store
 from tests.unit.lora.helpers import tiny_base
-from tests.unit.stages.users import result, user, write_users
+from tests.unit.stages.users import user, write_users
 
+T = TypeVar("T")
 ROLES = {
     "base": [user("base-1", 3), user("base-2", 3)],
     "anchor": [user(f"anchor-{n}", 3 + n) for n in range(4)],
@@ -40,14 +42,6 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-class Quiet:
-    """Stands in for the progress bar, which wants a server."""
-
-    def __init__(self, *_about: Any) -> None: ...
-
-    def update(self, done: int, total: int | None = None) -> None: ...
-
-
 class Killed(BaseException):
     """Not an Exception: nothing on the way may take it for an error that it can handle."""
 
@@ -62,103 +56,83 @@ def until_done(call: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def prepared_place(folder: Path) -> Iterator[Path]:
-    """`folder` with the base model; one store, no slots and no progress bars."""
+    """`folder` with the base model, and one store."""
     base = tiny_base()
     base.model.save_pretrained(folder / "model")
     base.tokenizer.save_pretrained(folder / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MTA_STORE", str(folder / "mta" / "store"))
-        stages = (base_model_stage, task_adapt, embedding, refit, evidence, meta_lora, stacking)
-        for module in (*stages, scoring):
-            patch.setattr(module, "gpu_slot", contextlib.nullcontext)
-        for module in (task_adapt, embedding, refit):
-            patch.setattr(module, "Progress", Quiet)
         yield folder
 
 
-def run(
-    place: Path, roles: dict[str, Any], recipes_only: bool = False, **given: Any
-) -> dict[str, Any]:
-    """All stages of one LaMP task; `states` maps a stage to the names of its runs' states.
-
-    `recipes_only`: those up to the recipes.
-    """
+def run_config(place: Path, roles: dict[str, Any], **given: Any) -> RunConfig:
+    """The configuration of a run on these users, who are written to `place`."""
     data = write_users(place / "data", **roles)
     base_options = {"model": str(place / "model"), "max_tokens": 64} | given.pop("base", {})
-    settings = {"data": str(data), "base": base_options, **(OPTIONS | given)}
-    config = resolve(settings).model_dump(mode="json")
-    task, states = "LaMP-2M", {}
-
-    def take(name: str, state: Any) -> dict[str, Any]:
-        states.setdefault(name, []).append(state.name)
-        return result(state)
-
-    prepared = take("prepare", prepare.fn(config, task))
-    base = take("base", base_model.fn(config, task, prepared))
-    if config["base"]["task_adapt"]["enabled"]:
-        adapter = take("task_adapt", task_adapt.task_adapt.fn(config, task, prepared, base))
-        base = base | {"adapter": adapter}
-    embedded = take("embed", embedding.embed.fn(config, task, prepared, base))
-    refitted = None
-    if config["anchors"]["refits"] and config["anchors"]["train_on"] != "user":
-        refitted = take("refit", refit.refit.fn(config, task, prepared, base, embedded))
-    chosen = take("anchors", anchors.fn(config, task, prepared, embedded, refitted))
-    trained = [
-        take("meta_lora", meta_lora.meta_lora.fn(config, task, prepared, base, [item]))[0]
-        for item in chosen["value"]["anchors"]
-    ]
-    users_of = {item["user_id"]: item["members"] for item in chosen["value"]["anchors"]}
-    banked = take("bank", meta_lora.bank.fn(trained, users_of))
-    weighed = None
-    if config["fusion"]["weights"] == "evidence":
-        weighed = take(
-            "evidence", evidence.evidence.fn(config, task, prepared, base, embedded, banked)
-        )
-    fused = take("fusion", fusion.fn(config, task, embedded, banked, weighed))
-    done: dict[str, Any] = {
-        "lamp_task": task,
-        "seed": config["seed"],
-        "config": config,
-        "prepared": prepared,
-        "base": base,
-        "embedded": embedded,
-        "anchors": chosen,
-        "bank": banked,
-        "evidence": weighed,
-        "fusion": fused,
-        "states": states,
-    }
-    if recipes_only:
-        return done
-    bare = {"prepared": prepared, "base": base, "banked": None, "fused": None}
-    inputs = bare | {"banked": banked, "fused": fused}
-    users = prepared["value"]["few_shot"]
-    stacked = take("stacking", stacking.stacking.fn(config, task, inputs, "mta", 0, users))
-
-    def answers(method: str) -> dict[str, Any]:
-        given = bare if method == "base" else inputs
-        own = stacked if method == "mta" else None
-        state = scoring.predict.fn(config, task, given, method, 0, users, own)
-        return take(f"predict {method}", state)
-
-    answered = {method: answers(method) for method in ("base", "merge_only", "mta")}
-    scores = {
-        method: take(f"score {method}", scoring.score.fn(task, method, [part]))
-        for method, part in answered.items()
-    }
-    return done | {
-        "banks": {"merge_only": {"bank": banked, "fusion": fused}},
-        "bank_of": {"merge_only": "merge_only", "mta": "merge_only"},
-        "stacking": {"mta": [stacked]},
-        "answered": answered,
-        "scores": scores,
-    }
+    methods = given.pop("methods", ["base", "merge_only", "mta"])
+    settings = {"data": str(data), "base": base_options, "methods": methods, **(OPTIONS | given)}
+    return resolve(settings)
 
 
-def predictions(where: Store, done: dict[str, Any], method: str) -> dict[str, str]:
-    folder = where.open(done["answered"][method]["ref"]).folder
-    table = pl.read_parquet(folder / "predictions.parquet")
-    assert table.columns == ["row", "user_id", "query_id", "gold", "prediction"]
+def config_of(place: Path, roles: dict[str, Any], **given: Any) -> TaskConfig:
+    """The configuration of LaMP-2M on these users."""
+    config = run_config(place, roles, **given)
+    return config.for_task("LaMP-2M", config.seed)
+
+
+def run(place: Path, roles: dict[str, Any], **given: Any) -> Cell:
+    """All stages of one LaMP task, without a flow or a server."""
+    return lamp_task(config_of(place, roles, **given))
+
+
+def merging(place: Path, roles: dict[str, Any], **given: Any) -> Merging:
+    """The stages up to the recipes."""
+    config = config_of(place, roles, **({"methods": ["merge_only"]} | given))
+    users = prepared_users(config)
+    missing: list[str] = []
+    (found,) = banks(config, users, base_model(config, users), None, missing)
+    assert missing == []
+    return found
+
+
+@contextlib.contextmanager
+def stage_keys() -> Iterator[dict[str, list[str]]]:
+    """Stage -> the cache keys of its calls inside the block, in order.
+
+    Equal keys are one piece of work: in a flow the second is found.
+    """
+    keys: dict[str, list[str]] = {}
+    real = Stage.made
+
+    def made(self: Stage[..., Any], arguments: dict[str, Any]) -> Any:
+        keys.setdefault(self.name, []).append(self.key(**arguments))
+        return real(self, arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage, "made", made)
+        yield keys
+
+
+def noted(patch: pytest.MonkeyPatch, target: str, about: Callable[..., T]) -> list[T]:
+    """What each call of the function named `target` is about, from here on."""
+    module, _, name = target.rpartition(".")
+    real = getattr(importlib.import_module(module), name)
+    calls: list[T] = []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls.append(about(*args, **kwargs))
+        return real(*args, **kwargs)
+
+    patch.setattr(target, call)
+    return calls
+
+
+def predictions(cell: Cell, method: str) -> dict[str, str]:
+    """query id -> answer of a method."""
+    scored = cell.scored(method)
+    assert scored is not None
+    table = pl.read_parquet(store().path(scored.predictions))
+    assert table.columns == ["user_id", "query_id", "gold", "prediction"]
     return dict(zip(table["query_id"], table["prediction"], strict=True))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import socket
@@ -16,44 +15,73 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertLMHeadModel, MambaConfig, MambaForCausalLM
 
-from tasks import base_model as stage_module
-from tasks.base_model import base_model, load, model_name, model_parts, prompt_parts
-from tasks.config import RunConfig, resolve
+from tasks.answer import how_answered
+from tasks.base_model import base_model, given, given_model
+from tasks.config.options import ComputeOptions, PromptOptions
+from tasks.config.run import resolve
+from tasks.config.task import TaskConfig
 from tasks.errors import InputError
-from tasks.lora.base import Base, load_base
-from tasks.plan.model import planned
-from tasks.store.artifacts import Store
-from tasks.store.pieces import digest
+from tasks.lamp.definitions import TASKS
+from tasks.lora.base import Base as LoadedBase
+from tasks.lora.base import load_base
+from tasks.plan.run import planned
+from tasks.results.models import Base, Prepared, Questions
+from tasks.results.record import key_of
+from tasks.results.store import MEMO, Store
+from tasks.text import loading
+from tasks.text.loading import load, model_name, unload
+from tasks.text.questions import questions_of
 from tests.unit.lora.helpers import tiny_base
-from tests.unit.stages.users import result
+from tests.unit.stages.vectors import NO_FILE
+
+CPU = ComputeOptions(device="cpu")
+USERS = Prepared(
+    task=TASKS["LaMP-2M"], base=NO_FILE, anchor=NO_FILE, few_shot=NO_FILE, pooled=NO_FILE,
+    few_shot_ids=("u1",), instruction="Which tag? description: ", longest_candidate=1, counts={},
+    dropped={}, split={}, audit={}, authors={},
+)  # fmt: skip
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path) -> Path:
     base = tiny_base()
     base.model.save_pretrained(tmp_path / "model")
     base.tokenizer.save_pretrained(tmp_path / "model")
-    # Slots are the server's.
-    monkeypatch.setattr(stage_module, "gpu_slot", contextlib.nullcontext)
+    unload()
     return tmp_path / "model"
 
 
-def given(folder: Path, **changes: Any) -> RunConfig:
-    return resolve({"base": {"model": str(folder), "max_tokens": 64, **changes}})
+def config_of(folder: Path | str, **changes: Any) -> TaskConfig:
+    """`prompt`, `seed` or fields of `base`."""
+    top = {name: changes.pop(name) for name in ("prompt", "seed") if name in changes}
+    base = {"model": str(folder), "max_tokens": 64, **changes}
+    config = resolve({"base": base, "compute": {"device": "cpu"}, **top})
+    return config.for_task("LaMP-2M", config.seed)
 
 
-def checked(folder: Path, **changes: Any) -> Any:
-    return base_model.fn(given(folder, **changes).model_dump(mode="json"), "LaMP-2M", {})
+def checked(folder: Path, **changes: Any) -> Base:
+    return base_model(config_of(folder, **changes), USERS)
+
+
+def refusal(folder: Path, **changes: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        checked(folder, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_a_given_model_is_loaded_once_to_check_it(where: Store, folder: Path) -> None:
-    value = result(checked(folder))["value"]
+    base = checked(folder)
     parameters = sum(p.numel() for p in tiny_base().model.parameters())
-    assert (value["model"], value["parameters"]) == ("llama", parameters)
-    assert value["revision"] is None
-    assert checked(folder).name == "Cached"
+    assert (base.kind, base.parameters, base.revision) == ("llama", parameters, None)
+    assert (base.model, base.max_tokens, base.dtype) == (str(folder), 64, "float32")
+    key = given_model.key(given(str(folder)), CPU)
     (folder / "notes.log").write_text("of no matter")
-    assert checked(folder).name == "Cached"
+    assert given_model.key(given(str(folder)), CPU) == key
+    shutil.copytree(folder, folder.parent / "moved")
+    assert given_model.key(given(str(folder.parent / "moved")), CPU) == key
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    assert given_model.key(given(str(folder)), CPU) != key
 
 
 def test_a_model_that_lacks_weights_fails_here(where: Store, folder: Path) -> None:
@@ -62,27 +90,24 @@ def test_a_model_that_lacks_weights_fails_here(where: Store, folder: Path) -> No
     tensors = load_file(weights)
     del tensors["lm_head.weight"]
     save_file(tensors, weights, metadata={"format": "pt"})
-    state = checked(folder)
-    assert state.is_failed()
-    assert "its weights lack lm_head.weight" in state.message
+    assert "its weights lack lm_head.weight" in refusal(folder)
     weights.write_bytes(weights.read_bytes()[:100])
-    state = checked(folder)
-    assert state.is_failed()
-    assert "cannot be loaded" in state.message
-    assert "\n" not in state.message
+    assert "cannot be loaded" in refusal(folder)
+
+
+def no_cell(*_given: Any) -> Any:
+    raise AssertionError("planned all the same")
 
 
 def test_a_model_without_attention_fails_here(where: Store, folder: Path) -> None:
     """A Mamba loads as any other; its embedding would be the first to fail."""
     config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, state_size=4)
     MambaForCausalLM(config).save_pretrained(folder)
-    state = checked(folder)
-    assert state.is_failed()
-    assert "its architecture, mamba, has layers of the kind linear_attention; " in state.message
-    assert "\n" not in state.message
+    line = "its architecture, mamba, has layers of the kind linear_attention; "
+    assert line in refusal(folder)
     # A dry run says so, too.
     with pytest.raises(InputError, match="its architecture, mamba, "):
-        planned(given(folder))
+        planned(resolve({"base": {"model": str(folder)}, "methods": ["base"]}), no_cell)
 
 
 def test_an_encoder_fails_here(where: Store, folder: Path) -> None:
@@ -92,33 +117,43 @@ def test_an_encoder_fails_here(where: Store, folder: Path) -> None:
         intermediate_size=16, max_position_embeddings=128,
     )  # fmt: skip
     BertLMHeadModel(config).save_pretrained(folder)
-    state = checked(folder)
-    assert state.is_failed()
-    assert "base.model: bert reads a text in both directions" in state.message
-    assert "\n" not in state.message
+    assert "base.model: bert reads a text in both directions" in refusal(folder)
+
+
+def test_a_folder_that_is_no_model_fails_here(where: Store, folder: Path) -> None:
+    (folder / "config.json").unlink()
+    assert "has no config.json; give a folder with config.json" in refusal(folder)
+    line = "there is no such folder, and it is no hub id"
+    assert refusal(folder / "absent") == f"base.model {folder / 'absent'}: {line}"
 
 
 def test_a_model_damaged_while_it_was_loaded_is_not_kept(
     where: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def trained(out: Path) -> dict[str, Any]:
-        shutil.copytree(folder, out / "model")
-        return {}
+    """One in the store, as the tiny one is; made again it is loaded."""
 
-    piece = where.get("base_model", digest("tiny"), trained)
-    weights = piece.folder / "model" / "model.safetensors"
-    base = {"ref": piece.ref, "value": piece.value}
+    def trained() -> Base:
+        with where.new("tiny_model") as new:
+            shutil.copytree(folder, new.path / "model")
+        weights = new.file("model")
+        return Base(model="tiny", content=weights.sha256, weights=weights, dtype="float32",
+                    max_tokens=64)  # fmt: skip
 
-    def too_late(*args: Any, **kwargs: Any) -> Base:
-        weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    base = trained()
+    assert base.weights
+    file = where.path(base.weights) / "model.safetensors"
+
+    def too_late(*args: Any, **kwargs: Any) -> LoadedBase:
+        file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+        os.utime(file, (1, 1))
         return load_base(*args, **kwargs)
 
     with monkeypatch.context() as patched:
         patched.setattr("tasks.lora.base.load_base", too_late)
-        with pytest.raises(InputError, match="damaged or removed while it was read"):
-            load(resolve({}), where, base)
-    again = Store(where.root).get("base_model", digest("tiny"), trained)
-    right = load(resolve({}), Store(where.root), {"ref": again.ref, "value": again.value})
+        with pytest.raises(InputError, match="is gone or damaged since it was made"):
+            load(base, CPU)
+    assert trained() == base
+    right = load(base, CPU)
     for name, tensor in load_file(folder / "model.safetensors").items():
         assert torch.equal(right.model.state_dict()[name], tensor), name
 
@@ -136,114 +171,130 @@ def test_another_model_at_the_same_place_is_not_loaded(
 ) -> None:
     """Changed since the stage that hashed it, or another one on the machine of this job: what the
     store remembers of the place is of the other machine."""
-    base = result(checked(folder))
+    base = checked(folder)
     weights = folder / "model.safetensors"
     own = weights.read_bytes()
     assert own[-1:] != b"\x3c"
     other_weights(folder)
-    line = (
-        f"base.model {folder}: {folder} on {socket.gethostname()} is not the model that this run "
-        "began with; give every machine the same files and start the run again"
-    )
-    stage_module.unload()
-    with monkeypatch.context() as patch:
-        patch.setattr("tasks.store.artifacts.host", lambda: "another-machine")
-        with pytest.raises(InputError) as caught:
-            load(given(folder), where, base)
-    assert str(caught.value) == line
-    os.utime(weights)
-    with pytest.raises(InputError) as caught:
-        load(given(folder), where, base)
-    assert str(caught.value) == line
+    for host in ("another-machine", socket.gethostname()):
+        if host == socket.gethostname():
+            os.utime(weights)
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "gethostname", lambda host=host: host)
+            with pytest.raises(InputError) as caught:
+                load(base, CPU)
+        assert str(caught.value) == (
+            f"base.model {folder}: {folder} on {host} is not the model that this run began with; "
+            "give every machine the same files and start the run again"
+        )
     weights.write_bytes(own)
-    load(given(folder), where, base)
+    load(base, CPU)
 
 
 def test_a_given_model_that_changes_while_it_is_loaded_is_not_kept(
     where: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = result(checked(folder))
+    base = checked(folder)
 
-    def changed(*args: Any, **kwargs: Any) -> Base:
+    def changed(*args: Any, **kwargs: Any) -> LoadedBase:
         other_weights(folder)
         os.utime(folder / "model.safetensors")
         return load_base(*args, **kwargs)
 
-    stage_module.unload()
-    monkeypatch.setattr("tasks.lora.base.load_base", changed)
-    with pytest.raises(InputError, match="is not the model that this run began with"):
-        load(given(folder), where, base)
-    assert stage_module._LOADED.base is None
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.lora.base.load_base", changed)
+        for _ in range(2):
+            with pytest.raises(InputError, match="is not the model that this run began with"):
+                load(base, CPU)
 
 
 def test_a_given_model_is_hashed_once(
     where: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = result(checked(folder))
+    """On this machine: by whatever process of whatever run."""
+    base = checked(folder)
+    assert len(list((where.root / MEMO).iterdir())) == 1
 
     def read(_path: Path) -> str:
         raise AssertionError("read again")
 
-    monkeypatch.setattr("tasks.store.artifacts.file_sha256", read)
+    monkeypatch.setattr(loading, "file_sha256", read)
     for _ in range(3):
-        stage_module.unload()
-        load(given(folder), where, base)
+        unload()
+        load(base, CPU)
 
 
 def test_the_last_model_is_kept_per_thread(where: Store, folder: Path) -> None:
-    options, base = given(folder), result(checked(folder))
-    first = load(options, where, base)
-    assert load(options, where, base) is first
-    # Options that are not the base model's are no other model; the dtype is.
-    other_training = resolve(options.model_dump(mode="json") | {"seed": 5})
-    assert load(other_training, where, base) is first
-    wide = load(given(folder, dtype="bfloat16"), where, base)
+    base = checked(folder)
+    first = load(base, CPU)
+    assert load(base, CPU) is first
+    # What another run is like is no other model; the dtype is.
+    assert load(base.model_copy(update={"seconds": 9.0, "cached": True}), CPU) is first
+    assert load(base, CPU.model_copy(update={"checkpoint_seconds": 9.0})) is first
+    wide = load(checked(folder, dtype="bfloat16"), CPU)
     assert wide.model.dtype == torch.bfloat16
-    assert load(options, where, base) is not first
+    second = load(base, CPU)
+    assert second is not first
     others: list[Any] = []
-    thread = threading.Thread(target=lambda: others.append(load(options, where, base)))
+    thread = threading.Thread(target=lambda: others.append(load(base, CPU)))
     thread.start()
     thread.join(60)
-    assert others[0] is not load(options, where, base)
+    assert others[0] is not second
+    assert load(base, CPU) is second
+    unload()
+    assert load(base, CPU) is not second
 
 
-def test_cache_keys(where: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` is the device and dtype it stands for; what is not read is no part."""
-    base = {"ref": {"sha256": "s"}}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    auto = model_parts(given(folder), base)
-    assert (auto["device"], auto["dtype"], auto["base"]) == ("cpu", "float32", "s")
-    assert auto == model_parts(given(folder, dtype="float32"), base)
-    assert auto == model_parts(resolve(given(folder).model_dump(mode="json") | {"seed": 9}), base)
+def test_auto_is_the_dtype_it_stands_for(
+    where: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = checked(folder)
+    assert key_of(auto) == key_of(checked(folder, dtype="float32"))
+    assert key_of(auto) == key_of(checked(folder, seed=9))
+    assert key_of(auto) != key_of(checked(folder, max_tokens=32))
+    # Stages of a machine with a GPU would load it so.
+    config = config_of(folder)
+    monkeypatch.setattr(loading, "gpu_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    found = model_parts(given(folder), base)
-    assert (found["device"], found["dtype"]) == ("cuda", "bfloat16")
+    assert loading.dtype_of(config.base, ComputeOptions()) == "bfloat16"
+    assert loading.dtype_of(config.base, CPU) == "float32"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert loading.dtype_of(config.base, ComputeOptions()) == "float32"
 
-    def prompt(**changes: Any) -> dict[str, Any]:
-        return prompt_parts(resolve({"prompt": changes}), "the instruction")
 
-    # Four bits answer, and train nothing; the library that makes them is part of it.
-    monkeypatch.setattr(stage_module, "library_versions", lambda names: dict.fromkeys(names, 1))
-    four = given(folder, quantisation="nf4")
-    assert model_parts(four, base) == model_parts(given(folder), base)
-    assert model_parts(given(folder), base, answering=True) == model_parts(given(folder), base)
-    assert model_parts(four, base, answering=True)["quantisation"] == ["nf4", {"bitsandbytes": 1}]
+def test_four_bits_answer_and_train_nothing(
+    where: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library that makes them decides answers, and is part of their keys."""
+    monkeypatch.setattr("tasks.answer.library_versions", lambda names: dict.fromkeys(names, "1"))
+    monkeypatch.setattr("tasks.lora.base.version", lambda _name: "1")
+    assert key_of(checked(folder, quantisation="nf4")) == key_of(checked(folder))
+    plain, four = (
+        how_answered(config_of(folder, quantisation=bits).method("mta")) for bits in ("none", "nf4")
+    )
+    assert (plain.quantisation, plain.libraries) == ("none", {})
+    assert (four.quantisation, four.libraries) == ("nf4", {"bitsandbytes": "1"})
 
+
+def questions(model: str = "tiny", **prompt: Any) -> Questions:
+    return questions_of(PromptOptions(**prompt), USERS, model)
+
+
+def test_what_of_a_prompt_is_in_a_key() -> None:
+    """What is not read is no part: results made before there were other indexes are found."""
     # The tiny model has no chat template to leave unused.
-    assert prompt() == prompt(chat="never")
-    with_model = resolve({"base": {"model": "some/hub-id"}, "prompt": {"chat": "never"}})
-    assert prompt_parts(with_model, "")["prompt"]["chat"] == "never"
-    assert "instruction" not in prompt(style="compact")
-    assert prompt(style="published")["instruction"] == "the instruction"
-    assert "retrieval" not in prompt(history_items=0)
-    # By value: results made before there were other indexes are found.
-    assert prompt() == {"prompt": {"style": "compact", "history_items": 0}}
-    one = {"prompt": {"style": "compact", "history_items": 1}, "retrieval": 2}
-    assert prompt(history_items=1) == one
-    assert prompt(history_index="published") == prompt()
-    assert prompt(history_items=1, history_index="published") == one | {
-        "retrieval": [2, "published"]
-    }
+    assert questions() == questions(chat="never")
+    assert questions("some/hub-id", chat="never").prompt.chat == "never"
+    assert questions("some/hub-id") != questions("some/hub-id", chat="never")
+    assert (questions().instruction, questions().layout) == ("", None)
+    published = questions(style="published")
+    assert published.instruction == USERS.instruction != ""
+    assert published.layout is not None
+    assert questions().retrieval is None
+    assert questions(history_index="published") == questions()
+    shown = questions(history_items=1)
+    assert shown.retrieval is not None
+    assert questions(history_items=1, history_index="published") != shown
 
 
 def test_four_bits_are_refused_before_anything_is_trained(
@@ -253,22 +304,19 @@ def test_four_bits_are_refused_before_anything_is_trained(
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("tasks.lora.base.version", missing)
-    state = checked(folder, quantisation="nf4")
-    assert state.is_failed()
-    assert state.message.startswith("base.quantisation: nf4 needs the extra `nf4`")
+    line = refusal(folder, quantisation="nf4")
+    assert line.startswith("base.quantisation: nf4 needs the extra `nf4`")
 
 
 def test_chat_never_reaches_the_model(where: Store, folder: Path) -> None:
     """Loaded anew: what the last job had is another way to ask."""
     (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-    base = result(checked(folder))
-    asked = load(given(folder), where, base)
-    never = resolve(given(folder).model_dump(mode="json") | {"prompt": {"chat": "never"}})
-    plain = load(never, where, base)
+    asked = load(checked(folder), CPU)
+    plain = load(checked(folder, prompt={"chat": "never"}), CPU)
     assert (bool(asked.tokenizer.chat_template), plain.tokenizer.chat_template) == (True, None)
 
 
 def test_the_models_name_is_never_a_path(folder: Path) -> None:
-    assert model_name(given(folder)) == "model"
-    assert model_name(given(folder / "..")) == folder.parent.name
-    assert model_name(resolve({"base": {"model": "some/hub-id"}})) == "some/hub-id"
+    assert model_name(str(folder)) == "model"
+    assert model_name(str(folder / "..")) == folder.parent.name
+    assert model_name("some/hub-id") == "some/hub-id"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,18 +13,25 @@ import numpy as np
 import polars as pl
 import pytest
 
-import tasks.embedding as embedding
-import tasks.text_encoder as text_encoder
-from tasks.config import RunConfig, resolve
-from tasks.embedding import embed, read_embeddings
+from tasks.config.options import ComputeOptions
+from tasks.config.run import resolve
+from tasks.embed import embedded_users, read_embeddings
 from tasks.errors import InputError
+from tasks.lamp.definitions import LampTask, get_task
 from tasks.prepare import prepare
-from tasks.store.artifacts import Store
-from tasks.store.pieces import digest, library_versions
-from tests.unit.stages.pipeline import Quiet
-from tests.unit.stages.users import result, user, write_users
+from tasks.prepare_files import source
+from tasks.results.models import Base, Embedded
+from tasks.results.record import library_versions
+from tasks.results.store import store
+from tasks.text.encoder import Encoder, Profile, encoder_hash, text_vectors
+from tasks.text.questions import questions_of
+from tests.unit.stages.pipeline import stage_keys
+from tests.unit.stages.users import user, write_users
+from tests.unit.stages.vectors import SCHEMA, embedded
 
-SIGNATURE = {"anchors": {"embedding": "signature"}}
+pytestmark = pytest.mark.usefixtures("where")
+MOVIES = get_task("LaMP-2M")
+NO_BASE = Base(model="none", content="none", dtype="float32", max_tokens=64)
 TEXT = {"anchors": {"embedding": "text", "text_model": "some/encoder", "min_items": 1}}
 
 
@@ -41,16 +46,16 @@ def minilm() -> Path:
     return folder
 
 
+def given(folder: Path) -> Encoder:
+    return Encoder(model=str(folder), content=encoder_hash(folder), libraries={})
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_texts_are_the_mean_of_the_encoders_vectors(
-    where: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_are_the_mean_of_the_encoders_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against sentence-transformers' own `encode`, one item at a time, no network."""
     folder = minilm()
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(name, "1")
-    # Slots are the server's.
-    monkeypatch.setattr(text_encoder, "gpu_slot", contextlib.nullcontext)
     from sentence_transformers import SentenceTransformer
 
     profiles = [
@@ -61,10 +66,8 @@ def test_texts_are_the_mean_of_the_encoders_vectors(
         ],
         [{"text": "an old letter changes a life", "answer": "romance"}],
     ]
-    options = resolve({"anchors": {"embedding": "text", "text_model": str(folder)}})
-    content = text_encoder.encoder_hash(where, folder)
     parts = [profiles[:1], profiles[1:]]
-    got = text_encoder.text_vectors(options, "LaMP-2M", parts, where, content)
+    got = text_vectors(given(folder), MOVIES, parts, ComputeOptions())
     encoder = SentenceTransformer(str(folder))
     for vector, profile in zip(got, profiles, strict=True):
         single = [encoder.encode(f"{item['text']} {item['answer']}") for item in profile]
@@ -73,13 +76,15 @@ def test_texts_are_the_mean_of_the_encoders_vectors(
     assert np.abs(np.array(got[0]) - np.array(got[1])).max() > 0.05
 
 
-def test_an_encoder_that_is_not_there(where: Store, tmp_path: Path) -> None:
+def test_an_encoder_that_is_not_there(tmp_path: Path) -> None:
     minilm()
     anchors = TEXT["anchors"] | {"text_model": str(tmp_path / "absent")}
-    _, state = run(write_users(tmp_path / "data", **ROLES), anchors=anchors)
-    assert state.is_failed()
-    assert re.match(r"anchors\.text_model .*absent: cannot be loaded", state.message)
-    assert "\n" not in state.message
+    data = write_users(tmp_path / "data", **ROLES)
+    with pytest.raises(
+        InputError, match=r"^anchors\.text_model .*absent: cannot be loaded"
+    ) as told:
+        run(data, anchors=anchors)
+    assert "\n" not in str(told.value)
 
 
 ROLES = {
@@ -95,15 +100,16 @@ def encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     asked: list[list[str]] = []
 
     def texts(
-        _options: RunConfig, _lamp_task: str, parts: Iterable[list[embedding.Profile]], *_: Any
-    ) -> list[list[float]]:
+        _encoder: Encoder, _task: LampTask, parts: Iterable[list[Profile]], _: ComputeOptions
+    ) -> list[np.ndarray]:
         profiles = [profile for part in parts for profile in part]
         asked.append([profile[0]["text"].split()[0] for profile in profiles])
-        return [[float(len(profile)), 1.0] for profile in profiles]
+        return [np.array([len(profile), 1.0]) for profile in profiles]
 
-    monkeypatch.setattr(embedding, "text_vectors", texts)
-    monkeypatch.setattr(embedding, "Progress", Quiet)
-    monkeypatch.setattr(embedding, "library_versions", lambda names: dict.fromkeys(names, "1"))
+    monkeypatch.setattr("tasks.embed.text_vectors", texts)
+    monkeypatch.setattr(
+        "tasks.text.encoder.library_versions", lambda names: dict.fromkeys(names, "1")
+    )
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -127,138 +133,118 @@ def write_encoder(folder: Path, weights: bytes) -> Path:
     return folder
 
 
-def run(folder: Path, **given: Any) -> tuple[dict[str, Any], Any]:
-    config = resolve({"data": str(folder), **TEXT, **given}).model_dump(mode="json")
-    prepared = result(prepare.fn(config, "LaMP-2M"))
-    return prepared, embed.fn(config, "LaMP-2M", prepared, {})
+def run(folder: Path, **given: Any) -> Embedded:
+    settings = {"data": str(folder), "methods": ["merge_only"], **TEXT, **given}
+    config = resolve(settings).for_task("LaMP-2M", 0)
+    users = prepare(source(config), config.split, config.task, config.seed)
+    method = config.method("merge_only")
+    questions = questions_of(method.prompt, users, "none")
+    return embedded_users(method, users, questions, NO_BASE, config.compute)
 
 
-def table(where: Store, state: Any) -> dict[str, list[float]]:
-    frame = pl.read_parquet(where.open(result(state)["ref"]).folder / "embeddings.parquet")
-    assert frame.schema == {
-        "role": pl.String,
-        "user_id": pl.String,
-        "vector": pl.List(pl.Float32),
-    }
+def keyed(folder: Path, **given: Any) -> tuple[str, Embedded]:
+    """The stage's cache key, too."""
+    with stage_keys() as keys:
+        found = run(folder, **given)
+    return keys["embed"][0], found
+
+
+def table(found: Embedded) -> dict[str, list[float]]:
+    frame = pl.read_parquet(store().path(found.table))
+    assert frame.schema == SCHEMA
     return dict(zip(frame["user_id"], frame["vector"].to_list(), strict=True))
 
 
-def test_one_users_new_item_costs_one_users_work(
-    where: Store, tmp_path: Path, encoded: list[list[str]]
-) -> None:
-    _, first = run(write_users(tmp_path / "data", **ROLES))
-    _, again = run(tmp_path / "data")
-    assert (first.name, again.name) == ("Completed", "Cached")
+def test_one_users_new_item_costs_one_users_work(tmp_path: Path, encoded: list[list[str]]) -> None:
+    key, first = keyed(write_users(tmp_path / "data", **ROLES))
+    assert keyed(tmp_path / "data")[0] == key
     # Base users are there for the centre of signatures; texts have none.
     assert encoded == [["anchor-1", "anchor-2", "few-1", "few-2"]]
     roles = ROLES | {"few_shot": [ROLES["few_shot"][0], user("few-2", 4, queries=1)]}
-    _, changed = run(write_users(tmp_path / "data", **roles))
+    other, changed = keyed(write_users(tmp_path / "data", **roles))
+    assert other != key
     assert encoded[1:] == [["few-2"]]
-    before, after = table(where, first), table(where, changed)
+    before, after = table(first), table(changed)
     assert before["few-2"] == [3.0, 1.0]
     assert after == before | {"few-2": [4.0, 1.0]}
     # Back to what was: nothing to do, and a user who left takes nothing along.
-    _, back = run(write_users(tmp_path / "data", **ROLES))
-    assert back.name == "Cached"
+    assert keyed(write_users(tmp_path / "data", **ROLES))[0] == key
     roles = ROLES | {"few_shot": [ROLES["few_shot"][1]]}
-    _, fewer = run(write_users(tmp_path / "data", **roles))
-    assert encoded[2:] == [[]]
-    assert table(where, fewer) == {k: v for k, v in before.items() if k != "few-1"}
+    fewer = run(write_users(tmp_path / "data", **roles))
+    assert encoded[2:] == []
+    assert table(fewer) == {k: v for k, v in before.items() if k != "few-1"}
 
 
-def test_another_encoder_is_other_work(
-    where: Store, tmp_path: Path, encoded: list[list[str]]
-) -> None:
+def test_another_encoder_is_other_work(tmp_path: Path, encoded: list[list[str]]) -> None:
     folder = write_users(tmp_path / "data", **ROLES)
-    run(folder)
-    _, other = run(folder, anchors=TEXT["anchors"] | {"text_model": "another/encoder"})
-    assert other.name == "Completed"
+    key, _ = keyed(folder)
+    other, _ = keyed(folder, anchors=TEXT["anchors"] | {"text_model": "another/encoder"})
+    assert other != key
     assert len(encoded[1]) == 4
 
 
 def test_other_weights_under_one_hub_id_are_other_work(
-    where: Store, tmp_path: Path, encoded: list[list[str]]
+    tmp_path: Path, encoded: list[list[str]]
 ) -> None:
     """The key is of what is loaded: a new commit counts where its weights differ; the same weights
     in a folder are the same work."""
     folder = write_users(tmp_path / "data", **ROLES)
-    _, first = run(folder)
+    first, _ = keyed(folder)
     in_the_hub(tmp_path, "some/encoder", "b" * 40, b"other/encodr")
-    _, changed = run(folder)
+    changed, _ = keyed(folder)
     in_the_hub(tmp_path, "some/encoder", "c" * 40, b"some/encoder")
-    _, back = run(folder)
+    back, _ = keyed(folder)
     own = write_encoder(tmp_path / "encoder", b"some/encoder")
-    _, same = run(folder, anchors=TEXT["anchors"] | {"text_model": str(own)})
-    names = [state.name for state in (first, changed, back, same)]
-    assert names == ["Completed", "Completed", "Cached", "Cached"]
-    assert len(encoded[1]) == 4
-    refs = [result(state)["ref"]["uri"] for state in (first, changed, back, same)]
-    assert refs[1] != refs[0] == refs[2] == refs[3]
+    same, _ = keyed(folder, anchors=TEXT["anchors"] | {"text_model": str(own)})
+    assert changed != first == back == same
+    assert [len(asked) for asked in encoded] == [4, 4]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_encoder_that_changed_is_not_used(
-    where: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_encoder_that_changed_is_not_used(tmp_path: Path) -> None:
     """Another one than the stage hashed: its vectors would stand under the first one's key."""
     folder = shutil.copytree(minilm(), tmp_path / "encoder")
-    content = text_encoder.encoder_hash(where, folder)
+    encoder = given(folder)
     pooling = folder / "1_Pooling" / "config.json"
     pooling.write_text(pooling.read_text() + " ")
-    options = resolve({"anchors": {"embedding": "text", "text_model": str(folder)}})
     with pytest.raises(InputError, match=r"anchors\.text_model .*is not the encoder that this run"):
-        text_encoder.text_vectors(options, "LaMP-2M", [], where, content)
-
-
-def embedded(where: Store, **roles: dict[str, list[float]]) -> dict[str, Any]:
-    """A table of given vectors."""
-
-    def make(out: Path) -> dict[str, Any]:
-        rows = [(role, name, v) for role, ids in roles.items() for name, v in ids.items()]
-        pl.DataFrame(
-            rows,
-            schema={"role": pl.String, "user_id": pl.String, "vector": pl.List(pl.Float32)},
-            orient="row",
-        ).write_parquet(out / "embeddings.parquet")
-        return {}
-
-    return dict(where.get("embedding", digest(repr(roles)), make).ref)
+        text_vectors(encoder, MOVIES, [], ComputeOptions())
 
 
 FEW = {"f": [4.0, 7.0]}
 ANCHORS = {"a": [1.0, 5.0], "b": [3.0, 3.0]}
 
 
-def test_signatures_are_centred_on_the_base_users_and_scaled(where: Store) -> None:
+def test_signatures_are_centred_on_the_base_users_and_scaled() -> None:
     """Centre (1, 3): a is (0, 2), b is (2, 0), f is (3, 4) of length 5."""
-    ref = embedded(where, base={"x": [0.0, 2.0], "y": [2.0, 4.0]}, anchor=ANCHORS, few_shot=FEW)
-    got = read_embeddings(where, ref, resolve(SIGNATURE))
+    base = {"x": [0.0, 2.0], "y": [2.0, 4.0]}
+    got = read_embeddings(embedded(centred=True, base=base, anchor=ANCHORS, few_shot=FEW))
     assert got["anchor"][0] == ["a", "b"]
     np.testing.assert_allclose(got["anchor"][1], [[0, 1], [1, 0]], atol=1e-12)
     np.testing.assert_allclose(got["few_shot"][1], [[0.6, 0.8]], atol=1e-12)
 
 
-def test_without_base_users_the_candidates_are_the_centre(where: Store) -> None:
+def test_without_base_users_the_candidates_are_the_centre() -> None:
     """Centre (2, 4): a is (-1, 1), b is (1, -1), f is (2, 3). `split.base_share: 0` does this."""
-    ref = embedded(where, anchor=ANCHORS, few_shot=FEW)
-    got = read_embeddings(where, ref, resolve(SIGNATURE))
+    got = read_embeddings(embedded(centred=True, anchor=ANCHORS, few_shot=FEW))
     np.testing.assert_allclose(got["few_shot"][1], [[2 / 13**0.5, 3 / 13**0.5]], atol=1e-12)
 
 
-def test_text_vectors_are_scaled_only(where: Store) -> None:
-    ref = embedded(where, base={"x": [0.0, 2.0]}, anchor=ANCHORS, few_shot={"f": [3.0, 4.0]})
-    got = read_embeddings(where, ref, resolve(TEXT))
+def test_text_vectors_are_scaled_only() -> None:
+    vectors = embedded(base={"x": [0.0, 2.0]}, anchor=ANCHORS, few_shot={"f": [3.0, 4.0]})
+    got = read_embeddings(vectors)
     np.testing.assert_allclose(got["few_shot"][1], [[0.6, 0.8]], atol=1e-12)
     np.testing.assert_allclose(got["anchor"][1], [[26**-0.5, 5 * 26**-0.5], [0.5**0.5] * 2])
 
 
-def test_a_vector_of_zeros_stays(where: Store) -> None:
-    ref = embedded(where, base={"x": [1.0, 1.0]}, anchor=ANCHORS, few_shot={"f": [1.0, 1.0]})
-    assert read_embeddings(where, ref, resolve(SIGNATURE))["few_shot"][1].tolist() == [[0.0, 0.0]]
+def test_a_vector_of_zeros_stays() -> None:
+    few_shot = {"f": [1.0, 1.0]}
+    vectors = embedded(centred=True, base={"x": [1.0, 1.0]}, anchor=ANCHORS, few_shot=few_shot)
+    assert read_embeddings(vectors)["few_shot"][1].tolist() == [[0.0, 0.0]]
 
 
 def test_without_the_extra_the_line_says_what_to_install(
-    where: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Preset `paper` embeds text; the extra `text` is optional."""
     real = importlib.metadata.version
@@ -272,8 +258,7 @@ def test_without_the_extra_the_line_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
     library_versions.cache_clear()
     try:
-        _, state = run(write_users(tmp_path / "data", **ROLES))
+        with pytest.raises(InputError, match="extra `text`"):
+            run(write_users(tmp_path / "data", **ROLES))
     finally:
         library_versions.cache_clear()
-    assert state.is_failed()
-    assert "extra `text`" in state.message

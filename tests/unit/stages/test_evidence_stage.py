@@ -1,4 +1,4 @@
-"""The stage `evidence` on a tiny model against stock PEFT, and small runs that weigh by it."""
+"""Evidence on a tiny model against stock PEFT, and small runs that weigh by it."""
 
 from __future__ import annotations
 
@@ -10,44 +10,60 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tasks.fusion import read_recipes
+from tasks.evidence import TABLE, Evidence, evidence_of
+from tasks.fusion import Recipe, read_recipes
 from tasks.lora.adapters import read_peft
 from tasks.lora.base import load_base
 from tasks.lora.batches import encode
-from tasks.stage import store
+from tasks.results.models import Merged
+from tasks.results.record import key_of
+from tasks.results.run import Cell
+from tasks.results.store import store
 from tests.unit.lora.peft_reference import attached, likelihood
-from tests.unit.stages.pipeline import OPTIONS, ROLES, run
+from tests.unit.stages.pipeline import OPTIONS, ROLES, merging, run
 from tests.unit.stages.users import user
 
 EVIDENCE = {"weights": "evidence", "top_m": 2, "evidence_temperature": 2.0}
+COSINE = {"weights": "cosine", "top_m": 2}
+NAMES = ["few-0", "few-1", "few-2"]
+
+
+def weigh(place: Path, roles: dict[str, Any], **given: Any) -> tuple[Cell, Evidence]:
+    """A small run, and the evidence that it weighed by."""
+    found: list[Evidence] = []
+
+    def kept(*arguments: Any) -> Evidence:
+        found.append(evidence_of(*arguments))
+        return found[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.fusion.evidence_of", kept)
+        cell = run(place, roles, **given)
+    (one,) = found
+    return cell, one
 
 
 @pytest.fixture(scope="module")
-def weighed(place: Path) -> dict[str, Any]:
-    return run(place, ROLES, fusion=EVIDENCE)
+def weighed(place: Path) -> tuple[Cell, Evidence]:
+    return weigh(place, ROLES, fusion=EVIDENCE)
 
 
-def table(done: dict[str, Any]) -> dict[str, list[float | None]]:
-    folder = store().open(done["evidence"]["ref"]).folder
-    frame = pl.read_parquet(folder / "evidence.parquet")
-    assert frame.schema == {"user_id": pl.String, "log_likelihoods": pl.List(pl.Float64)}
-    return dict(zip(frame["user_id"], frame["log_likelihoods"].to_list(), strict=True))
+def merged_of(cell: Cell) -> Merged:
+    found = cell.merging("mta")
+    assert found is not None
+    return found.merged
 
 
-def by_peft(place: Path, done: dict[str, Any]) -> dict[str, list[float]]:
+def recipes_of(cell: Cell) -> dict[str, Recipe]:
+    return read_recipes(merged_of(cell).recipes)
+
+
+def by_peft(place: Path, cell: Cell) -> dict[str, list[float]]:
     """Sum over the user's items of log p(answer | prompt), under each anchor's own folder."""
-    where = store()
     base = load_base(place / "model", max_tokens=64, device="cpu")
-    found: dict[str, list[float]] = {one["user_id"]: [] for one in ROLES["few_shot"]}
-    members = done["bank"]["value"]["members"]
-    for anchor in done["bank"]["value"]["ids"]:
-        (record,) = [
-            piece
-            for path in where.root.glob("meta_lora/*/*/record.json")
-            if (piece := where.find("meta_lora", path.parent.name))
-            and piece.ref["sha256"] == members[anchor]
-        ]
-        stock = attached(base.model, own=read_peft(record.folder / "adapter"))
+    found: dict[str, list[float]] = {name: [] for name in NAMES}
+    for member in merged_of(cell).bank.members:
+        stock = attached(base.model, own=read_peft(store().path(member.adapter)))
         for one in ROLES["few_shot"]:
             samples = [
                 encode(base, f"description: {item['description']} tag:", item["tag"])
@@ -57,96 +73,102 @@ def by_peft(place: Path, done: dict[str, Any]) -> dict[str, list[float]]:
     return found
 
 
-def test_evidence_is_that_of_stock_peft(place: Path, weighed: dict[str, Any]) -> None:
-    wanted, got = by_peft(place, weighed), table(weighed)
-    assert weighed["evidence"]["value"]["anchors"] == weighed["bank"]["value"]["ids"]
-    assert list(got) == list(wanted)
-    for name, own in wanted.items():
-        assert len(own) == 3
-        assert got[name] == pytest.approx(own, rel=1e-5)
+def test_evidence_is_that_of_stock_peft(place: Path, weighed: tuple[Cell, Evidence]) -> None:
+    cell, evidence = weighed
+    wanted = by_peft(place, cell)
+    assert evidence.log_likelihoods.shape == (3, 3)
+    for own, name in zip(evidence.log_likelihoods, NAMES, strict=True):
+        assert own == pytest.approx(wanted[name], rel=1e-5)
     # Anchors differ by far more than that.
     assert min(np.ptp(own) for own in wanted.values()) > 0.1
+    (folder,) = store().folders("evidence")
+    table = pl.read_parquet(folder / TABLE)
+    assert table["user_id"].to_list() == NAMES
+    assert table["log_likelihoods"].to_list() == evidence.log_likelihoods.tolist()
 
 
-def test_recipes_are_the_softmax_of_the_evidence(weighed: dict[str, Any]) -> None:
+def test_recipes_are_the_softmax_of_the_evidence(weighed: tuple[Cell, Evidence]) -> None:
     """The two largest of three, at a temperature of 2."""
-    ids = weighed["bank"]["value"]["ids"]
-    recipes = read_recipes(store(), weighed["fusion"])
-    for name, own in table(weighed).items():
+    cell, evidence = weighed
+    ids, recipes = merged_of(cell).bank.names, recipes_of(cell)
+    for name, own in zip(NAMES, evidence.log_likelihoods, strict=True):
         best = sorted(range(3), key=lambda k: -own[k])[:2]
         first = 1 / (1 + math.exp((own[best[1]] - own[best[0]]) / 2.0))
-        assert recipes[name]["anchors"] == [ids[k] for k in best]
-        assert recipes[name]["weights"] == pytest.approx([first, 1 - first])
+        assert recipes[name].anchors == tuple(ids[k] for k in best)
+        assert recipes[name].weights == pytest.approx([first, 1 - first])
 
 
-def test_the_way_of_weighing_trains_no_anchor_again(place: Path, weighed: dict[str, Any]) -> None:
-    first = run(place, ROLES, recipes_only=True, fusion={"top_m": 2, "weights": "cosine"})
-    assert first["evidence"] is None
+def test_the_way_of_weighing_trains_no_anchor_again(
+    place: Path, weighed: tuple[Cell, Evidence], work: dict[str, list[Any]]
+) -> None:
+    cell, _ = weighed
+    by_cosine = merging(place, ROLES, fusion=COSINE).merged
+    assert key_of(by_cosine.bank) == key_of(merged_of(cell).bank)
+    assert key_of(by_cosine.recipes) != key_of(merged_of(cell).recipes)
     again = run(place, ROLES, fusion=EVIDENCE)
-    assert {name for names in again["states"].values() for name in names} == {"Cached"}
-    assert weighed["bank"]["ref"] == first["bank"]["ref"]
-    assert weighed["fusion"]["ref"] != first["fusion"]["ref"]
-    warmer = EVIDENCE | {"evidence_temperature": 4.0}
-    hotter = run(place, ROLES, recipes_only=True, fusion=warmer)
-    assert hotter["states"]["evidence"] == ["Cached"]
-    assert hotter["states"]["fusion"] == ["Completed"]
+    assert key_of(again) == key_of(cell)
+    hotter = merging(place, ROLES, fusion=EVIDENCE | {"evidence_temperature": 4.0}).merged
+    assert key_of(hotter.recipes) != key_of(merged_of(cell).recipes)
+    assert not any(work.values())
 
 
 def test_one_users_new_item_is_one_users_evidence(
-    place: Path, weighed: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    place: Path, weighed: tuple[Cell, Evidence], work: dict[str, list[Any]]
 ) -> None:
     changed_user = user("few-1", 5, queries=2) | {"query": ROLES["few_shot"][1]["query"]}
     few_shot = [ROLES["few_shot"][0], changed_user, ROLES["few_shot"][2]]
-    capsys.readouterr()
-    changed = run(place, ROLES | {"few_shot": few_shot}, fusion=EVIDENCE)
-    out = capsys.readouterr().out
-    assert "evidence of 1 users for 3 anchors, 2 known from before" in out
-    assert "mta: training 1 users, 2 known" in out
-    before, after = table(weighed), table(changed)
-    for name in ("few-0", "few-2"):
-        assert after[name] == before[name]
+    _, after = weigh(place, ROLES | {"few_shot": few_shot}, fusion=EVIDENCE)
+    assert (work["meta_lora"], work["evidence"], work["stacking"]) == ([], [1], [1])
+    _, before = weighed
+    for row in (0, 2):
+        assert np.array_equal(after.log_likelihoods[row], before.log_likelihoods[row])
+        assert after.seconds[row] == before.seconds[row]
     # One more item is one more factor below 1.
-    for old, new in zip(before["few-1"], after["few-1"], strict=True):
-        assert old is not None
-        assert new is not None
-        assert new < old
-    times = [done["evidence"]["notes"]["per_user"] for done in (weighed, changed)]
-    assert [times[0][n] == times[1][n] for n in (0, 2)] == [True, True]
+    assert (after.log_likelihoods[1] < before.log_likelihoods[1]).all()
 
 
-def test_off_the_shortlist_there_is_no_evidence(place: Path, weighed: dict[str, Any]) -> None:
+def test_off_the_shortlist_there_is_no_evidence(
+    place: Path, weighed: tuple[Cell, Evidence]
+) -> None:
     """The two most similar anchors of three are asked: those of the recipes by cosine."""
-    near = run(place, ROLES, fusion=EVIDENCE | {"shortlist": 2, "top_m": 3})
-    by_cosine = run(place, ROLES, recipes_only=True, fusion={"top_m": 2, "weights": "cosine"})
-    cosine = read_recipes(store(), by_cosine["fusion"])
-    ids = near["bank"]["value"]["ids"]
-    full, short = table(weighed), table(near)
-    recipes = read_recipes(store(), near["fusion"])
-    for name, own in short.items():
-        asked = {anchor for anchor, one in zip(ids, own, strict=True) if one is not None}
-        assert asked == set(cosine[name]["anchors"])
-        for value, wanted in zip(own, full[name], strict=True):
+    near, short = weigh(place, ROLES, fusion=EVIDENCE | {"shortlist": 2, "top_m": 3})
+    cosine = read_recipes(merging(place, ROLES, fusion=COSINE).merged.recipes)
+    ids, recipes = merged_of(near).bank.names, recipes_of(near)
+    for row, name in enumerate(NAMES):
+        own, full = short.log_likelihoods[row], weighed[1].log_likelihoods[row]
+        asked = {anchor for anchor, one in zip(ids, own, strict=True) if not math.isnan(one)}
+        assert asked == set(cosine[name].anchors)
+        for value, wanted in zip(own, full, strict=True):
             # Rounded to four decimals, after the last bits that company moves.
-            assert value is None or value == pytest.approx(wanted, abs=2e-4)
+            assert math.isnan(value) or value == pytest.approx(wanted, abs=2e-4)
         # Three members, the third without weight: nothing of it is in the merged LoRA.
-        assert set(recipes[name]["anchors"][:2]) == asked
-        assert recipes[name]["weights"][2] == 0.0
-        assert sum(recipes[name]["weights"]) == pytest.approx(1)
-    assert near["scores"]["mta"]["value"]["queries"] == 6
+        assert set(recipes[name].anchors[:2]) == asked
+        assert recipes[name].weights[2] == 0.0
+        assert sum(recipes[name].weights) == pytest.approx(1)
+    scored = near.scored("mta")
+    assert scored is not None
+    assert scored.queries == 6
 
 
-def test_a_shortlist_as_long_as_the_bank_is_none(place: Path, weighed: dict[str, Any]) -> None:
-    long = run(place, ROLES, recipes_only=True, fusion=EVIDENCE | {"shortlist": 3})
-    assert long["states"]["evidence"] == ["Cached"]
-    assert long["evidence"]["ref"] == weighed["evidence"]["ref"]
+def test_a_shortlist_as_long_as_the_bank_is_none(
+    place: Path, weighed: tuple[Cell, Evidence], work: dict[str, list[Any]]
+) -> None:
+    cell, evidence = weighed
+    long, same = weigh(place, ROLES, fusion=EVIDENCE | {"shortlist": 3})
+    assert work["evidence"] == []
+    assert np.array_equal(same.log_likelihoods, evidence.log_likelihoods)
+    assert key_of(merged_of(long)) == key_of(merged_of(cell))
 
 
-def test_anchors_trained_otherwise_are_weighed_anew(place: Path, weighed: dict[str, Any]) -> None:
+def test_anchors_trained_otherwise_are_weighed_anew(
+    place: Path, weighed: tuple[Cell, Evidence], work: dict[str, list[Any]]
+) -> None:
     """The same anchors and users, so recipes by cosine stay."""
     shorter = OPTIONS["meta_lora"] | {"epochs": 1}
-    cosine = {"top_m": 2, "weights": "cosine"}
-    for options, name in ((EVIDENCE, "Completed"), (cosine, "Cached")):
-        run(place, ROLES, recipes_only=True, fusion=options)
-        changed = run(place, ROLES, recipes_only=True, fusion=options, meta_lora=shorter)
-        assert changed["bank"]["value"]["ids"] == weighed["bank"]["value"]["ids"]
-        assert changed["states"]["fusion"] == [name]
+    for fusion, asked, same in ((EVIDENCE, [3], False), (COSINE, [], True)):
+        before = merging(place, ROLES, fusion=fusion).merged
+        work["evidence"].clear()
+        after = merging(place, ROLES, fusion=fusion, meta_lora=shorter).merged
+        assert after.bank.names == before.bank.names == merged_of(weighed[0]).bank.names
+        assert work["evidence"] == asked
+        assert (key_of(after.recipes) == key_of(before.recipes)) == same

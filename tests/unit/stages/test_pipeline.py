@@ -1,144 +1,199 @@
 """The stages one after another on a tiny given base model, called without a flow or a server.
 
 What is pinned: one user's new item is one user's work, from the embedding to the answers; and the
-answers are those that stock PEFT and transformers give from the user's exported folder.
+answers are those that stock PEFT and transformers give from the user's LoRAs as one PEFT folder.
 """
 
 from __future__ import annotations
 
-import json
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tasks import meta_lora, stacking
-from tasks.base_model import base_model
-from tasks.config import derive_seed, resolve
+from tasks.base_model import given
+from tasks.config.options import StackingOptions
+from tasks.config.task import derive_seed
 from tasks.errors import InputError
-from tasks.export import export
 from tasks.fusion import read_recipes
+from tasks.lora import gradients, grouped_engine
 from tasks.lora.adapters import Lora, write_peft
-from tasks.lora.bank import read_bank
+from tasks.lora.bank import Bank, read_bank
 from tasks.lora.base import load_base
 from tasks.lora.batches import encode
 from tasks.lora.grouped import fresh, shapes_of
-from tasks.lora.merge import merge
-from tasks.lora.train import Recipe, epochs
-from tasks.report.files import run_files, write_run
-from tasks.stage import store
+from tasks.lora.merge import concatenate, merge
+from tasks.lora.train import epochs
+from tasks.meta_lora import meta_lora
+from tasks.prepare import users_in_order
+from tasks.results.models import Anchor
+from tasks.results.record import key_of, library_versions
+from tasks.results.run import Cell, Merging
+from tasks.results.store import store
+from tasks.stacking import Batch, merged_and_trained, read_work
+from tasks.text.questions import questions_of
+from tasks.training import training_from
 from tests.unit.lora import peft_reference
 from tests.unit.lora.helpers import same
-from tests.unit.stages.pipeline import OPTIONS, ROLES, predictions, run, stock_answers
-from tests.unit.stages.users import result, user
+from tests.unit.stages.pipeline import OPTIONS, ROLES, predictions, run, stage_keys, stock_answers
+from tests.unit.stages.users import user
+
+FEW_SHOT = ["few-0", "few-1", "few-2"]
+NO_WORK: dict[str, list[Any]] = {
+    "embed": [], "meta_lora": [], "evidence": [], "stacking": [], "answers": []
+}  # fmt: skip
 
 
-def test_all_is_made_and_then_found(place: Path, first: dict[str, Any]) -> None:
-    assert {name for names in first["states"].values() for name in names} == {"Completed"}
-    assert len(first["states"]["meta_lora"]) == 3
-    again = run(place, ROLES)
-    assert {name for names in again["states"].values() for name in names} == {"Cached"}
-    for part in ("prepared", "base", "anchors", "bank", "fusion"):
-        assert again[part] == first[part] | {"cached": True}
-    assert again["stacking"]["mta"] == [first["stacking"]["mta"][0] | {"cached": True}]
-    for method, scored in again["scores"].items():
-        assert scored == first["scores"][method] | {"cached": True}
+def merging_of(cell: Cell) -> Merging:
+    found = cell.merging("mta")
+    assert found is not None
+    return found
 
 
-def test_anchors_with_too_few_items_are_left_out(first: dict[str, Any]) -> None:
+def bank_of(cell: Cell) -> Bank:
+    return read_bank(store().path(merging_of(cell).merged.bank.file))
+
+
+def stacked_of(cell: Cell) -> Bank:
+    (answers,) = cell.answers["mta"]
+    assert answers.stacked is not None
+    return read_bank(store().path(answers.stacked))
+
+
+def merged_of(cell: Cell, name: str) -> Lora:
+    bank, recipe = bank_of(cell), read_recipes(merging_of(cell).merged.recipes)[name]
+    loras = [bank.lora(anchor) for anchor in recipe.anchors]
+    return merge(loras, list(recipe.weights), "exact")
+
+
+def batch_of(cell: Cell, names: list[str], **changes: Any) -> Batch:
+    """A batch of the method mta."""
+    method, users = cell.config.method("mta"), cell.users
+    fields = {
+        "users": users_in_order(users.few_shot, names),
+        "training": method.training,
+        "questions": questions_of(method.prompt, users, method.base.model),
+        "base": cell.base,
+        "merged": merging_of(cell).merged,
+        "fitted": None,
+        "seed": method.seed,
+        "compute": cell.config.compute,
+    }
+    return Batch(**(fields | changes))
+
+
+def test_all_is_made_and_then_found(place: Path, first: Cell, work: dict[str, list[Any]]) -> None:
+    with stage_keys() as before:
+        again = run(place, ROLES)
+    with stage_keys() as after:
+        run(place, ROLES)
+    assert before == after
+    assert {name: len(keys) for name, keys in before.items()} == {
+        "prepare": 1, "given_model": 1, "embed": 1, "anchors": 1, "meta_lora": 1, "bank": 1,
+        "fusion": 1, "answers": 3, "compare": 1,
+    }  # fmt: skip
+    assert work == NO_WORK
+    assert key_of(again) == key_of(first)
+    assert again.answers["mta"][0].work == first.answers["mta"][0].work
+
+
+def test_with_other_libraries_all_is_made_again(
+    place: Path, first: Cell, work: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.metadata.version
+    with stage_keys() as before:
+        run(place, ROLES)
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "0" if name == "torch" else real(name)
+    )
+    library_versions.cache_clear()
+    try:
+        with stage_keys() as after:
+            run(place, ROLES)
+    finally:
+        library_versions.cache_clear()
+    assert {name for name in before if set(before[name]) & set(after[name])} <= {
+        "prepare", "anchors", "bank", "compare"
+    }  # fmt: skip
+    assert [len(calls) for calls in work.values()] == [1, 1, 0, 1, 3]
+    assert [sorted(one) for one in work["answers"]] == [FEW_SHOT] * 3
+
+
+def test_anchors_with_too_few_items_are_left_out(first: Cell) -> None:
     """anchor-0 has 3 items and 4 are asked."""
-    value = first["anchors"]["value"]
-    names = [item["user_id"] for item in value["anchors"]]
+    chosen = merging_of(first).chosen
+    names = [one.name for one in chosen.anchors]
     assert sorted(names) == ["anchor-1", "anchor-2", "anchor-3"]
-    assert (value["candidates"], value["eligible"]) == (4, 3)
-    assert first["bank"]["value"]["ids"] == names
+    assert (chosen.candidates, chosen.eligible) == (4, 3)
+    assert list(bank_of(first).ids) == merging_of(first).merged.bank.names == names
 
 
 def test_one_users_new_item_is_one_users_work(
-    place: Path, first: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    place: Path, first: Cell, work: dict[str, list[Any]]
 ) -> None:
-    where = store()
     changed_user = user("few-1", 5, queries=2)
     changed_user["query"] = ROLES["few_shot"][1]["query"]
     few_shot = [ROLES["few_shot"][0], changed_user, ROLES["few_shot"][2]]
-    capsys.readouterr()
     changed = run(place, ROLES | {"few_shot": few_shot})
-    out = capsys.readouterr().out
-    assert "embedding 1 users, 8 known" in out
-    assert "mta: training 1 users, 2 known" in out
-    assert "merge_only: answering for 1 users, 2 known" in out
-    assert "mta: answering for 1 users, 2 known" in out
     # The base model answers the same questions as before; nobody's anchor is trained again.
-    for stage in ("base", "predict base", "score base", "bank"):
-        assert changed["states"][stage] == ["Cached"]
-    assert changed["states"]["meta_lora"] == ["Cached"] * 3
-    before, after = (
-        read_bank(where.open(item["stacking"]["mta"][0]["ref"]).folder / "stacked.safetensors")
-        for item in (first, changed)
-    )
+    assert work == NO_WORK | {
+        "embed": [["few-1"]], "stacking": [1], "answers": [["few-1"], ["few-1"]]
+    }  # fmt: skip
+    assert key_of(changed.base) == key_of(first.base)
+    assert key_of(merging_of(changed).merged.bank) == key_of(merging_of(first).merged.bank)
+    before, after = stacked_of(first), stacked_of(changed)
     assert same(before.lora("few-0"), after.lora("few-0"))
     assert same(before.lora("few-2"), after.lora("few-2"))
     assert not same(before.lora("few-1"), after.lora("few-1"))
-    old, new = (predictions(where, item, "mta") for item in (first, changed))
+    old, new = predictions(first, "mta"), predictions(changed, "mta")
     assert old.keys() == new.keys()
     assert {query: text for query, text in new.items() if not query.startswith("few-1")} == {
         query: text for query, text in old.items() if not query.startswith("few-1")
     }
 
 
-def test_an_anchors_new_item_trains_that_anchor(place: Path, first: dict[str, Any]) -> None:
+def test_an_anchors_new_item_trains_that_anchor(
+    place: Path, first: Cell, work: dict[str, list[Any]]
+) -> None:
     anchor_users = [*ROLES["anchor"][:3], user("anchor-3", 7)]
     changed = run(place, ROLES | {"anchor": anchor_users})
-    states = dict(zip(changed["bank"]["value"]["ids"], changed["states"]["meta_lora"], strict=True))
-    assert states == {"anchor-1": "Cached", "anchor-2": "Cached", "anchor-3": "Completed"}
-    assert changed["states"]["bank"] == ["Completed"]
+    assert work["meta_lora"] == [["anchor-3"]]
+    before, after = bank_of(first), bank_of(changed)
+    assert {name for name in before.ids if same(before.lora(name), after.lora(name))} == {
+        "anchor-1", "anchor-2"
+    }  # fmt: skip
 
 
 def test_the_way_of_merging_is_no_part_of_recipe_or_bank(
-    place: Path, first: dict[str, Any]
+    place: Path, first: Cell, work: dict[str, list[Any]]
 ) -> None:
     changed = run(place, ROLES, fusion={"top_m": 2, "weights": "cosine", "merge": "factors"})
-    for stage in ("embed", "anchors", "bank", "fusion", "predict base"):
-        assert changed["states"][stage] == ["Cached"]
-    for stage in ("stacking", "predict merge_only", "predict mta"):
-        assert changed["states"][stage] == ["Completed"]
+    before, after = merging_of(first).merged, merging_of(changed).merged
+    assert (before.how, after.how) == ("exact", "factors")
+    assert key_of(before.bank, before.recipes) == key_of(after.bank, after.recipes)
+    assert work == NO_WORK | {"stacking": [3], "answers": [FEW_SHOT, FEW_SHOT]}
 
 
-def test_answers_are_those_of_the_exported_folder(
-    place: Path, first: dict[str, Any], tmp_path: Path
-) -> None:
-    """METHOD: any user exports as ONE ordinary PEFT folder. The compact prompt is text and cue."""
-    where = store()
-    write_run("run-1", first["config"], [first])
-    assert run_files(where)[0].name == "run-1.json"
-    saved = {"config": first["config"], "seeds": {"0": {"LaMP-2M": first}}}
-    personal = predictions(where, first, "mta")
-    plain = predictions(where, first, "base")
+def test_answers_are_those_of_one_peft_folder(place: Path, first: Cell, tmp_path: Path) -> None:
+    """docs/method.md: a user exports as ONE ordinary PEFT folder. A compact prompt is text, cue."""
+    personal, plain = predictions(first, "mta"), predictions(first, "base")
     assert personal != plain
-    for number in range(3):
-        name = f"few-{number}"
-        base = export(where, saved, "LaMP-2M", "mta", name, tmp_path / name)
-        assert base == place / "model"
-        config = json.loads((tmp_path / name / "adapter_config.json").read_text())
-        # The model's name, not a path of this machine.
-        assert config["base_model_name_or_path"] == "model"
+    for name in FEW_SHOT:
+        both = concatenate(merged_of(first, name), stacked_of(first).lora(name))
+        write_peft(tmp_path / name, both, "base")
         prompts = [f"description: {name} film number {n} tag:" for n in (4, 5)]
         queries = [f"{name}-q{n}" for n in range(2)]
         assert [personal[q] for q in queries] == stock_answers(place, tmp_path / name, prompts)
         assert [plain[q] for q in queries] == stock_answers(place, None, prompts)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["few-0", "few-1", "few-2"]
 
 
 def test_merge_only_answers_are_those_of_the_merged_folder(
-    place: Path, first: dict[str, Any], tmp_path: Path
+    place: Path, first: Cell, tmp_path: Path
 ) -> None:
-    where = store()
-    bank = read_bank(where.open(first["bank"]["ref"]).folder / "bank.safetensors")
-    recipe = read_recipes(where, first["fusion"])["few-2"]
-    loras = [bank.lora(anchor) for anchor in recipe["anchors"]]
-    write_peft(tmp_path / "merged", merge(loras, recipe["weights"], "exact"), "base")
-    answers = predictions(where, first, "merge_only")
+    write_peft(tmp_path / "merged", merged_of(first, "few-2"), "base")
+    answers = predictions(first, "merge_only")
     prompts = [f"description: few-2 film number {n} tag:" for n in (4, 5)]
     assert [answers[f"few-2-q{n}"] for n in range(2)] == stock_answers(
         place, tmp_path / "merged", prompts
@@ -146,19 +201,15 @@ def test_merge_only_answers_are_those_of_the_merged_folder(
 
 
 @pytest.mark.parametrize("name", ["few-0", "few-2"])
-def test_stacked_is_trained_on_top_of_merged(place: Path, first: dict[str, Any], name: str) -> None:
+def test_stacked_is_trained_on_top_of_merged(place: Path, first: Cell, name: str) -> None:
     """Against stock PEFT that trains this user alone, the merged LoRA active underneath.
 
     On the bare base the same training ends elsewhere.
     """
-    where = store()
-    bank = read_bank(where.open(first["bank"]["ref"]).folder / "bank.safetensors")
-    recipe = read_recipes(where, first["fusion"])[name]
-    anchors_loras = [bank.lora(anchor) for anchor in recipe["anchors"]]
-    merged = peft_reference.merged_by_hand(anchors_loras, recipe["weights"], "exact")
-    options = resolve({"stacking": OPTIONS["stacking"]}).stacking
-    fields = Recipe.__dataclass_fields__
-    training = Recipe(**{field: getattr(options, field) for field in fields})
+    bank, recipe = bank_of(first), read_recipes(merging_of(first).merged.recipes)[name]
+    anchors_loras = [bank.lora(anchor) for anchor in recipe.anchors]
+    merged = peft_reference.merged_by_hand(anchors_loras, recipe.weights, "exact")
+    training = training_from(StackingOptions(**OPTIONS["stacking"]))
     seed = derive_seed(0, "stacking", name)
     base = load_base(place / "model", max_tokens=64, device="cpu")
     samples = [
@@ -171,10 +222,9 @@ def test_stacked_is_trained_on_top_of_merged(place: Path, first: dict[str, Any],
     split = shapes.split(fresh(shapes, [seed]))
     start = Lora({layer: (a[0], b[0]) for layer, (a, b) in split.items()}, 2.0)
     steps = list(epochs(len(samples), training, seed))
-    shard = read_bank(where.open(first["stacking"]["mta"][0]["ref"]).folder / "stacked.safetensors")
     near, far = (
         peft_reference.largest_difference(
-            shard.lora(name),
+            stacked_of(first).lora(name),
             peft_reference.train(base.model, under, start, samples, steps, training)[0],
         )
         for under in (merged, None)
@@ -184,78 +234,68 @@ def test_stacked_is_trained_on_top_of_merged(place: Path, first: dict[str, Any],
     assert far > 2e-2
 
 
-def test_other_stacking_is_other_answers_of_mta_alone(place: Path, first: dict[str, Any]) -> None:
-    changed = run(place, ROLES, stacking=OPTIONS["stacking"] | {"rank": 3})
-    for stage in ("stacking", "predict mta", "score mta"):
-        assert changed["states"][stage] == ["Completed"]
-    for stage in ("meta_lora", "fusion", "predict base", "predict merge_only"):
-        assert set(changed["states"][stage]) == {"Cached"}
+def test_other_stacking_is_other_answers_of_mta_alone(
+    place: Path, first: Cell, work: dict[str, list[Any]]
+) -> None:
+    run(place, ROLES, stacking=OPTIONS["stacking"] | {"rank": 3})
+    assert work == NO_WORK | {"stacking": [3], "answers": [FEW_SHOT]}
+    work["stacking"].clear()
+    work["answers"].clear()
     batched = run(place, ROLES, stacking=OPTIONS["stacking"] | {"users_per_job": 1})
-    assert batched["states"]["stacking"] == ["Cached"]
+    assert work == NO_WORK
+    assert [one.users for one in batched.answers["mta"]] == [(name,) for name in FEW_SHOT]
+    assert predictions(batched, "mta") == predictions(first, "mta")
 
 
-def test_what_a_stacked_lora_depends_on(first: dict[str, Any]) -> None:
+def test_what_a_stacked_lora_depends_on(first: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     """This user's history and recipe, with the same recipe or the same history as before."""
-    config = resolve(first["config"])
-    given = stacking.Inputs(first["prepared"], first["base"], first["bank"], first["fusion"])
-    recipes = read_recipes(store(), first["fusion"])
-    me = stacking.few_shot_users(store(), given, ["few-1"])[0]
+    recipes = read_recipes(merging_of(first).merged.recipes)
+    recipe = recipes["few-1"]
+    me = users_in_order(first.users.few_shot, ["few-1"])[0]
 
     def key(user: dict[str, Any] = me, **changes: Any) -> str:
-        mine = recipes | {"few-1": recipes["few-1"] | changes}
-        return stacking.stacked_key(config, "LaMP-2M", "mta", given, user, mine)
+        mine = recipes | {"few-1": recipe.model_copy(update=changes)}
+        monkeypatch.setattr("tasks.stacking.read_recipes", lambda _: mine)
+        (found,) = merged_and_trained(batch_of(first, [], users=[user])).keys
+        return key_of(found)
 
-    assert key() == key(me | {"query": []}) == key(similarities=[0.0, 0.0])
+    assert key() == key(me | {"query": []}) == key(similarities=(0.0, 0.0))
     item = {"id": "x", "text": "another film", "answer": "comedy"}
     others = [
         key(me | {"profile": [*me["profile"], item]}),
         key(me | {"profile": me["profile"][::-1]}),
-        key(weights=[0.9, 0.1]),
-        key(anchors=recipes["few-1"]["anchors"][::-1]),
+        key(weights=(0.9, 0.1)),
+        key(anchors=recipe.anchors[::-1]),
     ]
     assert len({key(), *others}) == 5
 
 
-def test_export_of_what_is_not_there(first: dict[str, Any], tmp_path: Path) -> None:
-    where = store()
-    saved = {"config": first["config"], "seeds": {"0": {"LaMP-2M": first}}}
-    for seed, lamp_task, method, name, words in (
-        (5, "LaMP-2M", "mta", "few-0", "--seed 5: not in this run; it has 0"),
-        (0, "LaMP-3", "mta", "few-0", "--lamp-task LaMP-3: not in this run; it has LaMP-2M"),
-        (0, "LaMP-2M", "rag", "few-0", "--method rag: not in this run; it has merge_only, mta"),
-        (0, "LaMP-2M", "mta", "../../x", r"--user \.\./\.\./x: no few-shot user of this run"),
-    ):
-        with pytest.raises(InputError, match=words):
-            export(where, saved, lamp_task, method, name, tmp_path / "new", seed)
-    with pytest.raises(InputError, match="is there already"):
-        export(where, saved, "LaMP-2M", "mta", "few-0", tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_recipes_are_of_the_bank(first: dict[str, Any]) -> None:
-    recipes = read_recipes(store(), first["fusion"])
-    assert sorted(recipes) == ["few-0", "few-1", "few-2"]
+def test_recipes_are_of_the_bank(first: Cell) -> None:
+    merged = merging_of(first).merged
+    recipes = read_recipes(merged.recipes)
+    assert sorted(recipes) == FEW_SHOT
     for recipe in recipes.values():
-        assert len(recipe["anchors"]) == 2
-        assert set(recipe["anchors"]) <= set(first["bank"]["value"]["ids"])
-        assert sum(recipe["weights"]) == pytest.approx(1)
+        assert len(recipe.anchors) == 2
+        assert set(recipe.anchors) <= set(merged.bank.names)
+        assert sum(recipe.weights) == pytest.approx(1)
 
 
-def test_work_is_counted(first: dict[str, Any]) -> None:
+def test_work_is_counted(first: Cell) -> None:
     """4 items in batches of 2, twice: 4 steps. Rank 2 of fourteen layers in float32.
 
     Bytes: 4 * 2 * the sum of (in + out): q and o 32 + 32, k and v 32 + 16, gate and up 32 + 48,
     down 48 + 32, in two blocks.
     """
-    value = first["stacking"]["mta"][0]["value"]
-    assert [item["steps"] for item in value["work"]] == [4, 4, 4]
+    (answers,) = first.answers["mta"]
+    assert [work.steps for work in read_work(answers.work)] == [4, 4, 4]
     sides = 2 * (2 * 64 + 2 * 48 + 3 * 80)
-    assert value["bytes_per_user"] == 4 * 2 * sides
-    scored = first["scores"]["mta"]["value"]
-    assert (scored["users"], scored["queries"], scored["method"]) == (3, 6, "mta")
+    assert answers.bytes_per_user == 4 * 2 * sides
+    scored = first.scored("mta")
+    assert scored is not None
+    assert (scored.users, scored.queries, scored.method) == (3, 6, "mta")
 
 
-def test_a_given_model_must_be_safetensors(place: Path, tmp_path: Path) -> None:
+def test_a_given_model_must_be_safetensors(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"x")
@@ -263,20 +303,15 @@ def test_a_given_model_must_be_safetensors(place: Path, tmp_path: Path) -> None:
         (tmp_path / "model", r"needs \*\.safetensors weights and has only pickled"),
         (tmp_path / "absent", "there is no such folder"),
     ):
-        config = resolve({"base": {"model": str(model)}}).model_dump(mode="json")
-        state = base_model.fn(config, "LaMP-2M", {})
-        assert state.is_failed()
         with pytest.raises(InputError, match=words):
-            raise InputError(state.message)
+            given(str(model))
 
 
 def test_a_stacked_lora_that_fails_is_named_and_finite(
-    place: Path, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    first: Cell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other users of the job have what they would have without it."""
-    from tasks.lora import group_train
-
-    real = group_train.train_group
+    real = grouped_engine.train_group
 
     def failing(base: Any, layers: Any, shapes: Any, samples: Any, *rest: Any, **more: Any) -> Any:
         frozen = more["frozen"]
@@ -291,22 +326,13 @@ def test_a_stacked_lora_that_fails_is_named_and_finite(
 
         return real(base, layers, shapes, samples, *rest, **(more | {"frozen": parts}))
 
-    inputs = {
-        "prepared": first["prepared"],
-        "base": first["base"],
-        "banked": first["bank"],
-        "fused": first["fusion"],
-    }
-    users = first["prepared"]["value"]["few_shot"]
-    config = resolve(first["config"] | {"seed": 1}).model_dump(mode="json")
-    arguments = (config, "LaMP-2M", inputs, "mta", 0, users)
     with monkeypatch.context() as patch:
-        patch.setattr(group_train, "train_group", failing)
-        made = result(stacking.stacking.fn(*arguments))
-    where = store()
-    assert [work["failed"] for work in made["value"]["work"]] == [False, True, False]
-    assert [work["steps"] for work in made["value"]["work"]] == [4, 1, 4]
-    shard = read_bank(where.open(made["ref"]).folder / "stacked.safetensors")
+        patch.setattr(grouped_engine, "train_group", failing)
+        made = merged_and_trained(batch_of(first, FEW_SHOT, seed=1))
+    assert [work.failed for work in made.works] == [False, True, False]
+    assert [work.steps for work in made.works] == [4, 1, 4]
+    assert made.own is not None
+    shard = read_bank(store().path(made.own))
     for a, b in shard.layers.values():
         assert torch.isfinite(a).all()
         assert torch.isfinite(b).all()
@@ -315,17 +341,16 @@ def test_a_stacked_lora_that_fails_is_named_and_finite(
         assert b[2].any()
 
 
-def test_an_anchor_that_fails_is_one_line(
-    place: Path, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tasks.lora import gradients
-
+def test_an_anchor_that_fails_is_one_line(first: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     real = gradients.label_losses
     monkeypatch.setattr(gradients, "label_losses", lambda *given: real(*given) * float("inf"))
-    config = resolve(first["config"] | {"seed": 2}).model_dump(mode="json")
-    anchor = {"user_id": "anchor-1", "members": ["anchor-1"]}
-    state = meta_lora.meta_lora.fn(config, "LaMP-2M", first["prepared"], first["base"], [anchor])
-    assert state.is_failed()
-    assert state.message == (
-        "anchor anchor-1: the loss was not finite at step 1; lower meta_lora.learning_rate"
+    method, users = first.config.method("mta"), first.users
+    questions = questions_of(method.prompt, users, method.base.model)
+    anchor = Anchor(name="anchor-1", items=4, cluster=0, members=("anchor-1",))
+    made = meta_lora(
+        method.meta_lora, (anchor,), users.anchor, questions, first.base, 2, first.config.compute
+    )
+    assert made.loras == ()
+    assert made.failed == (
+        "anchor anchor-1: the loss was not finite at step 1; lower meta_lora.learning_rate",
     )

@@ -9,15 +9,28 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.config import resolve
+from tasks.config.run import resolve
+from tasks.config.task import TaskConfig
+from tasks.errors import InputError
 from tasks.lamp.citations import ASKS, LABELS, parts
 from tasks.lamp.formats import copy_users
-from tasks.prepare import POOLED_FILE, POPULATION_FILE, ROLES, each_user, prepare, users_of
-from tasks.store.artifacts import Store
-from tasks.store.files import file_sha256
+from tasks.lamp.synthetic import write_synthetic
+from tasks.prepare import (
+    POOLED_FILE,
+    ROLES,
+    each_user,
+    prepare,
+    prepared_users,
+    users_in_order,
+    users_of,
+)
+from tasks.prepare_files import source
+from tasks.results.models import Prepared
+from tasks.results.record import File
+from tasks.results.store import MAKING, Store, store
 from tests.official import write_official
 from tests.unit.lamp.web import Site, official, serving
-from tests.unit.stages.users import result, user, write_users
+from tests.unit.stages.users import user, write_users
 
 ROLES_GIVEN = {
     "base": [user("base-1", 3), user("base-2", 4)],
@@ -26,20 +39,44 @@ ROLES_GIVEN = {
 }
 
 
-def run(data: Path, lamp_task: str = "LaMP-2M", **given: Any) -> Any:
-    settings = {"data": str(data), "anchors": {"min_items": 1}, **given}
-    config = resolve(settings).model_dump(mode="json")
-    return prepare.fn(config, lamp_task)
+def config_of(data: Path, lamp_task: str = "LaMP-2M", **given: Any) -> TaskConfig:
+    settings = {"data": str(data), "anchors": {"min_items": 1}, "items_curve": [], **given}
+    config = resolve(settings)
+    return config.for_task(lamp_task, config.seed)
+
+
+def run(data: Path, lamp_task: str = "LaMP-2M", **given: Any) -> Prepared:
+    return prepared_users(config_of(data, lamp_task, **given))
+
+
+def key(data: Path, **given: Any) -> str:
+    """Of what `run` gives."""
+    config = config_of(data, **given)
+    return prepare.key(source(config), config.split, config.task, config.seed)
+
+
+def refusal(data: Path, lamp_task: str = "LaMP-2M", **given: Any) -> str:
+    """The one line that is said instead; nothing is stored."""
+    before = store().folders()
+    with pytest.raises(InputError) as caught:
+        run(data, lamp_task, **given)
+    assert "\n" not in str(caught.value)
+    assert store().folders() == before
+    assert list((store().root / MAKING).glob("*")) == []
+    return str(caught.value)
+
+
+def ids(table: File) -> list[str]:
+    return [user["user_id"] for user in users_of(table)]
 
 
 def test_tables_and_counts(where: Store, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Two base users, one candidate, two few-shot users with three queries; one bad item."""
     roles = json.loads(json.dumps(ROLES_GIVEN))
     roles["few_shot"][0]["profile"].append({"id": "x", "description": "ok", "tag": "no such tag"})
-    prepared = result(run(write_users(tmp_path / "data", **roles)))
-    value = prepared["value"]
+    prepared = run(write_users(tmp_path / "data", **roles))
     assert {
-        name: value["counts"][name]
+        name: prepared.counts[name]
         for name in (
             "users",
             "groups",
@@ -58,31 +95,32 @@ def test_tables_and_counts(where: Store, tmp_path: Path, capsys: pytest.CaptureF
         "few_shot_groups": 2,
         "queries": 3,
     }
-    assert value["dropped"] == {"profile item with a label outside the task's set": 1}
-    assert value["few_shot"] == ["few-1", "few-2"]
-    assert value["authors"]["base"] == ["base-1", "base-2"]
-    assert value["instruction"] == "Which tag? description: "
-    folder = where.open(prepared["ref"]).folder
+    assert prepared.dropped == {"profile item with a label outside the task's set": 1}
+    assert prepared.few_shot_ids == ("few-1", "few-2")
+    assert prepared.authors["base"] == ["base-1", "base-2"]
+    assert prepared.instruction == "Which tag? description: "
+    assert (prepared.optimum, prepared.population) == (None, None)
     for role in ROLES:
-        table = pl.read_parquet(folder / f"{role}.parquet")
+        table = pl.read_parquet(where.path(prepared.side(role)))
         assert table["user_id"].to_list() == [item["user_id"] for item in ROLES_GIVEN[role]]
-        assert value["sha256"][role] == file_sha256(folder / f"{role}.parquet")
-    first = users_of(where, prepared, "few_shot")[0]
+    first = users_of(prepared.few_shot)[0]
     assert first["profile"] == [
         {"id": f"few-1-{n}", "text": f"few-1 film number {n}", "answer": roles_tag("few_shot")}
         for n in range(2)
     ]
     assert first["query"][0]["input"] == "Which tag? description: few-1 film number 2"
-    chosen = users_of(where, prepared, "few_shot", ["few-2", "nobody"])
+    chosen = users_of(prepared.few_shot, ["few-2", "nobody"])
     assert [found["user_id"] for found in chosen] == ["few-2"]
-    assert list(each_user(where, prepared, "few_shot")) == users_of(where, prepared, "few_shot")
+    named = users_in_order(prepared.few_shot, ["few-2", "few-1"])
+    assert [found["user_id"] for found in named] == ["few-2", "few-1"]
+    assert list(each_user(prepared.few_shot)) == users_of(prepared.few_shot)
     out = capsys.readouterr().out
     assert "5 users by 5 authors" in out
     assert "dropped: 1 x profile item with a label outside the task's set" in out
     # few-1's two golds are one tag, few-2's is another.
-    assert value["audit"]["labels"]["golds"]["majority_share"] == pytest.approx(2 / 3, abs=1e-6)
+    assert prepared.audit["labels"]["golds"]["majority_share"] == pytest.approx(2 / 3, abs=1e-6)
     assert "is right for 66.7% of the queries (entropy of the golds: 0.92 bits)" in out
-    assert value["audit"]["groups"] == {"all": {"1": 5}, "few_shot": {"1": 2}}
+    assert prepared.audit["groups"] == {"all": {"1": 5}, "few_shot": {"1": 2}}
     assert "stands in a profile" not in out
 
 
@@ -93,22 +131,22 @@ def roles_tag(role: str) -> str:
 def test_found_again_wherever_it_lies_and_made_again_when_changed(
     where: Store, tmp_path: Path
 ) -> None:
-    first = run(write_users(tmp_path / "data", **ROLES_GIVEN))
-    again = run(tmp_path / "data")
-    moved = run(write_users(tmp_path / "elsewhere", **ROLES_GIVEN))
-    assert (first.name, again.name, moved.name) == ("Completed", "Cached", "Cached")
-    assert result(again)["ref"] == result(first)["ref"] == result(moved)["ref"]
+    data = write_users(tmp_path / "data", **ROLES_GIVEN)
+    first, before = run(data), key(data)
+    assert key(data) == key(write_users(tmp_path / "elsewhere", **ROLES_GIVEN)) == before
     # What this stage does not read changes nothing; what it reads does.
-    assert run(tmp_path / "data", stacking={"rank": 9}).name == "Cached"
-    assert run(tmp_path / "data", seed=1).name == "Completed"
-    assert run(tmp_path / "data", split={"same_author_share": 0.9}).name == "Completed"
+    assert key(data, stacking={"rank": 9}) == before
+    assert key(data, seed=1) != before
+    assert key(data, split={"same_author_share": 0.9}) != before
     roles = ROLES_GIVEN | {"few_shot": [user("few-1", 2, queries=2)]}
-    changed = run(write_users(tmp_path / "data", **roles))
-    assert changed.name == "Completed"
-    assert result(changed)["value"]["few_shot"] == ["few-1"]
+    write_users(data, **roles)
+    assert key(data) != before
+    changed = run(data)
+    assert changed.few_shot_ids == ("few-1",)
+    assert changed.few_shot.sha256 != first.few_shot.sha256
     # The roles that did not change have the tables they had, so what stands on them is found.
     for role in ("base", "anchor"):
-        assert result(changed)["value"]["sha256"][role] == result(first)["value"]["sha256"][role]
+        assert changed.side(role).sha256 == first.side(role).sha256
 
 
 @pytest.mark.parametrize("change", ["another file", "a file more", "a file less"])
@@ -132,29 +170,28 @@ def test_what_changes_while_it_is_read_is_not_kept(
 
     with monkeypatch.context() as patch:
         patch.setattr("tasks.lamp.formats.copy_users", read)
-        state = run(data)
-    assert state.is_failed()
-    assert state.message == (
-        f"{data}: {data} changed while it was read, so nothing is made of it; start the run again "
+        line = refusal(data)
+    assert line == (
+        f"data: {data} changed while it was read, so nothing is made of it; start the run again "
         "when it stays"
     )
     (data / "more.json").unlink(missing_ok=True)
     for file, content in before.items():
         file.write_bytes(content)
-    assert run(data).name == "Completed"
+    assert run(data).counts["users"] == 5
 
 
 def test_a_folder_per_lamp_task_is_preferred(where: Store, tmp_path: Path) -> None:
     write_users(tmp_path / "data" / "LaMP-2M", **ROLES_GIVEN)
-    assert result(run(tmp_path / "data"))["value"]["counts"]["users"] == 5
+    assert run(tmp_path / "data").counts["users"] == 5
 
 
 def test_one_user_file_is_split(where: Store, tmp_path: Path) -> None:
     """Twelve users in thirds: four base, four candidates, four few-shot; none on two sides."""
     file = tmp_path / "users.json"
     file.write_text(json.dumps([user(f"u{n:02d}", 3, queries=1) for n in range(12)]))
-    prepared = result(run(file))
-    sides = {role: {item["user_id"] for item in users_of(where, prepared, role)} for role in ROLES}
+    prepared = run(file)
+    sides = {role: set(ids(prepared.side(role))) for role in ROLES}
     assert {role: len(ids) for role, ids in sides.items()} == dict.fromkeys(ROLES, 4)
     assert len(set.union(*sides.values())) == 12
 
@@ -172,11 +209,11 @@ def test_who_stands_in_an_authors_row_is_written_down(
         "anchor": ROLES_GIVEN["anchor"],
         "few_shot": [*ROLES_GIVEN["few_shot"], silent],
     }
-    prepared = result(run(write_users(tmp_path / "data", **roles), split={"kind": kind}))
-    pooled = pl.read_parquet(where.open(prepared["ref"]).folder / POOLED_FILE)
+    prepared = run(write_users(tmp_path / "data", **roles), split={"kind": kind})
+    pooled = pl.read_parquet(where.path(prepared.pooled))
     assert pooled.columns == ["user_id", "row"]
     assert pooled.rows() == ([("window", "base-1")] if kind == "grouped" else [])
-    assert prepared["value"]["counts"]["pooled_users"] == pooled.height
+    assert prepared.counts["pooled_users"] == pooled.height
 
 
 def test_what_the_log_says_of_windows(
@@ -187,8 +224,8 @@ def test_what_the_log_says_of_windows(
     second |= {"user_id": "few-1 again", "query": []}
     third = user("few-2", 2, queries=1)
     roles = ROLES_GIVEN | {"few_shot": [first, second | {"query": third["query"]}]}
-    prepared = result(run(write_users(tmp_path / "data", **roles)))
-    assert prepared["value"]["audit"]["queries"]["few_shot"]["text"] == {
+    prepared = run(write_users(tmp_path / "data", **roles))
+    assert prepared.audit["queries"]["few_shot"]["text"] == {
         "any": 1,
         "own": 0,
         "sibling": 1,
@@ -208,14 +245,11 @@ def test_an_author_on_two_sides_is_an_error_unless_allowed(where: Store, tmp_pat
     twin = user("few-1", 2) | {"user_id": "twin"}
     roles = ROLES_GIVEN | {"anchor": [*ROLES_GIVEN["anchor"], twin]}
     data = write_users(tmp_path / "data", **roles)
-    state = run(data)
-    assert state.is_failed()
-    assert "anchor user 'twin' with few_shot user 'few-1'" in state.message
-    assert "\n" not in state.message
-    value = result(run(data, split={"allow_shared_groups": True}))["value"]
-    assert value["counts"]["removed_shared_group"] == 1
-    assert value["audit"]["shared_groups"] == {"anchor": 1, "base": 0}
-    assert value["authors"]["anchor"] == ["anchor-1"]
+    assert "anchor user 'twin' with few_shot user 'few-1'" in refusal(data)
+    prepared = run(data, split={"allow_shared_groups": True})
+    assert prepared.counts["removed_shared_group"] == 1
+    assert prepared.audit["shared_groups"] == {"anchor": 1, "base": 0}
+    assert prepared.authors["anchor"] == ["anchor-1"]
 
 
 def test_the_benchmarks_own_files(
@@ -239,32 +273,29 @@ def test_the_benchmarks_own_files(
     with serving(site := Site()):
         site.files = {f"{there}_questions.json": questions, f"{there}_outputs.json": outputs}
         lamp = {"url": site.url, "split": "time", "cache": str(tmp_path / "cache")}
-        first = run(Path("lamp"), lamp=lamp)
-        prepared = result(first)
+        prepared = run(Path("lamp"), lamp=lamp)
         # Another split is another address; what the site answers there is one line.
-        missing = run(Path("lamp"), lamp=lamp | {"split": "user"})
-        assert missing.is_failed()
-        assert f"{site.url}/LaMP_2/new/dev/dev_questions.json: HTTP 404" in missing.message
-        assert "\n" not in missing.message
-    assert prepared["value"]["counts"]["users"] == 12
-    assert prepared["value"]["instruction"].endswith("movie relate to? description: ")
+        missing = refusal(Path("lamp"), lamp=lamp | {"split": "user"})
+        assert f"{site.url}/LaMP_2/new/dev/dev_questions.json: HTTP 404" in missing
+    assert prepared.counts["users"] == 12
+    assert prepared.instruction.endswith("movie relate to? description: ")
     assert shown[-1] == ("LaMP-2M: MB of dev_outputs.json", 1, 1)
     assert "sha256" in capsys.readouterr().out
     # The site is gone by now.
-    assert run(Path("lamp"), lamp=lamp).name == "Cached"
+    found = key(Path("lamp"), lamp=lamp)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "dev_questions.json").write_bytes(questions)
     (tmp_path / "folder" / "dev_outputs.json").write_bytes(outputs)
+    assert key(tmp_path / "folder") == found
     again = run(tmp_path / "folder")
-    assert again.name == "Cached"
-    assert result(again)["ref"] == prepared["ref"]
+    assert [again.side(role) for role in ROLES] == [prepared.side(role) for role in ROLES]
 
 
 @pytest.mark.parametrize("user_id", ["../../x", "/etc/passwd", "a/b", "..", "用户"])
 def test_a_users_id_is_no_path(where: Store, tmp_path: Path, user_id: str) -> None:
     roles = ROLES_GIVEN | {"few_shot": [user(user_id, 2, queries=1)]}
-    prepared = result(run(write_users(tmp_path / "data", **roles)))
-    assert prepared["value"]["few_shot"] == [user_id]
+    prepared = run(write_users(tmp_path / "data", **roles))
+    assert prepared.few_shot_ids == (user_id,)
     written = {
         path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".json"
     }
@@ -272,29 +303,21 @@ def test_a_users_id_is_no_path(where: Store, tmp_path: Path, user_id: str) -> No
 
 
 def test_bad_input_is_one_line(where: Store, tmp_path: Path) -> None:
-    absent = run(tmp_path / "absent")
-    assert absent.is_failed()
-    assert "absent" in absent.message
-    assert "\n" not in absent.message
+    assert "absent" in refusal(tmp_path / "absent")
     broken = write_users(tmp_path / "data", **ROLES_GIVEN) / "user_few_shot.json"
     broken.write_text("{")
-    state = run(tmp_path / "data")
-    assert state.is_failed()
-    assert "user_few_shot.json" in state.message
+    assert "user_few_shot.json" in refusal(tmp_path / "data")
 
 
 def test_no_candidate_has_a_long_enough_history(where: Store, tmp_path: Path) -> None:
     """The longest candidate has 5 items: 5 will do, 6 will not, and the line says both."""
     data = write_users(tmp_path / "data", **ROLES_GIVEN)
-    assert result(run(data, anchors={"min_items": 5}))["value"]["longest_candidate"] == 5
-    for _ in range(2):  # made before, or found
-        state = run(data, anchors={"min_items": 6})
-        assert state.is_failed()
-        assert "anchors.min_items 6" in state.message
-        assert "longest history has 5, and anchors of mta_published are single" in state.message
-        assert "\n" not in state.message
+    assert run(data, anchors={"min_items": 5}).longest_candidate == 5
+    line = refusal(data, anchors={"min_items": 6})
+    assert line.startswith(f"{data}: no anchor candidate has anchors.min_items 6 items or more")
+    assert "longest history has 5, and anchors of mta_published are single" in line
     # Whole clusters have more, and are not there yet.
-    assert run(data, anchors={"min_items": 6}, methods=["mta"]).is_completed()
+    assert run(data, anchors={"min_items": 6}, methods=["mta"]).longest_candidate == 5
 
 
 def test_the_published_split_is_recorded(
@@ -307,23 +330,22 @@ def test_the_published_split_is_recorded(
     file = tmp_path / "users.json"
     file.write_text(json.dumps(users))
     split = {"kind": "published", "few_shot_items": 3, "few_shot_users": 2}
-    prepared = result(run(file, split=split))
-    value = prepared["value"]
-    assert value["split"] == resolve({"split": split, "items_curve": []}).split.model_dump() | {
+    prepared = run(file, split=split)
+    assert prepared.split == resolve({"split": split, "items_curve": []}).split.model_dump() | {
         "seed": 0
     }
-    few_shot = users_of(where, prepared, "few_shot")
-    assert value["few_shot"] == [item["user_id"] for item in few_shot]
+    few_shot = users_of(prepared.few_shot)
+    assert list(prepared.few_shot_ids) == [item["user_id"] for item in few_shot]
     # The two with fewest items above three, of which they keep the last three.
     assert [[i["id"] for i in item["profile"]] for item in few_shot] == [
         [f"{item['user_id']}-{n}" for n in (1, 2, 3)] for item in few_shot
     ]
-    assert value["counts"]["unseen_few_shot_items"] == 2
+    assert prepared.counts["unseen_few_shot_items"] == 2
     # The other ten in two halves; base and anchor hold the windows, on one side or on two.
-    sides = {role: {item["user_id"] for item in users_of(where, prepared, role)} for role in ROLES}
+    sides = {role: set(ids(prepared.side(role))) for role in ROLES}
     assert [len(sides[role]) for role in ROLES] == [5, 5, 2]
     apart = len({"w1", "w2"} & sides["base"]) == 1
-    assert value["counts"]["shared_author"] == int(apart)
+    assert prepared.counts["shared_author"] == int(apart)
     assert "split by user, as published: 5 base users, 5 anchor candidates" in (
         capsys.readouterr().out
     )
@@ -335,24 +357,23 @@ def test_few_shot_users_in_a_folder_of_their_own(where: Store, tmp_path: Path) -
     (data / "test_100").mkdir()
     file = data / "test_100" / "test_100.json"
     file.write_text(json.dumps(ROLES_GIVEN["few_shot"]))
-    assert result(run(data))["value"]["few_shot"] == ["few-1", "few-2"]
+    assert run(data).few_shot_ids == ("few-1", "few-2")
     file.write_text(json.dumps(ROLES_GIVEN["few_shot"][:1]))
-    assert result(run(data))["value"]["few_shot"] == ["few-1"]
+    assert run(data).few_shot_ids == ("few-1",)
 
 
 def test_official_papers_are_asked_about(
     where: Store, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """LaMP-1 without citations: every paper of every side has a question, and it is said."""
-    prepared = result(run(write_official(tmp_path / "data", "LaMP-1"), "LaMP-1"))
-    value, items = prepared["value"], 0
+    prepared, items = run(write_official(tmp_path / "data", "LaMP-1"), "LaMP-1"), 0
     own = {
-        role: {i["text"].partition(ASKS)[0] for u in users_of(where, prepared, role)
+        role: {i["text"].partition(ASKS)[0] for u in users_of(prepared.side(role))
                for i in u["profile"]}
         for role in ROLES
     }  # fmt: skip
     for role in ROLES:
-        for one in users_of(where, prepared, role):
+        for one in users_of(prepared.side(role)):
             for item in one["profile"]:
                 items += 1
                 _, *references = parts(item["text"])
@@ -361,29 +382,27 @@ def test_official_papers_are_asked_about(
                 # No few-shot user's paper is shown to others, not even as a wrong answer.
                 other = references[1 - LABELS.index(item["answer"])]
                 assert f'"{other}"' in own["base"] | own["anchor"]
-    assert value["counts"]["papers_asked_by_their_author"] == items > 18 * 10
+    assert prepared.counts["papers_asked_by_their_author"] == items > 18 * 10
     # Before anything is asked there are no labels to count.
-    assert value["audit"]["labels"]["items"] is None
+    assert prepared.audit["labels"]["items"] is None
     assert f"papers asked by their author: {items}" in capsys.readouterr().out
 
 
 def test_nothing_to_ask_of_papers(where: Store, tmp_path: Path) -> None:
     """Users with one paper each: one line, and no table."""
     data = write_official(tmp_path / "data", "LaMP-1", items=1)
-    state = run(data, "LaMP-1")
-    assert state.is_failed()
-    assert "LaMP-1: the papers name no citation" in state.message
-    assert "\n" not in state.message
+    assert "LaMP-1: the papers name no citation" in refusal(data, "LaMP-1")
 
 
-def test_a_generated_world_says_who_is_who(where: Store) -> None:
+def test_a_generated_world_says_who_is_who(where: Store, tmp_path: Path) -> None:
     """`population.parquet` is the truth of the world, user by user; other data have none."""
     options = {"base_users": 2, "anchor_candidates": 2, "few_shot_users": 1, "items_min": 11,
                "items_max": 12, "few_shot_items": 3, "queries": 1, "themes": 4}  # fmt: skip
-    prepared = result(run(Path("synthetic"), synthetic=options))
-    table = pl.read_parquet(where.open(prepared["ref"]).folder / POPULATION_FILE)
-    (truth,) = where.root.glob("synthetic/*/*/users/truth.json")
-    told = json.loads(truth.read_text())["users"]
+    prepared = run(Path("synthetic"), synthetic=options)
+    assert prepared.population
+    table = pl.read_parquet(where.path(prepared.population))
+    write_synthetic(tmp_path / "world", "LaMP-2M", resolve({"synthetic": options}).synthetic, 0)
+    told = json.loads((tmp_path / "world" / "truth.json").read_text())["users"]
     assert table.columns == ["user_id", "first", "second", "mixture"]
     assert {row[0]: row[1:] for row in table.iter_rows()} == {
         user_id: (*one["archetypes"], one["mixture"]) for user_id, one in told.items()

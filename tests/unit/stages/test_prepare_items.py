@@ -8,12 +8,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.config import resolve
+from tasks.config.run import resolve
+from tasks.lamp.synthetic import write_synthetic
 from tasks.lamp.synthetic.optimum import optimal_answers
-from tasks.prepare import OPTIMUM_FILE, prepare, users_of
+from tasks.prepare import prepared_users, users_of
 from tasks.prepare_lines import describe
-from tasks.store.artifacts import Store
-from tests.unit.stages.users import result, user, write_users
+from tasks.results.models import Prepared
+from tasks.results.store import Store
+from tests.unit.stages.users import user, write_users
 
 # Histories of 2, 5 and 9 items.
 GIVEN = {
@@ -23,9 +25,9 @@ GIVEN = {
 }
 
 
-def run(data: Path | str, most: int | None, **given: Any) -> dict[str, Any]:
+def run(data: Path | str, most: int | None, **given: Any) -> Prepared:
     settings = {"data": str(data), "anchors": {"min_items": 1}, "split": {"few_shot_items": most}}
-    return result(prepare.fn(resolve(settings | given).model_dump(mode="json"), "LaMP-2M"))
+    return prepared_users(resolve(settings | given).for_task("LaMP-2M", 0))
 
 
 @pytest.mark.parametrize(
@@ -37,22 +39,22 @@ def test_the_first_items_are_kept_and_the_rest_is_counted(
 ) -> None:
     """With 5 only the third user loses items, 4 of them; the first has fewer than are allowed."""
     prepared = run(write_users(tmp_path / "data", **GIVEN), most)
-    users = users_of(where, prepared, "few_shot")
+    users = users_of(prepared.few_shot)
     wanted = [
         [f"few-{n}-{number}" for number in range(count)]
         for n, count in zip((2, 5, 9), kept, strict=True)
     ]
     assert [[item["id"] for item in found["profile"]] for found in users] == wanted
-    assert prepared["value"]["counts"]["unseen_few_shot_items"] == unseen
-    lines = [line for line in describe(prepared["value"], "LaMP-2M") if "unseen" in line]
+    assert prepared.counts["unseen_few_shot_items"] == unseen
+    lines = [line for line in describe(prepared) if "unseen" in line]
     assert lines == ([f"LaMP-2M: unseen few shot items: {unseen}"] if unseen else [])
     # Nobody else loses anything; queries stay.
-    assert len(users_of(where, prepared, "anchor")[0]["profile"]) == 5
-    assert len(users_of(where, prepared, "base")[0]["profile"]) == 3
+    assert len(users_of(prepared.anchor)[0]["profile"]) == 5
+    assert len(users_of(prepared.base)[0]["profile"]) == 3
     assert [len(found["query"]) for found in users] == [1, 1, 1]
 
 
-def test_the_optimum_knows_as_many_items(where: Store) -> None:
+def test_the_optimum_knows_as_many_items(where: Store, tmp_path: Path) -> None:
     """Against `optimal_answers` of the same world, which reads its own files.
 
     One item says less than all twelve, so `bayes` answers otherwise; the others do not change.
@@ -66,14 +68,15 @@ def test_the_optimum_knows_as_many_items(where: Store) -> None:
         "few_shot_items": 12,
         "queries": 6,
     }
+    written = tmp_path / "world"
+    write_synthetic(written, "LaMP-2M", resolve({"synthetic": world}).synthetic, 0)
     found = {}
     for most in (1, None):
         prepared = run("synthetic", most, synthetic=world)
-        folder = where.open(prepared["ref"]).folder
-        found[most] = pl.read_parquet(folder / OPTIMUM_FILE)
-        (written,) = where.root.glob("synthetic/*/*/users")
+        assert prepared.optimum
+        found[most] = pl.read_parquet(where.path(prepared.optimum))
         assert found[most].equals(optimal_answers(written, most))
-        queries = [q["id"] for item in users_of(where, prepared, "few_shot") for q in item["query"]]
+        queries = [q["id"] for item in users_of(prepared.few_shot) for q in item["query"]]
         assert found[most]["query_id"].to_list() == queries
         assert len(queries) == 72
     for name in ("nonpersonal", "oracle"):
@@ -82,5 +85,4 @@ def test_the_optimum_knows_as_many_items(where: Store) -> None:
 
 
 def test_a_given_file_has_no_optimum(where: Store, tmp_path: Path) -> None:
-    prepared = run(write_users(tmp_path / "data", **GIVEN), 5)
-    assert not (where.open(prepared["ref"]).folder / OPTIMUM_FILE).exists()
+    assert run(write_users(tmp_path / "data", **GIVEN), 5).optimum is None

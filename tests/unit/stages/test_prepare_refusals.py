@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from tasks.base_model import base_model
-from tasks.config import resolve
-from tasks.prepare import prepare
-from tasks.store.artifacts import Store
+from tasks.config.run import resolve
+from tasks.config.task import TaskConfig
+from tasks.errors import InputError
+from tasks.prepare import prepared_users
+from tasks.results.store import Store
 from tests.official import write_official
-from tests.unit.stages.users import result, user, write_users
+from tests.unit.stages.users import user, write_users
 
 LABELS = "profile item with a label outside the task's set"
 GOLDS = "query with a gold outside the task's set"
@@ -53,17 +55,16 @@ def one_label(one: dict[str, Any]) -> None:
     one["profile"][0]["tag"] = "none"
 
 
-def config(data: Path, **given: Any) -> dict[str, Any]:
-    return resolve({"data": str(data), "anchors": {"min_items": 1}, **given}).model_dump(
-        mode="json"
-    )
+def config(data: Path, lamp_task: str = "LaMP-2M", **given: Any) -> TaskConfig:
+    settings = {"data": str(data), "anchors": {"min_items": 1}, "items_curve": [], **given}
+    return resolve(settings).for_task(lamp_task, 0)
 
 
 def refusal(data: Path, lamp_task: str = "LaMP-2M", **given: Any) -> str:
-    state = prepare.fn(config(data, **given), lamp_task)
-    assert state.is_failed()
-    assert "\n" not in state.message
-    return str(state.message)
+    with pytest.raises(InputError) as caught:
+        prepared_users(config(data, lamp_task, **given))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["grouped", "published"])
@@ -119,14 +120,13 @@ def test_a_side_without_users(where: Store, tmp_path: Path) -> None:
 
 
 def test_histories_that_became_too_short(where: Store, tmp_path: Path) -> None:
-    """Made before or found, published or not; of four items each user has three left."""
+    """Published or not; of four items each user has three left."""
     file = tmp_path / "users.json"
     file.write_text(json.dumps(users(change=one_label)))
     first = f"dropped 9 x {LABELS}: "
-    for _ in range(2):
-        line = refusal(file, anchors={"min_items": 4})
-        assert line.startswith(f"{first}{file}: no anchor candidate has anchors.min_items 4")
-        assert "LaMP-2M takes the labels sci-fi" in line
+    line = refusal(file, anchors={"min_items": 4})
+    assert line.startswith(f"{first}{file}: no anchor candidate has anchors.min_items 4")
+    assert "LaMP-2M takes the labels sci-fi" in line
     line = refusal(file, split={"kind": "published", "few_shot_items": 4})
     assert line.startswith(f"{first}split.kind published: no user with a query has 4 items")
 
@@ -149,10 +149,9 @@ def test_nothing_to_train_the_tiny_model_on(where: Store, tmp_path: Path) -> Non
     }
     one_label(roles["base"][0])
     settings = config(write_users(tmp_path / "data", **roles))
-    prepared = result(prepare.fn(settings, "LaMP-2M"))
-    state = base_model.fn(settings, "LaMP-2M", prepared)
-    assert state.is_failed()
-    assert str(state.message).startswith(f"dropped 1 x {LABELS}; 1 x {NOBODY}: base.model: tiny")
+    with pytest.raises(InputError) as caught:
+        base_model(settings, prepared_users(settings))
+    assert str(caught.value).startswith(f"dropped 1 x {LABELS}; 1 x {NOBODY}: base.model: tiny")
 
 
 def test_where_nothing_was_dropped_nothing_is_said_of_it(where: Store, tmp_path: Path) -> None:

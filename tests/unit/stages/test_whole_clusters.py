@@ -8,72 +8,33 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from tasks.anchors import anchors, whole_clusters
-from tasks.config import resolve
+from tasks.anchors import anchors, described
+from tasks.config.options import AnchorOptions
+from tasks.config.run import resolve
+from tasks.errors import InputError
+from tasks.fusion import unit_vectors
 from tasks.prepare import prepare
-from tasks.similarity import unit_vectors
-from tasks.store.artifacts import Store
-from tasks.store.pieces import digest
-from tests.unit.stages.users import result, user, write_users
+from tasks.prepare_files import source
+from tasks.results.models import Anchors
+from tasks.results.record import File
+from tasks.results.store import store
+from tests.unit.stages.users import user, write_users
+from tests.unit.stages.vectors import bank_of, embedded
 
-IDS = ["a", "b", "c", "d", "e", "x", "y", "z"]
-LABELS = [0, 0, 1, 1, 1, -1, -1, 2]
-
-
-def test_by_hand() -> None:
-    """x and y are noise, which is no cluster."""
-    got = whole_clusters(IDS, LABELS)
-    assert got == {"cluster-0": ["a", "b"], "cluster-1": ["c", "d", "e"], "cluster-2": ["z"]}
-    assert list(got) == ["cluster-0", "cluster-1", "cluster-2"]
-    assert whole_clusters(["x", "y"], [-1, -1]) == {}
+pytestmark = pytest.mark.usefixtures("where")
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(-1, 3), min_size=1, max_size=20))
-def test_any_clusters(labels: list[int]) -> None:
-    """Everybody but noise is in the one cluster of their label, in the order given."""
-    ids = [f"u{number}" for number in range(len(labels))]
-    got = whole_clusters(ids, labels)
-    assert set(got) == {f"cluster-{label}" for label in labels if label != -1}
-    for name, own in got.items():
-        assert own == [
-            one
-            for one, label in zip(ids, labels, strict=True)
-            if name.endswith(f"-{label}") and label != -1
-        ]
-
-
-def table(where: Store, **roles: dict[str, list[float]]) -> dict[str, Any]:
-    """An `embed` result with these vectors."""
-
-    def make(out: Path) -> dict[str, Any]:
-        rows = [(role, name, v) for role, ids in roles.items() for name, v in ids.items()]
-        schema = {"role": pl.String, "user_id": pl.String, "vector": pl.List(pl.Float32)}
-        pl.DataFrame(rows, schema=schema, orient="row").write_parquet(out / "embeddings.parquet")
-        return {}
-
-    piece = where.get("embedding", digest(repr(roles)), make)
-    return {"ref": piece.ref, "value": {}, "notes": {}, "cached": False}
-
-
-TEXT = {"embedding": "text"}
-
-
-def test_a_cluster_stands_in_the_middle_of_its_members(where: Store) -> None:
+def test_a_cluster_stands_in_the_middle_of_its_members() -> None:
     """a is (1, 0), b (0, 1) whatever its length: the middle is (1, 1) / sqrt 2. c stands alone.
 
     The bank has c first; few-shot users come in the table's order.
     """
-    vectors = table(
-        where,
+    vectors = embedded(
         anchor={"a": [2.0, 0.0], "b": [0.0, 7.0], "c": [0.6, -0.8], "left out": [-1.0, 0.0]},
         few_shot={"g": [3.0, 4.0], "f": [0.0, -2.0]},
     )
-    banked = {"value": {"ids": ["c", "a"], "users": {"c": ["c"], "a": ["a", "b"]}}}
-    users, few_shot, bank = unit_vectors(resolve({"anchors": TEXT}), where, vectors, banked)
+    users, few_shot, bank = unit_vectors(vectors, bank_of({"c": ["c"], "a": ["a", "b"]}))
     assert users == ["g", "f"]
     np.testing.assert_allclose(few_shot, [[0.6, 0.8], [0.0, -1.0]], atol=1e-7)
     np.testing.assert_allclose(bank, [[0.6, -0.8], [0.5**0.5, 0.5**0.5]], atol=1e-7)
@@ -82,10 +43,9 @@ def test_a_cluster_stands_in_the_middle_of_its_members(where: Store) -> None:
     np.testing.assert_allclose(few_shot @ bank.T, wanted, atol=1e-7)
 
 
-def test_opposite_members_have_no_middle(where: Store) -> None:
-    vectors = table(where, anchor={"a": [1.0, 0.0], "b": [-2.0, 0.0]}, few_shot={"f": [1.0, 1.0]})
-    banked = {"value": {"ids": ["a"], "users": {"a": ["a", "b"]}}}
-    _, _, bank = unit_vectors(resolve({"anchors": TEXT}), where, vectors, banked)
+def test_opposite_members_have_no_middle() -> None:
+    vectors = embedded(anchor={"a": [1.0, 0.0], "b": [-2.0, 0.0]}, few_shot={"f": [1.0, 1.0]})
+    _, _, bank = unit_vectors(vectors, bank_of({"a": ["a", "b"]}))
     assert bank.tolist() == [[0.0, 0.0]]
 
 
@@ -98,6 +58,26 @@ WHOLE = {"of p": (11, ["p1", "p2", "p3"]), "of q": (12, ["q1", "q2", "q3"])}
 ITEMS = {"p1": 2, "p2": 6, "p3": 3, "q1": 3, "q2": 5, "q3": 4}
 
 
+def candidates(tmp_path: Path) -> File:
+    """The table of the users of ITEMS."""
+    data = write_users(
+        tmp_path / "data",
+        base=[user("base-1", 2)],
+        anchor=[user(name, items) for name, items in ITEMS.items()],
+        few_shot=[user("few-1", 2, queries=1)],
+    )
+    config = resolve({"data": str(data)}).for_task("LaMP-2M", 0)
+    return prepare(source(config), config.split, config.task, config.seed).anchor
+
+
+def chosen(table: File, **options: Any) -> Anchors:
+    vectors = embedded(anchor=POINTS, few_shot={"few-1": [1.0, 1.0]})
+    return anchors(AnchorOptions(**options), vectors, table, None, 0)
+
+
+KMEANS = {"clustering": "kmeans", "count": 2}
+
+
 @pytest.mark.parametrize(
     ("train_on", "wanted"),
     [
@@ -107,60 +87,31 @@ ITEMS = {"p1": 2, "p2": 6, "p3": 3, "q1": 3, "q2": 5, "q3": 4}
     ],
 )
 def test_the_stage_names_members_and_their_items(
-    where: Store, tmp_path: Path, train_on: str, wanted: dict[str, Any]
+    tmp_path: Path, train_on: str, wanted: dict[str, Any]
 ) -> None:
     """Of each k-means cluster the longest history, 6 and 5 items; p1 alone has too few (2 of 3).
 
     It belongs to its cluster all the same.
     """
-    data = write_users(
-        tmp_path / "data",
-        base=[user("base-1", 2)],
-        anchor=[user(name, items) for name, items in ITEMS.items()],
-        few_shot=[user("few-1", 2, queries=1)],
-    )
-    chosen = TEXT | {"clustering": "kmeans", "count": 2, "min_items": 3, "train_on": train_on}
-    config = resolve({"data": str(data), "anchors": chosen}).model_dump(mode="json")
-    prepared = result(prepare.fn(config, "LaMP-2M"))
-    vectors = table(where, anchor=POINTS, few_shot={"few-1": [1.0, 1.0]})
-    value = result(anchors.fn(config, "LaMP-2M", prepared, vectors))["value"]
+    table = candidates(tmp_path)
+    found = chosen(table, **KMEANS, min_items=3, train_on=train_on)
     # Which of the two clusters has which number is k-means' affair.
     names = {
-        one["user_id"]: f"of {one['members'][0][0]}"
-        for one in value["anchors"]
-        if one["user_id"].startswith("cluster-")
+        one.name: f"of {one.members[0][0]}"
+        for one in found.anchors
+        if one.name.startswith("cluster-")
     }
-    got = {
-        names.get(one["user_id"], one["user_id"]): (one["items"], one["members"])
-        for one in value["anchors"]
-    }
+    got = {names.get(one.name, one.name): (one.items, list(one.members)) for one in found.anchors}
     assert got == wanted
-    assert (value["clusters"], value["eligible"], value["candidates"]) == (2, 5, 6)
-    per_job = config | {"anchors": config["anchors"] | {"per_job": 4}}
-    assert anchors.fn(per_job, "LaMP-2M", prepared, vectors).name == "Cached"
-
-
-def choose_of(
-    where: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], **options: Any
-) -> tuple[dict[str, Any], list[str]]:
-    """The `anchors` result over POINTS with histories of ITEMS, and what was logged of it."""
-    data = write_users(
-        tmp_path / "data",
-        base=[user("base-1", 2)],
-        anchor=[user(name, items) for name, items in ITEMS.items()],
-        few_shot=[user("few-1", 2, queries=1)],
-    )
-    given = {"data": str(data), "anchors": TEXT | options, "methods": ["merge_only"]}
-    config = resolve(given).model_dump(mode="json")
-    prepared = result(prepare.fn(config, "LaMP-2M"))
-    vectors = table(where, anchor=POINTS, few_shot={"few-1": [1.0, 1.0]})
-    capsys.readouterr()
-    state = anchors.fn(config, "LaMP-2M", prepared, vectors)
-    logged = capsys.readouterr().out.splitlines()
-    return (state.result() if state.is_completed() else {"message": state.message}), logged
-
-
-KMEANS = {"clustering": "kmeans", "count": 2}
+    assert (found.clusters, found.eligible, found.candidates) == (2, 5, 6)
+    options = AnchorOptions(clustering="kmeans", train_on=train_on)  # type: ignore[arg-type]
+    vectors = embedded(anchor=POINTS, few_shot={"few-1": [1.0, 1.0]})
+    keys = {
+        anchors.key(options.model_copy(update={name: 4}), vectors, table, None, 0)
+        for name in ("per_job", "min_items")
+    }
+    assert len(keys) == 2
+    assert anchors.key(options, vectors, table, None, 0) in keys
 
 
 @pytest.mark.parametrize(
@@ -194,47 +145,44 @@ KMEANS = {"clustering": "kmeans", "count": 2}
     ids=["users", "clusters", "one cluster", "both", "none"],
 )
 def test_what_is_said_of_the_anchors_is_what_there_is(
-    where: Store,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    options: dict[str, Any],
-    words: str | None,
-    rings: dict[str, int],
+    tmp_path: Path, options: dict[str, Any], words: str | None, rings: dict[str, int]
 ) -> None:
     """ITEMS by hand: p2 has 6 and q2 5 items alone, their clusters 11 and 12."""
-    chosen, logged = choose_of(where, tmp_path, capsys, **options)
+    table = candidates(tmp_path)
     if words is None:
-        assert chosen["message"] == (
-            "LaMP-2M: no anchor: none of 6 candidates has anchors.min_items 13 items or more, the "
-            "longest history has 6; lower it or give longer histories"
+        line = (
+            "no anchor: none of 6 candidates has anchors.min_items 13 items or more, the longest "
+            "history has 6; lower it or give longer histories"
         )
+        with pytest.raises(InputError, match=rf"\A{line}\Z"):
+            chosen(table, **options)
         return
-    assert logged == [f"LaMP-2M: anchors: {words} in 2 clusters, 0 noise"]
-    frame = pl.read_parquet(where.open(chosen["ref"]).folder / "anchors.parquet")
+    found = chosen(table, **options)
+    line = f"anchors: {words} in 2 clusters, 0 noise"
+    assert described(found, options["min_items"]) == line
+    frame = pl.read_parquet(store().path(found.table))
     alone = frame.filter(pl.col("order").is_not_null())
     assert dict(zip(alone["user_id"], alone["order"], strict=True)) == rings
 
 
-def test_noise_is_named_where_it_is_left_out(
-    where: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_noise_is_named_where_it_is_left_out(tmp_path: Path) -> None:
     """Two groups of three, but no cluster of at least four: all six are noise to HDBSCAN.
 
     With fewer than twice `min_cluster_size` candidates all would be one cluster, so it is 3 with
     six `min_samples`, which leaves no dense place.
     """
     options = {"min_cluster_size": 3, "min_samples": 6, "min_items": 5, "noise": "never"}
-    chosen, _ = choose_of(where, tmp_path, capsys, **options)
-    assert chosen["message"] == (
-        "LaMP-2M: no anchor: the 2 candidates with anchors.min_items 5 items or more are all "
-        "noise, which anchors.noise never leaves out; use noise last, or a smaller "
-        "anchors.min_cluster_size"
+    line = (
+        "no anchor: the 2 candidates with anchors.min_items 5 items or more are all noise, which "
+        "anchors.noise never leaves out; use noise last, or a smaller anchors.min_cluster_size"
     )
+    with pytest.raises(InputError, match=rf"\A{line}\Z"):
+        chosen(candidates(tmp_path), **options)
 
 
 def test_the_map_rings_what_the_bank_holds() -> None:
     """Middles by hand: of p (0, 0), (2, 0), (1, 3) it is (1, 1). An anchor that failed has none."""
-    from tasks.report.charts import users_map
+    from tasks.map import users_map
 
     frame = pl.DataFrame(
         {

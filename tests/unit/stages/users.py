@@ -1,12 +1,10 @@
-"""A folder of a few LaMP-2M users, as files, and the state of a stage called without a flow."""
+"""A folder of a few LaMP-2M users, as files."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
-
-from prefect.states import State
 
 from tasks.lamp.definitions import MOVIE_TAGS
 
@@ -42,9 +40,3 @@ def write_users(folder: Path, **roles: list[dict[str, Any]]) -> Path:
     for role, users in roles.items():
         (folder / FILES[role]).write_text(json.dumps(users))
     return folder
-
-
-def result(state: State[Any]) -> dict[str, Any]:
-    """What a stage hands to the flow."""
-    assert state.is_completed(), state.message
-    return state.result()

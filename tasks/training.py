@@ -1,0 +1,89 @@
+"""Training one LoRA per user with the engine, by the options of a section."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from tasks.config.options import TrainingOptions
+from tasks.results.models import Training
+
+if TYPE_CHECKING:
+    from tasks.lora.adapters import Lora
+    from tasks.lora.base import Base
+    from tasks.lora.batches import Encoded
+    from tasks.lora.checkpoint import Checkpoint
+    from tasks.lora.group_train import Outcome
+    from tasks.lora.merge import MergedUsers
+    from tasks.lora.tokens import Samples
+    from tasks.lora.train import Training as EngineOptions
+
+
+def train_loras(
+    base: Base,
+    options: TrainingOptions,
+    samples: Sequence[Sequence[Encoded]],
+    seeds: Sequence[int],
+    merged: MergedUsers | None = None,
+    initial: Sequence[Lora] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
+    engine: str = "grouped",
+) -> tuple[list[Lora], Outcome]:
+    """One LoRA per user, trained at once on the users' samples, over their merged LoRAs if any.
+
+    initial: one LoRA per user to go on from, instead of fresh ones by `seeds`. checkpoint: where
+    the state is kept. engine: `base.engine`.
+    """
+    own = engine_of(engine)
+    more = [options.target_parameters] if options.target_parameters else []
+    shapes = own.shapes_of(base.model, options.target_modules, options.rank, *more)
+    scale = options.alpha / options.rank
+    names = sorted({*shapes.sizes, *(merged.layers if merged else ())})
+    with own.grouped(base.model, names) as layers:
+        outcome = own.train_group(
+            base,
+            layers,
+            shapes,
+            samples,
+            training_from(options),
+            seeds,
+            scale=scale,
+            frozen=merged.parts if merged else None,
+            initial=shapes.join(initial) if initial else None,
+            progress=progress,
+            checkpoint=checkpoint,
+        )
+    return shapes.loras(outcome.flat.cpu(), scale), outcome
+
+
+def training_of_user(outcome: Outcome, user: int, samples: Samples) -> Training:
+    """How the training of one user went."""
+    losses = outcome.losses[user]
+    return Training(
+        items=len(samples),
+        steps=len(losses),
+        tokens=outcome.tokens[user],
+        truncated=samples.truncated,
+        losses=tuple(losses),
+    )
+
+
+def training_from(options: TrainingOptions) -> EngineOptions:
+    """The options as the engine takes them."""
+    from tasks.lora.train import Training as EngineOptions
+
+    names = {field.name for field in fields(EngineOptions)}
+    return EngineOptions(**options.model_dump(include=names))
+
+
+def engine_of(name: str) -> Any:
+    """The module with the engine's functions: many users at once, or stock PEFT, one by one."""
+    if name == "peft":
+        from tasks.lora import peft_engine
+
+        return peft_engine
+    from tasks.lora import grouped_engine
+
+    return grouped_engine

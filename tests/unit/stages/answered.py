@@ -1,0 +1,57 @@
+"""Users and methods' answers by hand, for the stage that compares methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from tasks.compare import Answered
+from tasks.lamp.definitions import get_task
+from tasks.prepare import OPTIMUM_FILE
+from tasks.results.models import Answers, Prepared
+from tasks.results.store import store
+from tests.unit.stages.vectors import NO_FILE
+
+
+def prepared(
+    lamp_task: str, groups: Mapping[str, str], optimum: pl.DataFrame | None = None
+) -> Prepared:
+    """Few-shot users and their groups; optimum: the best answers, where the world has some."""
+    with store().new("prepare") as folder:
+        users = {"user_id": list(groups), "group": list(groups.values())}
+        pl.DataFrame(users).write_parquet(folder.path / "few_shot.parquet")
+        if optimum is not None:
+            optimum.write_parquet(folder.path / OPTIMUM_FILE)
+    return Prepared(
+        task=get_task(lamp_task),
+        base=NO_FILE,
+        anchor=NO_FILE,
+        few_shot=folder.file("few_shot.parquet"),
+        pooled=NO_FILE,
+        optimum=None if optimum is None else folder.file(OPTIMUM_FILE),
+        few_shot_ids=tuple(groups),
+        instruction="",
+        longest_candidate=1,
+        counts={},
+        dropped={},
+        split={},
+        audit={},
+        authors={},
+    )
+
+
+def answered(
+    method: str, queries: Mapping[str, tuple[str, str]], predictions: Mapping[str, str]
+) -> Answered:
+    """A method's answers in one batch. queries: query -> user, gold; predictions: query -> text."""
+    rows = [
+        {"row": 0, "user_id": user, "query_id": query, "gold": gold,
+         "prediction": predictions[query], "seconds": 0.0}
+        for query, (user, gold) in queries.items()
+    ]  # fmt: skip
+    with store().new("answers") as folder:
+        pl.DataFrame(rows).write_parquet(folder.path / "predictions.parquet")
+    users = tuple(dict.fromkeys(user for user, _ in queries.values()))
+    batch = Answers(users=users, predictions=folder.file("predictions.parquet"), work=NO_FILE)
+    return Answered(method=method, batches=(batch,))
