@@ -6,219 +6,197 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.faults import early
-from tests.faults.kinds import ALONE, ON_RAY, ON_STACK, Draw, Strike, disk_freed
-from tests.faults.pieces import Ledger, Pieces, Shown, whole
+from infra.local.settings import StackError
+from tests.faults.kinds import KINDS, Draw, Kind
+from tests.faults.pieces import Given, Ledger, whole
 from tests.faults.ways import (
     Alone,
     Ended,
     FaultError,
-    OnRay,
     OnStack,
     Way,
     copy_project,
     environment,
-    mount_store,
+    wait,
 )
-from tests.ray_nodes import installed
 from tests.small import SMALL
 
-KINDS = {
-    "stack": ON_STACK | {"early": early.on_stack},
-    "alone": ALONE | {"early": early.alone},
-    "ray": ON_RAY,
-}
-# As for the flow tests, but in more jobs: eight anchors, two or three of which share one.
+# As for the flow tests, but in more jobs and in processes: eight anchors, some of which share one.
 SECTIONS: dict[str, Any] = SMALL | {
     "synthetic": SMALL["synthetic"] | {"few_shot_users": 6},
     "anchors": SMALL["anchors"] | {"count": 8, "per_job": 3},
     "stacking": SMALL["stacking"] | {"users_per_job": 2},
     # Trainings of a second or less: so that some are killed after a checkpoint.
-    "compute": {"checkpoint_seconds": 0.05},
+    "compute": {"checkpoint_seconds": 0.05, "workers": "processes", "max_workers": 2},
 }
-# In turn. A Ray cluster takes as long to start as the rest takes to run.
-TURNS = ("stack", "alone", "stack", "stack", "stack", "alone", "stack", "ray")
-FAULTS_A_RUN = (2, 4)
+FAULTS_A_RUN = 3
 # A run starts again at most so often after its last fault.
 ATTEMPTS = 5
 # The least of an undisturbed run that one takes which finds everything: it imports as much.
 LEAST_SHARE = 0.25
 # A user would have given up on a run that neither moves nor ends.
-STUCK_SECONDS = 240.0
+STUCK_SECONDS = 600.0
+# What else the project keeps than the store: databases, and what was deployed there.
+STATE = ("local", "mlflow", "prefect", "deployed.json")
 
 
 @dataclass
 class Outcome:
     """What is printed at the end, as JSON."""
 
+    seed: int
     kills: int = 0
     lost: int = 0
     twice: int = 0
     differing: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
+    kinds: dict[str, int] = field(default_factory=dict)
     runs: int = 0
     pieces: int = 0
     attempts: int = 0
-    seed: int = 0
-    disk: str = ""
     seconds: float = 0.0
 
     def good(self) -> bool:
         return not (self.lost or self.twice or self.differing)
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"kinds": dict(sorted(self.kinds.items()))}
-
 
 class Driver:
     """The faults of one seed. Everything it keeps is in `folder`."""
 
-    def __init__(self, folder: Path, kills: int, seed: int) -> None:
+    def __init__(self, folder: Path, kills: int, seed: int, kinds: Sequence[str]) -> None:
         self.kills, self.seed = kills, seed
         self.layout = copy_project(folder / "project")
-        self.journal = folder / "journal.jsonl"
         self.began = time.monotonic()
-        mounted = mount_store(self.layout)
-        self.outcome = Outcome(seed=seed, disk="tmpfs" if mounted else "RLIMIT_FSIZE")
-        env = environment(self.journal)
-        self.ways: dict[str, Way] = {
-            way.name: way(self.layout, env, SECTIONS)
-            for way in ((OnStack, Alone, OnRay) if installed() else (OnStack, Alone))
-        }
-        self.decks = {
-            name: _deck(list(KINDS[name]), random.Random(f"{seed} {name}")) for name in self.ways
-        }
+        self.outcome = Outcome(seed)
+        self.decks: dict[Way, Iterator[tuple[str, Draw]]] = {}
+        for way in (kind(self.layout, environment(), SECTIONS) for kind in (Alone, OnStack)):
+            own = [name for name in kinds if way.name in KINDS[name].ways]
+            if own:
+                self.decks[way] = _deck(own, random.Random(f"{seed} {way.name}"))
         self.next = {way: next(deck) for way, deck in self.decks.items()}
-        self.undisturbed: Pieces = {}
-        self.run_seconds = 0.0
 
-    def run(self) -> Outcome:
+    def run(self) -> None:
         """All of it. Raises FaultError when a run does not come to an end."""
         try:
-            self._reference()
+            self._undisturbed()
             while self.outcome.kills < self.kills:
-                self._one(self.outcome.runs)
+                self._one(list(self.decks)[self.outcome.runs % len(self.decks)])
                 self.outcome.runs += 1
         finally:
             self.outcome.seconds = round(time.monotonic() - self.began, 1)
-            for way in self.ways.values():
+            for way in self.decks:
                 way.stop()
-        return self.outcome
 
-    def _reference(self) -> None:
+    def _undisturbed(self) -> None:
         """The run that all others are held against; how long it takes decides the moments."""
-        self._say("an undisturbed run")
-        stack = self.ways["stack"]
-        stack.begin()
-        self._started(stack)
+        way = next(iter(self.decks))
+        way.begin()
+        self._started(way)
         began = time.monotonic()
-        ended = self._end(stack)
-        if not ended.completed:
-            raise FaultError(f"the undisturbed run failed: {ended.message}")
+        ended = wait(way, STUCK_SECONDS)
+        given = Given.last(self.layout.state)
+        if ended is None or not ended.completed or given is None:
+            raise FaultError(f"the undisturbed run failed: {ended and ended.message}")
         self.run_seconds = time.monotonic() - began
-        self.undisturbed = whole(self.layout.store)
-        self.shown = Shown.read(self.layout.state)
-        self.outcome.pieces = len(self.undisturbed)
-        self._say(f"{len(self.undisturbed)} pieces in {self.run_seconds:.0f} s")
+        self.outcome.pieces = len(whole(self.layout.store))
+        kept = self.layout.root / "undisturbed"
+        self.layout.store.rename(kept)
+        self.undisturbed = Given(given.run, kept)
+        self._say(f"an undisturbed run: {self.outcome.pieces} pieces in {self.run_seconds:.0f} s")
 
-    def _one(self, number: int) -> None:
+    def _one(self, way: Way) -> None:
         """One run: its faults, its end, and what is left of it."""
-        turns = [name for name in TURNS if name in self.ways]
-        way = self.ways[turns[number % len(turns)]]
-        table = KINDS[way.name]
-        self._empty()
-        ledger = Ledger(self.undisturbed, self.journal)
+        shutil.rmtree(self.layout.store, ignore_errors=True)
+        self.layout.store.mkdir()
+        self.ledger = Ledger(self.layout.store)
         self._begin(way)
-        dice = random.Random(f"{self.seed} run {number}")
-        planned = min(dice.randint(*FAULTS_A_RUN), self.kills - self.outcome.kills)
-        for _ in range(planned):
-            kind, draw = self.next[way.name]
-            if not self._fault(number, way, kind, table[kind], draw, ledger):
-                break  # the run was through before: this fault is for the next one
-            self.next[way.name] = next(self.decks[way.name])
-        self._finish(way, ledger)
-        self._judge(ledger)
-        if isinstance(way, OnRay):
-            way.rest()
-
-    def _fault(
-        self, number: int, way: Way, kind: str, strike: Strike, draw: Draw, ledger: Ledger
-    ) -> bool:
-        """Wait for the moment and strike; False when the run was complete before."""
-        while True:
-            share = 1 - len(whole(self.layout.store)) / len(self.undisturbed)
-            expected = self.run_seconds * max(share, LEAST_SHARE)
-            seconds = draw.fraction * expected
-            ended = self._started(way)
-            began = time.monotonic()
-            ended = ended or way.wait(seconds)
-            if ended is None:
-                pieces = whole(self.layout.store)
-                ledger.strike(pieces)
-                said = strike(way, draw, ledger)
-                if said is not None:
-                    break
-                ended = way.wait(1.0)
-            if ended is not None:
-                if ended.completed:
-                    # The machine has become quicker since: else this moment might never come.
-                    took = (time.monotonic() - began) / expected
-                    self.run_seconds *= min(1.0, max(0.5, took))
-                    return False
-                self._say(f"       {ended.message[:200]}")
-                self._begin(way)
-        self.outcome.kills += 1
-        self.outcome.kinds[kind] += 1
-        self._say(
-            f"{self.outcome.kills:3}/{self.kills} run {number} ({way.name}): {kind}, {said}; "
-            f"{seconds:.1f} s after its start, {len(pieces)} of {len(self.undisturbed)} pieces"
-        )
-        if kind == "disk_full":
-            self._say(f"       {self._end(way).message[:200]}")
-            disk_freed(way)
-        elif kind == "early":
-            self._begin(way)
-        elif kind in ("worker", "server", "mlflow", "ray_node"):
-            way.mend()
-        return True
-
-    def _finish(self, way: Way, ledger: Ledger) -> None:
-        """To the end, as often as it takes: a user starts a run again that failed, or whose
-        results were damaged."""
-        for _ in range(ATTEMPTS):
-            ended = self._end(way)
-            missing = ledger.unfinished(whole(self.layout.store))
-            if ended.completed and not missing:
-                return
-            self._say(f"       {ended.message[:200]}; {len(missing)} pieces to make")
-            self._begin(way)
-        raise FaultError(f"not finished after {ATTEMPTS} attempts: {ended.message}")
-
-    def _judge(self, ledger: Ledger) -> None:
-        pieces, shown = whole(self.layout.store), Shown.read(self.layout.state)
-        other = [f"{uri} in the run" for uri, _ in shown.results ^ self.shown.results]
-        other += [" ".join(row) for row in set(shown.table) ^ set(self.shown.table)]
+        for _ in range(min(FAULTS_A_RUN, self.kills - self.outcome.kills)):
+            name, draw = self.next[way]
+            if not self._fault(way, name, draw):
+                break  # the run was through before: it is for the next one
+            self.next[way] = next(self.decks[way])
+        given = self._finish(way)
         for what, names in (
-            ("lost", ledger.lost(pieces)),
-            ("twice", ledger.twice()),
-            ("differing", ledger.differing(pieces) + other),
+            ("lost", self.ledger.lost()),
+            ("twice", self.ledger.twice),
+            ("differing", self.undisturbed.differing(given)),
         ):
             setattr(self.outcome, what, getattr(self.outcome, what) + len(names))
             if names:
-                self._say(f"{what}: {', '.join(names)}")
+                self._say(f"{what}: {', '.join(sorted(names))}")
+
+    def _fault(self, way: Way, name: str, draw: Draw) -> bool:
+        """Wait for the moment and strike; False when the run was complete before."""
+        kind = KINDS[name]
+        if kind.fresh:
+            self._forget(way)
+        while (said := self._struck(way, kind, draw)) is None:
+            ended = wait(way, 1.0)
+            if ended and ended.completed:
+                return False
+            if ended:
+                self._say(f"       {ended.message[:200]}")
+                self._begin(way)
+        self.outcome.kills += 1
+        self.outcome.kinds[name] = self.outcome.kinds.get(name, 0) + 1
+        self._say(
+            f"{self.outcome.kills:3}/{self.kills} run {self.outcome.runs} ({way.name}): {name}, "
+            f"{said}; {len(self.ledger.seen)} of {self.outcome.pieces} pieces"
+        )
+        if name in ("worker", "server", "mlflow"):
+            way.mend()
+        return True
+
+    def _struck(self, way: Way, kind: Kind, draw: Draw) -> str | None:
+        """What was struck at the moment that the seed decides; None where it did not come."""
+        if not kind.fresh and self._started(way):
+            return None
+        if kind.after:
+            before: set[Path] = set() if kind.fresh else self._files(kind)
+            new: set[Path] = set()
+            while len(new) < kind.count(draw):
+                if way.outcome():
+                    return None
+                new |= self._files(kind) - before
+                time.sleep(0.005)
+        else:
+            share = 1 - len(whole(self.layout.store)) / self.outcome.pieces
+            if wait(way, draw.fraction * self.run_seconds * max(share, LEAST_SHARE)):
+                return None
+        self.ledger.look()
+        return kind.strike(way, draw, self.ledger)
+
+    def _files(self, kind: Kind) -> set[Path]:
+        return set(self.layout.state.glob(kind.after))
+
+    def _finish(self, way: Way) -> Given:
+        """To the end, as often as it takes: a user starts a run again that failed, or whose
+        results were damaged."""
+        for _ in range(ATTEMPTS):
+            ended = wait(way, STUCK_SECONDS)
+            if ended is None:
+                raise FaultError("a run did not come to its end")
+            self.ledger.look()
+            given = Given.last(self.layout.state)
+            if ended.completed and given and given.intact():
+                return given
+            said = ended.message
+            self._say(f"       {said[:200]}")
+            self._begin(way)
+        raise FaultError(f"not finished after {ATTEMPTS} attempts: {said}")
 
     def _begin(self, way: Way) -> None:
         self.outcome.attempts += 1
+        self.ledger.look()
         way.begin()
 
     def _started(self, way: Way) -> Ended | None:
-        """Wait for the run's process; how it ended where it had none any more."""
+        """Wait for the run to begin its work; how it ended where it has ended."""
         limit = time.monotonic() + STUCK_SECONDS
         while (ended := way.outcome()) is None and not way.started():
             if time.monotonic() > limit:
@@ -226,23 +204,19 @@ class Driver:
             time.sleep(0.1)
         return ended
 
-    def _end(self, way: Way) -> Ended:
-        ended = way.wait(STUCK_SECONDS + 5 * self.run_seconds)
-        if ended is None:
-            raise FaultError("a run did not come to its end")
-        return ended
-
-    def _empty(self) -> None:
-        """A store as new; the folder itself may be a mount."""
-        for path in self.layout.store.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self.journal.unlink(missing_ok=True)
+    def _forget(self, way: Way) -> None:
+        """Have a run begin on nothing but the store."""
+        way.stop()
+        for path in (self.layout.state / name for name in STATE):
+            path.unlink(missing_ok=True) if path.is_file() else shutil.rmtree(path, True)
+        with suppress(FaultError, StackError):
+            self._begin(way)
 
     def _say(self, text: str) -> None:
         print(f"{time.monotonic() - self.began:6.0f} s  {text}", flush=True)
 
 
-def _deck(kinds: list[str], dice: random.Random) -> Iterator[tuple[str, Draw]]:
+def _deck(kinds: Sequence[str], dice: random.Random) -> Iterator[tuple[str, Draw]]:
     """Kinds without end, each as often as the others, in an order that the seed decides."""
     while True:
         for kind in dice.sample(kinds, len(kinds)):

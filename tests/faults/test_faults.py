@@ -6,18 +6,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from tasks.store.artifacts import Store
-from tests.faults.pieces import Ledger, whole
+from tasks.results.record import File
+from tasks.results.rows import name_rows, remember_rows
+from tasks.results.store import Store, store
+from tests.faults.pieces import Given, Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = 6
-# On the stack a full disk, a truncated file, the worker, the server; alone the run in its first
-# seconds, on a fresh state, and the helper.
-SEED = 262
+# One run by itself: killed as it has stored something, a process of it killed, a file damaged.
+KINDS = ("stored", "helper", "truncation")
 
 
 @pytest.mark.slow
@@ -25,81 +26,90 @@ SEED = 262
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_made_twice_or_different() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", "--kills", str(KILLS), "--seed", str(SEED)],
+        [sys.executable, "-m", "tests.faults", "--kills", str(len(KINDS)), "--kinds", *KINDS],
         cwd=ROOT, capture_output=True, text=True, timeout=880, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["lost"], found["twice"], found["differing"]) == (0, 0, 0)
-    assert found["kills"] == sum(found["kinds"].values()) == KILLS
-    assert found["kinds"]["early"] == 1
+    assert found["kinds"] == dict.fromkeys(KINDS, 1)
     assert found["pieces"] > 30
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, Ledger]:
-    """A store of three pieces, as an undisturbed run left it."""
-    store, journal = Store(tmp_path / "store"), tmp_path / "journal.jsonl"
-    monkeypatch.setenv("MTA_JOURNAL", str(journal))
-    for stage in ("tokens", "meta_lora", "score"):
-        make(store, stage, "1")
-    undisturbed = whole(store.root)
-    assert len(undisturbed) == 3
-    return store, Ledger(undisturbed, journal, before=dict(undisturbed))
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("MTA_STORE", str(tmp_path / "store"))
+    return store()
 
 
-def make(store: Store, stage: str, text: str) -> None:
-    def write(out: Path) -> dict[str, Any]:
-        (out / "file").write_text(text)
-        return {"text": text}
-
-    store.get(stage, "k" * 8, write)
-
-
-def file_of(store: Store, stage: str) -> Path:
-    return store.root / stage / "kk" / ("k" * 8) / "file"
+def make(value: float, *keys: str) -> File:
+    """Store a folder with these rows."""
+    with store().new("stage") as folder:
+        save_file({"weight": np.array([value], np.float32)}, folder.path / "x.safetensors")
+        name_rows(folder, keys)
+    remember_rows(folder, keys)
+    return folder.file("x.safetensors")
 
 
-def judged(store: Store, ledger: Ledger) -> tuple[list[str], list[str], list[str]]:
-    pieces = whole(store.root)
-    return ledger.lost(pieces), ledger.twice(), ledger.differing(pieces)
+def keep(root: Path, file: File, seconds: float = 1.0) -> Path:
+    """What Prefect keeps of a stage's result."""
+    path = root / "results" / "stage-key"
+    path.parent.mkdir(exist_ok=True)
+    data = {"file": file.model_dump(), "seconds": seconds}
+    path.write_text(json.dumps({"result": json.dumps({"data": data})}))
+    return path
 
 
-def test_as_it_was(made: tuple[Store, Ledger]) -> None:
-    assert judged(*made) == ([], [], [])
+def test_a_piece_that_went_is_lost_and_made_again_is_made_twice(place: Store) -> None:
+    ledger = Ledger(place.root)
+    file = make(1.0, "a")
+    keep(place.root, file)
+    ledger.look()
+    ledger.look()
+    assert (ledger.lost(), ledger.twice) == (set(), set())
+    (place.root / file.uri).unlink()
+    both = {"results/stage-key", "rows/a"}
+    assert ledger.lost() == both
+    keep(place.root, make(2.0, "a"))
+    ledger.look()
+    assert (ledger.lost(), ledger.twice) == (set(), both)
 
 
-def test_a_piece_that_went_is_lost_and_made_again_is_made_twice(
-    made: tuple[Store, Ledger],
-) -> None:
-    store, ledger = made
-    file_of(store, "score").unlink()
-    name = "score/" + "k" * 8
-    assert judged(store, ledger) == ([name], [], [name])
-    make(store, "score", "1")
-    assert judged(store, ledger) == ([], [name], [])
+def test_what_the_driver_damaged_may_be_made_again_once(place: Store) -> None:
+    ledger = Ledger(place.root)
+    file = make(1.0, "a")
+    keep(place.root, file)
+    ledger.look()
+    ledger.damage(place.root / file.uri)
+    (place.root / file.uri).write_text("x")
+    assert ledger.lost() == set()
+    made = make(2.0, "a")
+    keep(place.root, made)
+    ledger.look()
+    assert ledger.twice == set()
+    keep(place.root, made, seconds=2.0)
+    ledger.look()
+    assert ledger.twice == {"results/stage-key"}
 
 
-def test_another_result_differs(made: tuple[Store, Ledger]) -> None:
-    store, ledger = made
-    file_of(store, "meta_lora").unlink()
-    make(store, "meta_lora", "2")
-    name = "meta_lora/" + "k" * 8
-    assert judged(store, ledger) == ([name], [name], [name])
+def test_a_known_row_may_be_stored_again_beside_a_new_one(place: Store) -> None:
+    ledger = Ledger(place.root)
+    make(1.0, "a")
+    ledger.look()
+    make(2.0, "a", "b")
+    ledger.look()
+    assert ledger.twice == set()
+    make(3.0, "a", "b")
+    ledger.look()
+    assert ledger.twice == {"rows/a", "rows/b"}
 
 
-def test_what_the_driver_damaged_may_be_made_again_but_not_differ(
-    made: tuple[Store, Ledger],
-) -> None:
-    store, ledger = made
-    for stage in ("tokens", "meta_lora"):
-        file_of(store, stage).write_text("x")
-        ledger.damage(f"{stage}/" + "k" * 8)
-    assert ledger.unfinished(whole(store.root)) == ["meta_lora/" + "k" * 8]
-    make(store, "meta_lora", "1")
-    # Tokens that nothing asks for stay damaged, and so unused.
-    assert judged(store, ledger) == ([], [], [])
-    file_of(store, "meta_lora").unlink()
-    make(store, "meta_lora", "2")
-    name = "meta_lora/" + "k" * 8
-    assert judged(store, ledger) == ([], [name], [name])
+def test_other_numbers_and_other_files_differ(place: Store) -> None:
+    def given(weight: float, score: float, seconds: float) -> Given:
+        run = {"file": make(weight, "a").model_dump(), "score": score, "seconds": seconds}
+        return Given(run, place.root)
+
+    first = given(1.0, 0.5, 1.0)
+    assert first.differing(given(1.000001, 0.5, 2.0)) == []
+    assert first.differing(given(1.001, 0.5, 1.0)) == ["run.file: other tensors"]
+    assert first.differing(given(1.0, 0.6, 1.0)) == ["run.score: 0.5 and 0.6"]
