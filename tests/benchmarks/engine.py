@@ -13,10 +13,11 @@ from tasks.lora.answer import answer_users
 from tasks.lora.bank import Bank
 from tasks.lora.base import load_base
 from tasks.lora.batches import Encoded
-from tasks.lora.group_train import Outcome, train_group
+from tasks.lora.group_train import train_group
 from tasks.lora.grouped import Part, grouped, shapes_of
 from tasks.lora.merge import MergedUsers, merge
-from tests.benchmarks.shapes import recipe_of
+from tasks.lora.train import Outcome
+from tests.benchmarks.shapes import training_of
 
 STACKED_RANK, SCALE = 4, 2.0
 WEIGHTS = (0.6, 0.4)
@@ -27,7 +28,7 @@ class Engine:
 
     def __init__(self, shape: dict[str, Any], folder: Path) -> None:
         self.base = load_base(folder, max_tokens=4096)
-        self.recipe = recipe_of(shape)
+        self.options = training_of(shape)
         self.new_tokens = shape["new"]
         self.shapes = shapes_of(self.base.model, "all-linear", STACKED_RANK)
         generator = torch.Generator().manual_seed(2)
@@ -63,7 +64,7 @@ class Engine:
                 layers,
                 self.shapes,
                 users,
-                self.recipe,
+                self.options,
                 list(range(first_seed, first_seed + len(users))),
                 scale=SCALE,
                 frozen=merged.parts if merged else None,

@@ -8,10 +8,10 @@ server (sqlite) that `python -m flows.mta` starts. Every user is trained and ans
 of their own, every anchor as well, although the project never does that by itself
 (`stacking.users_per_job`, `anchors.per_job`): what is left is what a job costs.
 
-The work is what the stages note (`notes.seconds` of the pieces); all other time of the workers is
-overhead, of Prefect, of starting processes and of looking things up in the store. The opponent is
-the same run in jobs of many (the presets' sizes): `ratio_vs_batches` is its seconds over ours, so
-below 1 batches are faster. The last line is one JSON object. Exit code 1 when a piece is missing.
+The work is what the stages note of each user and anchor; all other time of the workers is overhead,
+of Prefect, of starting processes and of looking things up in the store. The opponent is the same
+run in jobs of many (the presets' sizes): `ratio_vs_batches` is its seconds over ours, so below 1
+batches are faster. The last line is one JSON object. Exit code 1 when a job's result is missing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from tasks.results.run import Run
+
 ROOT = Path(__file__).resolve().parents[2]
-JOBS = ("stacking", "predictions", "meta_lora")
 
 
 def parameters(users: int, anchors: int, workers: int, single: bool) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def parameters(users: int, anchors: int, workers: int, single: bool) -> dict[str
 
 
 def run(folder: Path, given: dict[str, Any]) -> tuple[float, dict[str, int], float]:
-    """Seconds of the whole process, pieces per stage, and the seconds that the jobs' work took."""
+    """Seconds of the whole process, jobs' results per stage, and the seconds that the work took."""
     folder.mkdir()
     argv = [sys.executable, "-m", "flows.mta"]
     for name, value in given.items():
@@ -82,15 +85,13 @@ def run(folder: Path, given: dict[str, Any]) -> tuple[float, dict[str, int], flo
     if code:
         tail = (folder / "log").read_text().splitlines()[-5:]
         raise SystemExit("\n".join([f"the run failed (exit code {code}):", *tail]))
-    counts: dict[str, int] = {}
-    work = 0.0
-    for stage in JOBS:
-        records = [
-            json.loads(path.read_text())
-            for path in (folder / ".mta" / "store" / stage).glob("*/*/record.json")
-        ]
-        counts[stage] = len(records)
-        work += sum(record["notes"]["seconds"] for record in records)
+    (file,) = (folder / ".mta" / "runs").glob("*.json")
+    (cell,) = Run.model_validate_json(file.read_text()).cells
+    batches, anchors = cell.answers["mta"], cell.mergings[0].merged.bank.members
+    tables = [pl.read_parquet(folder / ".mta" / "store" / one.work.uri) for one in batches]
+    work = sum(float(table["seconds"].sum()) for table in tables)
+    work += sum(one.seconds for one in anchors)
+    counts = {"answers": len(batches), "meta_lora": len(anchors)}
     return seconds, counts, work
 
 
@@ -124,7 +125,7 @@ def main() -> int:
         "batched_seconds": round(other, 1),
         "ratio_vs_batches": round(other / seconds, 3),
     }
-    complete = counts == {"stacking": users, "predictions": users, "meta_lora": anchors}
+    complete = counts == {"answers": users, "meta_lora": anchors}
     print(json.dumps(figures | {"missing": not complete}))
     return 0 if complete else 1
 

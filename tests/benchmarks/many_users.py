@@ -15,7 +15,7 @@ Same model (random init), same users and token ids, one run; each opponent is ti
 the engine and the median taken. Ratios are users per second of the engine over the opponent's:
 
 * `ratio_vs_peft`: stock PEFT, one user after another, training alone;
-* `ratio_vs_published`: the published recipe's structure, all of it but answering, against training;
+* `ratio_vs_published`: the published code's structure, all of it but answering, against training;
   `ratio_vs_published_answering`: all of it, against training and answering the same questions;
 * `ratio_vs_plain`: all users in one padded batch with per-user bmm under autograd, training alone
   (in groups of `plain_users` where memory holds no more; null where it holds not even one).
@@ -43,11 +43,10 @@ from transformers.utils import logging
 
 from tasks.lora.base import load_base
 from tasks.lora.batches import Encoded
-from tasks.lora.cost import Flops, Loras, shape_of
-from tasks.lora.group_train import Outcome
+from tasks.lora.cost import Flops, Loras, Pass, shape_of
 from tasks.lora.grouped import fresh
 from tasks.lora.merge import MergedUsers
-from tasks.lora.train import epochs
+from tasks.lora.train import Outcome, epochs
 from tests.benchmarks.engine import SCALE, STACKED_RANK, Engine
 from tests.benchmarks.machine import matmul_peak, peak_bytes, profiled, reset_peak, timed
 from tests.benchmarks.opponents import Job, train_peft, train_published
@@ -97,7 +96,7 @@ def main() -> None:
             folder,
             merged,
             engine.base.tokenizer,
-            engine.recipe,
+            engine.options,
             STACKED_RANK,
             int(SCALE * STACKED_RANK),
             dtype,
@@ -200,11 +199,13 @@ def measure(
     tokens = sum(outcome.tokens)
     labels = shape["epochs"] * sum(len(item.answer) for own in users for item in own)
     loras = Loras(engine.shapes, dict.fromkeys(engine.shapes.sizes, engine.merged_rank))
-    flops = Flops(shape_of(engine.base.model), loras).linear(tokens, labels)
+    # In rows of one position attention, which depends on the company, is next to nothing.
+    alone = Pass(1, tokens, 1, labels, labels)
+    flops = Flops(shape_of(engine.base.model), loras).training(alone)
     each = median["engine"]
     return {
         "users": count,
-        "steps": sum(1 for _ in epochs(shape["items"], engine.recipe, 0)),
+        "steps": sum(1 for _ in epochs(shape["items"], engine.options, 0)),
         "queries": queries,
         "users_per_hour": round(3600 / each, 1),
         "tokens_per_second": round(tokens / (each * count), 1),
@@ -234,7 +235,7 @@ def plain(
     seeds = range(len(users))
     initial = fresh(engine.shapes, seeds).to(engine.base.device)
     under, pad = merged.parts(seeds), engine.base.tokenizer.pad_token_id
-    train_plain(model, users, engine.recipe, seeds, engine.shapes, initial, SCALE, under, pad)
+    train_plain(model, users, engine.options, seeds, engine.shapes, initial, SCALE, under, pad)
 
 
 def warm_plain(
@@ -243,7 +244,7 @@ def warm_plain(
     """Run opponent (c) once; how many of `users` it can take at once, 0 if not even one."""
     most = len(users)
     if engine.base.device.type == "cpu":
-        most = users_that_fit(model.config, users, engine.recipe)
+        most = users_that_fit(model.config, users, engine.options)
     while most:
         try:
             plain(engine, model, users[:most], merged)
@@ -285,7 +286,7 @@ def draw(rows: list[dict[str, Any]], model: str, path: Path) -> None:
         ("grouped engine", None),
         ("plain bmm, one padded batch", "ratio_vs_plain"),
         ("PEFT, one by one", "ratio_vs_peft"),
-        ("published recipe", "ratio_vs_published"),
+        ("published code", "ratio_vs_published"),
     ):
         shown = [row for row in rows if ratio is None or row[ratio]]
         rates = [row["users_per_hour"] / (row[ratio] if ratio else 1) for row in shown]

@@ -2,7 +2,7 @@
 
 (a) `train_peft`: stock PEFT, one loaded base; with the merged LoRA as a second, frozen adapter
 below, or without. Training alone.
-(b) `train_published`: the structure of the published recipe: the merged LoRA is merged into the
+(b) `train_published`: the structure of the published code: the merged LoRA is merged into the
 base, that model is written to disk, read back, a new LoRA trained on it by transformers' Trainer,
 written, model and LoRA are read back once more, and the user's questions answered.
 
@@ -25,7 +25,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, get_scheduler
 
 from tasks.lora.batches import Encoded
-from tasks.lora.train import Recipe, epochs
+from tasks.lora.train import Training, epochs
 from tests.benchmarks.machine import wait
 
 
@@ -39,7 +39,7 @@ class Job:
     base: Path
     merged: Path
     tokenizer: Any
-    recipe: Recipe
+    options: Training
     rank: int
     alpha: int
     dtype: torch.dtype
@@ -58,7 +58,9 @@ class Job:
 
     def warmup(self, samples: int) -> int:
         """Warm-up steps of a user with so many samples."""
-        return math.ceil(self.recipe.warmup_share * sum(1 for _ in epochs(samples, self.recipe, 0)))
+        return math.ceil(
+            self.options.warmup_share * sum(1 for _ in epochs(samples, self.options, 0))
+        )
 
 
 def padded(samples: Sequence[Encoded], pad: int, left: bool = False) -> dict[str, torch.Tensor]:
@@ -79,7 +81,7 @@ def padded(samples: Sequence[Encoded], pad: int, left: bool = False) -> dict[str
 
 def train_peft(model: Any, users: Sequence[Sequence[Encoded]], job: Job, over_merged: bool) -> None:
     """(a): for each user a new LoRA on the one loaded base, trained by a plain loop."""
-    recipe, pad = job.recipe, job.tokenizer.pad_token_id
+    options, pad = job.options, job.tokenizer.pad_token_id
     for number, samples in enumerate(users):
         wrapped = get_peft_model(model, job.lora_config, adapter_name="stacked")
         if over_merged:
@@ -89,19 +91,19 @@ def train_peft(model: Any, users: Sequence[Sequence[Encoded]], job: Job, over_me
         for name, parameter in wrapped.named_parameters():
             parameter.requires_grad_(".stacked." in name)
         parameters = [p for p in wrapped.parameters() if p.requires_grad]
-        steps = list(epochs(len(samples), recipe, number))
+        steps = list(epochs(len(samples), options, number))
         optimizer = torch.optim.AdamW(
-            parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+            parameters, lr=options.learning_rate, weight_decay=options.weight_decay
         )
         schedule = get_scheduler(
-            recipe.schedule, optimizer, job.warmup(len(samples)), num_training_steps=len(steps)
+            options.schedule, optimizer, job.warmup(len(samples)), num_training_steps=len(steps)
         )
         for step in steps:
             for micro in step:
                 batch = padded([samples[i] for i in micro], pad)
                 batch = {name: value.to(job.device) for name, value in batch.items()}
                 (wrapped(**batch, use_cache=False).loss / len(step)).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -146,17 +148,17 @@ def _load(folder: Path, job: Job) -> Any:
 
 
 def _arguments(job: Job, samples: int, seed: int, out: Path) -> TrainingArguments:
-    recipe = job.recipe
+    options = job.options
     return TrainingArguments(
         output_dir=str(out),
-        per_device_train_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.accumulation,
-        num_train_epochs=recipe.epochs,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=recipe.schedule,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.accumulation,
+        num_train_epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=options.schedule,
         warmup_steps=job.warmup(samples),
-        max_grad_norm=recipe.max_grad_norm,
-        weight_decay=recipe.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        weight_decay=options.weight_decay,
         logging_strategy="no",
         save_strategy="no",
         report_to="none",

@@ -20,7 +20,7 @@ from transformers import get_scheduler
 
 from tasks.lora.batches import Encoded
 from tasks.lora.grouped import Part, Shapes
-from tasks.lora.train import Recipe, epochs
+from tasks.lora.train import Training, epochs
 from tests.benchmarks.opponents import padded
 
 IGNORED = -100
@@ -46,7 +46,7 @@ class PlainBmm(nn.Module):
 def train_plain(
     model: Any,
     users: Sequence[Sequence[Encoded]],
-    recipe: Recipe,
+    options: Training,
     seeds: Sequence[int],
     shapes: Shapes,
     initial: Tensor,
@@ -60,7 +60,7 @@ def train_plain(
     """
     if len({len(own) for own in users}) != 1:
         raise ValueError("users must have equally many samples")
-    plans = [list(epochs(len(users[0]), recipe, seed)) for seed in seeds]
+    plans = [list(epochs(len(users[0]), options, seed)) for seed in seeds]
     names = list(shapes.sizes)
     placed = {
         name: PlainBmm(model.get_submodule(name), (under or {}).get(name), a, b, scale)
@@ -69,10 +69,10 @@ def train_plain(
     parameters = [p for layer in placed.values() for p in (layer.a, layer.b)]
     steps = len(plans[0])
     optimizer = torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        parameters, lr=options.learning_rate, weight_decay=options.weight_decay
     )
-    warmup = math.ceil(recipe.warmup_share * steps)
-    schedule = get_scheduler(recipe.schedule, optimizer, warmup, steps)
+    warmup = math.ceil(options.warmup_share * steps)
+    schedule = get_scheduler(options.schedule, optimizer, warmup, steps)
     try:
         for name in names:
             model.set_submodule(name, placed[name])
@@ -86,7 +86,7 @@ def train_plain(
             _losses(model, chosen, len(users), pad).sum().backward()
             squares = [p.grad.flatten(1).square().sum(1) for p in parameters]
             norms = torch.stack(squares).sum(0).sqrt()
-            clip = (recipe.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+            clip = (options.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
             for parameter in parameters:
                 parameter.grad.mul_(clip[:, None, None])
             optimizer.step()
@@ -108,7 +108,7 @@ def _losses(model: Any, samples: Sequence[Encoded], users: int, pad: int) -> Ten
     return losses.view(users, -1).sum(1) / (labels != IGNORED).view(users, -1).sum(1)
 
 
-def users_that_fit(config: Any, users: Sequence[Sequence[Encoded]], recipe: Recipe) -> int:
+def users_that_fit(config: Any, users: Sequence[Sequence[Encoded]], options: Training) -> int:
     """How many of `users` may share a step on a CPU: half of what memory is free, by an estimate.
 
     Too many would not raise there but end the process. The estimate counts, in float32 and per
@@ -116,6 +116,6 @@ def users_that_fit(config: Any, users: Sequence[Sequence[Encoded]], recipe: Reci
     """
     kept = config.num_hidden_layers * (24 * config.hidden_size + 8 * config.intermediate_size)
     longest = max(len(s.prompt) + len(s.answer) for own in users for s in own)
-    positions = longest * recipe.batch_size * recipe.accumulation
+    positions = longest * options.batch_size * options.accumulation
     each = 4 * positions * (kept + 4 * config.vocab_size)
     return max(1, min(len(users), psutil.virtual_memory().available // 2 // each))

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.many_users --search [--search-users N]
 
-What is timed is `tasks.fusion.search`, which the stage runs: cosines of random unit vectors
+What is timed is `tasks.method.weights.search`, which the stage runs: cosines of random unit vectors
 (float32) with those of 50 anchors, the 8 nearest, and their weights. The opponent is the loop over
 users in Python that the stage had before, on the first 2,000 of them.
 """
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.fusion import search
-from tasks.options import FusionOptions
+from tasks.config.options import FusionOptions
+from tasks.method.weights import search
 from tests.benchmarks.machine import peak_bytes, reset_peak, timed
 
 ANCHORS, DIMENSIONS, TOP = 50, 384, 8

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tasks.lora.base import pick_device
 from tasks.lora.batches import Encoded
 from tasks.lora.tiny import train_tokenizer
-from tasks.lora.train import Recipe
+from tasks.lora.train import Training
 
 # `tokens` per item on average; `batch` x `accumulation` items per optimiser step; answers of up to
 # `new` tokens; `stream` users where a stream is asked for and no number is given.
@@ -68,9 +68,9 @@ def build(shape: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def recipe_of(shape: dict[str, Any]) -> Recipe:
+def training_of(shape: dict[str, Any]) -> Training:
     """How each user's stacked LoRA is trained, by engine and opponents alike."""
-    return Recipe(
+    return Training(
         learning_rate=LEARNING_RATE,
         epochs=shape["epochs"],
         batch_size=shape["batch"],

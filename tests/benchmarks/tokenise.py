@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,24 +25,25 @@ from typing import Any
 
 import torch
 
-from tasks import tokens as tokens_module
-from tasks.config import RunConfig, overlay, resolve
-from tasks.lora.base import Base
+from tasks.config.options import PromptOptions
+from tasks.config.run import resolve
+from tasks.lamp.definitions import get_task
+from tasks.lora.base import Base as LoadedBase
 from tasks.lora.batches import Encoded
 from tasks.lora.tiny import train_tokenizer
 from tasks.methods import METHODS
-from tasks.questions import encode_all, profile_questions, user_queries
-from tasks.store.artifacts import Store
-from tasks.tokens import Kind, tokens_of
+from tasks.results.models import Base, Questions
+from tasks.text.questions import User, with_history
+from tasks.text.tokens import Kind, samples_of, tokens_of
 
-TASK, INSTRUCTION = "LaMP-5", "Generate a title for the following abstract of a paper: "
+INSTRUCTION = "Generate a title for the following abstract of a paper: "
 BATCH = 64
 # (users, words of a text, words of an answer, items, queries, style, history in every prompt)
 SHAPES = {
     "paper": (1000, 180, 12, 10, 2, "published", 1),
     "embedded": (60, 8, 2, 10, 20, "compact", 0),
 }
-Ask = Callable[[RunConfig, Kind, list[dict[str, Any]]], list[list[Encoded]]]
+Ask = Callable[[Questions, Kind, list[User]], list[list[Encoded]]]
 
 
 def main() -> None:
@@ -52,39 +53,30 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--embedded", action="store_true")
     given = parser.parse_args()
-    # There is no flow run whose progress could be shown.
-    tokens_module.SHOWN_USERS = sys.maxsize
     count, words, short, items, queries, style, history = SHAPES[
         "embedded" if given.embedded else "paper"
     ]
-    options = resolve({"prompt": {"style": style, "history_items": history}})
+    prompt = PromptOptions.model_validate({"style": style, "history_items": history})
+    questions = Questions(task=get_task("LaMP-5"), prompt=prompt, instruction=INSTRUCTION)
     draw = text_maker()
     users = [
         person(number, draw, words, short, items, queries)
         for number in range(count // 10 if given.quick else count)
     ]
     texts = [item["text"] for user in users[:100] for item in user["profile"]]
-    base = Base(None, train_tokenizer(texts, 32_000), torch.device("cpu"), 8192)
+    loaded = LoadedBase(None, train_tokenizer(texts, 32_000), torch.device("cpu"), 8192)
+    base = Base(model="none", content="tokenizer", dtype="float32", max_tokens=8192)
+
+    def anew(asked: Questions, kind: Kind, some: list[User]) -> list[list[Encoded]]:
+        return [samples_of(asked, loaded, kind, user) for user in some]
+
+    def kept(asked: Questions, kind: Kind, some: list[User]) -> list[list[Encoded]]:
+        return [list(own) for own in tokens_of(asked, base, loaded, kind, some)]
+
     with tempfile.TemporaryDirectory() as folder:
-        where = Store(Path(folder))
-
-        def anew(config: RunConfig, kind: Kind, some: list[dict[str, Any]]) -> list[list[Encoded]]:
-            profile = kind == "profile"
-            asked = [
-                profile_questions(config, TASK, INSTRUCTION, user["profile"])
-                if profile
-                else user_queries(config, TASK, INSTRUCTION, user)
-                for user in some
-            ]
-            return [encode_all(base, own, answers=profile) for own in asked]
-
-        def kept(config: RunConfig, kind: Kind, some: list[dict[str, Any]]) -> list[list[Encoded]]:
-            result = {"ref": {"sha256": "model"}}
-            found = tokens_of(config, where, TASK, INSTRUCTION, result, base, kind, some)
-            return [list(own) for own in found]
-
-        first, tokens = measure(anew, options, users)
-        second, same = measure(kept, options, users)
+        os.environ["MTA_STORE"] = folder
+        first, tokens = measure(anew, questions, users)
+        second, same = measure(kept, questions, users)
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     if tokens != same:
         raise AssertionError(f"{tokens} tokens anew, {same} kept")
@@ -102,34 +94,32 @@ def main() -> None:
     )
 
 
-def calls(
-    options: RunConfig, users: list[dict[str, Any]]
-) -> Iterator[tuple[RunConfig, Kind, list[dict[str, Any]]]]:
+def calls(questions: Questions, users: list[User]) -> Iterator[tuple[Questions, Kind, list[User]]]:
     """What the stages ask for, one after another."""
     batches = [users[start : start + BATCH] for start in range(0, len(users), BATCH)]
-    shown = {"prompt": {"history_items": options.rag.history_items}}
-    yield options, "profile", users
-    yield options, "profile", users
+    longer = with_history(questions, resolve({}).rag.history_items)
+    yield questions, "profile", users
+    yield questions, "profile", users
+    kinds: tuple[Kind, ...] = ("profile", "queries")
     for method in METHODS.values():
-        own = overlay(options.model_dump(), shown) if method.history else options.model_dump()
-        config = RunConfig.model_validate(own)
-        for kind, asked in (("profile", method.trained), ("queries", True)):
-            for batch in batches if asked else []:
-                yield config, kind, batch
+        own = longer if method.history else questions
+        for kind in kinds if method.trained else kinds[1:]:
+            for batch in batches:
+                yield own, kind, batch
 
 
-def measure(ask: Ask, options: RunConfig, users: list[dict[str, Any]]) -> tuple[float, int]:
+def measure(ask: Ask, questions: Questions, users: list[User]) -> tuple[float, int]:
     """(seconds of all calls, tokens that they gave)."""
     tokens, seconds = 0, 0.0
-    for config, kind, some in calls(options, users):
+    for asked, kind, some in calls(questions, users):
         started = time.perf_counter()
-        found = ask(config, kind, some)
+        found = ask(asked, kind, some)
         seconds += time.perf_counter() - started
         tokens += sum(len(one.prompt) + len(one.answer) for own in found for one in own)
     return seconds, tokens
 
 
-def samples(users: list[dict[str, Any]]) -> int:
+def samples(users: list[User]) -> int:
     """How many samples all calls give."""
     trained = sum(method.trained is not None for method in METHODS.values())
     return sum(
