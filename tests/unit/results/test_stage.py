@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from prefect.states import Failed
 
 from tasks.errors import InputError
 from tasks.fusion import fusion
+from tasks.results import stage as stage_module
 from tasks.results.record import File, Result, library_versions
-from tasks.results.stage import Stage, stage
+from tasks.results.stage import Stage, StageFailed, stage
 from tasks.results.store import Store, store
+from tasks.running.faults import DiskFull
 
 
 class Made(Result):
@@ -88,6 +93,36 @@ def test_a_stage_travels_by_its_name() -> None:
     assert pickle.loads(pickle.dumps(demo)) is demo
     assert pickle.loads(pickle.dumps(fusion)) is fusion
     assert len(pickle.dumps(fusion)) < 200
+
+
+def test_why_a_run_gave_nothing_is_one_short_line() -> None:
+    def said(error: Exception | None, message: str | None) -> str:
+        found = stage_module._failure(Failed(data=error, message=message), "demo")
+        assert type(found) is StageFailed
+        assert isinstance(found, InputError)
+        return str(found)
+
+    assert said(InputError("file x: record 3 has no tag"), "other") == "file x: record 3 has no tag"
+    raised = "Task run encountered an exception KeyError: 1\n  in a file"
+    assert said(KeyError(1), raised) == "demo: KeyError: 1 in a file"
+    assert said(None, "http://me:secret@host") == "demo: http://***@host"
+    assert len(said(ValueError(), "y" * 9999)) == 506
+    assert said(ValueError(), None) == "demo: Failed"
+
+
+def test_a_run_without_disk_ends_as_such() -> None:
+    error = OSError(errno.ENOSPC, "No space left on device", "/x")
+    found = stage_module._failure(Failed(data=error), "demo")
+    assert type(found) is DiskFull
+    assert str(found).startswith("disk full: [Errno 28] No space left on device: '/x'; make")
+
+
+def test_what_may_pass_is_tried_again() -> None:
+    may_pass: Any = stage_module._may_pass
+    assert may_pass(None, None, Failed(data=ConnectionError()))
+    assert not may_pass(None, None, Failed(data=ValueError()))
+    assert not may_pass(None, None, Failed(data=InputError("file x: record 3 has no tag")))
+    assert not may_pass(None, None, Failed(message="file x: record 3 has no tag"))
 
 
 PARENT = """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 from tasks.config.run import resolve
@@ -57,6 +59,8 @@ def test_kind_and_number_of_workers(
     config = resolve(given)
     with runner.running(config):
         chosen = RUNNER.get()
+        # A worker asks the server for nothing before its job (tests/flows/test_stage.py).
+        assert not PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED.value()
     # Runners of one kind are equal where they have as many workers.
     assert type(chosen) is kind
     assert chosen == kind(max_workers=count)
@@ -99,6 +103,14 @@ def test_on_ray_no_slot_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ON_RAY)
     with pytest.raises(AssertionError, match="a slot was asked for"), gpu_slot():
         pass
+
+
+def test_ray_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tasks.running.ray_runner", None)
+    config = resolve({"compute": {"runner": "ray"}})
+    with pytest.raises(InputError, match=r"^compute\.runner ray: .*is not installed") as caught:
+        runner.running(config).__enter__()
+    assert "\n" not in str(caught.value)
 
 
 def test_workers_of_ray_are_told_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
