@@ -33,7 +33,7 @@ from tasks.lora.batches import Encoded
 from tasks.lora.tiny import train_tokenizer
 from tasks.methods import METHODS
 from tasks.results.models import Base, Questions
-from tasks.text.questions import User, with_history
+from tasks.text.questions import User
 from tasks.text.tokens import Kind, samples_of, tokens_of
 
 INSTRUCTION = "Generate a title for the following abstract of a paper: "
@@ -97,7 +97,8 @@ def main() -> None:
 def calls(questions: Questions, users: list[User]) -> Iterator[tuple[Questions, Kind, list[User]]]:
     """What the stages ask for, one after another."""
     batches = [users[start : start + BATCH] for start in range(0, len(users), BATCH)]
-    longer = with_history(questions, resolve({}).rag.history_items)
+    prompt = questions.prompt.model_copy(update={"history_items": resolve({}).rag.history_items})
+    longer = questions.model_copy(update={"prompt": prompt})
     yield questions, "profile", users
     yield questions, "profile", users
     kinds: tuple[Kind, ...] = ("profile", "queries")
