@@ -47,6 +47,14 @@ def printable(text: str) -> str:
     )
 
 
+def short(error: BaseException, length: int = 200) -> str:
+    """An error's message as one line of at most `length` characters, for within another message.
+
+    Masked before it is cut: a password that has lost its @ is not known as one.
+    """
+    return masked(" ".join(str(error).split()))[:length]
+
+
 def label(identifier: str) -> str:
     """An id of the data as a name that people read: a log, a run's name, a tag.
 

@@ -36,7 +36,7 @@ from tasks.config.options import (
 )
 from tasks.config.presets import GIVEN_MODEL, PRESETS, WORLDS
 from tasks.config.task import TaskConfig, overlay
-from tasks.errors import InputError, masked
+from tasks.errors import InputError, masked, short
 from tasks.lamp.definitions import TASKS, LampTask, get_task
 from tasks.methods import METHODS, MethodName
 
@@ -229,7 +229,7 @@ def _read_task(file: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())[:200]
+        why = short(error)
         raise InputError(f"task {file}: cannot be read as YAML or JSON ({why})") from error
     if not isinstance(found, dict):
         raise InputError(f"task {file}: holds no fields; write name: ..., text: ... (docs/data.md)")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.errors import label, masked
+from tasks.errors import label, masked, short
 from tasks.forget.holding import WRITTEN, Marks, holds
 from tasks.tracking.server import PARENT_TAG, Mlflow
 
@@ -75,8 +75,7 @@ def traces_in_mlflow(
                     trace.remove(mlflow)
                 found.append(trace)
         except Exception as error:
-            why = " ".join(str(error).split())[:200]
-            line = f"MLflow at {uri}: not searched ({type(error).__name__}: {why})"
+            line = f"MLflow at {uri}: not searched ({type(error).__name__}: {short(error)})"
             failed.append(masked(line))
     return found, failed
 

@@ -15,7 +15,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from tasks.errors import InputError
+from tasks.errors import InputError, short
 from tasks.lora.adapters import pickled_files
 
 # Once per load, these drown the log of hundreds of jobs. PEFT 0.21 reads a property that
@@ -108,7 +108,7 @@ def load_base(
     except (torch.OutOfMemoryError, InputError):
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = short(error, 300)
         raise InputError(
             f"base.model {folder}: cannot be loaded ({reason}); "
             "give a folder or id with config.json, tokenizer and safetensors weights"

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from tasks.errors import short
 from tasks.results.files import write_atomic
 
 # The form of the file, and of what the trainings keep in it.
@@ -71,7 +72,7 @@ class Checkpoint:
         try:
             saved = self._read(like)
         except Exception as error:  # a damaged file raises errors of many kinds
-            why = " ".join(str(error).split())[:200]
+            why = short(error)
             self.log(f"checkpoint {self.path}: {why}; it is ignored, training starts anew", True)
             return None
         self.log(f"checkpoint {self.path}: training goes on after step {saved.step}", False)

@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
-from tasks.errors import InputError
+from tasks.errors import InputError, short
 
 # PEFT's remarks on what it settles itself: how a Conv1D is stored, and the ranks of fused experts.
 warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
@@ -60,7 +60,7 @@ def _ask_peft(model: nn.Module, config: LoraConfig, option: str) -> Sizes:
     except NoMatchingPeftModuleError:
         raise InputError(f"{option}: no linear layer of the model is so named") from None
     except ValueError as error:
-        raise InputError(f"{option}: PEFT says: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"{option}: PEFT says: {short(error)}") from None
     sizes: Sizes = {}
     for name, layer in sorted(bare.named_modules()):
         if isinstance(layer, LoraLayer):

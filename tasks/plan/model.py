@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
 from tasks.config.options import BaseOptions, PlanOptions, TrainingOptions
 from tasks.config.run import RunConfig
-from tasks.errors import InputError
+from tasks.errors import InputError, short
 from tasks.lora.base import Base, attention_only, end_of_turn, most_tokens, without_weights
 from tasks.lora.cost import ModelShape, shape_of
 from tasks.lora.grouped import Shapes, shapes_of
@@ -131,7 +131,7 @@ def _shape_and_tokenizer(options: BaseOptions, chat: str, notes: list[str]) -> t
             return LlamaConfig(**KNOWN_MODELS[name]), Characters()
         if isinstance(error, InputError):
             raise
-        why = " ".join(str(error).split())[:200]
+        why = short(error)
         raise InputError(f"base.model {name}: its config.json cannot be read ({why})") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

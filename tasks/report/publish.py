@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from tasks.errors import masked
+from tasks.errors import short
 from tasks.report.answers import identical
 from tasks.report.data import report_data
 from tasks.report.differences import difference_lines
@@ -39,8 +39,7 @@ def publish(run: Run, changed: Since | None) -> Run:
     except Exception as error:
         if disk_full(error):
             raise
-        why = masked(" ".join(str(error).split()))[:200]
-        line = f"the report was not made ({type(error).__name__}: {why})"
+        line = f"the report was not made ({type(error).__name__}: {short(error)})"
         log(line, warning=True)
         run = run.model_copy(update={"missing": (*run.missing, line)})
     table += mean_rows(mean)

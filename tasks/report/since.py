@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.errors import InputError, label
+from tasks.errors import InputError, label, short
 from tasks.methods import METHODS
 from tasks.prepare import each_user
 from tasks.report.files import run_files, shown_run
@@ -65,7 +65,7 @@ def since(run: Run) -> Since | None:
     try:
         return _since(run)
     except Exception as error:
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        why = f"{type(error).__name__}: {short(error)}"
         log(f"what changed since the last run is not known ({why})", warning=True)
         return None
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 import fsspec
 import tenacity
 
-from tasks.errors import InputError, StorageError
+from tasks.errors import InputError, StorageError, short
 from tasks.running.faults import DiskFull, disk_full, transient
 
 PATIENCE_SECONDS = 300.0
@@ -96,7 +96,7 @@ class Remote:
         except Exception as error:
             if line := disk_full(error):
                 raise DiskFull(f"{self.url}: {doing} failed: {line}") from error
-            why = " ".join(str(error).split())[:200] or type(error).__name__
+            why = short(error) or type(error).__name__
             raise StorageError(
                 f"{self.url}: {doing} failed ({why}); check MTA_STORE, permissions and credentials"
             ) from error

@@ -36,7 +36,7 @@ from prefect.results import ResultRecord, ResultRecordMetadata
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner
 
-from tasks.errors import InputError, StorageError
+from tasks.errors import InputError, StorageError, short
 from tasks.results.lock import lock_manager
 from tasks.results.record import Result, digest, files_of, key_of, library_versions
 from tasks.results.store import RESULTS, store, store_place
@@ -199,7 +199,7 @@ class Job(Generic[R]):
         try:
             self._future.wait()
         except Exception as error:  # a stage's own errors are in its state
-            why = " ".join(str(error).split())[:200] or type(error).__name__
+            why = short(error) or type(error).__name__
             raise StageFailed(
                 f"{self._stage.name}: its process was lost ({why}); start the run again, what is "
                 "finished is kept"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import httpx
 
-from tasks.errors import InputError
+from tasks.errors import InputError, short
 
 # How long a stage waits before it tries again, in seconds; with those of Prefect's own client a
 # server may be away for some minutes.
@@ -60,8 +60,7 @@ def disk_full(error: BaseException) -> str | None:
             text = str(one)
             found = next((name for part, name in _FULL_TEXTS.items() if part in text), None)
         if found:
-            why = " ".join(str(one).split())[:200]
-            return f"{found}: {why}; make room and run it again, what is finished is kept"
+            return f"{found}: {short(one)}; make room and run it again, what is finished is kept"
     return None
 
 

@@ -17,7 +17,7 @@ from prefect_ray import RayTaskRunner
 from prefect_ray.context import remote_options
 
 from tasks.config.run import RunConfig
-from tasks.errors import InputError, masked
+from tasks.errors import InputError, masked, short
 from tasks.results.store import store_place
 from tasks.running.log import log
 from tasks.running.slots import ON_RAY
@@ -52,7 +52,7 @@ def ray_runner(config: RunConfig) -> Iterator[RayTaskRunner[Any]]:
     try:
         entered = runner.__enter__()
     except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:200]
+        why = short(error)
         raise InputError(
             f"compute.ray_address {compute.ray_address}: no Ray cluster answers there ({why}); "
             "give the address of its head, as in `ray status`"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tasks.config.options import ComputeOptions
-from tasks.errors import InputError
+from tasks.errors import InputError, short
 from tasks.lamp.definitions import LampTask
 from tasks.results.record import OUTSIDE_KEY, Record, library_versions
 from tasks.running.slots import gpu_slot
@@ -112,7 +112,7 @@ def text_vectors(
 
 
 def _not_loaded(model: str, error: Exception) -> InputError:
-    why = " ".join(str(error).split())[:200]
+    why = short(error)
     return InputError(
         f"anchors.text_model {model}: cannot be loaded ({why}); "
         "give a sentence-transformers id or folder, or `base` for the base model's own states"

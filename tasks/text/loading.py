@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tasks.config.options import BaseOptions, ComputeOptions
-from tasks.errors import InputError
+from tasks.errors import InputError, short
 from tasks.results.files import file_sha256
 from tasks.results.memo import remembered
 from tasks.results.models import Base
@@ -153,7 +153,7 @@ def find_model(model: str, revision: str | None = None, weights: bool = True) ->
         wanted = [name for name in HUB_FILES if weights or not name.endswith(".safetensors")]
         return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
     except Exception as error:
-        why = " ".join(str(error).split())[:200]
+        why = short(error)
         raise InputError(
             f"base.model {model}: neither a folder nor a model the hub gives "
             f"({type(error).__name__}: {why}); check the id, the network and HF_TOKEN"

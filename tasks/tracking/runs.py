@@ -21,7 +21,7 @@ from uuid import UUID
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 
-from tasks.errors import InputError, masked
+from tasks.errors import InputError, short
 from tasks.report.files import REPORTS_FOLDER
 from tasks.report.table import mean_rows, rows
 from tasks.results.run import Run
@@ -182,7 +182,7 @@ def flow_run_is_over(flow_run_id: str) -> bool:
 
 def reason(error: BaseException) -> str:
     """An error as one short line that shows no password."""
-    text = " ".join(str(error).split())
+    text = short(error, 500)
     if not isinstance(error, InputError):
         text = f"{type(error).__name__}: {text}"
-    return masked(text)[:500]
+    return text[:500]

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from infra.command import say
 from tasks.config.options import LampOptions
 from tasks.config.run import resolve
-from tasks.errors import InputError, label, masked, printable
+from tasks.errors import InputError, label, masked, printable, short
 from tasks.running.log import log
 from tasks.tracking.runs import reason
 
@@ -30,6 +30,16 @@ SECRET = "hunter2"
 )
 def test_credentials_of_urls_are_masked(text: str, wanted: str) -> None:
     assert masked(text) == wanted
+
+
+def test_an_error_within_a_message_is_masked_before_it_is_cut() -> None:
+    """The cut goes through the URL: what is left of the password would be no URL's any more."""
+    told = short(OSError(f"no answer\n  from http://me:{SECRET}@host/x"), 33)
+    assert told == "no answer from http://***@host/x"
+    assert (
+        short(OSError(f"no answer from http://me:{SECRET}@host/x"), 22) == "no answer from http://"
+    )
+    assert SECRET[:4] not in short(OSError(f"no answer from http://me:{SECRET}@host/x"), 30)
 
 
 @given(st.text())
