@@ -123,7 +123,7 @@ def client_environment(
     """The environment of the worker, and so of every flow run.
 
     A store at a URL is the user's choice. Raises StackError for a folder elsewhere, which would
-    part the store, or its cache, from reports and spool beside it.
+    part the store, or its cache, from reports and runs beside it.
     """
     store = environ.get("MTA_STORE", "") or str(layout.store)
     at_url = "://" in store and not store.startswith(FOLDER_URLS)

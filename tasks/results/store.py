@@ -35,7 +35,7 @@ LOCKS = ".locks"
 MEMO = "memo"
 RESULTS = "results"
 # The folders beside the store that files are written into.
-BESIDE = ("checkpoints", "reports", "runs", "spool")
+BESIDE = ("checkpoints", "reports", "runs")
 # Places that begin so are folders.
 FOLDER_URLS = ("file://", "local://")
 # A half-written small file that is older was left by a process that was killed.
