@@ -17,8 +17,9 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from tasks.config.run import RunConfig
 from tasks.errors import InputError
 from tasks.results.stage import RUNNER
-from tasks.running.machine import cpu_jobs, gpu_driver
+from tasks.running.machine import cpu_jobs
 from tasks.running.slots import gpu_slots
+from tasks.text.loading import device_of
 
 
 @contextmanager
@@ -85,13 +86,7 @@ def _whole(model: str) -> str:
 
 def uses_gpu(config: RunConfig) -> bool:
     """Whether jobs on this machine run on a GPU."""
-    if config.compute.device != "auto":
-        return config.compute.device == "cuda"
-    if not gpu_driver():
-        return False
-    import torch
-
-    return torch.cuda.is_available()
+    return device_of(config.compute) == "cuda"
 
 
 def _kind(config: RunConfig) -> str:
