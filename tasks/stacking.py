@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.config.options import ComputeOptions, TrainingOptions
@@ -180,7 +181,7 @@ def merged_of(merged: Merged, user_ids: Sequence[str]) -> tuple[LoadedBank, Merg
     return read_bank(store().path(merged.bank.file)), chosen, merged.how
 
 
-def write_work(path: Any, users: Sequence[str], works: Sequence[Work]) -> None:
+def write_work(path: Path, users: Sequence[str], works: Sequence[Work]) -> None:
     """A table of user_id and the fields of `Work`."""
     import polars as pl
 
@@ -192,10 +193,13 @@ def write_work(path: Any, users: Sequence[str], works: Sequence[Work]) -> None:
 
 def read_work(file: File) -> list[Work]:
     """The users' work, in the order of the table."""
+    return _works(store().path(file))
+
+
+def _works(path: Path) -> list[Work]:
     import polars as pl
 
-    table = pl.read_parquet(store().path(file)).drop("user_id")
-    return [Work.model_validate(row) for row in table.to_dicts()]
+    return [Work.model_validate(row) for row in pl.read_parquet(path).drop("user_id").to_dicts()]
 
 
 def _read(folder: File) -> list[tuple[Lora, Work]]:
@@ -203,10 +207,4 @@ def _read(folder: File) -> list[tuple[Lora, Work]]:
 
     place = store().path(folder)
     shard = read_bank(place / SHARD)
-    import polars as pl
-
-    works = pl.read_parquet(place / WORK).drop("user_id").to_dicts()
-    return [
-        (shard.lora(user_id), Work.model_validate(row))
-        for user_id, row in zip(shard.ids, works, strict=True)
-    ]
+    return list(zip(map(shard.lora, shard.ids), _works(place / WORK), strict=True))
