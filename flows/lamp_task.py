@@ -24,9 +24,9 @@ from tasks.meta_lora import bank, meta_lora
 from tasks.methods import METHODS, MethodName
 from tasks.prepare import prepared_users
 from tasks.refit import refitted_clusters
-from tasks.results.models import Anchors, Answers, Bank, Base, Merged, MetaLora, Prepared
+from tasks.results.models import Anchors, Answers, Bank, Base, Merged, MetaLora, Prepared, Questions
 from tasks.results.record import Result
-from tasks.results.run import Cell, Merging
+from tasks.results.run import Cell, Merging, merging_of
 from tasks.results.stage import Job, StageFailed, within
 from tasks.running.log import log
 from tasks.running.progress import Progress
@@ -47,9 +47,7 @@ def lamp_task(config: TaskConfig, known: Cell | None = None) -> Cell:
     coverage = coverage_lines(config, base)
     mergings = banks(config, users, base, known, missing)
     methods = [
-        name
-        for name in config.methods
-        if not METHODS[name].merged or any(name in one.methods for one in mergings)
+        name for name in config.methods if not METHODS[name].merged or merging_of(mergings, name)
     ]
     if not methods:
         raise StageFailed(missing[0])
@@ -112,7 +110,7 @@ def bank_and_recipes(
         chosen = anchors(own.anchors, embedded, users.anchor, clusters, own.seed)
         log(described(chosen, own.anchors.min_items),
             warning=0 < chosen.single_users < chosen.asked)  # fmt: skip
-        members = trained_bank(config, own, chosen, users, base, missing)
+        members = trained_bank(config, own, chosen, users, questions, base, missing)
     asked = None
     if own.fusion.weights == "evidence":
         asked = Asked(users=users.few_shot, questions=questions, base=base)
@@ -127,6 +125,7 @@ def trained_bank(
     own: MethodConfig,
     chosen: Anchors,
     users: Prepared,
+    questions: Questions,
     base: Base,
     missing: list[str],
 ) -> Bank:
@@ -134,7 +133,6 @@ def trained_bank(
 
     Raises StageFailed when no anchor could be trained.
     """
-    questions = questions_of(own.prompt, users, own.base.model)
     size, listed = own.anchors.per_job, chosen.anchors
     parts = [listed[start : start + size] for start in range(0, len(listed), size)]
     names = ["anchor " + " ".join(label(one.name) for one in part) for part in parts]
@@ -176,7 +174,7 @@ def all_answers(
     jobs: dict[tuple[MethodName, int], Job[Answers]] = {}
     for name in methods:
         own = config.method(name)
-        merged = next((one.merged for one in mergings if name in one.methods), None)
+        merging = merging_of(mergings, name)
         how = how_answered(own)
         questions = questions_of(own.prompt, users, own.base.model)
         method = MethodRef(name=name, version=METHODS[name].version)
@@ -190,8 +188,8 @@ def all_answers(
                 continue
             with within(f"{name} {number}"):
                 jobs[name, number] = answers.submit(
-                    method, own.training, how, users.few_shot, batch, questions, base, merged,
-                    fitted, own.seed, config.compute,
+                    method, own.training, how, users.few_shot, batch, questions, base,
+                    merging.merged if merging else None, fitted, own.seed, config.compute,
                 )  # fmt: skip
     names = [f"answers of {name} {number}" for name, number in jobs]
     found = collected(list(jobs.values()), names, f"{config.name}: methods", missing)

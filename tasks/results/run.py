@@ -6,6 +6,7 @@ points to is in the store.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field
@@ -34,6 +35,11 @@ class Merging(Record):
     merged: Merged
 
 
+def merging_of(mergings: Iterable[Merging], method: MethodName) -> Merging | None:
+    """The one that a method takes; None for one that merges nothing, or whose bank is missing."""
+    return next((one for one in mergings if method in one.methods), None)
+
+
 class Cell(Record):
     """One LaMP task under one seed: what its stages gave, and in lines what is missing.
 
@@ -58,7 +64,7 @@ class Cell(Record):
 
     def merging(self, method: MethodName) -> Merging | None:
         """The bank and recipes that a method takes; None for one that merges nothing."""
-        return next((one for one in self.mergings if method in one.methods), None)
+        return merging_of(self.mergings, method)
 
     def scored(self, method: str) -> Scored | None:
         """A method's scores; None for answers of no model (the optimum)."""
