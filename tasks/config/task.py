@@ -25,12 +25,11 @@ from tasks.methods import METHODS, MethodName
 from tasks.results.record import key_of
 
 
-class MethodConfig(Options):
-    """What one method sees of the configuration: its own settings are laid over the rest."""
+class MethodSections(Options):
+    """What a LaMP task under one seed has for every method, and a method may change."""
 
     lamp_task: str
     seed: int
-    method: MethodName
     base: BaseOptions
     prompt: PromptOptions
     anchors: AnchorOptions
@@ -40,6 +39,12 @@ class MethodConfig(Options):
     oppu: TrainingOptions
     rag: RagOptions
     scoring: ScoringOptions
+
+
+class MethodConfig(MethodSections):
+    """What one method sees of the configuration: its own settings are laid over the rest."""
+
+    method: MethodName
 
     @property
     def training(self) -> TrainingOptions | None:
@@ -56,27 +61,16 @@ class MethodConfig(Options):
         return key_of(self.anchors, self.meta_lora, self.fusion)
 
 
-class TaskConfig(Options):
+class TaskConfig(MethodSections):
     """One LaMP task under one seed. `per_task` has been applied and is gone."""
 
-    lamp_task: str
     task: LampTask
-    seed: int
     several_seeds: bool = False
     data: str
     methods: list[MethodName]
     synthetic: SyntheticOptions
     lamp: LampOptions
     split: SplitOptions
-    prompt: PromptOptions
-    base: BaseOptions
-    anchors: AnchorOptions
-    meta_lora: TrainingOptions
-    fusion: FusionOptions
-    stacking: StackingOptions
-    oppu: TrainingOptions
-    rag: RagOptions
-    scoring: ScoringOptions
     compute: ComputeOptions
 
     @property
@@ -89,7 +83,7 @@ class TaskConfig(Options):
         settings = dict(METHODS[name].settings)
         if METHODS[name].history:
             settings = overlay(settings, {"prompt": {"history_items": self.rag.history_items}})
-        values = overlay(self.model_dump(include=set(MethodConfig.model_fields)), settings)
+        values = overlay(self.model_dump(include=set(MethodSections.model_fields)), settings)
         return MethodConfig.model_validate(values | {"method": name})
 
 
