@@ -58,35 +58,40 @@ def compare(users: Prepared, answered: tuple[Answered, ...], rules: Rules, sampl
     share users. In worlds whose optimum is known the answers of `nonpersonal`, `bayes` and
     `oracle` are methods, too.
     """
-    from tasks.lamp.metrics import golds_without_token
+    from tasks.lamp.metrics import from_sums, golds_without_token
     from tasks.lamp.statistics import bootstrap
 
     tables = {one.method: _predictions(one) for one in answered}
-    scored = _scored_answers(users, tables, rules, sample)
+    predictions = {method: _by_query(table, "prediction") for method, table in tables.items()}
+    first = next(iter(tables.values()))
+    scored = _scored_answers(users, first, predictions, rules, sample)
     resampled = bootstrap(scored, 0)
     with store().new("compare") as folder:
         _write(folder.path, scored, resampled)
         for method, table in tables.items():
-            _write_answers(folder.path / method, users.task, table)
+            _write_answers(folder.path / method, users.task, table, predictions[method])
+    # The optimum's rows of `scored` come after the methods'.
     scores = tuple(
         Scored(
             method=method,
-            metrics=_metrics(users.task, table, rules),
+            metrics={
+                name: float(value)
+                for name, value in from_sums(users.task, sums, len(table), rules).items()
+            },
             users=table["user_id"].n_unique(),
             queries=len(table),
             predictions=folder.file(f"{method}/predictions.parquet"),
             golds=folder.file(f"{method}/golds.json"),
         )
-        for method, table in tables.items()
+        for (method, table), sums in zip(tables.items(), scored.totals, strict=False)
     )
-    golds = next(iter(tables.values()))["gold"]
     return Compared(
         task=users.task,
         rules=rules,
         sample=sample,
         scored=scores,
         draws=folder.file(DRAWS_FILE),
-        golds_without_token=golds_without_token(users.task, golds, rules),
+        golds_without_token=golds_without_token(users.task, first["gold"], rules),
         **_values(resampled),
     )
 
@@ -140,46 +145,43 @@ def _predictions(answered: Answered) -> pl.DataFrame:
     )
 
 
-def _metrics(task: LampTask, table: pl.DataFrame, rules: Rules) -> dict[str, float]:
-    from tasks.lamp.metrics import score
-
-    predictions = dict(table.select("query_id", "prediction").iter_rows())
-    golds = dict(table.select("query_id", "gold").iter_rows())
-    return score(task, predictions, golds, rules)
+def _by_query(table: pl.DataFrame, column: str) -> dict[str, str]:
+    """query id -> value of the column."""
+    return dict(table.select("query_id", column).iter_rows())
 
 
-def _write_answers(folder: Path, task: LampTask, table: pl.DataFrame) -> None:
+def _write_answers(
+    folder: Path, task: LampTask, table: pl.DataFrame, predictions: dict[str, str]
+) -> None:
     """The predictions as a table, and in the format that LaMP takes submissions in."""
     from tasks.lamp.metrics import golds_json
 
     folder.mkdir()
     table.write_parquet(folder / "predictions.parquet")
-    predictions = dict(table.select("query_id", "prediction").iter_rows())
     text = json.dumps(golds_json(task, predictions), indent=1, ensure_ascii=False)
     (folder / "golds.json").write_text(text + "\n")
 
 
 def _scored_answers(
-    users: Prepared, tables: dict[str, pl.DataFrame], rules: Rules, sample: str
+    users: Prepared,
+    table: pl.DataFrame,
+    predictions: dict[str, dict[str, str]],
+    rules: Rules,
+    sample: str,
 ) -> ScoredAnswers:
+    """All methods' predictions, scored; and the optimum's where it is known. table: of any."""
     import polars as pl
 
     from tasks.lamp.statistics import Scored
 
-    predictions = {
-        method: dict(table.select("query_id", "prediction").iter_rows())
-        for method, table in tables.items()
-    }
-    first = next(iter(tables.values()))
-    golds = dict(first.select("query_id", "gold").iter_rows())
-    user_of = dict(first.select("query_id", "user_id").iter_rows())
+    golds, user_of = _by_query(table, "gold"), _by_query(table, "user_id")
     few_shot = pl.read_parquet(store().path(users.few_shot), columns=["user_id", "group"])
     group = dict(few_shot.iter_rows())
     if users.optimum:
         optimum = pl.read_parquet(store().path(users.optimum))
         asked = optimum.filter(pl.col("query_id").is_in(list(golds)))
-        for name in ("nonpersonal", "bayes", "oracle"):
-            predictions[name] = dict(asked.select("query_id", name).iter_rows())
+        known = {name: _by_query(asked, name) for name in ("nonpersonal", "bayes", "oracle")}
+        predictions = predictions | known
     return Scored.of(
         users.task,
         golds,
