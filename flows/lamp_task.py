@@ -20,15 +20,15 @@ from tasks.embed import embedded_users
 from tasks.errors import InputError, label
 from tasks.fusion import Asked, fusion
 from tasks.fusion import described as described_recipes
+from tasks.log import log
 from tasks.meta_lora import bank, meta_lora
 from tasks.methods import METHODS, MethodName
 from tasks.prepare import prepared_users
+from tasks.record import Result
 from tasks.refit import refitted_clusters
 from tasks.results.models import Anchors, Answers, Bank, Base, Merged, MetaLora, Prepared, Questions
-from tasks.results.record import Result
 from tasks.results.run import Cell, Merging, merging_of
 from tasks.results.stage import Job, StageFailed, within
-from tasks.running.log import log
 from tasks.running.progress import Progress
 from tasks.text.questions import questions_of
 

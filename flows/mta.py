@@ -31,14 +31,13 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows.lamp_task import lamp_task
+from tasks import checkpoints
 from tasks.compare import overall
 from tasks.config.options import (
     AnchorOptions,
     BaseOptions,
     ComputeOptions,
     FusionOptions,
-    LampOptions,
-    Options,
     PlanOptions,
     PresetName,
     PromptOptions,
@@ -46,25 +45,24 @@ from tasks.config.options import (
     ScoringOptions,
     SplitOptions,
     StackingOptions,
-    SyntheticOptions,
     TaskOptions,
     TrainingOptions,
 )
 from tasks.config.run import RunConfig, resolve
-from tasks.errors import InputError
+from tasks.errors import DiskFull, InputError, disk_full
+from tasks.lamp.options import LampOptions, SyntheticOptions
+from tasks.log import log
 from tasks.methods import MethodName
 from tasks.plan.run import planned
+from tasks.record import Options
 from tasks.report.files import report_name, write_run
 from tasks.report.publish import publish
 from tasks.report.since import since
 from tasks.report.summary import data_lines
-from tasks.results import checkpoints
 from tasks.results.models import Compared
 from tasks.results.run import Cell, Run
 from tasks.results.stage import CELL, StageFailed
 from tasks.results.store import store
-from tasks.running.faults import DISK_FULL, disk_full
-from tasks.running.log import log
 from tasks.running.runner import everywhere, running, side_by_side
 from tasks.tracking.runs import tracked
 
@@ -153,7 +151,7 @@ def mta(
     except Exception as error:
         if full := disk_full(error):
             log(full, warning=True)
-            return Failed(name=DISK_FULL, message=full)
+            return Failed(name=DiskFull.__name__, message=full)
         raise
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 from tasks.config.options import TrainingOptions
 from tasks.config.task import TaskConfig
+from tasks.log import log
 from tasks.methods import METHODS
+from tasks.record import library_versions
 from tasks.results.memo import remembered
 from tasks.results.models import Base
-from tasks.results.record import library_versions
 from tasks.results.run import Cell
-from tasks.running.log import log
-from tasks.running.stand_in import plannable
+from tasks.stand_in import plannable
 from tasks.text.loading import model_folder
 
 

@@ -13,8 +13,8 @@ from tasks.embed import read_embeddings
 from tasks.errors import InputError
 from tasks.method.clusters import cluster, members_of, plane
 from tasks.prepare import each_user
+from tasks.record import File
 from tasks.results.models import Anchor, Anchors, Clusters, Embedded
-from tasks.results.record import File
 from tasks.results.stage import stage
 from tasks.results.store import store
 

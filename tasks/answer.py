@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from tasks.config.options import ComputeOptions, Options, TrainingOptions
+from tasks.config.options import ComputeOptions, TrainingOptions
 from tasks.config.task import MethodConfig
+from tasks.log import log
 from tasks.methods import METHODS
 from tasks.prepare import users_in_order
+from tasks.record import File, Options, Record, Result, key_of, library_versions
 from tasks.results.models import Answers, Base, Merged, Questions
-from tasks.results.record import File, Record, Result, key_of, library_versions
 from tasks.results.rows import Rows
 from tasks.results.stage import stage
 from tasks.results.store import store
-from tasks.running.log import log
 from tasks.running.slots import gpu_slot
-from tasks.running.stand_in import plannable
 from tasks.stacking import (
     WORK,
     Adapted,
@@ -30,6 +29,7 @@ from tasks.stacking import (
     read_work,
     write_work,
 )
+from tasks.stand_in import plannable
 from tasks.text.loading import LIBRARIES, load
 from tasks.text.questions import User, content
 from tasks.text.tokens import tokens_of

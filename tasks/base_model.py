@@ -6,19 +6,19 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from tasks.checkpoints import checkpoint
 from tasks.config.options import ComputeOptions, TinyModelOptions
 from tasks.config.task import TaskConfig, derive_seed
 from tasks.errors import InputError
 from tasks.prepare import each_user
 from tasks.prepare_lines import naming_dropped
-from tasks.results.checkpoints import checkpoint
+from tasks.record import OUTSIDE_KEY, File, Record
 from tasks.results.models import Base, Prepared, Questions, Training
-from tasks.results.record import OUTSIDE_KEY, File, Record
 from tasks.results.stage import stage
 from tasks.results.store import store
 from tasks.running.progress import Progress
 from tasks.running.slots import gpu_slot
-from tasks.running.stand_in import plannable
+from tasks.stand_in import plannable
 from tasks.task_adapt import adapted_to_task
 from tasks.text.loading import HUB_FILES, LIBRARIES, dtype_of, find_model, folder_hash, use_threads
 from tasks.text.questions import profile_questions, questions_of, user_queries

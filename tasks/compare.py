@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config.task import TaskConfig
 from tasks.lamp.definitions import LampTask
+from tasks.record import Record
 from tasks.results.models import Answers, Compared, Prepared, Scored
-from tasks.results.record import Record
 from tasks.results.stage import stage
 from tasks.results.store import store
 

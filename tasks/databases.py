@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from tasks.errors import InputError
-from tasks.results.files import PARTIAL
+from tasks.files import PARTIAL
 
 # The arguments of Python that make one.
 MLFLOW = ("-m", "mlflow", "db", "upgrade", "sqlite:///{file}")

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tasks.config.options import ComputeOptions, EmbeddingOptions
 from tasks.config.task import MethodConfig, derive_seed
 from tasks.lamp.definitions import LampTask
+from tasks.log import log
 from tasks.method.whitening import unit_rows, whitening
 from tasks.prepare import ROLES, each_user
+from tasks.record import File, Record, key_of
 from tasks.results.models import Base, Embedded, Prepared, Questions
-from tasks.results.record import File, Record, key_of
 from tasks.results.rows import Rows
 from tasks.results.stage import stage
 from tasks.results.store import store
-from tasks.running.log import log
 from tasks.running.progress import Progress
 from tasks.running.slots import gpu_slot
 from tasks.text.encoder import Encoder, encoder_of, text_vectors

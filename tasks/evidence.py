@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tasks.config.options import ComputeOptions
+from tasks.log import log
 from tasks.prepare import users_in_order
+from tasks.record import File, key_of, library_versions
 from tasks.results.models import Bank, Base, Questions
-from tasks.results.record import File, key_of, library_versions
 from tasks.results.rows import Rows
 from tasks.results.store import store
-from tasks.running.log import log
 from tasks.running.slots import gpu_slot
 from tasks.text.loading import LIBRARIES, load
 from tasks.text.questions import Item, content

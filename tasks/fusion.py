@@ -13,8 +13,8 @@ from tasks.config.options import ComputeOptions, FusionOptions
 from tasks.embed import read_embeddings
 from tasks.errors import InputError, label
 from tasks.evidence import evidence_of
+from tasks.record import OUTSIDE_KEY, File, Record
 from tasks.results.models import Bank, Base, Embedded, Questions, Recipes
-from tasks.results.record import OUTSIDE_KEY, File, Record
 from tasks.results.stage import stage
 from tasks.results.store import store
 from tasks.text.loading import LIBRARIES

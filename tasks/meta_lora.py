@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from tasks.checkpoints import checkpoint
 from tasks.config.options import ComputeOptions, TrainingOptions
 from tasks.config.task import derive_seed
 from tasks.errors import label
+from tasks.files import sha256_of
 from tasks.map import draw_map
 from tasks.prepare import users_of
-from tasks.results.checkpoints import checkpoint
-from tasks.results.files import sha256_of
+from tasks.record import File, digest, key_of
 from tasks.results.models import (
     Anchor,
     Anchors,
@@ -26,7 +27,6 @@ from tasks.results.models import (
     Questions,
     Training,
 )
-from tasks.results.record import File, digest, key_of
 from tasks.results.rows import known_rows, name_rows, remember_rows
 from tasks.results.stage import stage
 from tasks.results.store import store

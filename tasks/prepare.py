@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.config.options import SplitOptions, SyntheticOptions
+from tasks.config.options import SplitOptions
 from tasks.config.task import TaskConfig
 from tasks.errors import InputError
 from tasks.lamp.definitions import LampTask
+from tasks.lamp.options import SyntheticOptions
+from tasks.log import log
 from tasks.methods import METHODS
 from tasks.prepare_files import hashes, source
 from tasks.prepare_lines import describe, naming_dropped, readable
+from tasks.record import File
 from tasks.results.models import Given, Prepared
-from tasks.results.record import File
 from tasks.results.stage import stage
 from tasks.results.store import Folder, store
-from tasks.running.log import log
 
 if TYPE_CHECKING:
     import polars as pl

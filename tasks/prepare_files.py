@@ -6,12 +6,12 @@ import math
 import re
 from pathlib import Path
 
-from tasks.config.options import SyntheticOptions
 from tasks.config.task import TaskConfig
+from tasks.files import file_sha256
 from tasks.lamp.folders import of_task
-from tasks.results.files import file_sha256
+from tasks.lamp.options import SyntheticOptions
+from tasks.log import log
 from tasks.results.models import Given
-from tasks.running.log import log
 from tasks.running.progress import Progress
 
 MEGABYTE = 10**6

@@ -24,20 +24,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.checkpoints import checkpoint
 from tasks.config.options import AnchorOptions, ComputeOptions, TrainingOptions
 from tasks.config.task import derive_seed
 from tasks.embed import read_embeddings
+from tasks.files import sha256_of
+from tasks.log import log
 from tasks.method.clusters import cluster
 from tasks.method.refit import assign, large_clusters, to_ask
 from tasks.prepare import users_of
-from tasks.results.checkpoints import checkpoint
-from tasks.results.files import sha256_of
+from tasks.record import File, key_of, library_versions
 from tasks.results.models import Base, Clusters, Embedded, Questions
-from tasks.results.record import File, key_of, library_versions
 from tasks.results.rows import Rows
 from tasks.results.stage import stage
 from tasks.results.store import store
-from tasks.running.log import log
 from tasks.running.slots import gpu_slot
 from tasks.text.loading import LIBRARIES, load
 from tasks.text.tokens import tokens_of

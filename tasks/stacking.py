@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.checkpoints import checkpoint
 from tasks.config.options import ComputeOptions, TrainingOptions
 from tasks.config.task import derive_seed
 from tasks.fusion import Recipe, read_recipes
-from tasks.results.checkpoints import checkpoint
+from tasks.log import log
+from tasks.record import File, Record, Result, digest, key_of, library_versions
 from tasks.results.models import Base, Merged, Questions
-from tasks.results.record import File, Record, Result, digest, key_of, library_versions
 from tasks.results.rows import Rows
 from tasks.results.store import store
-from tasks.running.log import log
 from tasks.running.slots import gpu_slot
 from tasks.text.loading import LIBRARIES, load
 from tasks.text.questions import User, content

@@ -11,13 +11,13 @@ import random
 from collections.abc import Sequence
 from itertools import chain
 
+from tasks.checkpoints import checkpoint
 from tasks.config.options import ComputeOptions, TaskAdaptOptions
 from tasks.config.task import TaskConfig, derive_seed
 from tasks.errors import InputError
 from tasks.prepare import each_user
-from tasks.results.checkpoints import checkpoint
+from tasks.record import File
 from tasks.results.models import Base, Prepared, Questions, Training
-from tasks.results.record import File
 from tasks.results.stage import stage
 from tasks.results.store import store
 from tasks.running.progress import Progress

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ValidationError
 from infra.command import say
 from infra.local.identity import lives
 from infra.local.settings import HOST, WORKER, Layout, StackError
-from tasks.results.files import write_atomic
+from tasks.files import write_atomic
 
 # The variable with the name of the started process that a process belongs to.
 PART = "MTA_PART"

@@ -14,7 +14,7 @@ from pathlib import Path
 from string import Template
 
 from tasks.errors import InputError
-from tasks.results.files import write_atomic
+from tasks.files import write_atomic
 from tasks.results.store import FOLDER_URLS
 
 HOST = "127.0.0.1"

@@ -1,58 +1,19 @@
-"""The sections of the configuration, one model each: types, bounds and defaults of every option."""
+"""The sections of the configuration, one model each: types, bounds and defaults of every option.
+
+Those of the data are beside what they decide: tasks/lamp/options.py.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from tasks.lamp.definitions import LampTask
-from tasks.results.record import OUTSIDE_KEY
+from tasks.record import OUTSIDE_KEY, Options
 
 SYNTHETIC_TASKS = ("LaMP-1", "LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5")
 PresetName = Literal["embedded", "paper"]
-
-
-Section = TypeVar("Section", bound="Options")
-
-
-class Options(BaseModel):
-    """Base of every section: unknown keys fail, no silent type conversion.
-
-    outside_key: whether nothing in the section decides a number of a result.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    outside_key: ClassVar[bool] = False
-
-    @classmethod
-    def of(cls: type[Section], other: Options) -> Section:
-        """The fields of a larger section that this one has."""
-        return cls(**{name: getattr(other, name) for name in cls.model_fields})
-
-
-class SyntheticOptions(Options):
-    """The generated worlds (`data=synthetic`), one per LaMP task; see docs/benchmark.md."""
-
-    base_users: int = Field(200, ge=1)
-    anchor_candidates: int = Field(100, ge=1)
-    few_shot_users: int = Field(60, ge=1)
-    items_min: int = Field(40, ge=1)
-    items_max: int = Field(100, ge=1)
-    few_shot_items: int = Field(20, ge=1)
-    queries: int = Field(20, ge=1)
-    themes: int = Field(24, ge=1)
-    choices: int = Field(4, ge=2, le=15)
-    archetypes: int = Field(6, ge=2)
-    mixture_min: float = Field(0.7, ge=0.5, le=1.0)
-    quirk: float = Field(0.1, ge=0.0, le=1.0)
-    label_noise: float = Field(0.04, ge=0.0, le=1.0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> SyntheticOptions:
-        if self.items_max < self.items_min:
-            raise ValueError(f"items_max {self.items_max} must be >= items_min {self.items_min}")
-        return self
 
 
 class TaskOptions(Options):
@@ -96,22 +57,6 @@ class TaskOptions(Options):
             kind=self.metric,
             max_new_tokens=self.max_new_tokens,
         )
-
-
-class LampOptions(Options):
-    """Where `data=lamp` has the benchmark's own files from (docs/data.md).
-
-    `split`: users are disjoint across train and dev (`user`), or each has a past in train and a
-    future in dev (`time`). `part`: whose questions a run takes. `url`: the site, or a mirror with
-    its folders. `cache`: where the files are kept; null is `mta/lamp` in the user's own cache.
-    """
-
-    split: Literal["user", "time"] = "user"
-    part: Literal["dev", "train"] = "dev"
-    url: str = Field(
-        "https://ciir.cs.umass.edu/downloads/LaMP", pattern=r"^https?://[^\s/@]+(/\S*)?$"
-    )
-    cache: str | None = Field(None, min_length=1)
 
 
 class SplitOptions(Options):
@@ -203,7 +148,7 @@ class TaskAdaptOptions(TrainingOptions):
     max_items: int | None = Field(None, ge=1)
     alpha: float = Field(8.0, gt=0.0)
     # OPPU also names "out_proj", which no layer of a Llama is called.
-    target_modules: list[str] | Literal["all-linear"] = ["q_proj", "k_proj", "v_proj"]
+    target_modules: list[str] | Literal["all-linear"] = Field(["q_proj", "k_proj", "v_proj"])
     batch_size: int = Field(16, ge=1)
     accumulation: int = Field(1, ge=1)
     schedule: Literal["cosine", "linear", "constant"] = "linear"

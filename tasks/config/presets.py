@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.config.options import SYNTHETIC_TASKS
+from tasks.methods.mta_published import FUSION, STACKING
 
 # `embedded`: values from worlds of seeds 100 to 103 (docs/defaults.md); what else was looked at,
 # docs/benchmarks.md says.
@@ -66,15 +67,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "split": {"kind": "published"},
         "prompt": {"style": "published", "history_items": 1, "history_index": "published"},
         "anchors": {"embedding": "text", "clustering": "kmeans", "count": 50},
-        "fusion": {"top_m": 2, "merge": "factors"},
-        "stacking": {
-            "rank": 4,
-            "alpha": 8.0,
-            "learning_rate": 5e-5,
-            "epochs": 1,
-            "batch_size": 2,
-            "accumulation": 4,
-        },
+        "fusion": FUSION,
+        "stacking": STACKING,
     },
 }
 

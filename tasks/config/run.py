@@ -21,8 +21,6 @@ from tasks.config.options import (
     BaseOptions,
     ComputeOptions,
     FusionOptions,
-    LampOptions,
-    Options,
     PlanOptions,
     PresetName,
     PromptOptions,
@@ -30,7 +28,6 @@ from tasks.config.options import (
     ScoringOptions,
     SplitOptions,
     StackingOptions,
-    SyntheticOptions,
     TaskOptions,
     TrainingOptions,
 )
@@ -38,7 +35,9 @@ from tasks.config.presets import GIVEN_MODEL, PRESETS, WORLDS
 from tasks.config.task import TaskConfig, overlay
 from tasks.errors import InputError, masked, short
 from tasks.lamp.definitions import TASKS, LampTask, get_task
+from tasks.lamp.options import LampOptions, SyntheticOptions
 from tasks.methods import METHODS, MethodName
+from tasks.record import Options
 
 # Sections that `per_task` may change: what comes after the data and the base model.
 PER_TASK = ("anchors", "meta_lora", "fusion", "stacking", "oppu", "rag", "scoring")

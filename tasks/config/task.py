@@ -10,19 +10,17 @@ from tasks.config.options import (
     BaseOptions,
     ComputeOptions,
     FusionOptions,
-    LampOptions,
-    Options,
     PromptOptions,
     RagOptions,
     ScoringOptions,
     SplitOptions,
     StackingOptions,
-    SyntheticOptions,
     TrainingOptions,
 )
 from tasks.lamp.definitions import LampTask
+from tasks.lamp.options import LampOptions, SyntheticOptions
 from tasks.methods import METHODS, MethodName
-from tasks.results.record import key_of
+from tasks.record import Options, key_of
 
 
 class MethodSections(Options):

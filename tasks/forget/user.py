@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tasks import checkpoints
 from tasks.errors import InputError, label
 from tasks.forget.closure import MODELS, folders_in, has_mark, marks_of, stage_of, what_goes
 from tasks.forget.holding import Marks, strings
@@ -19,7 +20,6 @@ from tasks.forget.prefect_records import forget_in_prefect
 from tasks.forget.sources import in_sources
 from tasks.meta_lora import META
 from tasks.report.files import REPORT_FILE, REPORTS_FOLDER, RUNS_FOLDER, TABLE_FILE
-from tasks.results import checkpoints
 from tasks.results.rows import INDEX
 from tasks.results.store import Store
 from tasks.tracking.server import mlflow_uris

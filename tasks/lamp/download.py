@@ -23,10 +23,10 @@ import pooch
 import requests
 from filelock import FileLock, Timeout
 
-from tasks.config.options import LampOptions
 from tasks.errors import InputError
+from tasks.files import file_sha256, fsync, write_atomic
 from tasks.lamp.checks import short
-from tasks.results.files import file_sha256, fsync, write_atomic
+from tasks.lamp.options import LampOptions
 
 # Source: the links of https://lamp-benchmark.github.io/download. LaMP_2 is the first LaMP-2, news
 # categories; movie tags came later. LaMP-6 is not here: the site has only ids of its e-mails.

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tasks.errors import short
-from tasks.results.files import write_atomic
+from tasks.files import write_atomic
 
 # The form of the file, and of what the trainings keep in it.
 VERSION = 2

@@ -4,8 +4,18 @@ Users are embedded by their texts and clustered by k-means; the top two anchors 
 factor, with their weights the wrong way round; the stacked LoRA takes two optimiser steps.
 """
 
-from tasks.config.presets import PRESETS
 from tasks.methods.method import Method
+
+# The published hyper-parameters, which the preset `paper` takes from here.
+FUSION = {"top_m": 2, "merge": "factors"}
+STACKING = {
+    "rank": 4,
+    "alpha": 8.0,
+    "learning_rate": 5e-5,
+    "epochs": 1,
+    "batch_size": 2,
+    "accumulation": 4,
+}
 
 
 class MtaPublished(Method):
@@ -15,8 +25,8 @@ class MtaPublished(Method):
     trained = "stacking"
     settings = {  # noqa: RUF012
         "anchors": {"embedding": "text", "clustering": "kmeans", "train_on": "user"},
-        "fusion": {**PRESETS["paper"]["fusion"], "weights": "cosine", "order": "published"},
-        "stacking": PRESETS["paper"]["stacking"],
+        "fusion": {**FUSION, "weights": "cosine", "order": "published"},
+        "stacking": STACKING,
     }
 
 

@@ -14,8 +14,8 @@ from tasks.lora.batches import Encoded
 from tasks.lora.passes import blank
 from tasks.plan.model import Characters, PlannedModel
 from tasks.prepare import users_of
+from tasks.record import File
 from tasks.results.models import Questions
-from tasks.results.record import File
 from tasks.text.questions import User
 from tasks.text.tokens import Kind, samples_of
 

@@ -10,14 +10,14 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed
 
 from tasks.config.run import RunConfig
+from tasks.log import log
 from tasks.plan.model import plan_model
 from tasks.plan.stages import Planner
 from tasks.plan.text import TaskPlan, plan_text
 from tasks.report.files import write_state
 from tasks.results.run import Cell
 from tasks.results.stage import StageFailed
-from tasks.running.log import log
-from tasks.running.stand_in import planned_by
+from tasks.stand_in import planned_by
 
 PLAN_FILE = "last_plan.md"
 OneCell = Callable[[RunConfig, int, str], tuple[Cell | None, list[str]]]

@@ -1,4 +1,4 @@
-"""What each stage costs: a planner that stands in for the stages (tasks/running/stand_in.py)."""
+"""What each stage costs: a planner that stands in for the stages (tasks/stand_in.py)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tasks.plan.model import PlannedModel, encoder_shape
 from tasks.plan.text import TaskPlan
 from tasks.plan.work import NOTHING, Below, Work, answer, likelihoods, pretrain, sign, states, train
 from tasks.prepare import ROLES
+from tasks.record import File, Record, Result, files_of, key_of
 from tasks.results import models
 from tasks.results.models import Anchors, Bank, Base, Clusters, Merged, MetaLora, Questions
-from tasks.results.record import File, Record, Result, files_of, key_of
 from tasks.results.stage import CELL
 from tasks.task_adapt import KINDS, chosen_items
 from tasks.text.encoder import Encoder

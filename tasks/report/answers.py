@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tasks.lamp.metrics import unlabelled
-from tasks.results.record import Record
+from tasks.record import Record
 from tasks.results.run import Cell
 from tasks.results.store import store
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from tasks.fusion import Recipe, read_recipes
-from tasks.results.record import Record
+from tasks.record import Record
 from tasks.results.run import Cell
 from tasks.results.store import store
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tasks.errors import InputError
-from tasks.results.files import write_atomic
+from tasks.files import write_atomic
 from tasks.results.run import Run
 from tasks.results.store import store
 

@@ -7,11 +7,11 @@ where no seed is named.
 from __future__ import annotations
 
 from tasks.config.run import RunConfig
+from tasks.record import Record
 from tasks.report.answers import NoLabel
 from tasks.report.chosen import Chosen
 from tasks.report.since import Since
 from tasks.results.models import Compared, Difference, Estimate
-from tasks.results.record import Record
 from tasks.results.run import Merging, Run
 
 # method -> metric -> estimate; the main metric comes first.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from tasks.errors import short
+from tasks.errors import disk_full, short
+from tasks.log import log
 from tasks.report.answers import identical
 from tasks.report.data import report_data
 from tasks.report.differences import difference_lines
@@ -14,8 +15,6 @@ from tasks.report.since import Since, since_lines
 from tasks.report.summary import run_notes, run_summary
 from tasks.report.table import mean_rows, rows, share_lines, table_text
 from tasks.results.run import Run
-from tasks.running.faults import disk_full
-from tasks.running.log import log
 
 
 def publish(run: Run, changed: Since | None) -> Run:

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.errors import InputError, label, short
+from tasks.log import log
 from tasks.methods import METHODS
 from tasks.prepare import each_user
+from tasks.record import Record, digest
 from tasks.report.files import run_files, shown_run
 from tasks.results.memo import remembered
 from tasks.results.models import UNKNOWN, Estimate, Prepared
-from tasks.results.record import Record, digest
 from tasks.results.run import Cell, Merging, Run
-from tasks.running.log import log
 from tasks.text.questions import content
 
 ROLES = {"base": "base users", "anchor": "anchor candidates", "few_shot": "few-shot users"}

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tasks.results.files import write_atomic
-from tasks.results.record import digest
+from tasks.files import write_atomic
+from tasks.record import digest
 from tasks.results.store import MEMO, store
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tasks.config.options import PromptOptions
 from tasks.lamp.definitions import LampTask
-from tasks.results.record import OUTSIDE_KEY, File, Record, Result
+from tasks.record import OUTSIDE_KEY, File, Record, Result
 
 Note = Annotated[dict[str, Any], OUTSIDE_KEY]
 Counts = Annotated[dict[str, int], OUTSIDE_KEY]

@@ -16,8 +16,7 @@ from typing import TypeVar
 import fsspec
 import tenacity
 
-from tasks.errors import InputError, StorageError, short
-from tasks.running.faults import DiskFull, disk_full, transient
+from tasks.errors import DiskFull, InputError, StorageError, disk_full, short, transient
 
 PATIENCE_SECONDS = 300.0
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import PurePosixPath
 from typing import Generic, TypeVar
 
-from tasks.results.record import File
+from tasks.record import File
 from tasks.results.store import Folder, Store, store
 
 Row = TypeVar("Row")

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from tasks.config.task import TaskConfig
 from tasks.methods import MethodName
+from tasks.record import Record
 from tasks.results.models import (
     Anchors,
     Answers,
@@ -23,7 +24,6 @@ from tasks.results.models import (
     Prepared,
     Scored,
 )
-from tasks.results.record import Record
 
 
 class Merging(Record):

@@ -3,10 +3,10 @@
     @stage(version=4, libraries=("numpy", "polars"))
     def fusion(options: FusionOptions, embedded: Embedded, bank: Bank) -> Recipes: ...
 
-What it takes is what it depends on: its cache key is the hash of its name, its version, the
-libraries that decide its numbers and its arguments (record.py). Prefect keeps the result as JSON
-and finds it again (state `Cached`); two runs that want the same share it. After a hit the hashes of
-its files are looked at; where they are off, it is made again.
+Its cache key is the hash of its name, its version, the libraries that decide its numbers and its
+arguments (tasks/record.py). Prefect keeps the result as JSON and finds it again (state `Cached`);
+two runs that want the same share it. After a hit the files' hashes are checked: what is gone or
+damaged is made again.
 
 Inside a flow run a call is a task run of that flow; elsewhere it is the plain function.
 """
@@ -36,17 +36,19 @@ from prefect.results import ResultRecord, ResultRecordMetadata
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner
 
-from tasks.errors import InputError, StorageError, short
+from tasks.errors import DiskFull, InputError, StorageError, disk_full, short, transient
+from tasks.log import log
+from tasks.record import Result, digest, files_of, key_of, library_versions
 from tasks.results.lock import lock_manager
-from tasks.results.record import Result, digest, files_of, key_of, library_versions
 from tasks.results.store import RESULTS, store, store_place
 from tasks.results.trusted import as_written
-from tasks.running.faults import DELAYS, DiskFull, disk_full, transient
-from tasks.running.log import log
-from tasks.running.stand_in import stand_in
+from tasks.stand_in import stand_in
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Result)
+# How long a stage waits before it tries again, in seconds; with those of Prefect's own client a
+# server may be away for some minutes.
+DELAYS = [2.0, 10.0, 30.0, 60.0]
 # Where stages that run the model are sent; in the flow's own threads where it is not set.
 RUNNER: ContextVar[TaskRunner[Any] | None] = ContextVar("runner", default=None)
 # What task runs are named by: the LaMP task, the seed and the number of items.

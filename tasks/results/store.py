@@ -26,8 +26,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tasks.errors import InputError
-from tasks.results.files import PARTIAL, fsync, sha256_of
-from tasks.results.record import File
+from tasks.files import PARTIAL, fsync, sha256_of
+from tasks.record import File
 from tasks.results.remote import Remote
 
 MAKING = ".making"

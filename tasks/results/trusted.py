@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect.serializers import JSONSerializer
 
-from tasks.results.record import Result
+from tasks.record import Result
 
 
 def as_written(record: bytes) -> bool:

@@ -1,5 +1,5 @@
-"""Where jobs run, what happens when one fails, and how far they are.
+"""Where jobs run, and how far they are.
 
-`runner` chooses: threads, processes or Ray (`ray_runner`), by what the `machine` has.
-`faults` says which errors pass, `progress` shows how far work is.
+`runner` chooses: threads, processes or Ray (`ray_runner`), by what the `machine` has. `slots` is the
+limit of jobs that run a model at once, `progress` shows how far work is.
 """

@@ -15,7 +15,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 from tqdm import tqdm
 
-from tasks.running.log import log
+from tasks.log import log
 
 # Work that is over sooner, such as what is found in the store, costs the server no requests.
 SHOWN_AFTER = 1.0

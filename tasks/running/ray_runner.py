@@ -18,8 +18,8 @@ from prefect_ray.context import remote_options
 
 from tasks.config.run import RunConfig
 from tasks.errors import InputError, masked, short
+from tasks.log import log
 from tasks.results.store import store_place
-from tasks.running.log import log
 from tasks.running.slots import ON_RAY
 
 # How often Ray starts a job again whose machine or process was lost.

@@ -17,9 +17,8 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from tasks.config.run import RunConfig
 from tasks.errors import InputError
 from tasks.results.stage import RUNNER
-from tasks.running.machine import cpu_jobs
+from tasks.running.machine import cpu_jobs, device_of
 from tasks.running.slots import gpu_slots
-from tasks.text.loading import device_of
 
 
 @contextmanager

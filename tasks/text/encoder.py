@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 from tasks.config.options import ComputeOptions
 from tasks.errors import InputError, short
 from tasks.lamp.definitions import LampTask
-from tasks.results.record import OUTSIDE_KEY, Record, library_versions
+from tasks.record import OUTSIDE_KEY, Record, library_versions
 from tasks.running.slots import gpu_slot
-from tasks.running.stand_in import plannable
+from tasks.stand_in import plannable
 from tasks.text.loading import HUB_FILES, folder_hash, use_threads
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Literal
 
 from tasks.config.options import BaseOptions, ComputeOptions
 from tasks.errors import InputError, short
-from tasks.results.files import file_sha256
+from tasks.files import file_sha256
+from tasks.record import digest
 from tasks.results.memo import remembered
 from tasks.results.models import Base
-from tasks.results.record import digest
 from tasks.results.store import store
-from tasks.running.machine import gpu_driver
+from tasks.running.machine import device_of
 
 if TYPE_CHECKING:
     from tasks.lora.base import Base as LoadedBase
@@ -84,17 +84,6 @@ def dtype_of(options: BaseOptions, compute: ComputeOptions) -> Literal["float32"
     if options.dtype != "auto":
         return options.dtype
     return "bfloat16" if device_of(compute) == "cuda" else "float32"
-
-
-def device_of(compute: ComputeOptions) -> str:
-    """`cpu` or `cuda`; without torch where there is no driver."""
-    if compute.device != "auto":
-        return compute.device
-    if not gpu_driver():
-        return "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def model_name(model: str) -> str:

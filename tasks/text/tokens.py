@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from tasks.record import File, key_of, library_versions
 from tasks.results.models import Base, Questions
-from tasks.results.record import File, key_of, library_versions
 from tasks.results.rows import known_rows, name_rows, remember_rows
 from tasks.results.store import store
 from tasks.running.progress import Progress

@@ -99,9 +99,9 @@ def log(run: Annotated[str, typer.Argument(help="a run's name, id or file")] = "
 
     MLflow has the run once, however often it is logged. Exit code 1: MLflow does not answer.
     """
+    from tasks.errors import transient
     from tasks.report.files import read_run
     from tasks.results.store import store
-    from tasks.running.faults import transient
     from tasks.tracking.runs import log_run, reason
     from tasks.tracking.server import Mlflow, mlflow_uris, tracking_uri
 

@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any
 
 from tasks.errors import label
+from tasks.record import File, digest
 from tasks.results.models import MetaLora
-from tasks.results.record import File, digest
 from tasks.results.run import Cell, Merging, Run
 
 Row = Mapping[str, Any]

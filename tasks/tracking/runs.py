@@ -22,11 +22,11 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 
 from tasks.errors import InputError, short
+from tasks.log import log
 from tasks.report.files import REPORTS_FOLDER
 from tasks.report.table import mean_rows, rows
 from tasks.results.run import Run
 from tasks.results.store import store
-from tasks.running.log import log
 from tasks.tracking.entries import Entry, parts, whole
 from tasks.tracking.server import (
     KEY_TAG,

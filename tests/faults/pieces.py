@@ -17,8 +17,8 @@ import numpy as np
 import polars as pl
 from safetensors.numpy import load_file
 
-from tasks.results.files import sha256_of
-from tasks.results.record import File
+from tasks.files import sha256_of
+from tasks.record import File
 from tasks.results.rows import INDEX
 from tasks.results.store import RESULTS
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tasks.results.record import File
+from tasks.record import File
 from tasks.results.rows import name_rows, remember_rows
 from tasks.results.store import Store, store
 from tests.faults.pieces import Given, Ledger

@@ -105,7 +105,7 @@ def folders(workplace: Path, stage: str) -> list[Path]:
 
 def write_world(folder: Path, **options: Any) -> Path:
     """The users of the small generated world, as files that a run can be given."""
-    from tasks.config.options import SyntheticOptions
+    from tasks.lamp.options import SyntheticOptions
     from tasks.lamp.synthetic import write_synthetic
 
     write_synthetic(folder, "LaMP-2M", SyntheticOptions(**(SMALL["synthetic"] | options)), 0)

@@ -10,12 +10,11 @@ import pytest
 from prefect import flow
 
 from flows.mta import mta
-from tasks.errors import InputError
+from tasks.errors import DiskFull, InputError
+from tasks.record import Result
 from tasks.results import stage as stage_module
 from tasks.results import store as store_module
-from tasks.results.record import Result
 from tasks.results.stage import StageFailed, stage
-from tasks.running.faults import DISK_FULL, DiskFull
 from tests.flows.conftest import folders
 from tests.small import SMALL
 
@@ -79,7 +78,7 @@ def test_a_full_disk_stops_the_run(workplace: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(store_module, "fsync", full)
     state = mta(**SMALL, return_state=True)
-    assert (state.type.value, state.name) == ("FAILED", DISK_FULL)
+    assert (state.type.value, state.name) == ("FAILED", "DiskFull")
     message = state.message or ""
     assert message.startswith("disk full: [Errno 28] No space left on device: ")
     assert message.endswith("make room and run it again, what is finished is kept")

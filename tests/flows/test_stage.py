@@ -29,11 +29,10 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from tasks.config.options import ComputeOptions
 from tasks.config.run import resolve
-from tasks.errors import InputError
-from tasks.results.record import OUTSIDE_KEY, File, Result
+from tasks.errors import DiskFull, InputError
+from tasks.record import OUTSIDE_KEY, File, Result
 from tasks.results.stage import RUNNER, StageFailed, stage, within
 from tasks.results.store import MAKING, RESULTS, store
-from tasks.running.faults import DiskFull
 from tasks.running.runner import running
 
 # What the stages below did, a line for each: in a file, as processes do it too.

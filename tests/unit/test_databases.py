@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 
 from tasks.databases import MLFLOW, PREFECT, make_whole
 from tasks.errors import InputError
-from tasks.results.files import PARTIAL
+from tasks.files import PARTIAL
 
 ROOT = Path(__file__).resolve().parents[3]
 # Makes a database as MLflow does, in steps that are each kept: a table, a copy of it, its end.

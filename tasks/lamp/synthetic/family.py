@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from tasks.config.options import SyntheticOptions
+from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.synthetic.population import Floats
 
 

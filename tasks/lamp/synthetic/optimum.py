@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tasks.config.options import SyntheticOptions
 from tasks.errors import InputError
 from tasks.lamp.checks import read_json
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
+from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.prompts import question_text
 from tasks.lamp.synthetic.family import Reading
 from tasks.lamp.synthetic.population import Floats, Ints, Taste

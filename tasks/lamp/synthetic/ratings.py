@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from tasks.config.options import SyntheticOptions
+from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.synthetic.family import Family, Reading, Written
 from tasks.lamp.synthetic.population import Floats
 from tasks.lamp.synthetic.words import chunks, draw, invent_words, shuffled, theme_index

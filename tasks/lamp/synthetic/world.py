@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.config.options import SyntheticOptions
 from tasks.errors import InputError
 from tasks.lamp.definitions import get_task
+from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.prompts import question_text
 from tasks.lamp.synthetic.citations import Citations
 from tasks.lamp.synthetic.family import Family

@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 from filelock import FileLock
 
+from tasks import checkpoints
 from tasks.errors import InputError
 from tasks.forget.closure import stage_of
 from tasks.forget.user import forget
-from tasks.results import checkpoints
 from tasks.results.rows import INDEX, known_rows, name_rows, remember_rows
 from tasks.results.store import LOCKS, RESULTS, Store, store
 

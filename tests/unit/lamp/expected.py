@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.config.options import SyntheticOptions
 from tasks.lamp.definitions import get_task
+from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.synthetic.optimum import PREDICTORS, posterior_of
 from tasks.lamp.synthetic.population import Floats, Taste
 from tasks.lamp.synthetic.world import World

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.config.options import SyntheticOptions
 from tasks.errors import InputError
 from tasks.lamp.definitions import LampTask, get_task
 from tasks.lamp.formats import read_users
 from tasks.lamp.metrics import score
+from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.synthetic import World, write_synthetic
 from tasks.lamp.synthetic.optimum import (
     PREDICTORS,

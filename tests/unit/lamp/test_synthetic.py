@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.config.options import SYNTHETIC_TASKS, SyntheticOptions
+from tasks.config.options import SYNTHETIC_TASKS
 from tasks.errors import InputError
 from tasks.lamp.audit import query_places
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
 from tasks.lamp.groups import split_users
+from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.prompts import question_text
 from tasks.lamp.synthetic import FAMILIES, ROLE_FILES, World, write_synthetic
 from tasks.lamp.synthetic.optimum import read_item

@@ -7,7 +7,7 @@ from itertools import permutations, product
 import numpy as np
 from numpy.polynomial import Polynomial
 
-from tasks.config.options import SyntheticOptions
+from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.synthetic.population import Population
 
 TASKS = ["LaMP-1", "LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5"]

@@ -10,6 +10,7 @@ import polars as pl
 from tasks.config.run import resolve
 from tasks.lamp.definitions import get_task
 from tasks.lamp.metrics import Rules
+from tasks.record import File
 from tasks.results.models import (
     Anchor,
     Anchors,
@@ -26,7 +27,6 @@ from tasks.results.models import (
     Scored,
     Training,
 )
-from tasks.results.record import File
 from tasks.results.run import Cell, Merging, Run
 from tasks.results.store import store
 

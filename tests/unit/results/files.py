@@ -6,7 +6,7 @@ import itertools
 import os
 from pathlib import Path
 
-from tasks.results.record import File
+from tasks.record import File
 from tasks.results.store import Store
 
 _TIMES = itertools.count(1)

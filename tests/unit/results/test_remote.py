@@ -16,12 +16,11 @@ import fsspec
 import pytest
 from pydantic import ValidationError
 
-from tasks.errors import InputError, StorageError
-from tasks.results.files import file_sha256
-from tasks.results.record import File
+from tasks.errors import DiskFull, InputError, StorageError
+from tasks.files import file_sha256
+from tasks.record import File
 from tasks.results.remote import Remote
 from tasks.results.store import Store
-from tasks.running.faults import DiskFull
 from tests.unit.results.conftest import Machine
 from tests.unit.results.files import flip, make
 
@@ -222,7 +221,7 @@ def test_nothing_is_written_beside_the_cache(machine: Machine, tmp_path: Path) -
 
 READER = """
 import sys
-from tasks.results.record import File
+from tasks.record import File
 from tasks.results.store import store
 print((store().path(File(uri=sys.argv[1], sha256=sys.argv[2])) / "table.txt").read_text())
 """

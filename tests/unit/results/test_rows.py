@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.results.record import File
+from tasks.record import File
 from tasks.results.remote import Remote
 from tasks.results.rows import CHUNK, INDEX, Rows, known_rows, name_rows, remember_rows
 from tasks.results.store import Store, store

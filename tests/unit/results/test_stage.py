@@ -15,13 +15,12 @@ import psutil
 import pytest
 from prefect.states import Failed
 
-from tasks.errors import InputError
+from tasks.errors import DiskFull, InputError
 from tasks.fusion import fusion
+from tasks.record import File, Result, library_versions
 from tasks.results import stage as stage_module
-from tasks.results.record import File, Result, library_versions
 from tasks.results.stage import Stage, StageFailed, stage
 from tasks.results.store import Store, store
-from tasks.running.faults import DiskFull
 
 
 class Made(Result):

@@ -22,7 +22,6 @@ from tasks.config.options import (
     FusionOptions,
     PromptOptions,
     SplitOptions,
-    SyntheticOptions,
     TaskAdaptOptions,
     TinyModelOptions,
     TrainingOptions,
@@ -30,6 +29,8 @@ from tasks.config.options import (
 from tasks.embed import Embedding, Population
 from tasks.fusion import Asked
 from tasks.lamp.definitions import TASKS
+from tasks.lamp.options import SyntheticOptions
+from tasks.record import File, Result
 from tasks.results.models import (
     Anchor,
     Anchors,
@@ -50,7 +51,6 @@ from tasks.results.models import (
     Scored,
     Training,
 )
-from tasks.results.record import File, Result
 from tasks.results.stage import Stage
 from tasks.text.encoder import Encoder
 

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import InputError
-from tasks.results.files import PARTIAL, sha256_of, write_atomic
-from tasks.results.record import File
+from tasks.errors import InputError, disk_full
+from tasks.files import PARTIAL, sha256_of, write_atomic
+from tasks.record import File
 from tasks.results.store import MAKING, STALE_SECONDS, Store, store, store_place
-from tasks.running.faults import disk_full
 from tests.unit.results.files import flip, make
 
 

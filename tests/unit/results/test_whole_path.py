@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.results.record import library_versions
+from tasks.record import library_versions
 from tasks.results.store import store
 from tests.unit.stages import pipeline
 

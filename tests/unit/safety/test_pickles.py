@@ -21,7 +21,7 @@ from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
 from tasks.lora.adapters import read_peft
 from tasks.lora.base import load_base
-from tasks.results.record import Result
+from tasks.record import Result
 from tasks.results.store import Store
 from tasks.text.encoder import encoder_folder
 from tests.unit.lora.helpers import tiny_base

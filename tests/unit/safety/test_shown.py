@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from infra.command import say
-from tasks.config.options import LampOptions
 from tasks.config.run import resolve
 from tasks.errors import InputError, label, masked, printable, short
-from tasks.running.log import log
+from tasks.lamp.options import LampOptions
+from tasks.log import log
 from tasks.tracking.runs import reason
 
 SECRET = "hunter2"

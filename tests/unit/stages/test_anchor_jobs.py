@@ -15,8 +15,8 @@ from tasks.lora import gradients
 from tasks.lora.adapters import Lora, read_peft
 from tasks.lora.bank import read_bank
 from tasks.meta_lora import bank, meta_lora
+from tasks.record import key_of
 from tasks.results.models import Anchor, MetaLora, MetaLoras
-from tasks.results.record import key_of
 from tasks.results.run import Cell
 from tasks.results.store import store
 from tasks.text.questions import questions_of

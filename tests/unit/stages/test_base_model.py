@@ -25,8 +25,8 @@ from tasks.lamp.definitions import TASKS
 from tasks.lora.base import Base as LoadedBase
 from tasks.lora.base import load_base
 from tasks.plan.run import planned
+from tasks.record import key_of
 from tasks.results.models import Base, Prepared, Questions
-from tasks.results.record import key_of
 from tasks.results.store import MEMO, Store
 from tasks.text import loading
 from tasks.text.loading import load, model_name, unload

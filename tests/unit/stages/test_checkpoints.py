@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 import torch
 
+from tasks import checkpoints
 from tasks.base_model import base_model
+from tasks.checkpoints import checkpoint
 from tasks.config.options import ComputeOptions
+from tasks.files import PARTIAL
 from tasks.forget.user import forget
 from tasks.lora.checkpoint import Checkpoint, Saved
 from tasks.prepare import prepared_users, users_in_order
-from tasks.results import checkpoints
-from tasks.results.checkpoints import checkpoint
-from tasks.results.files import PARTIAL
+from tasks.record import key_of
 from tasks.results.models import Base
-from tasks.results.record import key_of
 from tasks.results.store import Store, store
 from tasks.stacking import Batch, merged_and_trained
 from tasks.text.questions import questions_of

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from tasks.config.options import Options
 from tasks.config.presets import PRESETS
 from tasks.config.run import RunConfig, resolve
 from tasks.config.task import TaskConfig, derive_seed
 from tasks.errors import InputError
+from tasks.record import Options
 from tasks.tracking.entries import flat
 
 

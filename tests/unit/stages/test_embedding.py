@@ -20,8 +20,8 @@ from tasks.errors import InputError
 from tasks.lamp.definitions import LampTask, get_task
 from tasks.prepare import prepare
 from tasks.prepare_files import source
+from tasks.record import library_versions
 from tasks.results.models import Base, Embedded
-from tasks.results.record import library_versions
 from tasks.results.store import store
 from tasks.text.encoder import Encoder, Profile, encoder_hash, text_vectors
 from tasks.text.questions import questions_of

@@ -15,8 +15,8 @@ from tasks.fusion import Recipe, read_recipes
 from tasks.lora.adapters import read_peft
 from tasks.lora.base import load_base
 from tasks.lora.batches import encode
+from tasks.record import key_of
 from tasks.results.models import Merged
-from tasks.results.record import key_of
 from tasks.results.run import Cell
 from tasks.results.store import store
 from tests.unit.lora.peft_reference import attached, likelihood

@@ -12,7 +12,7 @@ from flows.lamp_task import lamp_task
 from flows.mta import one_cell
 from tasks.config.run import resolve
 from tasks.config.task import TaskConfig
-from tasks.errors import InputError
+from tasks.errors import DiskFull, InputError
 from tasks.results.models import (
     Anchor,
     Anchors,
@@ -27,7 +27,6 @@ from tasks.results.models import (
     Recipes,
 )
 from tasks.results.stage import StageFailed
-from tasks.running.faults import DiskFull
 from tasks.stacking import Work
 from tests.unit.stages.answered import prepared
 from tests.unit.stages.vectors import NO_FILE, NO_TRAINING

@@ -28,8 +28,8 @@ from tasks.lora.merge import concatenate, merge
 from tasks.lora.train import epochs
 from tasks.meta_lora import meta_lora
 from tasks.prepare import users_in_order
+from tasks.record import key_of, library_versions
 from tasks.results.models import Anchor
-from tasks.results.record import key_of, library_versions
 from tasks.results.run import Cell, Merging
 from tasks.results.store import store
 from tasks.stacking import Batch, merged_and_trained, read_work

@@ -26,8 +26,8 @@ from tasks.plan.work import Work
 from tasks.refit import refit
 from tasks.results.rows import INDEX
 from tasks.results.store import store
-from tasks.running.stand_in import planned_by
 from tasks.stacking import read_work
+from tasks.stand_in import planned_by
 from tasks.task_adapt import task_adapt
 from tests.unit.lora.counters import flops, peak_bytes
 from tests.unit.lora.helpers import tiny_base

@@ -20,10 +20,10 @@ from tasks.plan.stages import Planner
 from tasks.plan.text import TaskPlan, hours, plan_text
 from tasks.plan.work import Work
 from tasks.prepare import prepared_users
+from tasks.record import File
 from tasks.results.models import Base, Prepared
-from tasks.results.record import File
 from tasks.results.stage import stage
-from tasks.running.stand_in import planned_by
+from tasks.stand_in import planned_by
 from tasks.text.questions import questions_of
 from tests.unit.lora.helpers import tiny_base
 from tests.unit.stages.users import user, write_users

@@ -25,8 +25,8 @@ from tasks.prepare import (
     users_of,
 )
 from tasks.prepare_files import source
+from tasks.record import File
 from tasks.results.models import Prepared
-from tasks.results.record import File
 from tasks.results.store import MAKING, Store, store
 from tests.official import write_official
 from tests.unit.lamp.web import Site, official, serving

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
+from tasks import checkpoints
 from tasks import refit as module
 from tasks.anchors import anchors
 from tasks.base_model import base_model
 from tasks.embed import embedded_users
 from tasks.prepare import prepared_users
+from tasks.record import key_of
 from tasks.refit import refit, refitted_clusters
-from tasks.results import checkpoints
 from tasks.results.models import Anchors, Clusters
-from tasks.results.record import key_of
 from tasks.results.store import store
 from tasks.text.questions import questions_of
 from tests.unit.stages.pipeline import config_of, noted, prepared_place, until_done

@@ -7,8 +7,8 @@ import pytest
 from tasks.compare import compare
 from tasks.lamp.definitions import get_task
 from tasks.lamp.metrics import Rules, remarks, rules_of
+from tasks.record import key_of
 from tasks.results.models import Compared, Scored
-from tasks.results.record import key_of
 from tests.unit.stages.answered import answered, prepared
 
 # query -> user, gold; all are answered with the gold itself.

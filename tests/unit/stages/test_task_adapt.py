@@ -18,8 +18,8 @@ from tasks.export import export
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, answer_logits, collate
 from tasks.prepare import prepared_users, users_of
+from tasks.record import key_of
 from tasks.results.models import Training
-from tasks.results.record import key_of
 from tasks.results.run import Cell, Run
 from tasks.results.store import store
 from tasks.task_adapt import chosen_items

@@ -13,8 +13,8 @@ from tasks.lamp.definitions import MOVIE_TAGS
 from tasks.lora import batches
 from tasks.lora.base import Base as LoadedBase
 from tasks.lora.batches import Encoded, encode
+from tasks.record import File
 from tasks.results.models import Base, Questions
-from tasks.results.record import File
 from tasks.results.store import Store
 from tasks.text import tokens as tokens_module
 from tasks.text.questions import profile_questions, questions_of, user_queries

@@ -16,7 +16,7 @@ from tasks.errors import InputError
 from tasks.fusion import read_recipes
 from tasks.lora.adapters import Lora, read_peft, write_peft
 from tasks.methods import METHODS
-from tasks.results.record import key_of
+from tasks.record import key_of
 from tasks.results.store import store
 from tests.unit.stages.pipeline import (
     ONE_MORE_ITEM,
@@ -38,7 +38,7 @@ from tasks.config.task import MethodConfig
 from tasks.fusion import read_recipes
 from tasks.methods.method import Method
 from tasks.results.models import Base, Prepared
-from tasks.results.record import Result, key_of
+from tasks.record import Result, key_of
 from tasks.results.stage import stage
 from tasks.results.store import store
 from tasks.stacking import Adapted, Batch, Work

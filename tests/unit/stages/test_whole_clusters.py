@@ -16,8 +16,8 @@ from tasks.errors import InputError
 from tasks.fusion import unit_vectors
 from tasks.prepare import prepare
 from tasks.prepare_files import source
+from tasks.record import File
 from tasks.results.models import Anchors
-from tasks.results.record import File
 from tasks.results.store import store
 from tests.unit.stages.users import user, write_users
 from tests.unit.stages.vectors import bank_of, embedded

@@ -5,8 +5,8 @@ from __future__ import annotations
 import polars as pl
 
 from tasks.embed import TABLE
+from tasks.record import File
 from tasks.results.models import Bank, Embedded, MetaLora, Training
-from tasks.results.record import File
 from tasks.results.store import store
 
 SCHEMA = {"role": pl.String, "user_id": pl.String, "vector": pl.List(pl.Float32)}

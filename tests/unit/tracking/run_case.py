@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tasks.config.run import resolve
+from tasks.files import write_atomic
 from tasks.lamp.definitions import get_task
-from tasks.results.files import write_atomic
+from tasks.record import File
 from tasks.results.models import (
     Anchor,
     Anchors,
@@ -26,7 +27,6 @@ from tasks.results.models import (
     Scored,
     Training,
 )
-from tasks.results.record import File
 from tasks.results.run import Cell, Merging, Run
 from tasks.results.store import store
 from tasks.tracking import runs

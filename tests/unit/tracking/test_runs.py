@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tasks.errors import InputError
-from tasks.results.record import files_of
+from tasks.record import files_of
 from tasks.results.stage import StageFailed
 from tasks.results.store import store
 from tasks.tools.main import main

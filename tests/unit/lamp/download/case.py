@@ -44,7 +44,7 @@ def refused(get: Callable[..., Path], *words: str, **options: Any) -> str:
 CHILD = """
 import sys
 from tasks.lamp.download import official_files
-from tasks.config.options import LampOptions
+from tasks.lamp.options import LampOptions
 options = LampOptions(url=sys.argv[1], cache=sys.argv[2])
 print(official_files("LaMP-2M", options, lambda _: None, lambda *_: None))
 """

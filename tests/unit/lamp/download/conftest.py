@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tasks.config.options import LampOptions
 from tasks.lamp import download
+from tasks.lamp.options import LampOptions
 from tests.unit.lamp.download.case import BIG, GOLDS, OUTPUTS, QUESTIONS
 from tests.unit.lamp.web import Site, serving
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tasks.config.options import LampOptions
 from tasks.errors import InputError
 from tasks.lamp import download
+from tasks.lamp.options import LampOptions
 from tests.unit.lamp.download.case import BIG, QUESTIONS, refused, whole
 from tests.unit.lamp.web import HTML, Answer, Site, serving
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tasks.config.options import LampOptions
 from tasks.errors import InputError
 from tasks.lamp.download import MANIFEST, cache_folder, official_files
+from tasks.lamp.options import LampOptions
 from tests.unit.lamp.download.case import BIG, GOLDS, OTHER, refused, whole
 from tests.unit.lamp.web import HTML, Site, serving
 

@@ -6,7 +6,7 @@ from prefect import get_run_logger
 from prefect.exceptions import MissingContextError
 
 from tasks.errors import masked
-from tasks.running.stand_in import plannable
+from tasks.stand_in import plannable
 
 
 @plannable

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
@@ -30,6 +30,17 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     outside_key: ClassVar[bool] = False
+
+
+class Options(Record):
+    """A section of the configuration: no silent type conversion."""
+
+    model_config = ConfigDict(strict=True)
+
+    @classmethod
+    def of(cls, other: Options) -> Self:
+        """The fields of a larger section that this one has."""
+        return cls(**{name: getattr(other, name) for name in cls.model_fields})
 
 
 class File(Record):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tasks.config.options import ComputeOptions, TrainingOptions
-from tasks.results.record import (
+from tasks.record import (
     OUTSIDE_KEY,
     File,
     Record,

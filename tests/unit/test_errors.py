@@ -22,10 +22,10 @@ from prefect.exceptions import PrefectHTTPStatusError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from tasks.errors import InputError
-from tasks.results.files import write_atomic
+from tasks.errors import DiskFull, InputError, chain, disk_full, transient
+from tasks.files import write_atomic
+from tasks.results.stage import DELAYS
 from tasks.results.store import Store
-from tasks.running.faults import DELAYS, DiskFull, chain, disk_full, transient
 
 
 def answered(status: int) -> PrefectHTTPStatusError:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.config.options import ComputeOptions
-from tasks.results.record import digest
+from tasks.log import log
+from tasks.record import digest
 from tasks.results.store import Store, store
-from tasks.running.log import log
 
 if TYPE_CHECKING:
     from tasks.lora.checkpoint import Checkpoint

@@ -1,0 +1,49 @@
+"""The options of the benchmark's data: generated worlds, and LaMP's own files."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tasks.record import Options
+
+
+class SyntheticOptions(Options):
+    """The generated worlds (`data=synthetic`), one per LaMP task; see docs/benchmark.md."""
+
+    base_users: int = Field(200, ge=1)
+    anchor_candidates: int = Field(100, ge=1)
+    few_shot_users: int = Field(60, ge=1)
+    items_min: int = Field(40, ge=1)
+    items_max: int = Field(100, ge=1)
+    few_shot_items: int = Field(20, ge=1)
+    queries: int = Field(20, ge=1)
+    themes: int = Field(24, ge=1)
+    choices: int = Field(4, ge=2, le=15)
+    archetypes: int = Field(6, ge=2)
+    mixture_min: float = Field(0.7, ge=0.5, le=1.0)
+    quirk: float = Field(0.1, ge=0.0, le=1.0)
+    label_noise: float = Field(0.04, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SyntheticOptions:
+        if self.items_max < self.items_min:
+            raise ValueError(f"items_max {self.items_max} must be >= items_min {self.items_min}")
+        return self
+
+
+class LampOptions(Options):
+    """Where `data=lamp` has the benchmark's own files from (docs/data.md).
+
+    `split`: users are disjoint across train and dev (`user`), or each has a past in train and a
+    future in dev (`time`). `part`: whose questions a run takes. `url`: the site, or a mirror with
+    its folders. `cache`: where the files are kept; null is `mta/lamp` in the user's own cache.
+    """
+
+    split: Literal["user", "time"] = "user"
+    part: Literal["dev", "train"] = "dev"
+    url: str = Field(
+        "https://ciir.cs.umass.edu/downloads/LaMP", pattern=r"^https?://[^\s/@]+(/\S*)?$"
+    )
+    cache: str | None = Field(None, min_length=1)
