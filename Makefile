@@ -50,9 +50,10 @@ test: $(INSTALLED_TEST) ## lint, types, then the tests
 	@$(MAKE) --no-print-directory lint
 	@$(PY) -m pytest -n 2 --dist loadfile
 
-lint: $(INSTALLED_TEST) ## ruff and mypy
+lint: $(INSTALLED_TEST) ## ruff, which folder imports which, mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
 	$(PY) -m mypy
 
 pictures: $(INSTALLED_TEST) ## make the README's pictures anew from the last run of the benchmark
