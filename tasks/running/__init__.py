@@ -1,5 +1,1 @@
-"""Where jobs run, and how far they are.
-
-`runner` chooses: threads, processes or Ray (`ray_runner`), by what the `machine` has. `slots` is the
-limit of jobs that run a model at once, `progress` shows how far work is.
-"""
+"""Where jobs run (`runner`, `ray_runner`), how many at once (`slots`), how far they are."""

@@ -16,6 +16,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect_ray import RayTaskRunner
 from prefect_ray.context import remote_options
 
+from tasks.config.options import ComputeOptions
 from tasks.config.run import RunConfig
 from tasks.errors import InputError, masked, short
 from tasks.log import log
@@ -26,14 +27,8 @@ from tasks.running.slots import ON_RAY
 MAX_RETRIES = 3
 # What workers are told of this run's environment, where it is set. No passwords: Ray shows these.
 # What storage asks for must be in the environment of the nodes.
-TOLD = (
-    "DO_NOT_TRACK",
-    "HF_HUB_DISABLE_TELEMETRY",
-    "HF_HUB_OFFLINE",
-    "MTA_LOCKS",
-    "PREFECT_SERVER_ANALYTICS_ENABLED",
-    "TOKENIZERS_PARALLELISM",
-)
+TOLD = ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "MTA_LOCKS",
+        "PREFECT_SERVER_ANALYTICS_ENABLED", "TOKENIZERS_PARALLELISM")  # fmt: skip
 
 
 @contextmanager
@@ -52,46 +47,37 @@ def ray_runner(config: RunConfig) -> Iterator[RayTaskRunner[Any]]:
     try:
         entered = runner.__enter__()
     except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
-        why = short(error)
         raise InputError(
-            f"compute.ray_address {compute.ray_address}: no Ray cluster answers there ({why}); "
-            "give the address of its head, as in `ray status`"
+            f"compute.ray_address {compute.ray_address}: no Ray cluster answers there "
+            f"({short(error)}); give the address of its head, as in `ray status`"
         ) from error
     try:
+        gpus = _gpus_per_job(compute)
         with remote_options(
-            num_cpus=compute.cpus_per_job,
-            num_gpus=_gpus_per_job(config),
-            max_retries=MAX_RETRIES,
+            num_cpus=compute.cpus_per_job, num_gpus=gpus, max_retries=MAX_RETRIES,
             scheduling_strategy="SPREAD",
-        ):
+        ):  # fmt: skip
             yield entered
     finally:
         runner.__exit__(None, None, None)
 
 
-def _gpus_per_job(config: RunConfig) -> float:
-    device, has = config.compute.device, ray.cluster_resources().get("GPU", 0.0)
-    if device == "cuda" and not has:
+def _gpus_per_job(compute: ComputeOptions) -> float:
+    has = ray.cluster_resources().get("GPU", 0.0)
+    if compute.device == "cuda" and not has:
         log("Ray: no node has a GPU now; jobs wait until one has", warning=True)
-    if device == "cuda" or (device == "auto" and has):
-        return config.compute.gpus_per_job
-    return 0.0
+    wanted = compute.device == "cuda" or (compute.device == "auto" and has)
+    return compute.gpus_per_job if wanted else 0.0
 
 
 def runtime_env() -> dict[str, Any]:
     """What a worker needs that its machine does not have: this code, and where things are."""
     code = Path(__file__).resolve().parents[2]
     told = {name: os.environ[name] for name in TOLD if os.environ.get(name)}
-    told |= {
-        ON_RAY: "1",
-        "MTA_STORE": store_place(),
-        "PREFECT_API_URL": str(PREFECT_API_URL.value()),
-    }
+    api = str(PREFECT_API_URL.value())
+    told |= {ON_RAY: "1", "MTA_STORE": store_place(), "PREFECT_API_URL": api}
     for name, text in told.items():
         if masked(text) != text:
             raise InputError(f"{name}: it holds a password, which Ray shows to all its nodes")
-    return {
-        "py_modules": [str(code / "flows"), str(code / "tasks")],
-        "env_vars": told,
-        "excludes": ["__pycache__"],
-    }
+    modules = [str(code / "flows"), str(code / "tasks")]
+    return {"py_modules": modules, "env_vars": told, "excludes": ["__pycache__"]}

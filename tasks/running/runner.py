@@ -17,8 +17,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from tasks.config.run import RunConfig
 from tasks.errors import InputError
 from tasks.results.stage import RUNNER
-from tasks.running.machine import cpu_jobs, device_of
-from tasks.running.slots import gpu_slots
+from tasks.running.slots import cpu_jobs, device_of, gpu_slots
 
 
 @contextmanager
@@ -47,7 +46,8 @@ def _runner(config: RunConfig) -> AbstractContextManager[TaskRunner[Any]]:
                 "install 'mta[ray]'"
             ) from error
         return ray_runner(config)
-    if _kind(config) == "processes":
+    small = config.base.model == "tiny" and not uses_gpu(config)
+    if (config.compute.workers or ("processes" if small else "threads")) == "processes":
         return ProcessPoolTaskRunner(max_workers=workers(config))
     return ThreadPoolTaskRunner(max_workers=workers(config))
 
@@ -57,9 +57,7 @@ def workers(config: RunConfig) -> int:
     tiny, gpu = config.base.model == "tiny", uses_gpu(config)
     # One per slot: a run that waits for a slot asks the server again only every few seconds.
     slots = gpu_slots(1 if gpu else cpu_jobs())
-    if config.compute.max_workers is not None:
-        return config.compute.max_workers
-    return slots if tiny or gpu else 1
+    return config.compute.max_workers or (slots if tiny or gpu else 1)
 
 
 def side_by_side(config: RunConfig) -> int:
@@ -86,9 +84,3 @@ def _whole(model: str) -> str:
 def uses_gpu(config: RunConfig) -> bool:
     """Whether jobs on this machine run on a GPU."""
     return device_of(config.compute) == "cuda"
-
-
-def _kind(config: RunConfig) -> str:
-    if config.compute.workers is not None:
-        return config.compute.workers
-    return "processes" if config.base.model == "tiny" and not uses_gpu(config) else "threads"

@@ -15,7 +15,7 @@ from tasks.record import digest
 from tasks.results.memo import remembered
 from tasks.results.models import Base
 from tasks.results.store import store
-from tasks.running.machine import device_of
+from tasks.running.slots import device_of
 
 if TYPE_CHECKING:
     from tasks.lora.base import Base as LoadedBase

@@ -254,7 +254,7 @@ def test_auto_is_the_dtype_it_stands_for(
     assert key_of(auto) != key_of(checked(folder, max_tokens=32))
     # Stages of a machine with a GPU would load it so.
     config = config_of(folder)
-    monkeypatch.setattr(loading, "gpu_driver", lambda: True)
+    monkeypatch.setattr("tasks.running.slots.gpu_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert loading.dtype_of(config.base, ComputeOptions()) == "bfloat16"
     assert loading.dtype_of(config.base, CPU) == "float32"
