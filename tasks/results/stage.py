@@ -6,16 +6,14 @@
 Its cache key is the hash of its name, its version, the libraries that decide its numbers and its
 arguments (tasks/record.py). Prefect keeps the result as JSON and finds it again (state `Cached`);
 two runs that want the same share it. After a hit the files' hashes are checked: what is gone or
-damaged is made again.
-
-Inside a flow run a call is a task run of that flow; elsewhere it is the plain function.
+damaged is made again. Inside a flow run a call is a task run, elsewhere the plain function.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
+import json
 import multiprocessing
 import os
 import threading
@@ -23,16 +21,19 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from prefect import State, Task
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.context import FlowRunContext
-from prefect.filesystems import LocalFileSystem, RemoteFileSystem
+from prefect.filesystems import RemoteFileSystem
 from prefect.futures import PrefectFuture
 from prefect.results import ResultRecord, ResultRecordMetadata
+from prefect.serializers import JSONSerializer
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner
 
@@ -40,14 +41,13 @@ from tasks.errors import DiskFull, InputError, StorageError, disk_full, short, t
 from tasks.log import log
 from tasks.record import Result, digest, files_of, key_of, library_versions
 from tasks.results.lock import lock_manager
-from tasks.results.store import RESULTS, store, store_place
-from tasks.results.trusted import as_written
+from tasks.results.store import RESULTS, store
 from tasks.stand_in import stand_in
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Result)
-# How long a stage waits before it tries again, in seconds; with those of Prefect's own client a
-# server may be away for some minutes.
+# Seconds before a stage tries again; with those of Prefect's own client a server may be away for
+# some minutes.
 DELAYS = [2.0, 10.0, 30.0, 60.0]
 # Where stages that run the model are sent; in the flow's own threads where it is not set.
 RUNNER: ContextVar[TaskRunner[Any] | None] = ContextVar("runner", default=None)
@@ -76,17 +76,11 @@ class Stage(Generic[P, R]):
     """
 
     def __init__(
-        self,
-        function: Callable[P, R],
-        version: int,
-        libraries: tuple[str, ...],
-        uses_model: bool,
+        self, function: Callable[P, R], version: int, libraries: tuple[str, ...], uses_model: bool
     ) -> None:
-        self.__doc__, self.__module__ = function.__doc__, function.__module__
-        self.function, self.version, self.libraries = function, version, libraries
-        self.uses_model = uses_model
-        self.name = function.__name__
-        self._signature = inspect.signature(function)
+        functools.update_wrapper(self, function)
+        self.name, self.function, self.version = function.__name__, function, version
+        self.libraries, self.uses_model = libraries, uses_model
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The result. Raises StageFailed, in one line, where a flow's stage gives none."""
@@ -94,14 +88,14 @@ class Stage(Generic[P, R]):
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Begin a task run of this flow; it is waited for by `result` of what is returned."""
-        return self.begin(self._bound(args, kwargs))
+        return self.begin(self._bound(*args, **kwargs))
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The cache key of these arguments."""
-        return self._key(self._bound(args, kwargs))
+        return self._key(self._bound(*args, **kwargs))
 
-    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        bound = self._signature.bind(*args, **kwargs)
+    def _bound(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+        bound = inspect.signature(self.function).bind(*args, **kwargs)
         bound.apply_defaults()
         return bound.arguments
 
@@ -116,18 +110,17 @@ class Stage(Generic[P, R]):
     def begin(self, arguments: dict[str, Any], refresh: bool = False) -> Job[R]:
         """As `submit`, by the names of arguments. refresh: make it, whether it is there or not."""
         if planned := stand_in(self.name):
-            return Job(self, arguments, state=Completed(data=planned(**arguments)))
+            return Job(self, arguments, Completed(data=planned(**arguments)))
         if FlowRunContext.get() is None:
-            return Job(self, arguments, state=Completed(data=self.made(arguments)))
-        where = _result_storage()
-        record = None if refresh else _record(where, self._key(arguments))
-        found = record is not None and as_written(record)
-        task = self._task(where, refresh or (record is not None and not found))
+            return Job(self, arguments, Completed(data=self.made(arguments)))
+        storage, key = _result_storage(), self._key(arguments)
+        record = None if refresh else _record(storage, key)
+        found = record is not None and _as_written(record)
+        task = self._task(storage, key, refresh or (record is not None and not found))
         runner = RUNNER.get()
         # What is there needs no process: this thread finds it.
         if runner is None or not self.uses_model or found:
-            state = cast("State[R]", task(arguments, return_state=True))
-            return Job(self, arguments, state=state)
+            return Job(self, arguments, cast("State[R]", task(arguments, return_state=True)))
         return Job(self, arguments, runner.submit(task, {"arguments": arguments}))
 
     def made(self, arguments: dict[str, Any]) -> R:
@@ -140,18 +133,17 @@ class Stage(Generic[P, R]):
         seconds = made.seconds or round(time.perf_counter() - started, 3)
         return made.model_copy(update={"seconds": seconds, "made_of": tuple(uris)})
 
-    def _task(self, where: Any, refresh: bool) -> Task[..., R]:
-        policy = CacheKeyFnPolicy(
-            cache_key_fn=lambda _context, given: self._key(given["arguments"])
-        ).configure(isolation_level="SERIALIZABLE", lock_manager=lock_manager())
+    def _task(self, storage: Path | RemoteFileSystem, key: str, refresh: bool) -> Task[..., R]:
         return Task(
             self.made,
             name=self.name,
             task_run_name=", ".join(filter(None, (self.name.replace("_", "-"), CELL.get()))),
-            cache_policy=policy,
+            cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda _context, _given: key).configure(
+                isolation_level="SERIALIZABLE", lock_manager=lock_manager()
+            ),
             refresh_cache=refresh,
             persist_result=True,
-            result_storage=where,
+            result_storage=storage,
             result_serializer="json",
             retries=len(DELAYS),
             retry_delay_seconds=DELAYS,
@@ -159,54 +151,43 @@ class Stage(Generic[P, R]):
             retry_condition_fn=_may_pass,
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # By name: in another process it is what stands in the module there.
-        return _named, (self.__module__, self.name)
+    def __reduce__(self) -> str:
+        return self.name  # in another process it is what stands in the module there
 
 
+@dataclass
 class Job(Generic[R]):
     """A task run that was begun: its future, or the state it ended in."""
 
-    def __init__(
-        self,
-        stage: Stage[..., R],
-        arguments: dict[str, Any],
-        future: PrefectFuture[R] | None = None,
-        state: State[R] | None = None,
-    ) -> None:
-        self._stage, self._arguments = stage, arguments
-        self._future, self._state, self._cell = future, state, CELL.get()
+    stage: Stage[..., R]
+    arguments: dict[str, Any]
+    begun: PrefectFuture[R] | State[R]
+    context: Context = field(default_factory=copy_context)
 
     def result(self) -> R:
         """Wait for the result. Raises DiskFull where the disk takes no more, else StageFailed."""
-        state = self._state or self._ended()
+        name, state = self.stage.name, self.begun
+        if not isinstance(state, State):
+            try:
+                state.wait()
+            except Exception as error:  # a stage's own errors are in its state
+                why = short(error) or type(error).__name__
+                raise StageFailed(
+                    f"{name}: its process was lost ({why}); start the run again, what is finished "
+                    "is kept"
+                ) from error
+            state = state.state
         if not state.is_completed():
-            failure = _failure(state, self._stage.name)
+            failure = _failure(state, name)
             _remove_error(state)
             raise failure
         result = state.result()
         if state.name != "Cached":
             return result
         if not all(store().intact(file) for file in files_of(result)):
-            log(f"store: files of {self._stage.name} are gone or damaged: it is made again", True)
-            token = CELL.set(self._cell)  # it has the same name
-            try:
-                return self._stage.begin(self._arguments, refresh=True).result()
-            finally:
-                CELL.reset(token)
+            log(f"store: files of {name} are gone or damaged: it is made again", warning=True)
+            return self.context.run(self.stage.begin, self.arguments, True).result()
         return result.model_copy(update={"cached": True})
-
-    def _ended(self) -> State[R]:
-        assert self._future is not None
-        try:
-            self._future.wait()
-        except Exception as error:  # a stage's own errors are in its state
-            why = short(error) or type(error).__name__
-            raise StageFailed(
-                f"{self._stage.name}: its process was lost ({why}); start the run again, what is "
-                "finished is kept"
-            ) from error
-        return self._future.state
 
 
 def stage(
@@ -217,36 +198,55 @@ def stage(
     version: raised when the function gives other results than before. libraries: those that decide
     its numbers, by their distributions' names.
     """
-
-    def decorate(function: Callable[P, R]) -> Stage[P, R]:
-        return Stage(function, version, tuple(libraries), uses_model)
-
-    return decorate
+    return lambda function: Stage(function, version, tuple(libraries), uses_model)
 
 
-def _named(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(module), name)
-
-
-def _result_storage() -> Any:
+def _result_storage() -> Path | RemoteFileSystem:
     """Where Prefect keeps results: a folder, or a block of the server for a store at a URL."""
     where = store()
     if where.remote is None:
         return where.root / RESULTS
-    name = f"mta-{digest(store_place())[:12]}"
-    block = RemoteFileSystem(basepath=f"{where.remote.url}/{RESULTS}")
-    block.save(name, overwrite=True, _sync=True)  # type: ignore[call-arg]
+    return _block(where.remote.url, str(PREFECT_API_URL.value()))
+
+
+@functools.cache
+def _block(url: str, _server: str) -> RemoteFileSystem:
+    block = RemoteFileSystem(basepath=f"{url}/{RESULTS}")
+    block.save(f"mta-{digest(url)[:12]}", overwrite=True, _sync=True)  # type: ignore[call-arg]
     return block
 
 
-def _record(where: Any, key: str) -> bytes | None:
+def _record(storage: Path | RemoteFileSystem, key: str) -> bytes | None:
     """What Prefect kept under a key, if anything."""
-    kept: Any = LocalFileSystem(basepath=str(where)) if isinstance(where, Path) else where
     try:
-        content: bytes = kept.read_path(key, _sync=True)
+        if isinstance(storage, Path):
+            return (storage / key).read_bytes()
+        content: bytes = storage.read_path(key, _sync=True)  # type: ignore[call-arg]
         return content
     except (ValueError, OSError):
         return None
+
+
+def _as_written(record: bytes) -> bool:
+    """Whether a record is plain JSON of one result; one that is broken is not.
+
+    Prefect reads a record as the record itself says: as a pickle, or as JSON whose `__class__` may
+    be any function. Whoever can write to a shared store could run code here.
+    """
+    named: list[Any] = []
+
+    def note(fields: dict[str, Any]) -> dict[str, Any]:
+        named.extend(fields[key] for key in ("__class__", "__exc_type__") if key in fields)
+        return fields
+
+    try:
+        whole = json.loads(record, object_hook=note)
+        json.loads(whole["result"], object_hook=note)
+        serializer = whole["metadata"]["serializer"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+    known = {f"{kind.__module__}.{kind.__qualname__}" for kind in Result.__subclasses__()}
+    return serializer == JSONSerializer().model_dump() and len(named) == 1 and named[0] in known
 
 
 def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
@@ -268,8 +268,9 @@ def _failure(state: State[Any], name: str) -> Exception:
     if isinstance(error, BaseException) and (line := disk_full(error)):
         return DiskFull(line)
     message = " ".join((state.message or state.name or "no reason given").split())
-    shown = message.removeprefix("Task run encountered an exception ")[:500]
-    return StageFailed(f"{name}: {shown}")
+    return StageFailed(
+        f"{name}: {message.removeprefix('Task run encountered an exception ')[:500]}"
+    )
 
 
 def _remove_error(state: State[Any]) -> None:
@@ -285,12 +286,11 @@ def _remove_error(state: State[Any]) -> None:
 
 @functools.cache
 def _end_with_parent() -> None:
-    """In a worker process: end at once when the process that started it is gone, even by SIGKILL.
+    """In a worker process: end when the process that started it is gone, even by SIGKILL.
 
-    It would else wait for another job for ever, with memory and a gpu slot.
+    Else it would wait for another job for ever, with memory and a gpu slot.
     """
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+    if (parent := multiprocessing.parent_process()) is not None:
 
         def wait_and_exit() -> None:
             parent.join()
