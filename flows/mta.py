@@ -31,7 +31,6 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows.lamp_task import lamp_task
-from tasks import checkpoints
 from tasks.compare import overall
 from tasks.config.options import (
     AnchorOptions,
@@ -139,7 +138,6 @@ def mta(
         for line in data_lines(config):
             log(line, warning=True)
         store().sweep()
-        checkpoints.sweep(store())
         if config.dry_run:
             return planned(config, one_cell)
         with running(config):

@@ -10,9 +10,9 @@ from tasks.config.task import TaskConfig
 from tasks.log import log
 from tasks.methods import METHODS
 from tasks.record import library_versions
-from tasks.results.memo import remembered
 from tasks.results.models import Base
 from tasks.results.run import Cell
+from tasks.results.store import remembered
 from tasks.stand_in import plannable
 from tasks.text.loading import model_folder
 

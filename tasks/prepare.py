@@ -78,7 +78,7 @@ def _tables(folder: Folder) -> dict[str, File | None]:
     """The stored tables by the names that `Prepared` has for them."""
     names = (*ROLES, "pooled", "optimum", "population")
     return {
-        name: folder.file(f"{name}.parquet") if folder.has(f"{name}.parquet") else None
+        name: folder.file(f"{name}.parquet") if (folder.path / f"{name}.parquet").exists() else None
         for name in names
     }
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.forget.holding import Marks, holds, strings
-from tasks.results.memo import MEMO
-from tasks.results.store import RESULTS, Store
+from tasks.results.store import MEMO, RESULTS, Store
 
 MODELS = ("tiny_model", "task_adapt")
 # Folders of these stages do not spoil a result of that stage because they name the user: each

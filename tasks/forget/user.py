@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tasks import checkpoints
 from tasks.errors import InputError, label
 from tasks.forget.closure import MODELS, folders_in, has_mark, marks_of, stage_of, what_goes
 from tasks.forget.holding import Marks, strings
@@ -21,7 +20,7 @@ from tasks.forget.sources import in_sources
 from tasks.meta_lora import META
 from tasks.report.files import REPORT_FILE, REPORTS_FOLDER, RUNS_FOLDER, TABLE_FILE
 from tasks.results.rows import INDEX
-from tasks.results.store import Store
+from tasks.results.store import CHECKPOINTS, Store
 from tasks.tracking.server import mlflow_uris
 
 
@@ -31,7 +30,6 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     Raises InputError where nothing knows the user, or a run is under way.
     """
     store.sweep()
-    checkpoints.sweep(store)
     if working := store.working():
         raise InputError(f"store: {working[0]} is held by a run; let it end, and call again")
     store.fetch_all()
@@ -79,7 +77,7 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
 def search(store: Store, marks: Marks) -> tuple[int, list[str]]:
     """How many files were searched, and those that hold a mark or cannot be read."""
     store.fetch_all()
-    beside = (REPORT_FILE, TABLE_FILE, f"{checkpoints.FOLDER}/*/*", f"{RUNS_FOLDER}/*",
+    beside = (REPORT_FILE, TABLE_FILE, f"{CHECKPOINTS}/*/*", f"{RUNS_FOLDER}/*",
               f"{REPORTS_FOLDER}/*", "logs/*.log")  # fmt: skip
     files = [*sorted(store.root.rglob("*")), *_beside(store, *beside)]
     files = [file for file in files if file.is_file()]
@@ -118,7 +116,7 @@ def _remove(store: Store, gone: set[str], files: Iterable[Path]) -> list[str]:
     By then what lost its result is what no result points to. Trainings that were cut off may be of
     the user, or go on from what goes: all begin anew.
     """
-    cut_off = [file for file in checkpoints.folder(store).rglob("*") if file.is_file()]
+    cut_off = [file for file in store.checkpoints.rglob("*") if file.is_file()]
     for file in (*cut_off, *files):
         if file.is_relative_to(store.root):
             store.remove(file)

@@ -15,9 +15,9 @@ from tasks.methods import METHODS
 from tasks.prepare import each_user
 from tasks.record import Record, digest
 from tasks.report.files import run_files, shown_run
-from tasks.results.memo import remembered
 from tasks.results.models import UNKNOWN, Estimate, Prepared
 from tasks.results.run import Cell, Merging, Run
+from tasks.results.store import remembered
 from tasks.text.questions import content
 
 ROLES = {"base": "base users", "anchor": "anchor candidates", "few_shot": "few-shot users"}

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from prefect.locking.protocol import LockManager
 
 from tasks.errors import InputError
-from tasks.results.store import LOCKS, store
+from tasks.results.store import LOCKS, file_lock, store
 
 # The locks that this process holds: key -> holder and lock. A table of the module, so that the
 # manager itself can be sent to other processes.
@@ -21,35 +21,27 @@ _HELD: dict[str, tuple[str, FileLock]] = {}
 
 
 class FileLocks(LockManager):
-    """One lock file per key, in the store's folder on this machine."""
+    """One lock file per key, in the store's folder on this machine. Times are in seconds."""
 
     def acquire_lock(
-        self,
-        key: str,
-        holder: str,
-        acquire_timeout: float | None = None,
-        hold_timeout: float | None = None,
-    ) -> bool:
+        self, key: str, holder: str,
+        acquire_timeout: float | None = None, hold_timeout: float | None = None,
+    ) -> bool:  # fmt: skip
         if self.is_lock_holder(key, holder):
             return True
-        lock = _lock(key)
+        lock = _lock(key, acquire_timeout)
         try:
-            lock.acquire(timeout=-1 if acquire_timeout is None else acquire_timeout)
+            lock.acquire()
         except Timeout:
             return False
         _HELD[key] = (holder, lock)
         return True
 
     async def aacquire_lock(
-        self,
-        key: str,
-        holder: str,
-        acquire_timeout: float | None = None,
-        hold_timeout: float | None = None,
-    ) -> bool:
-        return await asyncio.to_thread(
-            self.acquire_lock, key, holder, acquire_timeout, hold_timeout
-        )
+        self, key: str, holder: str,
+        acquire_timeout: float | None = None, hold_timeout: float | None = None,
+    ) -> bool:  # fmt: skip
+        return await asyncio.to_thread(self.acquire_lock, key, holder, acquire_timeout)
 
     def release_lock(self, key: str, holder: str) -> None:
         if not self.is_lock_holder(key, holder):
@@ -64,7 +56,7 @@ class FileLocks(LockManager):
 
     def wait_for_lock(self, key: str, timeout: float | None = None) -> bool:
         try:
-            with _lock(key).acquire(timeout=-1 if timeout is None else timeout):
+            with _lock(key, timeout):
                 return True
         except Timeout:
             return False
@@ -85,7 +77,5 @@ def lock_manager() -> LockManager:
     return manager
 
 
-def _lock(key: str) -> FileLock:
-    folder = store().root / LOCKS
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{key}.lock", thread_local=False, is_singleton=False)
+def _lock(key: str, timeout: float | None) -> FileLock:
+    return file_lock(store().root / LOCKS / f"{key}.lock", -1 if timeout is None else timeout)

@@ -26,32 +26,22 @@ class Remote:
     """The storage behind a URL. Paths are relative to it, with slashes."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        self.patience = _patience()
+        self.url, self.patience = url.rstrip("/"), _patience()
         try:
             self.files, self.root = fsspec.url_to_fs(self.url, use_listings_cache=False)
-        except ImportError as error:
-            extra = " (pip install '.[s3]')" if url.startswith("s3:") else ""
+        except (ImportError, ValueError) as error:
+            s3 = isinstance(error, ImportError) and url.startswith("s3:")
+            extra = " (pip install '.[s3]')" if s3 else ""
             raise InputError(f"MTA_STORE {url}: {error}{extra}") from error
-        except ValueError as error:
-            raise InputError(f"MTA_STORE {url}: {error}") from error
 
     def upload(self, folder: Path, uri: str) -> None:
         """Put a folder's files there; what is there already is written over by the same."""
-        self._try(
-            "writing",
-            lambda: [
-                self.files.put_file(str(file), f"{self.root}/{uri}/{file.relative_to(folder)}")
-                for file in sorted(folder.rglob("*"))
-                if file.is_file()
-            ],
-        )
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            place = f"{self.root}/{uri}/{file.relative_to(folder)}"
+            self._try("writing", partial(self.files.put_file, str(file), place))
 
     def download(self, uri: str, folder: Path) -> None:
-        """Get all files below a path into `folder`; nothing where there is none.
-
-        A file that is there already is left as it is.
-        """
+        """Get all files below a path into `folder`, but for those that it has."""
         for path in self.list(uri):
             target = folder / path.removeprefix(f"{uri}/" if uri else "")
             if not target.exists():
@@ -109,9 +99,9 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _patience() -> float:
-    text = os.environ.get("MTA_STORE_PATIENCE", "").strip()
+    text = os.environ.get("MTA_STORE_PATIENCE", "").strip() or str(PATIENCE_SECONDS)
     try:
-        seconds = float(text) if text else PATIENCE_SECONDS
+        seconds = float(text)
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):

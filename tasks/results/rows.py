@@ -1,9 +1,9 @@
 """Users one by one: what a batch made for each user is found again, in whatever batch it was.
 
-A stage that works on a batch of users gives each user a row key (`key_of` what this user's part
-depends on), looks which rows are known, and makes the others only. It writes all rows of the batch
-into one folder. The index says in which folder, and at which number, a row lies. It is one SQLite
-table; the folders name their rows too (`rows.json`), so that it can be made again.
+A stage gives each user of a batch a row key (`key_of` what this user's part depends on), makes the
+rows that are not known, and writes all of the batch into one folder. The index, a SQLite table,
+says in which folder, and at which number, a row lies. The folders name their rows (`rows.json`),
+so that it can be made again.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ INDEX = "rows.sqlite"
 NAMES = "rows.json"
 TABLE = """create table if not exists rows
     (key text primary key, uri text not null, sha256 text not null, number integer not null)"""
-# The most names in one question to SQLite.
-CHUNK = 500
+# All names in one parameter: of single ones SQLite takes only so many.
+WANTED = """select key, uri, sha256, number from rows
+    where key in (select value from json_each(?)) order by key"""
 
 
 class Rows(Generic[Row]):
@@ -37,7 +38,7 @@ class Rows(Generic[Row]):
     def __init__(
         self, stage: str, keys: Sequence[str], read: Callable[[File], Sequence[Row]]
     ) -> None:
-        """read: all rows of a folder."""
+        """read: gives all rows of a folder."""
         self.stage, self.keys = stage, list(keys)
         self._known = known_rows(stage, keys, read)
         first = {key: number for number, key in reversed(list(enumerate(keys)))}
@@ -95,18 +96,12 @@ def remember_rows(folder: Folder, keys: Sequence[str]) -> None:
 
 
 def _find(where: Store, stage: str, keys: Sequence[str]) -> list[tuple[str, File, int]]:
-    found: list[tuple[str, File, int]] = []
+    """Key, folder and number of the rows that are known."""
     with closing(_index(where)) as index:
         if where.remote:
             _take_in(where, index, stage)
-        wanted = sorted(set(keys))
-        for start in range(0, len(wanted), CHUNK):
-            some = wanted[start : start + CHUNK]
-            marks = ",".join("?" * len(some))
-            question = f"select key, uri, sha256, number from rows where key in ({marks})"
-            for key, uri, sha256, number in index.execute(question, some):
-                found.append((key, File(uri=uri, sha256=sha256), number))
-    return found
+        found = index.execute(WANTED, [json.dumps(sorted(set(keys)))])
+        return [(key, File(uri=uri, sha256=sha256), n) for key, uri, sha256, n in found]
 
 
 def _index(where: Store) -> sqlite3.Connection:
@@ -128,10 +123,9 @@ def _take_in(where: Store, index: sqlite3.Connection, stage: str = "*") -> None:
             if name == NAMES and uri.count("/") == 2 and uri not in seen:
                 where.intact(File(uri=uri, sha256=PurePosixPath(uri).name))
     for folder in where.folders(stage):
-        uri = folder.relative_to(where.root).as_posix()
-        if uri not in seen and (folder / NAMES).exists():
-            _insert(index, File(uri=uri, sha256=folder.name), json.loads(
-                (folder / NAMES).read_text()))  # fmt: skip
+        uri, names = folder.relative_to(where.root).as_posix(), folder / NAMES
+        if uri not in seen and names.exists():
+            _insert(index, File(uri=uri, sha256=folder.name), json.loads(names.read_text()))
 
 
 def _insert(index: sqlite3.Connection, file: File, keys: Sequence[str]) -> None:

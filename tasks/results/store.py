@@ -3,115 +3,114 @@
     <store>/<stage>/<sha256[:2]>/<sha256>/...    what one piece of work wrote
     <store>/results/<stage>-<key>                what stages gave, kept by Prefect (stage.py)
     <store>/rows.sqlite                          what was made user by user (rows.py)
-    <store>/memo/<kind>-<key>.json               small values (memo.py)
+    <store>/memo/<kind>-<key>.json               small values (`remembered`)
     <store>/.making, <store>/.locks              work under way
 
 `MTA_STORE` is a folder or an fsspec URL (s3://bucket/prefix). At a URL the same layout lies there,
-and `MTA_STORE_CACHE` is the folder of this machine that files are fetched into.
-
-A folder is written in `.making` and renamed into its place, so it is there whole or not at all.
-Whoever reads a file looks at its hash first (`path`).
+and `MTA_STORE_CACHE` is the folder of this machine that files are fetched into. A folder is renamed
+into its place, so it is there whole or not at all; whoever reads a file looks at its hash (`path`).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from tasks.errors import InputError
-from tasks.files import PARTIAL, fsync, sha256_of
-from tasks.record import File
+from tasks.files import PARTIAL, fsync, sha256_of, write_atomic
+from tasks.record import File, digest
 from tasks.results.remote import Remote
 
 MAKING = ".making"
 LOCKS = ".locks"
 MEMO = "memo"
 RESULTS = "results"
+CHECKPOINTS = "checkpoints"
 # The folders beside the store that files are written into.
-BESIDE = ("checkpoints", "reports", "runs")
+BESIDE = (CHECKPOINTS, "reports", "runs")
 # Places that begin so are folders.
 FOLDER_URLS = ("file://", "local://")
 # A half-written small file that is older was left by a process that was killed.
 STALE_SECONDS = 3600.0
+# A checkpoint that nobody went on from for so long is of work that nobody wants.
+CHECKPOINT_SECONDS = 30 * 24 * 3600.0
 
 
+@dataclass
 class Folder:
-    """A folder that is being filled; `file` refers to what is in it once it is stored."""
+    """A folder that is being filled; when it is stored, `path` is its place and `uri` its name."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._stored: tuple[str, Path] | None = None
+    path: Path
+    uri: str = ""
 
     def file(self, name: str = "") -> File:
-        """A file in the folder, or a folder in it; without a name the whole."""
-        if self._stored is None:
+        """A file in the stored folder, or a folder in it; without a name the whole."""
+        if not self.uri:
             raise RuntimeError("the folder is not stored yet")
-        uri, place = self._stored
-        return File(uri=f"{uri}/{name}".rstrip("/"), sha256=sha256_of(place / name))
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a file in the stored folder."""
-        return self._stored is not None and (self._stored[1] / name).exists()
-
-    def stored(self, uri: str, place: Path) -> None:
-        self._stored = (uri, place)
+        return File(uri=f"{self.uri}/{name}".rstrip("/"), sha256=sha256_of(self.path / name))
 
 
 class Store:
     """The files under one folder, `root`; with `remote`, `root` is the cache of what lies there."""
 
     def __init__(self, root: Path, remote: Remote | None = None) -> None:
-        self.root = root
-        self.remote = remote
+        self.root, self.remote = root, remote
 
     @property
     def state(self) -> Path:
         """The folder beside the store: runs, reports, checkpoints, servers."""
         return self.root.parent
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where trainings keep their state (tasks/checkpoints.py); it is no result."""
+        return self.state / CHECKPOINTS
+
     @contextmanager
     def new(self, stage: str) -> Iterator[Folder]:
         """A fresh folder; what stands in it at the end of the block is stored."""
-        making = self.root / MAKING
-        making.mkdir(parents=True, exist_ok=True)
-        name = uuid.uuid4().hex
-        lock = _lock(making / f"{name}.lock")
-        with lock:
-            folder = Folder(making / name)
-            folder.path.mkdir()
+        with self._aside() as path:
+            path.mkdir()
+            folder = Folder(path)
+            yield folder
+            content = sha256_of(path)
+            folder.uri = f"{stage}/{content[:2]}/{content}"
+            folder.path = self.root / folder.uri
+            for one in (*path.rglob("*"), path):
+                fsync(one)
+            if self.remote:
+                self.remote.upload(path, folder.uri)  # first: what lies here lies there too
+            folder.path.parent.mkdir(parents=True, exist_ok=True)
+            if folder.path.exists() and sha256_of(folder.path) != content:
+                shutil.rmtree(folder.path)  # damaged, and made again
             try:
-                yield folder
-                self._put(stage, folder)
-            finally:
-                shutil.rmtree(making / name, ignore_errors=True)
-                Path(lock.lock_file).unlink(missing_ok=True)
+                path.rename(folder.path)
+            except OSError:
+                # Another process stored the same content meanwhile.
+                if not folder.path.exists():
+                    raise
+            fsync(folder.path.parent)
 
-    def _put(self, stage: str, folder: Folder) -> None:
-        content = sha256_of(folder.path)
-        uri = f"{stage}/{content[:2]}/{content}"
-        place = self.root / uri
-        for path in (*folder.path.rglob("*"), folder.path):
-            fsync(path)
-        if self.remote:
-            self.remote.upload(folder.path, uri)  # first, so that what lies here lies there too
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if place.exists() and sha256_of(place) != content:
-            shutil.rmtree(place)  # damaged, and made again
-        try:
-            folder.path.rename(place)
-        except OSError:
-            # Another process stored the same content meanwhile.
-            if not place.exists():
-                raise
-        fsync(place.parent)
-        folder.stored(uri, place)
+    @contextmanager
+    def _aside(self) -> Iterator[Path]:
+        """A path for a folder that nobody finds; `sweep` removes it if this process is killed."""
+        path = self.root / MAKING / uuid.uuid4().hex
+        with file_lock(path.with_suffix(".lock")) as lock:
+            try:
+                yield path
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+                Path(lock.lock_file).unlink(missing_ok=True)
 
     def path(self, file: File) -> Path:
         """Where a file lies on this machine, its content verified.
@@ -131,10 +130,8 @@ class Store:
             return True
         if self.remote is None:
             return False
-        locks = self.root / LOCKS
-        locks.mkdir(parents=True, exist_ok=True)
         # Of several jobs on this machine that need it, one fetches it.
-        with _lock(locks / f"{file.folder.replace('/', '-')}.lock"):
+        with file_lock(self.root / LOCKS / f"{file.folder.replace('/', '-')}.lock"):
             if not _matches(place, file):
                 folder = self.root / file.folder
                 shutil.rmtree(folder, ignore_errors=True)
@@ -149,16 +146,11 @@ class Store:
         """Remove a file or a stored folder, at the URL too. Here nobody finds half a folder."""
         if self.remote:
             self.remote.remove(path.relative_to(self.root).as_posix())
-        if not path.is_dir():
+        if path.is_dir():
+            with self._aside() as gone:
+                path.rename(gone)
+        else:
             path.unlink(missing_ok=True)
-            return
-        gone = self.root / MAKING / uuid.uuid4().hex
-        lock = gone.with_suffix(".lock")
-        gone.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()  # where this process is killed `sweep` removes the rest
-        path.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
-        lock.unlink()
 
     def fetch_all(self) -> None:
         """Have all that the store holds on this machine."""
@@ -168,8 +160,7 @@ class Store:
             self.remote.download("", self.root)
 
     def sweep(self) -> None:
-        """Remove what processes that were killed left half made; and from the cache of a URL what
-        was removed there.
+        """Remove what killed processes left half made; from the cache of a URL what is gone there.
 
         Raises StorageError where nothing can be written at the URL.
         """
@@ -178,11 +169,13 @@ class Store:
                 shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
                 lock.unlink(missing_ok=True)
         # Only here: other programs may have files beside the store, and any number of them.
-        for folder in (self.root / MEMO, *(self.state / name for name in BESIDE)):
-            for left in folder.rglob(f"{PARTIAL}*"):
-                with suppress(FileNotFoundError):
-                    if time.time() - left.stat().st_mtime > STALE_SECONDS:
-                        left.unlink()
+        folders = (self.root / MEMO, *(self.state / name for name in BESIDE))
+        old = [(file, STALE_SECONDS) for one in folders for file in one.rglob(f"{PARTIAL}*")]
+        old += [(file, CHECKPOINT_SECONDS) for file in self.checkpoints.glob("*/*.safetensors")]
+        for file, seconds in old:
+            with suppress(FileNotFoundError):
+                if time.time() - file.stat().st_mtime > seconds:
+                    file.unlink()
         if self.remote:
             self.remote.check()
             # In this order: what is stored meanwhile lies there before it lies here.
@@ -235,6 +228,18 @@ def store_folder(place: str) -> Path | None:
     return Path(path)
 
 
+def remembered(kind: str, about: Any, make: Callable[[], Any]) -> Any:
+    """What `make` gives, ready for JSON: made once for each value of `about`."""
+    path = store().root / MEMO / f"{kind}-{digest(about)}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        made = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(made, ensure_ascii=False).encode())
+        return made
+
+
 def _matches(place: Path, file: File) -> bool:
     try:
         return sha256_of(place) == file.sha256
@@ -245,12 +250,13 @@ def _matches(place: Path, file: File) -> bool:
 def _free(lock: Path) -> bool:
     """Whether nobody holds the lock: the system frees it when its holder dies."""
     try:
-        with _lock(lock, timeout=0):
+        with file_lock(lock, timeout=0):
             return True
     except Timeout:
         return False
 
 
-def _lock(file: Path, timeout: float = -1) -> FileLock:
+def file_lock(file: Path, timeout: float = -1) -> FileLock:
     """A lock that threads and processes wait for, for so many seconds; -1 is for ever."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(file, timeout=timeout, thread_local=False, is_singleton=False)

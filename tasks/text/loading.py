@@ -12,9 +12,8 @@ from tasks.config.options import BaseOptions, ComputeOptions
 from tasks.errors import InputError, short
 from tasks.files import file_sha256
 from tasks.record import digest
-from tasks.results.memo import remembered
 from tasks.results.models import Base
-from tasks.results.store import store
+from tasks.results.store import remembered, store
 from tasks.running.slots import device_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 from filelock import FileLock
 
-from tasks import checkpoints
 from tasks.errors import InputError
 from tasks.forget.closure import stage_of
 from tasks.forget.user import forget
@@ -204,7 +203,7 @@ def _killed(folder: Path, **_: Any) -> None:
 
 def test_checkpoints_go_before_what_says_whose_they_are(made: Made) -> None:
     """A training of another cluster over the base model that the user taught."""
-    file = checkpoints.folder(store()) / "meta_lora" / f"{'0' * 64}.safetensors"
+    file = store().checkpoints / "meta_lora" / f"{'0' * 64}.safetensors"
     file.parent.mkdir(parents=True)
     header = json.dumps({"__metadata__": {"about": json.dumps({"users": CLUSTERS["cluster-1"]})}})
     file.write_bytes(len(header).to_bytes(8, "little") + header.encode())

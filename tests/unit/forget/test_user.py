@@ -17,9 +17,8 @@ from prefect import flow
 from prefect.testing.utilities import prefect_test_harness
 
 from tasks.report.files import write_report, write_run, write_state
-from tasks.results.memo import remembered
 from tasks.results.run import Cell, Run
-from tasks.results.store import RESULTS, Store, store
+from tasks.results.store import RESULTS, Store, remembered, store
 from tasks.running.slots import gpu_slots
 from tasks.tools.main import main
 from tests.unit.stages import pipeline

@@ -13,10 +13,9 @@ import pytest
 from tasks.report.files import write_run
 from tasks.report.html import report_html
 from tasks.report.since import ScoreChange, Since, last_run, since, since_lines
-from tasks.results.memo import MEMO
 from tasks.results.models import Estimate, Prepared
 from tasks.results.run import Cell, Run
-from tasks.results.store import Store
+from tasks.results.store import MEMO, Store
 from tests.unit.report import cells
 from tests.unit.report.cells import anchor, compared, estimate, merging, stored
 from tests.unit.report.report_case import HOSTILE, report_case

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.results.memo import remembered
-from tasks.results.store import MEMO, Store
+from tasks.results.store import MEMO, Store, remembered
 
 
 def never() -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from tasks import checkpoints
 from tasks.base_model import base_model
 from tasks.checkpoints import checkpoint
 from tasks.config.options import ComputeOptions
@@ -25,7 +24,7 @@ from tasks.lora.checkpoint import Checkpoint, Saved
 from tasks.prepare import prepared_users, users_in_order
 from tasks.record import key_of
 from tasks.results.models import Base
-from tasks.results.store import Store, store
+from tasks.results.store import CHECKPOINT_SECONDS, Store, store
 from tasks.stacking import Batch, merged_and_trained
 from tasks.text.questions import questions_of
 from tests.unit.stages import pipeline
@@ -112,7 +111,7 @@ def a_checkpoint(stage: str, key: str, users: list[str]) -> Path:
 
 
 def kept(where: Store) -> list[str]:
-    return sorted(path.name for path in checkpoints.folder(where).glob("*/*"))
+    return sorted(path.name for path in where.checkpoints.glob("*/*"))
 
 
 def test_none_where_none_is_wanted(where: Store) -> None:
@@ -170,10 +169,10 @@ def test_sweep_takes_what_nobody_resumes(where: Store) -> None:
     damaged = fresh.with_name("job5.safetensors")
     damaged.write_bytes(b"damaged")
     # A month.
-    assert checkpoints.SECONDS == 30 * 24 * 3600
-    for path, age in ((old, checkpoints.SECONDS + 60), (fresh, checkpoints.SECONDS - 60)):
+    assert CHECKPOINT_SECONDS == 30 * 24 * 3600
+    for path, age in ((old, CHECKPOINT_SECONDS + 60), (fresh, CHECKPOINT_SECONDS - 60)):
         os.utime(path, times=(time.time() - age,) * 2)
-    checkpoints.sweep(where)
+    where.sweep()
     assert kept(where) == sorted([half.name, fresh.name, damaged.name])
 
 

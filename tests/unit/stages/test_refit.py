@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tasks import checkpoints
 from tasks import refit as module
 from tasks.anchors import anchors
 from tasks.base_model import base_model
@@ -129,7 +128,7 @@ def test_a_round_that_was_killed_goes_on(
     monkeypatch.setenv("MTA_STORE", str(tmp_path / "again" / "store"))
     found, _ = until_done(lambda: run(place, monkeypatch, refits=2, seconds=1e-9))
     assert [path.parent.name for path in kills] == ["refit", "refit"]
-    assert not list(checkpoints.folder(store()).glob("*/*"))
+    assert not list(store().checkpoints.glob("*/*"))
     assert key_of(found) == key_of(wanted)
 
 
