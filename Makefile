@@ -57,7 +57,7 @@ lint: $(INSTALLED_TEST) ## ruff, which folder imports which, mypy
 	$(PY) -m mypy
 
 pictures: $(INSTALLED_TEST) ## make the README's pictures anew from the last run of the benchmark
-	@$(PY) docs/pictures.py
+	@$(PY) -m tests.benchmarks.pictures
 
 format: $(INSTALLED_TEST) ## let ruff rewrite the code
 	$(PY) -m ruff check --fix .

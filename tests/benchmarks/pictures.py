@@ -1,6 +1,6 @@
 """Make the README's pictures anew from a run of the benchmark: `make pictures`.
 
-    python docs/pictures.py [--run NAME]
+    python -m tests.benchmarks.pictures [--run NAME]
 
 takes the last run (or the one named) of the local stack, which must be up; it needs Chromium and
 the extra `test`. The users' map is the run's own, the other is a screenshot of MLflow.
@@ -23,7 +23,7 @@ from tasks.report.files import read_run, shown_run
 from tasks.results.store import store
 from tasks.tracking.server import EXPERIMENT, mlflow_uris
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
 COMPARED = ("base", "merge_only", "mta")
 WIDE, HIGH = 1280, 800
 
