@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.config.task import TaskConfig
 from tasks.lamp.definitions import LampTask
+from tasks.methods import METHODS
 from tasks.record import Record
 from tasks.results.models import Answers, Compared, Prepared, Scored
 from tasks.results.stage import stage
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from tasks.lamp.statistics import Resampled
     from tasks.lamp.statistics import Scored as ScoredAnswers
 
-# What every method is compared with, by pairs; those that were run.
-OPPONENTS = ("base", "oppu", "merge_only", "mta")
 DRAWS_FILE = "draws.safetensors"
 LIBRARIES = ("numpy", "polars", "rouge-score")
 
@@ -50,15 +50,15 @@ def compared(config: TaskConfig, users: Prepared, answered: dict[str, list[Answe
     return compare(users, methods, rules, sample)
 
 
-@stage(version=4, libraries=LIBRARIES)
+@stage(version=5, libraries=LIBRARIES)
 def compare(users: Prepared, answered: tuple[Answered, ...], rules: Rules, sample: str) -> Compared:
-    """Scores of each method, their intervals, and each difference to an opponent.
+    """Scores of each method, their intervals, and its difference to each other one.
 
     rules: those that answers are scored by (tasks/lamp/metrics.py). sample: cells of one sample
     share users. In worlds whose optimum is known the answers of `nonpersonal`, `bayes` and
     `oracle` are methods, too.
     """
-    from tasks.lamp.metrics import from_sums, golds_without_token
+    from tasks.lamp.metrics import from_sums, golds_without_token, unlabelled
     from tasks.lamp.statistics import bootstrap
 
     tables = {one.method: _predictions(one) for one in answered}
@@ -70,6 +70,11 @@ def compare(users: Prepared, answered: tuple[Answered, ...], rules: Rules, sampl
         _write(folder.path, scored, resampled)
         for method, table in tables.items():
             _write_answers(folder.path / method, users.task, table, predictions[method])
+    no_label = {
+        method: len(unlabelled(users.task, given, rules)) / len(given)
+        for method, given in predictions.items()
+        if users.task.labels
+    }
     # The optimum's rows of `scored` come after the methods'.
     scores = tuple(
         Scored(
@@ -82,6 +87,7 @@ def compare(users: Prepared, answered: tuple[Answered, ...], rules: Rules, sampl
             queries=len(table),
             predictions=folder.file(f"{method}/predictions.parquet"),
             golds=folder.file(f"{method}/golds.json"),
+            no_label=no_label.get(method),
         )
         for (method, table), sums in zip(tables.items(), scored.totals, strict=False)
     )
@@ -96,12 +102,19 @@ def compare(users: Prepared, answered: tuple[Answered, ...], rules: Rules, sampl
     )
 
 
-@stage(version=4, libraries=LIBRARIES)
+@stage(version=5, libraries=LIBRARIES)
 def overall(cells: tuple[Compared, ...]) -> Compared:
     """The mean over cells: `score` and the share of the attainable."""
+    from tasks.lamp.means import COMMON_METRICS
+
+    return mean_of(cells, COMMON_METRICS)
+
+
+def mean_of(cells: Sequence[Compared], metrics: Sequence[str] | None = None) -> Compared:
+    """The mean over cells of these metrics, or of all that the cells share."""
     from tasks.lamp.means import mean_over
 
-    mean = mean_over([read_draws(cell) for cell in cells])
+    mean = mean_over([read_draws(cell) for cell in cells], metrics=metrics)
     return Compared(cells=len(cells), **_values(mean))
 
 
@@ -213,7 +226,7 @@ def _values(resampled: Resampled) -> dict[str, Any]:
     """What a cell and a mean over cells say alike."""
     from tasks.lamp import statistics
 
-    opponents = [name for name in OPPONENTS if name in resampled.methods]
+    opponents = [name for name in METHODS if name in resampled.methods]
     return {
         "groups": resampled.groups,
         "queries": resampled.queries,

@@ -241,7 +241,11 @@ class Answers(Result):
 
 
 class Scored(Record):
-    """One method's scores; `predictions` of all users, `golds` in LaMP's format of submissions."""
+    """One method's scores; `predictions` of all users, `golds` in LaMP's format of submissions.
+
+    no_label: the share (0..1) of the answers that are no label, by the rules of the scores; None
+    for tasks without labels.
+    """
 
     method: str
     metrics: dict[str, float]
@@ -249,6 +253,7 @@ class Scored(Record):
     queries: int
     predictions: File
     golds: File
+    no_label: float | None = None
 
 
 class Estimate(Record):

@@ -12,6 +12,7 @@ import pytest
 
 from tasks.compare import Answered, compare, compared, overall, read_draws
 from tasks.config.run import resolve
+from tasks.lamp.metrics import Rules
 from tasks.lamp.statistics import RESAMPLES
 from tasks.results.models import Answers, Compared, Difference, Estimate, Prepared
 from tasks.results.store import store
@@ -82,7 +83,7 @@ def test_two_methods_by_hand() -> None:
     # Base: comedy 2 tp of 5 + 2 uses; of fifteen labels.
     f1 = value.intervals["base"]["macro_f1"].point
     assert f1 == pytest.approx(4 / 7 / 15)
-    # Each against the opponents that were run, never against itself.
+    # Each against every other one.
     assert {name: list(own) for name, own in value.differences.items()} == {
         "base": ["mta"],
         "mta": ["base"],
@@ -123,6 +124,25 @@ def test_the_optimum_is_scored_where_it_is_known() -> None:
     assert sorted(value.differences["mta"]) == ["base"]
     # It is no answer of a model, so it has no file of scores.
     assert [one.method for one in value.scored] == ["base", "mta"]
+
+
+def test_the_share_of_answers_that_are_no_label() -> None:
+    """The case counts, a sentence is no label; spaces around one are nothing."""
+
+    def share(lamp_task: str, rules: Rules, said: list[str], gold: str) -> float | None:
+        queries = {f"q{n}": ("u1", gold) for n in range(len(said))}
+        given = answered.answered("base", queries, dict(zip(queries, said, strict=True)))
+        users = answered.prepared(lamp_task, USERS)
+        return compare(users, (given,), rules, "given").scored[0].no_label
+
+    words = ["Comedy", " comedy ", "It is a comedy, based on", "", "4"]
+    assert share("LaMP-2M", "lamp", words, "comedy") == 0.8
+    # Of ratings what float() reads is one, by the rules in force.
+    ratings = ["4", "4.5", "nan", "four"]
+    assert share("LaMP-3", "lamp", ratings, "4") == 0.25
+    assert share("LaMP-3", "mta_published", ratings, "4") == 0.5
+    # A headline may be anything.
+    assert share("LaMP-4", "lamp", words, "A title") is None
 
 
 def test_what_it_depends_on() -> None:
