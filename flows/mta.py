@@ -55,9 +55,8 @@ from tasks.methods import MethodName
 from tasks.plan.run import planned
 from tasks.record import Options
 from tasks.report.files import report_name, write_run
+from tasks.report.notes import data_lines
 from tasks.report.publish import publish
-from tasks.report.since import since
-from tasks.report.summary import data_lines
 from tasks.results.models import Compared
 from tasks.results.run import Cell, Run
 from tasks.results.stage import CELL, StageFailed
@@ -172,10 +171,9 @@ def benchmark(config: RunConfig) -> State[Any]:
                 "date": now(),
             }
         )
-        changed = since(run)
         # What was found out must not depend on MLflow answering.
         write_run(run)
-        run = publish(run, changed)
+        run = publish(run)
         write_run(run)
         late = tracking.log(run)
         if tracking.report:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.results.models import Anchors, MetaLora
 from tasks.results.store import store
@@ -21,21 +21,18 @@ MARKERS = "os^Dv"
 
 
 def draw_map(path: Path, title: str, chosen: Anchors, loras: Sequence[MetaLora]) -> None:
-    """Write the map as a PNG; the same users give the same bytes.
-
-    loras: those that the bank holds, whose users are ringed.
-    """
+    """Write the map as a PNG; the same users give the same bytes. loras: those in the bank."""
     import polars as pl
 
     table = pl.read_parquet(store().path(chosen.table))
-    few_shot = table.filter(pl.col("role") == "few_shot")
+    few_shot = len(table.filter(pl.col("role") == "few_shot"))
     text = (
         f"{title}: {chosen.candidates} anchor candidates in {chosen.clusters} clusters,\n"
-        f"{len(loras)} anchors in the bank, {len(few_shot)} few-shot users"
+        f"{len(loras)} anchors in the bank, {few_shot} few-shot users"
     )
-    members = {one.anchor: list(one.members) for one in loras}
+    figure = users_map(table, {one.anchor: one.members for one in loras}, text)
     # No creation time or version in the file.
-    users_map(table, members, text).savefig(path, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
 
 
 def users_map(table: pl.DataFrame, members: Mapping[str, Sequence[str]], title: str) -> Figure:
@@ -45,35 +42,40 @@ def users_map(table: pl.DataFrame, members: Mapping[str, Sequence[str]], title: 
     one of several users is ringed in their middle.
     """
     import polars as pl
-    from matplotlib.figure import Figure
 
-    # No pyplot: it keeps global state, and stages run in threads.
-    figure = Figure(figsize=(6.4, 4.6), dpi=120)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, axes = new_axes(6.4, 4.6)
     few_shot, candidates = (table.filter(pl.col("role") == role) for role in ("few_shot", "anchor"))
     axes.scatter(few_shot["x"], few_shot["y"], s=14, c="0.75", marker="x", label="few-shot user")
-    for (label,), part in sorted(candidates.group_by("cluster"), key=lambda item: item[0]):
+    for (cluster,), part in sorted(candidates.group_by("cluster"), key=lambda item: item[0]):
         name, colour, marker = "noise", "0.55", "."
-        if label != -1:
-            turn, place = divmod(label, len(COLOURS))
-            name, colour = f"cluster {label}", COLOURS[place]
+        if cluster != -1:
+            turn, place = divmod(cluster, len(COLOURS))
+            name, colour = f"cluster {cluster}", COLOURS[place]
             marker = MARKERS[turn % len(MARKERS)]
-        name = f"{name} ({len(part)})"
-        axes.scatter(part["x"], part["y"], s=26, c=colour, marker=marker, alpha=0.8, label=name)
+        label = f"{name} ({len(part)})"
+        axes.scatter(part["x"], part["y"], s=26, c=colour, marker=marker, alpha=0.8, label=label)
     for whole, size, name in ((True, 260, "anchor, a whole cluster"), (False, 110, "anchor")):
-        middles = [
-            candidates.filter(pl.col("user_id").is_in(users)).select("x", "y").mean()
-            for users in members.values()
-            if (len(users) > 1) == whole
-        ]
-        if middles:
-            rings = pl.concat(middles)
-            axes.scatter(
-                rings["x"], rings["y"], s=size, facecolors="none", edgecolors="black",
-                linewidths=1.3, label=f"{name} ({len(rings)})",
-            )  # fmt: skip
+        own = [users for users in members.values() if (len(users) > 1) == whole]
+        if not own:
+            continue
+        parts = [candidates.filter(pl.col("user_id").is_in(users)) for users in own]
+        middles = pl.concat(part.select("x", "y").mean() for part in parts)
+        axes.scatter(
+            middles["x"], middles["y"], s=size, facecolors="none", edgecolors="black",
+            linewidths=1.3, label=f"{name} ({len(own)})",
+        )  # fmt: skip
     axes.set(xlabel="first principal component", ylabel="second principal component")
     axes.set_title(title, loc="left", fontsize=9)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
+
+
+def new_axes(width: float, height: float) -> tuple[Figure, Any]:
+    """A figure of so many inches with axes at its left and bottom."""
+    from matplotlib.figure import Figure
+
+    # No pyplot: it keeps global state, and stages run in threads.
+    figure = Figure(figsize=(width, height), dpi=120)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

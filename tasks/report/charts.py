@@ -12,44 +12,43 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tasks.map import new_axes
 from tasks.report.chosen import Chosen
-from tasks.report.page_data import CurvePoint, Scores
-from tasks.results.models import Estimate
+from tasks.results.models import UNKNOWN, Compared, Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GREY, ORANGE, SKY, GREEN = "#808080", "#E69F00", "#56B4E9", "#009E73"
-PINK, VERMILION, BLUE, BROWN = "#CC79A7", "#D55E00", "#0072B2", "#8C6D31"
 # Colour and marker.
 STYLES = {
-    "base": (GREY, "s"),
-    "rag": (ORANGE, "^"),
-    "oppu": (SKY, "v"),
-    "merge_only": (GREEN, "D"),
-    "stack_only": (PINK, "P"),
-    "mta": (VERMILION, "o"),
-    "mta_published": (BLUE, "X"),
+    "base": ("#808080", "s"),
+    "rag": ("#E69F00", "^"),
+    "oppu": ("#56B4E9", "v"),
+    "merge_only": ("#009E73", "D"),
+    "stack_only": ("#CC79A7", "P"),
+    "mta": ("#D55E00", "o"),
+    "mta_published": ("#0072B2", "X"),
 }
 # Answers of no model: black, told apart by how the line is drawn.
 LINES = {"nonpersonal": ":", "bayes": "--", "oracle": "-."}
-INK, FAINT = "#222222", "#d0d0d0"
+INK = "#222222"
 
 
 def style(method: str) -> tuple[str, str]:
     """Colour and marker of a method; brown and a star for one that has none yet."""
-    return STYLES.get(method, (BROWN, "*"))
+    return STYLES.get(method, ("#8C6D31", "*"))
 
 
-def bars(title: str, axis: str, names: Sequence[str], scores: Scores, metric: str) -> str:
+def bars(title: str, axis: str, names: Sequence[str], compared: Compared, metric: str) -> str:
     """A bar per method with the 95% interval of its `score`; methods of LINES as vertical lines.
 
     names: drawn from the top in that order; no bar where the score is None. The number beside a bar
     names the main `metric`, too, where that is MAE.
     """
-    estimates = {name: scores[name]["score"] for name in names}
-    methods = [name for name in estimates if name not in LINES]
+    estimates = {name: compared.intervals[name]["score"] for name in names}
+    methods = [name for name in names if name not in LINES]
     figure, axes = _axes(title, 5.8, 1.25 + 0.34 * len(methods))
     rows = np.arange(len(methods))
     points, lows, highs = _columns([estimates[name] for name in methods])
@@ -58,9 +57,9 @@ def bars(title: str, axis: str, names: Sequence[str], scores: Scores, metric: st
         [lows, highs], [rows, rows], color=INK, linewidth=1.3, marker="|", markersize=6, zorder=3
     )
     for row, name in enumerate(methods):
-        number = _number(scores[name]["score"])
+        number = _number(estimates[name])
         if metric == "mae":
-            number += f"\nMAE {_number(scores[name]['mae'])}"
+            number += f"\nMAE {_number(compared.intervals[name]['mae'])}"
         # Beside the axes, where no line can run through it.
         axes.text(
             1.02, row, number, transform=axes.get_yaxis_transform(), va="center",
@@ -82,21 +81,18 @@ def bars(title: str, axis: str, names: Sequence[str], scores: Scores, metric: st
     return data_uri(figure)
 
 
-def curves(
-    title: str, axis: str, names: Sequence[str], points: Mapping[str, Sequence[CurvePoint]]
-) -> str:
+def curves(title: str, axis: str, names: Sequence[str], points: Mapping[int, Compared]) -> str:
     """Score over the number of items, a line per method of `names` with 95% intervals.
 
     The numbers of items stand at equal distances (they are mostly chosen as doublings), methods a
     little beside each other.
     """
     figure, axes = _axes(title, 5.8, 3.9)
-    items = sorted({one.items for name in names for one in points[name]})
     methods = [name for name in names if name not in LINES]
     for name in names:
-        known = [one for one in points[name] if one.point is not None]
-        places = np.array([items.index(one.items) for one in known], dtype=float)
-        values, lows, highs = _columns(known)
+        own = [one.intervals.get(name, {}).get("score", UNKNOWN) for one in points.values()]
+        places = np.array([n for n, one in enumerate(own) if one.point is not None], dtype=float)
+        values, lows, highs = _columns([one for one in own if one.point is not None])
         if name in LINES:
             axes.plot(places, values, color=INK, linestyle=LINES[name], linewidth=1.2, label=name)
             continue
@@ -106,9 +102,9 @@ def curves(
             places, values, color=colour, marker=marker, markersize=6, linewidth=1.6, label=name
         )
         axes.plot([places, places], [lows, highs], color=colour, linewidth=1.0)
-    axes.set(xticks=range(len(items)), xticklabels=items, xlim=(-0.4, len(items) - 0.6))
+    axes.set(xticks=range(len(points)), xticklabels=points, xlim=(-0.4, len(points) - 0.6))
     axes.set(xlabel="items per few-shot user (at most)", ylabel=axis)
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.grid(axis="y", color="#d0d0d0", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.legend(
         loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, handlelength=2.2
@@ -118,16 +114,17 @@ def curves(
 
 def heat(chosen: Chosen) -> str:
     """Mean weights of `chosen_by_merging` as shades of blue with the numbers in them."""
-    rows, columns = len(chosen.rows), len(chosen.columns)
+    shown = chosen.weights
+    rows, columns = len(shown.rows), len(shown.columns)
     title = f"{chosen.lamp_task}: {', '.join(chosen.methods)}"
     figure, axes = _axes(title, 1.6 + 0.62 * max(columns, 4), 1.5 + 0.42 * rows)
-    axes.imshow(chosen.weights, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
-    for (y, x), weight in np.ndenumerate(chosen.weights):
+    axes.imshow(shown.weights, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    for (y, x), weight in np.ndenumerate(shown.weights):
         ink = "white" if weight > 0.55 else INK
         axes.text(x, y, f"{weight:.2f}", ha="center", va="center", color=ink, fontsize=9)
     sort = "first archetype" if chosen.by == "archetype" else "cluster"
-    axes.set_xticks(range(columns), map("{} ({:.3g})".format, chosen.columns, chosen.anchors))
-    axes.set_yticks(range(rows), map("{} ({})".format, chosen.rows, chosen.users))
+    axes.set_xticks(range(columns), map("{} ({:.3g})".format, shown.columns, shown.anchors))
+    axes.set_yticks(range(rows), map("{} ({})".format, shown.rows, shown.users))
     axes.set(xlabel=f"anchor's {sort} (how many)", ylabel=f"user's {sort} (how many)")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -145,7 +142,7 @@ def data_uri(figure: Figure) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _columns(estimates: Sequence[Estimate]) -> np.ndarray:
+def _columns(estimates: Sequence[Estimate]) -> NDArray[np.float64]:
     """Points, lower and upper bounds, [3, n]; what is not known is nan, which is not drawn."""
     rows = [[one.point, one.lo, one.hi] for one in estimates]
     return np.array(rows, dtype=float).reshape(-1, 3).T
@@ -156,11 +153,6 @@ def _number(estimate: Estimate) -> str:
 
 
 def _axes(title: str, width: float, height: float) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    # No pyplot: it keeps global state, and stages run in threads.
-    figure = Figure(figsize=(width, height), dpi=120)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, axes = new_axes(width, height)
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     return figure, axes

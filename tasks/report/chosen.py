@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from tasks.fusion import Recipe, read_recipes
-from tasks.record import Record
-from tasks.results.run import Cell
+from tasks.results.run import Cell, Merging
 from tasks.results.store import store
 
 NOISE = "noise"
 
 
-class Weights(Record):
+@dataclass(frozen=True)
+class Weights:
     """How much of users' recipes goes to anchors of which sort.
 
     rows, columns: the sorts of users and of anchors, sorted. users, anchors: how many of each.
@@ -32,13 +33,15 @@ class Weights(Record):
     equal_all: float
 
 
-class Chosen(Weights):
+@dataclass(frozen=True)
+class Chosen:
     """Those of the bank of `methods`. by: what a sort is, `archetype` or `cluster`."""
 
     lamp_task: str
     seed: int
     methods: tuple[str, ...]
     by: str
+    weights: Weights
 
 
 def chosen_by_merging(cell: Cell) -> list[Chosen]:
@@ -51,33 +54,32 @@ def chosen_by_merging(cell: Cell) -> list[Chosen]:
     if cell.users.population:
         import polars as pl
 
-        file = store().path(cell.users.population)
-        table = pl.read_parquet(file, columns=["user_id", "first"])
-        first = {user_id: str(archetype) for user_id, archetype in table.iter_rows()}
-    found = []
-    for merging in cell.mergings:
-        recipes = read_recipes(merging.merged.recipes)
-        clusters = {
-            one.name: NOISE if one.cluster == -1 else str(one.cluster)
-            for one in merging.chosen.anchors
-        }
-        members = merging.merged.bank.members
-        if first:
-            anchors = {one.anchor: _shares([first[m] for m in one.members]) for one in members}
-            users = {user_id: first[user_id] for user_id in recipes}
-        else:
-            anchors = {one.anchor: _shares([clusters[one.anchor]]) for one in members}
-            users = {user_id: clusters[_most_similar(one)] for user_id, one in recipes.items()}
-        found.append(
-            Chosen(
-                lamp_task=cell.config.lamp_task,
-                seed=cell.config.seed,
-                methods=merging.methods,
-                by="archetype" if first else "cluster",
-                **dict(weights_by_sort(recipes, users, anchors)),
-            )
+        table = pl.read_parquet(store().path(cell.users.population))
+        first = {user: str(sort) for user, sort in table.select("user_id", "first").iter_rows()}
+    return [
+        Chosen(
+            lamp_task=cell.config.lamp_task,
+            seed=cell.config.seed,
+            methods=merging.methods,
+            by="archetype" if first else "cluster",
+            weights=_weights(merging, first),
         )
-    return found
+        for merging in cell.mergings
+    ]
+
+
+def _weights(merging: Merging, first: Mapping[str, str]) -> Weights:
+    recipes = read_recipes(merging.merged.recipes)
+    members = merging.merged.bank.members
+    if first:
+        shares = {one.anchor: _shares([first[user] for user in one.members]) for one in members}
+        return weights_by_sort(recipes, {user: first[user] for user in recipes}, shares)
+    clusters = {
+        one.name: NOISE if one.cluster == -1 else str(one.cluster) for one in merging.chosen.anchors
+    }
+    users = {user: clusters[_most_similar(recipe)] for user, recipe in recipes.items()}
+    anchors = {one.anchor: {clusters[one.anchor]: 1.0} for one in members}
+    return weights_by_sort(recipes, users, anchors)
 
 
 def weights_by_sort(
@@ -120,8 +122,7 @@ def _shares(sorts: list[str]) -> dict[str, float]:
 
 def _most_similar(recipe: Recipe) -> str:
     """By similarity and not by place: a published recipe, or one by evidence, may differ."""
-    pairs = zip(recipe.similarities, recipe.anchors, strict=True)
-    return max(pairs, key=lambda pair: pair[0])[1]
+    return max(zip(recipe.similarities, recipe.anchors, strict=True), key=lambda pair: pair[0])[1]
 
 
 def _order(sort: str) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,6 +65,13 @@ def run_files() -> list[Path]:
     return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
 
 
+def all_runs() -> Iterator[Run]:
+    """The runs that can be read, the one that ended last first."""
+    for file in run_files():
+        with suppress(InputError):  # of another version, or being removed
+            yield _read(file)
+
+
 def read_run(wanted: str = "last") -> Run:
     """A run as `write_run` left it, by its name, its id or its file; `last` ended last.
 
@@ -78,10 +86,8 @@ def read_run(wanted: str = "last") -> Run:
         if file.is_file():
             return _read(file)
     named: dict[str, Run] = {}
-    for file in files:
-        with suppress(InputError):  # another run's file, which cannot be read
-            run = _read(file)
-            named.setdefault(run.name, run)
+    for run in all_runs():
+        named.setdefault(run.name, run)
     if wanted not in named:
         few = ", ".join(list(named)[:5])
         raise InputError(f"--run {wanted}: neither a run nor a file of one; the last are {few}")

@@ -6,33 +6,31 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from tasks.errors import disk_full, short
 from tasks.log import log
-from tasks.report.answers import identical
-from tasks.report.data import report_data
-from tasks.report.differences import difference_lines
 from tasks.report.files import REPORT_FILE, TABLE_FILE, write_report
-from tasks.report.html import report_html
-from tasks.report.since import Since, since_lines
-from tasks.report.summary import run_notes, run_summary
-from tasks.report.table import mean_rows, rows, share_lines, table_text
+from tasks.report.notes import difference_lines, identical, run_notes, share_lines
+from tasks.report.page import report_data, report_html, run_summary
+from tasks.report.since import since
+from tasks.report.table import mean_rows, rows, table_text
 from tasks.results.run import Run
 
 
-def publish(run: Run, changed: Since | None) -> Run:
+def publish(run: Run) -> Run:
     """Write the run's table and report, and show them in the Prefect UI.
 
-    changed: since.py. Returns the run with its summary, and with what could not be made as missing.
-    A report that cannot be made costs no scores.
+    Returns the run with its summary, and with what could not be made as missing. A report that
+    cannot be made costs no scores.
     """
     mean = run.overall
     assert mean is not None
     table = rows(run.cells)
     notes = run_notes(run)
     lines = notes + share_lines(table) + difference_lines(mean, identical(run.cells))
-    lines += since_lines(changed)
     try:
+        changed = since(run)
+        lines += changed.lines() if changed else []
         data = report_data(run, table, notes, changed)
         path = write_report(run.report, REPORT_FILE, report_html(data))
-        run = run.model_copy(update={"summary": tuple(run_summary(data))})
+        run = run.model_copy(update={"summary": run_summary(data)})
         log(f"report: {path}")
         create_markdown_artifact(key="report", markdown=f"The report is in `{path}`.")
     except Exception as error:
@@ -42,7 +40,7 @@ def publish(run: Run, changed: Since | None) -> Run:
         log(line, warning=True)
         run = run.model_copy(update={"missing": (*run.missing, line)})
     table += mean_rows(mean)
-    text = table_text(table, lines, list(run.missing))
+    text = table_text(table, lines, run.missing)
     write_report(run.report, TABLE_FILE, text)
     log("comparison\n" + text)
     create_table_artifact(

@@ -7,14 +7,14 @@ nothing differs but where it ran: the scheduled run, week after week, and its da
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from tasks.errors import InputError, label, short
-from tasks.log import log
+from tasks.errors import InputError, label
 from tasks.methods import METHODS
 from tasks.prepare import each_user
-from tasks.record import Record, digest
-from tasks.report.files import run_files, shown_run
+from tasks.record import digest
+from tasks.report.files import all_runs, shown_run
 from tasks.results.models import UNKNOWN, Estimate, Prepared
 from tasks.results.run import Cell, Merging, Run
 from tasks.results.store import remembered
@@ -22,12 +22,12 @@ from tasks.text.questions import content
 
 ROLES = {"base": "base users", "anchor": "anchor candidates", "few_shot": "few-shot users"}
 # What of a configuration decides no result.
-ELSEWHERE = ("compute", "plan", "dry_run")
+ELSEWHERE = {"compute", "plan", "dry_run"}
 SHOWN_IDS = 10
-SAME = "users and anchors are the same"
 
 
-class ScoreChange(Record):
+@dataclass(frozen=True)
+class ScoreChange:
     """A method's `score` in a cell, in the last run (UNKNOWN: it was not there) and in this one."""
 
     cell: str
@@ -36,57 +36,57 @@ class ScoreChange(Record):
     now: Estimate
 
 
-class Since(Record):
+@dataclass(frozen=True)
+class Since:
     """What is another than in the last run. changes: of users and anchors, in lines."""
 
     last: str
-    scores: tuple[ScoreChange, ...]
-    changes: tuple[str, ...]
+    scores: list[ScoreChange]
+    changes: list[str]
+
+    def lines(self) -> list[str]:
+        """The same for the table; scores are named where they moved."""
+        moved = [
+            f"{one.cell}, {one.method}: score {one.then.text()} -> {one.now.text()}"
+            for one in self.scores
+            if one.then != one.now
+        ]
+        told = [*self.changes, *(moved or ["no score moved"])]
+        return [f"since {self.last}: {line}" for line in told]
 
 
-def last_run(config: Mapping[str, Any]) -> Run | None:
-    """The run of this configuration that ended last, None where there is none."""
-    for file in run_files():
-        try:
-            run = Run.model_validate_json(file.read_bytes())
-        except (OSError, ValueError):
-            continue  # of another version, or being removed
-        if _deciding(run.config) == _deciding(config):
-            return run
-    return None
+def last_run(run: Run) -> Run | None:
+    """The other run of this configuration that ended last, None where there is none."""
+
+    def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in config.items() if name not in ELSEWHERE}
+
+    wanted = deciding(run.config)
+    return next((r for r in all_runs() if r.id != run.id and deciding(r.config) == wanted), None)
 
 
 def since(run: Run) -> Since | None:
     """What is another than in the last run of the same configuration, None without one.
 
-    To be asked before this run is written down. Users are remembered by hashes of their content.
-    What goes wrong here is logged and costs no scores.
+    Users are remembered by hashes of their content.
     """
-    try:
-        return _since(run)
-    except Exception as error:
-        why = f"{type(error).__name__}: {short(error)}"
-        log(f"what changed since the last run is not known ({why})", warning=True)
-        return None
-
-
-def _since(run: Run) -> Since | None:
     # Of this run in any case: the next one asks for them.
     users = [_fingerprints(cell.users) for cell in run.cells]
-    last = last_run(run.config)
+    last = last_run(run)
     if last is None:
         return None
     scores: list[ScoreChange] = []
     changes: list[str] = []
     for cell, now in zip(run.cells, users, strict=True):
         then = last.cell(cell.config.lamp_task, cell.config.seed)
-        before = _scores(then)
-        scores += [
-            ScoreChange(cell=cell.name, method=method, then=before.get(method, UNKNOWN), now=score)
-            for method, score in _scores(cell).items()
-        ]
+        before = then.compared.intervals if then else {}
+        for name in METHODS:
+            if score := cell.compared.intervals.get(name, {}).get("score"):
+                was = before.get(name, {}).get("score", UNKNOWN)
+                scores.append(ScoreChange(cell.name, name, was, score))
         changes += [f"{cell.name}{line}" for line in _changes(cell, now, then)]
-    return Since(last=shown_run(last), scores=tuple(scores), changes=tuple(changes) or (SAME,))
+    changes = changes or ["users and anchors are the same"]
+    return Since(shown_run(last), scores, changes)
 
 
 def _changes(cell: Cell, now: Mapping[str, Mapping[str, str]], then: Cell | None) -> list[str]:
@@ -116,38 +116,14 @@ def _counts(
     words: Sequence[str] = ("added", "removed", "changed"),
 ) -> list[str]:
     """A line of how many ids were added, removed and changed, and the first of them; or none."""
-    changed = [name for name in now.keys() & then.keys() if now[name] != then[name]]
+    changed = {name for name in now.keys() & then.keys() if now[name] != then[name]}
     parts = []
-    for found, word in zip((now.keys() - then, then.keys() - now, changed), words, strict=True):
-        if found:
-            ids = sorted(found)
+    for ids, word in zip((now.keys() - then, then.keys() - now, changed), words, strict=True):
+        if ids:
+            shown = ", ".join(map(label, sorted(ids)[:SHOWN_IDS]))
             more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
-            parts.append(f"{len(ids)} {word} ({', '.join(map(label, ids[:SHOWN_IDS]))}{more})")
+            parts.append(f"{len(ids)} {word} ({shown}{more})")
     return [f"{what}: {'; '.join(parts)}"] if parts else []
-
-
-def since_lines(found: Since | None) -> list[str]:
-    """The same in lines for the table; scores are named where they moved."""
-    if found is None:
-        return []
-    moved = [
-        f"{one.cell}, {one.method}: score {one.then.text()} -> {one.now.text()}"
-        for one in found.scores
-        if one.then != one.now
-    ]
-    return [
-        f"since {found.last}: {line}" for line in (*found.changes, *(moved or ["no score moved"]))
-    ]
-
-
-def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in ELSEWHERE}
-
-
-def _scores(cell: Cell | None) -> dict[str, Estimate]:
-    """method -> its `score`; of methods, not of the optimum."""
-    intervals = cell.compared.intervals if cell else {}
-    return {name: own["score"] for name, own in intervals.items() if name in METHODS}
 
 
 def _anchors(merging: Merging | None) -> dict[str, str]:

@@ -21,7 +21,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from flows.mta import mta
 from tasks.methods import METHODS
-from tasks.report.data import COSTS
+from tasks.report.table import COSTS
 from tests.small import SMALL
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

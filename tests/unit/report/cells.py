@@ -57,9 +57,16 @@ def answered(answers: Sequence[str]) -> File:
 
 
 def compared(
-    lamp_task: str = "LaMP-2M", rules: Rules = "lamp", tokenless: int = 0, **answers: File
+    lamp_task: str = "LaMP-2M",
+    rules: Rules = "lamp",
+    tokenless: int = 0,
+    no_label: Mapping[str, float] | None = None,
+    **answers: File,
 ) -> Compared:
-    """The comparison of methods of whom nothing is known but their answers."""
+    """The comparison of methods of whom nothing is known but their answers.
+
+    no_label: the share of each method's that is no label.
+    """
     return Compared(
         task=get_task(lamp_task),
         rules=rules,
@@ -69,7 +76,15 @@ def compared(
         intervals={},
         differences={},
         scored=tuple(
-            Scored(method=method, metrics={}, users=2, queries=9, predictions=file, golds=NOWHERE)
+            Scored(
+                method=method,
+                metrics={},
+                users=2,
+                queries=9,
+                predictions=file,
+                golds=NOWHERE,
+                no_label=(no_label or {}).get(method),
+            )
             for method, file in answers.items()
         ),
         golds_without_token=tokenless,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 from tasks.config.run import resolve
-from tasks.report.answers import NoLabel
-from tasks.report.chosen import Chosen
-from tasks.report.page_data import CurvePoint, ReportData, Table, TaskScores
+from tasks.report.chosen import Chosen, Weights
+from tasks.report.page import NoLabel, ReportData
+from tasks.report.table import COSTS
 from tasks.results.models import Difference, Estimate
-from tests.unit.report.cells import cell, compared, estimate, run, users
+from tests.unit.report.cells import NOWHERE, cell, compared, estimate, run, users
 
 HOSTILE = '<script>alert("x")</script>&'
 AUDIT = {
@@ -50,57 +52,49 @@ def report_case(
         name: {"score": own["accuracy"], "share_of_attainable": estimate(0.125)}
         for name, own in scores.items()
     }
-    about = {"groups": 5, "queries": 15, "cells": len(lamp_tasks) * len(seeds)}
-    overall = compared().model_copy(update=about | {"intervals": intervals})
-    task = TaskScores(
-        primary="accuracy", groups=5, queries=15, scores=scores,
-        no_label={"base": 0.8125, "mta": 0.0},
-    )  # fmt: skip
-    costs = dict.fromkeys(
-        ("bytes_per_user", "steps_per_user", "tokens_per_user", "seconds_per_user"), 1234.5
-    )
     better = {
-        "mta": {"base": difference(0.11234, 0.01, 0.2, True)},
-        "base": {"mta": difference(-0.11234, -0.2, -0.01, True)},
+        "mta": {"base": {"score": difference(0.11234, 0.01, 0.2, True)}},
+        "base": {"mta": {"score": difference(-0.11234, -0.2, -0.01, True)}},
     }
-    examples = ((HOSTILE, HOSTILE), ("q2", " \n"), ("q3", "word " * 40))
+    about = {"groups": 5, "queries": 15, "differences": better}
+    mean = compared().model_copy(update=about | {"intervals": scores})
+    cells = {"intervals": intervals, "cells": len(lamp_tasks) * len(seeds)}
+    rows: list[dict[str, Any]] = [
+        {"lamp_task": task, "method": method, "no_label": share}
+        for task in lamp_tasks
+        for method, share in (("base", 0.8125), ("mta", 0.0))
+    ]
+    for row in rows[1::2]:
+        row.update(dict.fromkeys(COSTS, 1234.5))
+    examples = [(HOSTILE, HOSTILE), ("q2", " \n"), ("q3", "word " * 40)]
     one = cell(compared(), seed=0, users=users(counts=COUNTS, dropped={HOSTILE: 3}, audit=AUDIT))
-    fields = {
-        "run": run(one, name=HOSTILE, date="2020-01-02 03:04", missing=tuple(missing)),
-        "config": resolve({"data": HOSTILE, "seeds": list(seeds)}),
-        "overall": overall,
-        "methods": ["base", "mta"],
-        "references": ["bayes"],
-        "tables": [Table(seed=None, cells=dict.fromkeys(lamp_tasks, task))],
-        "costs": {"mean": {"mta": costs}, "LaMP-2M": {"mta": costs}},
-        "differences": {"mean": better, "LaMP-2M": better},
-        "identical": {"mean": [], "LaMP-2M": []},
-        "no_label": [
-            NoLabel(cell="LaMP-2M", method="base", share=0.8125, examples=examples),
-            NoLabel(cell="LaMP-2M", method="mta", share=0.0, examples=()),
-        ],
-        "curve": {
-            "LaMP-2M": {
-                "mta": [_point(2, estimate(0.5)), _point(4, estimate(0.6, 0.5, 0.7))],
-                "bayes": [_point(2, estimate(None)), _point(4, estimate(0.9))],
-            }
-        },
-        "maps": [],
-        "chosen": [
-            Chosen(
-                lamp_task="LaMP-2M", seed=0, methods=("mta",), by="archetype", rows=["0", "1"],
-                columns=["0"], users=[2, 3], anchors=[4.0], weights=[[1.0], [1.0]], own=0.4,
-                equal_chosen=0.3, equal_all=0.2,
-            )
-        ],
-        "notes": [HOSTILE],
-        "since": None,
-    }  # fmt: skip
-    # Built of copies: a test may change its own.
-    return ReportData.model_validate_json(
-        ReportData.model_validate(fields | changes).model_dump_json()
+    points = {
+        items: compared(mta=NOWHERE, bayes=NOWHERE).model_copy(
+            update={"intervals": {"mta": {"score": mta}, "bayes": {"score": bayes}}}
+        )
+        for items, mta, bayes in (
+            (2, estimate(0.5), estimate(None)),
+            (4, estimate(0.6, 0.5, 0.7), estimate(0.9)),
+        )
+    }
+    weights = Weights(
+        rows=["0", "1"], columns=["0"], users=[2, 3], anchors=[4.0], weights=[[1.0], [1.0]],
+        own=0.4, equal_chosen=0.3, equal_all=0.2,
+    )  # fmt: skip
+    data = ReportData(
+        run=run(one, name=HOSTILE, date="2020-01-02 03:04", missing=tuple(missing)),
+        config=resolve({"data": HOSTILE, "seeds": list(seeds)}),
+        overall=deepcopy(compared().model_copy(update=about | cells)),
+        methods=["base", "mta"],
+        references=["bayes"],
+        means={task: deepcopy(mean) for task in lamp_tasks},
+        by_seed={},
+        identical={"mean": [], **{task: [] for task in lamp_tasks}},
+        no_label=[NoLabel("LaMP-2M", "base", 0.8125, examples)],
+        curve={"LaMP-2M": points},
+        chosen=[Chosen("LaMP-2M", 0, ("mta",), "archetype", weights)],
+        table=rows,
+        notes=[HOSTILE],
+        since=None,
     )
-
-
-def _point(items: int, score: Estimate) -> CurvePoint:
-    return CurvePoint(items=items, **dict(score))
+    return replace(data, **changes)

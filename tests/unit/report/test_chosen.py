@@ -51,9 +51,9 @@ def test_by_cluster_where_nothing_is_known(where: Store) -> None:
     """u and v are most like a (cluster 0), w most like b (noise). `failed` was not trained."""
     (found,) = chosen_by_merging(merged())
     assert (found.by, found.methods) == ("cluster", ("merge_only", "mta"))
-    assert found.rows == found.columns == ["0", "noise"]
-    assert found.weights == [[0.875, 0.125], [0.0, 1.0]]
-    assert found.own == pytest.approx((0.75 + 1.0 + 1.0) / 3)
+    assert found.weights.rows == found.weights.columns == ["0", "noise"]
+    assert found.weights.weights == [[0.875, 0.125], [0.0, 1.0]]
+    assert found.weights.own == pytest.approx((0.75 + 1.0 + 1.0) / 3)
 
 
 def test_by_archetype_where_it_is_known(where: Store) -> None:
@@ -61,5 +61,5 @@ def test_by_archetype_where_it_is_known(where: Store) -> None:
     table = pl.DataFrame({"user_id": list(first), "first": list(first.values())})
     (found,) = chosen_by_merging(merged(population=stored("prepare", table)))
     assert found.by == "archetype"
-    assert found.rows == found.columns == ["0", "1"]
-    assert found.weights == [[0.0, 1.0], [0.625, 0.375]]
+    assert found.weights.rows == found.weights.columns == ["0", "1"]
+    assert found.weights.weights == [[0.0, 1.0], [0.625, 0.375]]

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tasks.compare import DRAWS_FILE
+from tasks.compare import DRAWS_FILE, overall
 from tasks.config.run import resolve
-from tasks.report.data import COSTS, report_data
-from tasks.report.html import report_html
-from tasks.report.page_data import ReportData
+from tasks.report.page import NoLabel, ReportData, primary, report_data, report_html
+from tasks.report.table import COSTS, Row
 from tasks.results.models import Compared
 from tasks.results.run import Cell
 from tasks.results.store import Store, store
-from tests.unit.report.cells import answered, cell, compared, run, users
+from tests.unit.report.cells import answered, cell, compared, estimate, run, users
 
 AUTHOR = "somebody"
 METHODS = ["mta", "base", "rag"]
@@ -55,8 +54,12 @@ def drawn(base: float, mta: float, /, **answers: list[str]) -> Compared:
         save_file(tensors, folder.path / DRAWS_FILE)
     about = {"sample": f"world {base} {mta}", "draws": folder.file(DRAWS_FILE)}
     about |= {"methods": tuple(METHODS), "groups": 4, "queries": 8}
+    values = {"mta": mta, "base": base, "rag": (base + mta) / 2}
+    intervals = {m: {n: estimate(one) for n in ("accuracy", "score")} for m, one in values.items()}
     found = {method: answered(said) for method, said in answers.items()}
-    return compared("LaMP-2M", **found).model_copy(update=about)
+    shares = {name: sum("no" in one for one in said) / 2 for name, said in answers.items()}
+    one = compared("LaMP-2M", no_label=shares, **found)
+    return one.model_copy(update=about | {"intervals": intervals})
 
 
 def scored(seed: int, base: float, mta: float, curve: dict[int, Compared]) -> Cell:
@@ -83,8 +86,8 @@ def data(where: Store) -> ReportData:
         scored(3, 0.5, 0.625, {2: fewer, 4: fewer}),
         scored(5, 0.25, 0.75, {2: fewer}),
     ]
-    mean = compared().model_copy(update={"task": None, "cells": 2, "groups": 8, "queries": 16})
-    table: list[dict[str, Any]] = [
+    mean = overall(tuple(cell.compared for cell in cells))
+    table: list[Row] = [
         {"lamp_task": "LaMP-2M", "seed": seed, "method": "mta", **dict.fromkeys(COSTS, cost)}
         for seed, cost in ((3, 1.0), (5, 2.0))
     ]
@@ -96,31 +99,30 @@ def data(where: Store) -> ReportData:
 def test_seeds_are_averaged_and_stand_alone(data: ReportData) -> None:
     assert data.methods == ["base", "rag", "mta"]
     assert data.references == []
+    mean = data.means["LaMP-2M"]
     scores = {
-        table.seed: {
-            method: own["accuracy"].point for method, own in table.cells["LaMP-2M"].scores.items()
-        }
-        for table in data.tables
+        seed: {method: own["accuracy"].point for method, own in one["LaMP-2M"].intervals.items()}
+        for seed, one in {None: data.means, **data.by_seed}.items()
     }
     assert scores == {
         None: {"mta": 0.6875, "base": 0.375, "rag": 0.53125},
         3: {"mta": 0.625, "base": 0.5, "rag": 0.5625},
         5: {"mta": 0.75, "base": 0.25, "rag": 0.5},
     }
-    first = data.tables[0].cells["LaMP-2M"]
-    assert (first.primary, first.groups, first.queries) == ("accuracy", 8, 16)
+    assert (primary(mean), mean.groups, mean.queries) == ("accuracy", 8, 16)
     # The 2.5th percentile of 101 even draws is 2.5 steps of .001 from the lowest.
-    own = first.scores["mta"]["accuracy"]
+    own = mean.intervals["mta"]["accuracy"]
     assert (own.lo, own.hi) == (pytest.approx(0.64), pytest.approx(0.735))
 
 
 def test_differences_are_of_all_pairs(data: ReportData) -> None:
     """All draws move alike, so a difference is the same in each: it holds."""
-    for scope in ("mean", "LaMP-2M"):
+    for mean in (data.overall, data.means["LaMP-2M"]):
         found = {
             (method, opponent): (one.point, one.lo, one.hi, one.holds)
-            for method, own in data.differences[scope].items()
-            for opponent, one in own.items()
+            for method, own in mean.differences.items()
+            for opponent, metrics in own.items()
+            for one in [metrics["score"]]
         }
         half, whole = 0.15625, 0.3125
         assert found == {
@@ -134,26 +136,26 @@ def test_differences_are_of_all_pairs(data: ReportData) -> None:
 
 def test_what_was_answered(data: ReportData) -> None:
     """No label: of base one of two answers with seed 3, both with seed 5."""
-    shares = {one.seed: one.cells["LaMP-2M"].no_label for one in data.tables}
-    assert shares == {
-        seed: {"mta": 0.0, "base": share, "rag": 0.0}
-        for seed, share in {None: 0.75, 3: 0.5, 5: 1.0}.items()
-    }
-    examples = {(one.cell, one.method): one.examples for one in data.no_label}
-    assert examples["LaMP-2M seed 3", "base"] == (("q1", "no label"),)
-    assert examples["LaMP-2M seed 5", "mta"] == ()
+    assert data.no_label == [
+        NoLabel("LaMP-2M seed 3", "base", 0.5, [("q1", "no label")]),
+        NoLabel("LaMP-2M seed 5", "base", 1.0, [("q0", "no"), ("q1", "none")]),
+    ]
     # mta and rag answer alike with seed 3 only.
     assert data.identical == {"mean": [], "LaMP-2M": []}
 
 
 def test_the_curve_has_what_all_seeds_have_and_the_run_itself(data: ReportData) -> None:
-    points = {one.items: one.point for one in data.curve["LaMP-2M"]["mta"]}
+    curve = data.curve["LaMP-2M"].items()
+    points = {items: one.intervals["mta"]["score"].point for items, one in curve}
     assert points == {2: 0.375, 6: 0.6875}
 
 
 def test_costs_are_means_of_who_has_any(data: ReportData) -> None:
-    expected = {"mta": dict.fromkeys(COSTS, 1.5)}
-    assert data.costs == {"mean": expected, "LaMP-2M": expected}
+    for task in ("mean", "LaMP-2M"):
+        found = {cost: data.row_mean(cost, "mta", task) for cost in COSTS}
+        assert found == dict.fromkeys(COSTS, 1.5)
+    assert data.row_mean(COSTS[0], "mta", "LaMP-2M", 5) == 2.0
+    assert data.row_mean(COSTS[0], "bayes") is data.row_mean(COSTS[0], "mta", "LaMP-3") is None
 
 
 def test_the_page_names_nobody(data: ReportData) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -10,9 +11,7 @@ import pytest
 
 from tasks.methods import METHODS
 from tasks.report.charts import STYLES, style
-from tasks.report.differences import leaders
-from tasks.report.html import report_html, verdict
-from tasks.report.page_data import ReportData
+from tasks.report.page import ReportData, leaders, report_html, verdict
 from tests.unit.report.cells import estimate
 from tests.unit.report.report_case import HOSTILE, difference, report_case
 
@@ -82,8 +81,7 @@ def test_texts_of_data_are_escaped_and_nothing_is_fetched() -> None:
 
 
 def test_the_same_data_give_the_same_bytes() -> None:
-    again = ReportData.model_validate_json(report_case().model_dump_json())
-    assert report_html(report_case()) == report_html(again)
+    assert report_html(report_case()) == report_html(report_case())
 
 
 def test_what_is_missing_stands_in_a_box() -> None:
@@ -109,7 +107,7 @@ def test_what_is_missing_stands_in_a_box() -> None:
 def test_differences_in_words(one: Any, expected: tuple[str, str, str]) -> None:
     """The sign and the number, the words below it, and the class that colours it."""
     data = report_case()
-    data.differences["mean"]["mta"] = {"base": one} if one else {}
+    data.overall.differences["mta"] = {"base": {"score": one}} if one else {}
     assert shown_difference(data) == expected
     data.identical["mean"] = [["base", "mta"]]
     assert shown_difference(data) == ("=", "identical answers", "open")
@@ -134,12 +132,10 @@ def test_the_verdict_is_made_of_the_numbers() -> None:
         "<strong>mta</strong> is better than base by 0.112 [0.010, 0.200]."
     )
     data = report_case(lamp_tasks=["LaMP-2M", "LaMP-3"], seeds=[0, 1])
-    data.differences["mean"] = {
-        "mta": {
-            "base": difference(-0.25, -0.5, -0.125, True),
-            "oppu": difference(0.01, -0.02, 0.04, False),
-            "merge_only": difference(0.5, None, None, None),
-        }
+    data.overall.differences["mta"] = {
+        "base": {"score": difference(-0.25, -0.5, -0.125, True)},
+        "oppu": {"score": difference(0.01, -0.02, 0.04, False)},
+        "merge_only": {"score": difference(0.5, None, None, None)},
     }
     assert verdict(data) == (
         "On the mean of 2 LaMP tasks and 2 seeds (15 queries of 5 groups of users) the best method "
@@ -156,28 +152,30 @@ def test_the_verdict_is_made_of_the_numbers() -> None:
 
 
 def with_overall(data: ReportData, **changes: Any) -> ReportData:
-    return data.model_copy(update={"overall": data.overall.model_copy(update=changes)})
+    return replace(data, overall=data.overall.model_copy(update=changes))
 
 
 def not_told_apart() -> ReportData:
     """mta is highest: shown to be above base, not above oppu; merge_only is oppu, word for word."""
     data = report_case(methods=["base", "oppu", "merge_only", "mta"])
     data.identical["mean"] = [["oppu", "merge_only"]]
-    touches, zero = difference(0.125, 0.0, 0.292, False), difference(0.0, 0.0, 0.0, False)
+    touches = {"score": difference(0.125, 0.0, 0.292, False)}
+    zero = {"score": difference(0.0, 0.0, 0.0, False)}
     data.overall.intervals.update(
         {name: {"score": estimate(0.48734, 0.4, 0.5)} for name in ("oppu", "merge_only")}
     )
-    data.differences["mean"] = {
-        "mta": {"base": difference(0.25, 0.1, 0.4, True), "oppu": touches, "merge_only": touches},
-        "merge_only": {"base": zero, "oppu": zero},
-    }
+    base = {"score": difference(0.25, 0.1, 0.4, True)}
+    data.overall.differences.clear()
+    data.overall.differences["mta"] = {"base": base, "oppu": touches, "merge_only": touches}
+    data.overall.differences["merge_only"] = {"base": zero, "oppu": zero}
     return data
 
 
 def test_nobody_is_best_whom_an_interval_does_not_show_to_be() -> None:
-    assert leaders(report_case(), "mean") == leaders(report_case(), "LaMP-2M") == ["mta"]
+    data = report_case()
+    assert leaders(data.overall) == leaders(data.means["LaMP-2M"]) == ["mta"]
     data = not_told_apart()
-    assert leaders(data, "mean") == ["oppu", "merge_only", "mta"]
+    assert leaders(data.overall) == ["oppu", "merge_only", "mta"]
     assert verdict(data) == (
         "On LaMP-2M (15 queries of 5 groups of users) no method is shown to be the best: "
         "<strong>oppu</strong> (0.487 [0.400, 0.500]), "
@@ -215,7 +213,7 @@ def test_each_pair_stands_once_in_one_matrix() -> None:
     # One LaMP task and its mean are the same: one matrix.
     assert {cell["data-task"] for cell in cells if "data-opponent" in cell} == {"mean"}
     data = not_told_apart()
-    data.differences["LaMP-3"] = data.differences["LaMP-2M"]
+    data.means["LaMP-3"] = data.means["LaMP-2M"]
     data.identical["LaMP-3"] = []
     folded = report_html(data).split("Per LaMP task</summary>")[1]
     assert 'data-task="LaMP-3" data-method="mta" data-opponent="base"' in folded
@@ -228,12 +226,9 @@ def test_bars_show_the_score_also_of_ratings() -> None:
         "base": {"mae": estimate(0.25), "score": estimate(0.9375, 0.875, 1.0)},
         "mta": {"mae": estimate(None), "score": estimate(None)},
     }
-    cells = data.tables[0].cells
-    changes = {"primary": "mae", "scores": scores}
-    cells["LaMP-3"] = cells.pop("LaMP-2M").model_copy(update=changes)
+    data.means["LaMP-3"] = data.means.pop("LaMP-2M").model_copy(update={"intervals": scores})
+    data.identical["LaMP-3"] = []
     data.curve.clear()
-    for by_task in (data.differences, data.identical):
-        by_task["LaMP-3"] = by_task.pop("LaMP-2M")
     expected = "LaMP-3, score = 1 - MAE / 4 by method: base 0.938 MAE 0.250 from 0.875 to 1.000; "
     text = report_html(data)
     assert f'alt="{expected}mta - MAE -"' in text
@@ -259,9 +254,7 @@ def test_answers_that_are_no_label_stand_beside_the_score() -> None:
         f"<li>q3: <q>{'word ' * 15}w ...</q></li>"
     )
     assert len("word " * 15 + "w ...") == 80
-    data = report_case(no_label=[])
-    data.tables[0].cells["LaMP-2M"].no_label.clear()
-    assert "no label" not in report_html(data)
+    assert "no label" not in report_html(report_case(no_label=[], table=[]))
 
 
 def test_a_share_below_0_is_explained() -> None:
@@ -270,11 +263,9 @@ def test_a_share_below_0_is_explained() -> None:
 
 
 def test_seeds_are_folded_and_marked() -> None:
-    data = report_case()
-    alone = data.tables[0].model_copy(update={"seed": 7}, deep=True)
-    alone.cells["LaMP-2M"].scores["mta"]["accuracy"] = estimate(0.125)
-    data.tables.append(alone)
-    text = report_html(data)
+    alone = report_case().means
+    alone["LaMP-2M"].intervals["mta"]["accuracy"] = estimate(0.125)
+    text = report_html(report_case(by_seed={7: alone}))
     assert "Main metric with seed 7" in text
     seeded = Cells(text).one(task="LaMP-2M", method="mta", metric="accuracy", seed="7")
     assert seeded["data-value"] == "0.125"

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tasks.config.run import resolve
-from tasks.report.summary import data_lines, run_summary, seed_lines
+from tasks.report.notes import data_lines, seed_lines
+from tasks.report.page import run_summary
 from tasks.results.run import Cell
 from tests.unit.report.cells import cell, compared, estimate
 from tests.unit.report.report_case import HOSTILE, report_case

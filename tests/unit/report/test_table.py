@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from tasks.report.differences import difference_lines
-from tasks.report.table import costs, notes, rows, share_lines, table_text
+from tasks.report.notes import cell_notes, difference_lines, share_lines
+from tasks.report.table import costs, rows, table_text
 from tasks.results.models import Compared, Difference
 from tasks.results.store import Store
 from tests.unit.report.cells import (
     COUNTS,
+    NOWHERE,
     anchor,
-    answered,
     batch,
     cell,
     compared,
@@ -97,8 +97,8 @@ def test_a_share_below_0_is_explained_once() -> None:
 def test_notes_by_hand(where: Store) -> None:
     """What was dropped, fewer anchors than asked, several users by one author, seen queries."""
     two = [anchor("a"), anchor("b")]
-    fine = cell(compared(mta=answered(["comedy"])), mergings=(merging(("mta",), two, asked=2),))
-    assert notes(fine) == []
+    fine = cell(compared(mta=NOWHERE), mergings=(merging(("mta",), two, asked=2),))
+    assert cell_notes(fine) == []
     counts = COUNTS | {
         "few_shot_groups": 2,
         "queries_in_other_profiles": 5,
@@ -107,11 +107,11 @@ def test_notes_by_hand(where: Store) -> None:
         "papers_asked_by_a_drawn_citation": 7,
     }
     noted = cell(
-        compared("LaMP-2M", "mta_published", mta=answered(["It is a comedy"])),
+        compared("LaMP-2M", "mta_published", no_label={"mta": 1.0}, mta=NOWHERE),
         users=users(dropped={"bad item": 4}, counts=counts),
         mergings=(merging(("mta",), two, asked=7),),
     )
-    assert notes(noted) == [
+    assert cell_notes(noted) == [
         "LaMP-2M: dropped 4 x bad item",
         "LaMP-2M, mta: 2 users as anchors of 7 asked",
         "LaMP-2M: answers that are no label, so wrong: mta 100%; scoring.answer=likelihood chooses "
@@ -143,19 +143,20 @@ def test_notes_by_hand(where: Store) -> None:
     ],
 )
 def test_golds_that_no_answer_meets_are_noted(where: Store, rules: str, said: str) -> None:
-    one = cell(compared("LaMP-4", rules, tokenless=2, base=answered(["a title"])))
+    one = cell(compared("LaMP-4", rules, tokenless=2, base=NOWHERE))
     rule = "LaMP-4: ROUGE of words of any script (scoring.tokens), not by LaMP's rule"
-    assert notes(one) == [*([rule] if rules == "unicode" else []), said]
+    assert cell_notes(one) == [*([rule] if rules == "unicode" else []), said]
 
 
 METHODS = ("base", "merge_only", "mta")
 
 
 def scored(lamp_task: str = "LaMP-2M") -> Compared:
-    answers = dict.fromkeys(METHODS, answered(["comedy", "no", "no", "comedy"]))
+    shares = {} if lamp_task == "LaMP-4" else dict.fromkeys(METHODS, 0.5)
     known = {"accuracy": estimate(0.5, 0.25, None), "score": estimate(0.5, 0.25, None)}
     intervals = dict.fromkeys([*METHODS, "bayes"], known)
-    return compared(lamp_task, **answers).model_copy(update={"intervals": intervals})
+    found = compared(lamp_task, no_label=shares, **dict.fromkeys(METHODS, NOWHERE))
+    return found.model_copy(update={"intervals": intervals})
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tasks.export import export
 from tasks.fusion import read_recipes
 from tasks.lora.adapters import read_peft
 from tasks.report.files import read_run, write_run
-from tasks.report.table import notes
+from tasks.report.notes import cell_notes
 from tasks.results.run import Cell, Run
 from tasks.results.stage import CELL, Job, Stage, StageFailed
 from tasks.results.store import store
@@ -151,7 +151,7 @@ def test_no_text_is_printed_or_said(ran: tuple[Path, Cell, str]) -> None:
     _, done, said = ran
     assert "10 few-shot users" in said  # the log was caught
     assert MARK not in said
-    assert MARK not in "\n".join(notes(done))
+    assert MARK not in "\n".join(cell_notes(done))
     assert MARK not in run_of(done).model_dump_json()
     # A line of the log stays one, whatever the ids are.
     assert all(line.isprintable() for line in said.split("\n"))

@@ -1,0 +1,171 @@
+"""What a reader of the numbers must know, in lines: below the table, and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from tasks.adapted import coverage_notes
+from tasks.config.run import RunConfig
+from tasks.lamp.metrics import remarks
+from tasks.report.table import Row
+from tasks.results.models import UNKNOWN, Compared, Difference
+from tasks.results.run import Cell, Run
+from tasks.text.loading import model_name
+
+# What the method is to show, on the mean over LaMP tasks.
+CLAIMS = (("mta", "merge_only"), ("merge_only", "base"), ("mta", "oppu"), ("mta", "base"))
+SAME = "the same score for every group of users"
+# Above this share of answers that are no label a line says what helps.
+MANY = 0.2
+# Beside any share of the attainable that is below 0.
+BELOW_ZERO = (
+    "A share of the attainable below 0 is worse than the best answers that ignore who asks "
+    "(nonpersonal); far below 0, the model has not learned the task"
+)
+# By the count of users that it is about, where that is known and not 0.
+COUNT_NOTES = {
+    "shared_author": "{shared_author} base users or anchor candidates are of one author with a "
+    "user of another side (split.kind published divides users, not authors)",
+    "papers_asked_by_their_author": "no paper names a citation; {papers_asked_by_their_author} "
+    "papers were asked against another author's paper instead",
+    "papers_asked_by_a_drawn_citation": "{papers_asked_by_a_drawn_citation} papers name several "
+    "citations; the seed drew one of each",
+    "fewer_authors": "the {few_shot_users} few-shot users are {few_shot_groups} authors",
+    "queries_in_other_profiles": "the texts of {queries_in_other_profiles} of {queries} queries "
+    "stand in the profile of a base user or anchor candidate too",
+}
+
+
+def data_lines(config: RunConfig) -> list[str]:
+    """What must be known of the data before anything is read."""
+    if config.data != "synthetic" or config.base.model == "tiny":
+        return []
+    return [
+        f"data=synthetic: the users are generated, of words that mean nothing to the model "
+        f"{model_name(config.base.model)}; give data=FOLDER or data=lamp"
+    ]
+
+
+def run_notes(run: Run) -> list[str]:
+    """What must be known of a run's numbers: its data, its LoRAs, how far its seeds lie apart."""
+    lines = data_lines(RunConfig.model_validate(run.config))
+    lines += [line for cell in run.cells for line in cell_notes(cell)]
+    return lines + coverage_notes(run.cells) + seed_lines(run.cells)
+
+
+def cell_notes(cell: Cell) -> list[str]:
+    """Of a cell: what was left out, how few, what is no answer."""
+    lines = [f"{cell.name}: dropped {count} x {what}" for what, count in cell.users.dropped.items()]
+    for merging in cell.mergings:
+        alone, asked = merging.chosen.single_users, merging.chosen.asked
+        if 0 < alone < asked:
+            lines.append(
+                f"{cell.name}, {merging.methods[0]}: {alone} users as anchors of {asked} asked"
+            )
+    # All methods are scored by the same rules, against the same golds.
+    said = remarks(cell.compared.rules, cell.compared.golds_without_token)
+    counts = cell.users.counts
+    few = counts["few_shot_groups"] < counts["few_shot_users"]
+    known = counts | {"fewer_authors": int(few)}
+    said += [text.format_map(known) for name, text in COUNT_NOTES.items() if known.get(name)]
+    return lines + [f"{cell.name}: {line}" for line in [*_no_label_lines(cell), *said]]
+
+
+def _no_label_lines(cell: Cell) -> list[str]:
+    """What helps where more than MANY of a method's answers are no label."""
+    shares = {one.method: one.no_label or 0.0 for one in cell.compared.scored}
+    listed = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share > MANY)
+    if not listed:
+        return []
+    rating = cell.users.task.kind == "rating"
+    wrong = "so taken as 1 or 5, whichever is farther off" if rating else "so wrong"
+    helps = "scoring.answer=likelihood chooses among the labels"
+    if cell.base.adapter is None:
+        helps += ", base.task_adapt.enabled=true teaches them"
+    return [f"answers that are no label, {wrong}: {listed}; {helps}"]
+
+
+def share_lines(table: Iterable[Row]) -> list[str]:
+    """What a share of the attainable below 0 means, where a method has one."""
+    return [BELOW_ZERO] if any((row.get("share_of_attainable") or 0) < 0 for row in table) else []
+
+
+def seed_lines(run_cells: Iterable[Cell]) -> list[str]:
+    """How far seeds lie apart, which no interval contains: each has trained a model of its own.
+
+    Means over LaMP tasks of each seed in which all of them were scored; nothing for one seed.
+    """
+    cells: dict[int, dict[str, Compared]] = {}
+    for one in run_cells:
+        cells.setdefault(one.config.seed, {})[one.config.lamp_task] = one.compared
+    every = max((set(own) for own in cells.values()), key=len, default=set())
+    cells = {seed: own for seed, own in cells.items() if set(own) == every}
+    if len(cells) < 2:
+        return []
+
+    def means(metric: str, method: str) -> list[float]:
+        """One number per seed; none where a cell has none."""
+        found = [
+            [one.intervals.get(method, {}).get(metric, UNKNOWN).point for one in own.values()]
+            for own in cells.values()
+        ]
+        known = [[point for point in points if point is not None] for points in found]
+        return [fmean(points) for points in known] if known == found else []
+
+    lines = []
+    for method, opponent in CLAIMS:
+        pairs = zip(means("score", method), means("score", opponent), strict=False)
+        if shown := ", ".join(f"{own - other:+.4f}" for own, other in pairs):
+            lines.append(f"mean score, {method} - {opponent}: {shown}")
+    if shown := ", ".join(f"{share:.3f}" for share in means("share_of_attainable", "mta")):
+        lines.append(f"share of the attainable, mta: {shown}")
+    seeds = ", ".join(map(str, cells))
+    return [f"by seed ({seeds}), which no interval contains: {line}" for line in lines]
+
+
+def difference_lines(mean: Compared, groups: Sequence[Sequence[str]]) -> list[str]:
+    """What is better than what, on the mean, and whether that holds.
+
+    groups: methods that answered alike (`identical`).
+    """
+    lines = []
+    for method, opponent, one in claims(mean):
+        verdict = {True: "holds", False: "not shown", None: "has no interval"}[one.holds]
+        told = f"{one.text('+.4f')} {verdict}"
+        if alike(groups, method, opponent):
+            told = f"identical answers to all {mean.queries:,} queries"
+        elif none_at_all(one):
+            told = SAME
+        lines.append(f"mean score, {method} - {opponent}: {told}")
+    return lines
+
+
+def claims(mean: Compared) -> list[tuple[str, str, Difference]]:
+    """Method, opponent, difference of `score`: of CLAIMS that were run."""
+    return [
+        (method, opponent, found["score"])
+        for method, opponent in CLAIMS
+        if (found := mean.differences.get(method, {}).get(opponent))
+    ]
+
+
+def none_at_all(difference: Difference) -> bool:
+    """Whether a difference is 0 in every draw: no group of users tells the two apart."""
+    return difference.point == difference.lo == difference.hi == 0
+
+
+def identical(cells: Sequence[Cell]) -> list[list[str]]:
+    """Groups of methods that gave the same answers to all queries of all these cells."""
+    # By their hashes: the answers of all cells together may be more than memory takes.
+    tables = [{one.method: one.predictions.sha256 for one in c.compared.scored} for c in cells]
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for method in tables[0]:
+        if all(method in table for table in tables):
+            groups.setdefault(tuple(table[method] for table in tables), []).append(method)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def alike(groups: Sequence[Sequence[str]], method: str, other: str) -> bool:
+    """Whether both are in one of the groups of `identical`."""
+    return any(method in group and other in group for group in groups)

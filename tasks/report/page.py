@@ -1,0 +1,213 @@
+"""report.html: one self-contained page of a run's results, put into `templates`.
+
+Texts that come from data are escaped by the templates. Nothing but the templates is read. Of texts
+of the data only answers of methods stand there: nothing that a user wrote.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from statistics import fmean
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tasks.compare import mean_of
+from tasks.config.run import RunConfig
+from tasks.errors import label, printable
+from tasks.lamp.metrics import unlabelled
+from tasks.methods import METHODS
+from tasks.record import File
+from tasks.report.charts import LINES, bars, curves, heat, style
+from tasks.report.chosen import Chosen, chosen_by_merging
+from tasks.report.notes import BELOW_ZERO, SAME, alike, claims, identical, none_at_all
+from tasks.report.since import Since
+from tasks.report.table import Row
+from tasks.results.models import Compared
+from tasks.results.run import Cell, Run
+from tasks.results.store import store
+
+# Answers of no model, in worlds whose optimum is known, from the least to the most knowing.
+REFERENCES = ("nonpersonal", "bayes", "oracle")
+# A cell's main metric is the first of these that it has.
+PRIMARY = ("accuracy", "mae", "rougeL")
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class NoLabel:
+    """A method's answers in a cell that are no label: query id and answer of the first few."""
+
+    cell: str
+    method: str
+    share: float
+    examples: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What the templates get.
+
+    methods, references: those scored, in the order of tables. means: LaMP task -> mean over the
+    run's seeds. by_seed: of several seeds, seed -> LaMP task. identical: LaMP task, or "mean" ->
+    groups of methods that answered alike. curve: LaMP task -> number of items -> mean over seeds.
+    table: `table.rows` of all cells.
+    """
+
+    run: Run
+    config: RunConfig
+    overall: Compared
+    methods: list[str]
+    references: list[str]
+    means: dict[str, Compared]
+    by_seed: dict[int, dict[str, Compared]]
+    identical: dict[str, list[list[str]]]
+    no_label: list[NoLabel]
+    curve: dict[str, dict[int, Compared]]
+    chosen: list[Chosen]
+    table: list[Row]
+    notes: list[str]
+    since: Since | None
+
+    def row_mean(
+        self, column: str, method: str, task: str = "mean", seed: int | None = None
+    ) -> float | None:
+        """The mean of a column over a method's rows; None where none of them has it."""
+        found = [
+            row[column]
+            for row in self.table
+            if row["method"] == method
+            and task in ("mean", row["lamp_task"])
+            and seed in (None, row.get("seed"))
+            and column in row
+        ]
+        return fmean(found) if found else None
+
+
+def report_data(run: Run, table: list[Row], notes: list[str], changed: Since | None) -> ReportData:
+    """Everything the page shows. Raises InputError when a result is gone from the store."""
+    assert run.overall is not None
+    config = RunConfig.model_validate(run.config)
+    by_task: dict[str, list[Cell]] = {}
+    by_seed: dict[int, dict[str, Compared]] = {}
+    for cell in run.cells:
+        by_task.setdefault(cell.config.lamp_task, []).append(cell)
+        if cell.config.several_seeds:
+            by_seed.setdefault(cell.config.seed, {})[cell.config.lamp_task] = cell.compared
+    means = {task: mean_of([cell.compared for cell in own]) for task, own in by_task.items()}
+    scored = {name for mean in means.values() for name in mean.methods}
+    return ReportData(
+        run=run,
+        config=config,
+        overall=run.overall,
+        methods=[name for name in METHODS if name in scored],
+        references=[name for name in REFERENCES if name in scored],
+        means=means,
+        by_seed=by_seed,
+        identical={task: identical(own) for task, own in {"mean": run.cells, **by_task}.items()},
+        no_label=[one for cell in run.cells for one in no_labels(cell)],
+        curve={task: _curve(config, own, means[task]) for task, own in by_task.items()},
+        chosen=[one for cell in run.cells for one in chosen_by_merging(cell)],
+        table=table,
+        notes=notes,
+        since=changed,
+    )
+
+
+def no_labels(cell: Cell) -> list[NoLabel]:
+    """Of each method that gave answers that are no label, the first of them by query id."""
+    import polars as pl
+
+    found = []
+    for one in cell.compared.scored:
+        if one.no_label:
+            table = pl.read_parquet(store().path(one.predictions))
+            answers = dict(table.select("query_id", "prediction").iter_rows())
+            ids = unlabelled(cell.users.task, answers, cell.compared.rules)[:EXAMPLES]
+            examples = [(query_id, answers[query_id]) for query_id in ids]
+            found.append(NoLabel(cell.name, one.method, one.no_label, examples))
+    return found
+
+
+def _curve(config: RunConfig, cells: Sequence[Cell], main: Compared) -> dict[int, Compared]:
+    """A number of items that a seed lacks is left out."""
+    points = {
+        items: mean_of([cell.curve[items] for cell in cells])
+        for items in config.items_curve
+        if all(items in cell.curve for cell in cells)
+    }
+    # What the tables show belongs on the curve, when it is known how many items that is.
+    if points and config.split.few_shot_items is not None:
+        points[config.split.few_shot_items] = main
+    return dict(sorted(points.items()))
+
+
+def report_html(data: ReportData) -> str:
+    """The page. The same data give the same bytes."""
+    return _rendered("report.html.jinja", data, verdict(data))
+
+
+def verdict(data: ReportData) -> Markup:
+    """One paragraph made of the numbers, as HTML: what is best, and which differences hold."""
+    text = _rendered("verdict.html.jinja", data)
+    return Markup(" ".join(text.split()) or "Nothing was scored.")
+
+
+def run_summary(data: ReportData) -> tuple[str, str]:
+    """Two lines of plain text, for where no page is: what ran, and what came out."""
+    config = data.config
+    tasks, seeds = ", ".join(data.means), ", ".join(map(str, config.all_seeds))
+    ran = (
+        f"{len(data.methods)} methods on {tasks}, seed {seeds}: data {config.data}, preset "
+        f"{config.preset}, base model {config.base.model}."
+    )
+    return ran, verdict(data).striptags()
+
+
+def leaders(mean: Compared) -> list[str]:
+    """The method with the highest `score`, and those not shown to be below it, as they are listed.
+
+    One alone is the best: its difference to every other holds.
+    """
+    scores = {
+        name: point
+        for name in METHODS
+        if name in mean.intervals and (point := mean.intervals[name]["score"].point) is not None
+    }
+    if not scores:
+        return []
+    top = max(scores, key=lambda name: scores[name])
+    below = [name for name, one in mean.differences.get(top, {}).items() if one["score"].holds]
+    return [name for name in scores if name == top or name not in below]
+
+
+def primary(compared: Compared) -> str:
+    """The main metric."""
+    known = {name for metrics in compared.intervals.values() for name in metrics}
+    return next(name for name in PRIMARY if name in known)
+
+
+def png(file: File) -> str:
+    """A picture of the store as a data URI."""
+    return f"data:image/png;base64,{base64.b64encode(store().path(file).read_bytes()).decode()}"
+
+
+def _rendered(name: str, data: ReportData, verdict: str = "") -> str:
+    template = _templates().get_template(name)
+    return template.render(vars(data), row_mean=data.row_mean, verdict=verdict)
+
+
+@cache
+def _templates() -> Environment:
+    templates = Environment(
+        loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    templates.filters |= {"label": label, "printable": printable}
+    functions = (alike, bars, claims, curves, heat, leaders, none_at_all, png, primary, style)
+    templates.globals |= {function.__name__: function for function in functions}
+    templates.globals |= {"BELOW_ZERO": BELOW_ZERO, "LINES": LINES, "SAME": SAME}
+    return templates
