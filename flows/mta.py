@@ -62,7 +62,7 @@ from tasks.results.run import Cell, Run
 from tasks.results.stage import CELL, StageFailed
 from tasks.results.store import store
 from tasks.running.runner import everywhere, running, side_by_side
-from tasks.tracking.runs import tracked
+from tasks.tracking.runs import log_ended, tracked
 
 
 @flow(name="mta", persist_result=False)
@@ -157,8 +157,8 @@ def benchmark(config: RunConfig) -> State[Any]:
     run_id, name = str(flow_run.get_id()), flow_run.get_name() or "mta"
     settings = config.model_dump(mode="json")
     run = Run(id=run_id, name=name, date=now(), report=report_name(name, run_id), config=settings)
-    with tracked(run) as tracking:
-        show_configuration(config, tracking.page)
+    with tracked(run) as page:
+        show_configuration(config, page)
         cells, missing = all_cells(config)
         if not cells:
             raise StageFailed("; ".join(missing))
@@ -175,10 +175,7 @@ def benchmark(config: RunConfig) -> State[Any]:
         write_run(run)
         run = publish(run)
         write_run(run)
-        late = tracking.log(run)
-        if tracking.report:
-            way = tracking.report
-            create_link_artifact(link=way, link_text="The report in MLflow", key="report")
+        late = log_ended(run)
     if run.missing:
         listed = "; ".join(run.missing)
         text = f"scored, but {len(run.missing)} pieces are missing: {listed}"[:1000]

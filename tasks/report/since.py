@@ -13,9 +13,9 @@ from typing import Any
 from tasks.errors import InputError, label
 from tasks.methods import METHODS
 from tasks.prepare import each_user
-from tasks.record import digest
+from tasks.record import File, digest
 from tasks.report.files import all_runs, shown_run
-from tasks.results.models import UNKNOWN, Estimate, Prepared
+from tasks.results.models import UNKNOWN, Estimate
 from tasks.results.run import Cell, Merging, Run
 from tasks.results.store import remembered
 from tasks.text.questions import content
@@ -66,46 +66,41 @@ def last_run(run: Run) -> Run | None:
 
 
 def since(run: Run) -> Since | None:
-    """What is another than in the last run of the same configuration, None without one.
-
-    Users are remembered by hashes of their content.
-    """
-    # Of this run in any case: the next one asks for them.
-    users = [_fingerprints(cell.users) for cell in run.cells]
+    """What is another than in the last run of the same configuration, None without one."""
     last = last_run(run)
     if last is None:
         return None
     scores: list[ScoreChange] = []
     changes: list[str] = []
-    for cell, now in zip(run.cells, users, strict=True):
+    for cell in run.cells:
         then = last.cell(cell.config.lamp_task, cell.config.seed)
         before = then.compared.intervals if then else {}
         for name in METHODS:
             if score := cell.compared.intervals.get(name, {}).get("score"):
                 was = before.get(name, {}).get("score", UNKNOWN)
                 scores.append(ScoreChange(cell.name, name, was, score))
-        changes += [f"{cell.name}{line}" for line in _changes(cell, now, then)]
-    changes = changes or ["users and anchors are the same"]
-    return Since(shown_run(last), scores, changes)
+        changes += [f"{cell.name}{line}" for line in _changes(cell, then)]
+    return Since(shown_run(last), scores, changes or ["users and anchors are the same"])
 
 
-def _changes(cell: Cell, now: Mapping[str, Mapping[str, str]], then: Cell | None) -> list[str]:
-    """What is another of a cell's users (`now`: their fingerprints) and anchors."""
+def _changes(cell: Cell, then: Cell | None) -> list[str]:
+    """What is another of a cell's users and anchors."""
     unknown = ": the last run's users are not known"
     if then is None:
         return [unknown]
     lines = []
     try:
-        before = _fingerprints(then.users)
         for role, name in ROLES.items():
-            lines += _counts(f", {name}", before[role], now[role])
+            was, now = then.users.side(role), cell.users.side(role)
+            if was.sha256 != now.sha256:
+                lines += _counts(f", {name}", _users(was), _users(now))
     except (InputError, OSError):
         lines.append(unknown)
     words = ("new", "replaced", "trained again")
     for merging in cell.mergings:
         method = merging.methods[0]
-        was, own = _anchors(then.merging(method)), _anchors(merging)
-        lines += _counts(f", {method}, anchors", was, own, words)
+        banks = _anchors(then.merging(method)), _anchors(merging)
+        lines += _counts(f", {method}, anchors", *banks, words)
     return lines
 
 
@@ -132,21 +127,12 @@ def _anchors(merging: Merging | None) -> dict[str, str]:
     return {one.anchor: one.adapter.sha256 for one in members}
 
 
-def _fingerprints(users: Prepared) -> dict[str, dict[str, str]]:
-    """role -> user_id -> hash of the user's history and queries; read once per table of users."""
-
-    def make() -> dict[str, dict[str, str]]:
-        return {
-            role: {
-                user["user_id"]: digest(
-                    [content(user["profile"])]
-                    + [[item["id"], item["input"], item["gold"]] for item in user["query"]]
-                )[:16]
-                for user in each_user(users.side(role))
-            }
-            for role in ROLES
-        }
-
-    about = [users.side(role).sha256 for role in ROLES]
-    found: dict[str, dict[str, str]] = remembered("fingerprints", about, make)
-    return found
+def _users(table: File) -> dict[str, str]:
+    """user_id -> hash of the user's history and queries."""
+    return {
+        user["user_id"]: digest(
+            [content(user["profile"])]
+            + [[item["id"], item["input"], item["gold"]] for item in user["query"]]
+        )
+        for user in each_user(table)
+    }

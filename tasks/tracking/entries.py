@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Any
 
 from tasks.errors import label
-from tasks.record import File, digest
+from tasks.record import File
+from tasks.report.table import Row
 from tasks.results.models import MetaLora
 from tasks.results.run import Cell, Merging, Run
 
-Row = Mapping[str, Any]
 # A cluster's LoRA has thousands of steps, and no chart shows so many points.
 LOSS_POINTS = 200
 COUNTS = {"counts", "dropped", "split", "authors", "audit"}
@@ -32,11 +32,10 @@ NOT_IN_MANIFEST: Any = {
 class Entry:
     """What one run in MLflow holds.
 
-    key: by which it is found. start, end: milliseconds; no start is now. metrics: name, value,
-    step, all at `end`. files: each with the folder that it is put into. texts: path -> text.
+    start, end: milliseconds; no start is now. metrics: name, value, step, all at `end`. files: each
+    with the folder that it is put into. texts: path -> text.
     """
 
-    key: str
     name: str
     start: int | None
     end: int
@@ -49,7 +48,6 @@ class Entry:
 
 def whole(run: Run, means: Sequence[Row] = (), texts: Mapping[str, str] | None = None) -> Entry:
     """The run itself, begun or ended. means: the rows over all cells, which are its metrics."""
-    seeds = run.config["seeds"] or [run.config["seed"]]
     files: list[tuple[File, str | None]] = []
     all_texts = {"config.json": _json(run.config), **(texts or {})}
     for cell in run.cells:
@@ -61,7 +59,6 @@ def whole(run: Run, means: Sequence[Row] = (), texts: Mapping[str, str] | None =
             kept = (one.merged.bank.map, one.chosen.table, one.merged.recipes.table)
             files += [(file, f"{cell.name}/{one.methods[0]}") for file in kept if file]
     return Entry(
-        key=_key(run),
         name=run.name,
         # When it began is not known any more of one that has ended.
         start=_end(run) if run.cells else None,
@@ -70,7 +67,8 @@ def whole(run: Run, means: Sequence[Row] = (), texts: Mapping[str, str] | None =
             "kind": "benchmark",
             "prefect_flow_run": run.id,
             "preset": run.config["preset"],
-            "seed": ",".join(map(str, seeds)),
+            "seed": ",".join(map(str, run.config["seeds"] or [run.config["seed"]])),
+            "missing": str(len(run.missing)),
         },
         params=flat(run.config),
         metrics=[
@@ -101,10 +99,10 @@ def _anchor(run: Run, cell: Cell, merging: Merging, lora: MetaLora) -> Entry:
     clusters = {one.name: one.cluster for one in merging.chosen.anchors}
     options = cell.config.method(merging.methods[0]).meta_lora.model_dump(mode="json")
     totals = lora.training.model_dump(exclude={"losses"}) | {"seconds": lora.seconds}
+    losses = [("loss", loss, step) for step, loss in thinned(lora.training.losses)]
     name, cached = label(lora.anchor), merging.merged.bank.cached
     # Not the anchor's id: a tag can be taken back, a parameter cannot.
     params = {"lamp_task": cell.config.lamp_task, "cluster": clusters[lora.anchor]}
-    losses = [("loss", loss, step) for step, loss in thinned(lora.training.losses)]
     return replace(
         _part(run, cell, "anchor", name, lora.adapter, lora.seconds, cached),
         name=f"{cell.name} anchor {name}",
@@ -144,8 +142,8 @@ def _part(
         "result": result.folder,
         "result_sha256": result.folder.rpartition("/")[2],
     }
-    key, end = _key(run, kind, cell.name, name, result.folder), _end(run)
-    return Entry(key, f"{cell.name} {name}", end - int(1000 * seconds), end, tags, params={})
+    end = _end(run)
+    return Entry(f"{cell.name} {name}", end - int(1000 * seconds), end, tags, params={})
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -161,16 +159,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def thinned(losses: Sequence[float], most: int = LOSS_POINTS) -> list[tuple[int, float]]:
     """(step, loss) of at most `most` points: each the mean of equally many steps, at the last.
 
-    The last point may stand for fewer. A list that is short enough stays as it is.
+    The last point may stand for fewer.
     """
     size = max(-(-len(losses) // most), 1)
     groups = [losses[start : start + size] for start in range(0, len(losses), size)]
-    ends = [min(size * number, len(losses)) for number in range(1, len(groups) + 1)]
-    return [(end, sum(group) / len(group)) for end, group in zip(ends, groups, strict=True)]
-
-
-def _key(run: Run, *part: str) -> str:
-    return digest([run.id, *part])[:32]
+    return [(min(size * n, len(losses)), sum(own) / len(own)) for n, own in enumerate(groups, 1)]
 
 
 def _end(run: Run) -> int:

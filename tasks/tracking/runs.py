@@ -9,36 +9,25 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from prefect.artifacts import create_link_artifact
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 
 from tasks.errors import InputError, short
 from tasks.log import log
 from tasks.report.files import REPORTS_FOLDER
-from tasks.report.table import mean_rows, rows
+from tasks.report.table import Row, mean_rows, rows
 from tasks.results.run import Run
 from tasks.results.store import store
 from tasks.tracking.entries import Entry, parts, whole
-from tasks.tracking.server import (
-    KEY_TAG,
-    NOTE_TAG,
-    PARENT_TAG,
-    Mlflow,
-    methods_page,
-    tracking_uri,
-)
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run as MlflowRun
+from tasks.tracking.server import NOTE_TAG, PARENT_TAG, Mlflow, methods_page, tracking_uri
 
 # More than so many wait for MLflow's database.
 THREADS = 4
@@ -47,46 +36,43 @@ LARGE = 10_000_000
 MINUTE = 60_000
 
 
-@dataclass
-class Tracking:
-    """A run that is under way. page, report: where a browser finds them; None where MLflow
-    gives none."""
-
-    mlflow: Mlflow
-    page: str | None = None
-    report: str | None = None
-
-    def log(self, run: Run) -> str:
-        """Log all of the run. Returns what to do where MLflow does not take it, else nothing."""
-        try:
-            run_id = log_run(run, self.mlflow)
-            self.report = self.mlflow.page(run_id, "/artifacts/report.html")
-        except Exception as error:
-            again = f"`mta log {shlex.quote(run.name)}` logs the run"
-            return f"; MLflow did not take all of it ({reason(error)}): {again}"
-        return ""
-
-
 @contextmanager
-def tracked(run: Run) -> Iterator[Tracking]:
-    """The run in MLflow, if that answers, for the time of the block; FAILED if the block raises."""
-    tracking, run_id = Tracking(Mlflow(tracking_uri())), None
-    mlflow = tracking.mlflow
+def tracked(run: Run) -> Iterator[str | None]:
+    """The run in MLflow for the time of the block, if that answers: its page, where it has one.
+
+    FAILED if the block raises.
+    """
+    mlflow, run_id, page = Mlflow(tracking_uri()), None, None
     try:
-        run_id = mlflow.run(whole(run))
-        tracking.page = mlflow.page(run_id)
-        mlflow.fill(run_id, whole(run))
+        run_id = log_whole(mlflow, whole(run))
+        page = mlflow.page(run_id)
         end_abandoned(mlflow, run_id)
     except Exception as error:
         log(f"MLflow does not take what it is given: {reason(error)}", warning=True)
     try:
-        yield tracking
+        yield page
     except BaseException as error:
         if run_id:
             with suppress(Exception):
                 mlflow.client.set_tag(run_id, "failure", reason(error))
                 mlflow.client.set_terminated(run_id, "FAILED")
         raise
+
+
+def log_ended(run: Run) -> str:
+    """Log a run that has ended, with the way to its report in the Prefect UI.
+
+    Returns what to do where MLflow does not take it, else nothing.
+    """
+    mlflow = Mlflow(tracking_uri())
+    try:
+        report = mlflow.page(log_run(run, mlflow), "/artifacts/report.html")
+    except Exception as error:
+        again = f"`mta log {shlex.quote(run.name)}` logs the run"
+        return f"; MLflow did not take all of it ({reason(error)}): {again}"
+    if report:
+        create_link_artifact(link=report, link_text="The report in MLflow", key="report")
+    return ""
 
 
 def log_run(run: Run, mlflow: Mlflow) -> str:
@@ -97,16 +83,14 @@ def log_run(run: Run, mlflow: Mlflow) -> str:
     tables = [rows([cell]) for cell in run.cells]
     means = mean_rows(run.overall) if run.overall else []
     entry = whole(run, means, _texts(run, [row for table in [*tables, means] for row in table]))
-    run_id = mlflow.run(entry)
-    _log_parts(mlflow, run_id, list(parts(run, tables)))
+    run_id = log_whole(mlflow, entry)
+    _log_parts(mlflow, run_id, parts(run, tables))
     links = {
         "report": mlflow.page(run_id, "/artifacts/report.html"),
         "methods": mlflow.address(methods_page(mlflow.experiment, run_id)),
     }
     ways = ", ".join(f"[{name}]({link})" for name, link in links.items() if link)
     described = "\n\n".join(filter(None, [*run.summary, ways]))
-    mlflow.fill(run_id, entry)
-    mlflow.client.set_tag(run_id, "missing", str(len(run.missing)))
     mlflow.client.set_tag(run_id, NOTE_TAG, described)
     with suppress(Exception):  # it has this tag only if it was taken for killed
         mlflow.client.delete_tag(run_id, "failure")
@@ -116,25 +100,39 @@ def log_run(run: Run, mlflow: Mlflow) -> str:
     return run_id
 
 
-def _log_parts(mlflow: Mlflow, run_id: str, entries: Sequence[Entry]) -> None:
+def log_whole(mlflow: Mlflow, entry: Entry) -> str:
+    """Log the run itself, into the one that MLflow has of it or a new one; its id."""
+    found = mlflow.search(f"tags.prefect_flow_run = '{entry.tags['prefect_flow_run']}'")
+    run_id = str(found[0].info.run_id) if found else mlflow.begin(entry)
+    mlflow.client.update_run(run_id, "RUNNING")
+    mlflow.fill(run_id, entry)
+    return run_id
+
+
+def _log_parts(mlflow: Mlflow, parent: str, entries: Iterable[Entry]) -> None:
     # What somebody deleted in MLflow stays deleted.
-    children = mlflow.search(f"tags.`{PARENT_TAG}` = '{run_id}'", deleted=True)
-    known = {child.data.tags[KEY_TAG]: child for child in children}
+    children = mlflow.search(f"tags.`{PARENT_TAG}` = '{parent}'", deleted=True)
+    known = {_part_of(child.data.tags): child for child in children}
+
+    def log_part(entry: Entry) -> None:
+        found = known.get(_part_of(entry.tags))
+        if found and (found.info.status == "FINISHED" or found.info.lifecycle_stage == "deleted"):
+            return  # it is ended last, so all of it was logged
+        run_id = found.info.run_id if found else mlflow.begin(entry, parent)
+        mlflow.fill(run_id, _without_copy(mlflow, entry))
+        mlflow.client.set_terminated(run_id, "FINISHED", entry.end)
+
     with ThreadPoolExecutor(THREADS, thread_name_prefix="mlflow") as pool:
         # Where one fails, those that wait are not begun.
-        list(pool.map(partial(_log_part, mlflow, run_id, known), entries))
+        list(pool.map(log_part, entries))
 
 
-def _log_part(mlflow: Mlflow, parent: str, known: Mapping[str, MlflowRun], entry: Entry) -> None:
-    found = known.get(entry.key)
-    if found and (found.info.status == "FINISHED" or found.info.lifecycle_stage == "deleted"):
-        return  # it is ended last, so all of it was logged
-    run_id = found.info.run_id if found else mlflow.begin(entry, parent)
-    mlflow.fill(run_id, _without_copy(mlflow, run_id, entry))
-    mlflow.client.set_terminated(run_id, "FINISHED", entry.end)
+def _part_of(tags: Mapping[str, str]) -> tuple[str | None, ...]:
+    """What of a run a child in MLflow is of; an anchor's name may have been forgotten there."""
+    return tuple(tags.get(name) for name in ("lamp_task", "seed", "method", "result"))
 
 
-def _without_copy(mlflow: Mlflow, run_id: str, entry: Entry) -> Entry:
+def _without_copy(mlflow: Mlflow, entry: Entry) -> Entry:
     """The entry without a large adapter that an earlier run holds; a tag names that run."""
     paths = [path for file, _ in entry.files for path in store().path(file).rglob("*")]
     if sum(path.stat().st_size for path in paths) < LARGE:
@@ -143,11 +141,10 @@ def _without_copy(mlflow: Mlflow, run_id: str, entry: Entry) -> Entry:
     holding = mlflow.search(f"{same} and attributes.status = 'FINISHED'")
     if not holding:
         return entry
-    mlflow.client.set_tag(run_id, "artifacts_in", holding[0].info.run_id)
-    return replace(entry, files=())
+    return replace(entry, files=(), tags=entry.tags | {"artifacts_in": holding[0].info.run_id})
 
 
-def _texts(run: Run, table: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _texts(run: Run, table: Sequence[Row]) -> dict[str, str]:
     """What the run shows: path in MLflow -> text."""
     import polars as pl
 
@@ -183,6 +180,4 @@ def flow_run_is_over(flow_run_id: str) -> bool:
 def reason(error: BaseException) -> str:
     """An error as one short line that shows no password."""
     text = short(error, 500)
-    if not isinstance(error, InputError):
-        text = f"{type(error).__name__}: {text}"
-    return text[:500]
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"

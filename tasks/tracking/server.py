@@ -1,4 +1,4 @@
-"""One MLflow: where it is, its experiment `mta`, and runs in it, which are found by keys."""
+"""One MLflow: where it is, its experiment `mta`, and runs in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 EXPERIMENT = "mta"
-KEY_TAG, PARENT_TAG, NOTE_TAG = "mta.key", "mlflow.parentRunId", "mlflow.note.content"
+PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"
 # MLflow's pages for training runs; by itself it opens those for chats' traces.
 RUNS_VIEW = "?workflowType=machine_learning"
 # The most that MLflow takes in one call, and finds in one search.
@@ -71,41 +71,35 @@ class Mlflow:
 
         view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
         found: list[MlflowRun] = []
-        token: str | None = ""
-        while token is not None:
+        token = None
+        while True:
             page = self.client.search_runs(
-                [self.experiment], query, view, RUNS_PER_SEARCH, page_token=token or None
+                [self.experiment], query, view, RUNS_PER_SEARCH, page_token=token
             )
             found += page
-            token = page.token or None
-        return found
-
-    def run(self, entry: Entry) -> str:
-        """The run of an entry, found or made, and under way: its id."""
-        # Keys are hexadecimal: nothing in them ends the quotes.
-        found = self.search(f"tags.`{KEY_TAG}` = '{entry.key}'")
-        if not found:
-            return self.begin(entry)
-        self.client.update_run(found[0].info.run_id, "RUNNING")
-        return str(found[0].info.run_id)
+            token = page.token
+            if not token:
+                return found
 
     def begin(self, entry: Entry, parent: str | None = None) -> str:
         """Make a run; its id."""
-        tags = entry.tags | {KEY_TAG: entry.key} | ({PARENT_TAG: parent} if parent else {})
+        tags = entry.tags | ({PARENT_TAG: parent} if parent else {})
         made = self.client.create_run(self.experiment, entry.start, tags, entry.name)
         return str(made.info.run_id)
 
     def fill(self, run_id: str, entry: Entry) -> None:
-        """Log what a run holds but its tags; what it has already is written over by the same.
+        """Log all that a run holds; what it has already is written over by the same.
 
         Raises InputError where a file of the store is gone.
         """
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Metric, Param, RunTag
 
+        tags = [RunTag(name, value) for name, value in entry.tags.items()]
         params = [Param(name, str(value)[:500]) for name, value in entry.params.items()]
         points = [Metric(name, value, entry.end, step) for name, value, step in entry.metrics]
         while params or points:
-            self.client.log_batch(run_id, points[:METRICS_PER_CALL], params[:PARAMS_PER_CALL])
+            call = points[:METRICS_PER_CALL], params[:PARAMS_PER_CALL]
+            self.client.log_batch(run_id, *call, tags)
             params, points = params[PARAMS_PER_CALL:], points[METRICS_PER_CALL:]
         for file, folder in entry.files:
             self.client.log_artifact(run_id, str(store().path(file)), folder)

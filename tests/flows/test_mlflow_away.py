@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.states import Completed, Running
 
 from tasks.results.run import Run
-from tasks.tracking.runs import flow_run_is_over, log_run, tracked
+from tasks.tracking.runs import flow_run_is_over, log_ended, log_run, tracked
 from tasks.tracking.server import Mlflow
 from tests.flows.conftest import MlflowServer
 from tests.unit.tracking.logged import logged, named
@@ -56,8 +56,8 @@ def at_batch(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], Non
 
 def whole_run(run: Run) -> str:
     """A run from its beginning to its end; what it says of MLflow."""
-    with tracked(begun(run)) as tracking:
-        return tracking.log(run)
+    with tracked(begun(run)):
+        return log_ended(run)
 
 
 def test_everything_is_there_once(
@@ -115,9 +115,9 @@ def kill_and_start(server: MlflowServer) -> None:
 
 def test_the_page_is_known_when_the_run_begins(server: MlflowServer) -> None:
     server.start()
-    with tracked(begun(ended_run())) as tracking:
-        assert tracking.page is not None
-        assert tracking.page.startswith(f"{server.address}/#/experiments/")
+    with tracked(begun(ended_run())) as page:
+        assert page is not None
+        assert page.startswith(f"{server.address}/#/experiments/")
 
 
 def test_whether_a_flow_run_is_over(prefect_server: None) -> None:

@@ -23,7 +23,7 @@ from tasks.results.store import store
 from tasks.tools.main import main
 from tasks.tracking import runs
 from tasks.tracking.entries import parts, whole
-from tasks.tracking.runs import end_abandoned, log_run, tracked
+from tasks.tracking.runs import end_abandoned, log_ended, log_run, log_whole, tracked
 from tasks.tracking.server import Mlflow, tracking_uri
 from tests.unit.tracking.logged import files, logged, named, runs_of
 from tests.unit.tracking.run_case import METHODS, NAME, ROWS, begun, ended_run, stub_report
@@ -202,14 +202,14 @@ def calm(tmp_path_factory: pytest.TempPathFactory, tables: Path) -> dict[str, An
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         stub_report(patch)
         run = ended_run()
-        with tracked(begun(run)) as tracking:
-            assert tracking.log(run) == ""
+        with tracked(begun(run)):
+            assert log_ended(run) == ""
         return logged(uri)
 
 
-# Of 48 calls: the parent's start, 3 anchors (start, values, adapter, end), 3 methods with a file
-# more, and from 29 on what the parent holds.
-BEFORE, DONE = (2, 4, 5, 17, 30, 48), (1, 2, 3, 5, 47)
+# Of 51 calls: what the parent holds; from 20 on 3 anchors (start, values, adapter, end); from 32
+# on 3 methods, with a call for values and one for files more; the parent's end.
+BEFORE, DONE = (2, 4, 9, 21, 36, 51), (1, 2, 4, 20, 50)
 
 
 @pytest.mark.parametrize(
@@ -234,12 +234,12 @@ def test_killed_and_logged_again(
 
 def test_a_run_is_there_from_its_beginning(uri: str) -> None:
     run = ended_run()
-    with tracked(begun(run)) as tracking:
+    with tracked(begun(run)) as page:
         (parent,) = runs_of(uri)
         assert parent.info.status == "RUNNING"
         assert parent.data.params["preset"] == "embedded"
         assert files(uri, parent).keys() == {"config.json"}
-        assert tracking.page is None  # a file has no pages
+        assert page is None  # a file has no pages
     assert named(uri)[NAME].info.status == "RUNNING"  # nobody said how it ended
 
 
@@ -277,9 +277,9 @@ def test_mlflow_away_costs_a_line(
 ) -> None:
     run = ended_run(name="spry llama")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
-    with tracked(begun(run)) as tracking:
-        assert tracking.page is None
-        late = tracking.log(run)
+    with tracked(begun(run)) as page:
+        assert page is None
+        late = log_ended(run)
     assert late.startswith("; MLflow did not take all of it (")
     assert late.endswith("): `mta log 'spry llama'` logs the run")
     said = capsys.readouterr().out
@@ -294,8 +294,8 @@ def test_a_file_that_is_gone_is_named(uri: str) -> None:
     run = ended_run()
     golds = run.cells[0].compared.scored[0].golds
     (store().root / golds.uri).unlink()
-    with tracked(begun(run)) as tracking:
-        assert f"{golds.uri} is gone or damaged" in tracking.log(run)
+    with tracked(begun(run)):
+        assert f"{golds.uri} is gone or damaged" in log_ended(run)
 
 
 def test_runs_that_were_killed_are_ended(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,8 +303,8 @@ def test_runs_that_were_killed_are_ended(uri: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(runs, "flow_run_is_over", over.__getitem__)
     mlflow = Mlflow(uri)
     run = ended_run()
-    ids = [mlflow.run(whole(begun(run.model_copy(update={"id": name})))) for name in over]
-    own = mlflow.run(whole(begun(run)))
+    ids = [log_whole(mlflow, whole(begun(run.model_copy(update={"id": id})))) for id in over]
+    own = log_whole(mlflow, whole(begun(run)))
     end_abandoned(mlflow, own)
     found = {one.info.run_id: one for one in runs_of(uri)}
     assert [found[one].info.status for one in (*ids, own)] == ["KILLED", "RUNNING", "RUNNING"]
