@@ -15,30 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.map import new_axes
+from tasks.methods import METHODS
 from tasks.report.chosen import Chosen
 from tasks.results.models import UNKNOWN, Compared, Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Colour and marker.
-STYLES = {
-    "base": ("#808080", "s"),
-    "rag": ("#E69F00", "^"),
-    "oppu": ("#56B4E9", "v"),
-    "merge_only": ("#009E73", "D"),
-    "stack_only": ("#CC79A7", "P"),
-    "mta": ("#D55E00", "o"),
-    "mta_published": ("#0072B2", "X"),
-}
-# Answers of no model: black, told apart by how the line is drawn.
+# Of methods, in the order of tables.
+COLOURS = ["#808080", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#8C6D31"]
+MARKERS = "s^vDPoX*"
+# Answers of no model, from the least to the most knowing: black, told apart by how they are drawn.
 LINES = {"nonpersonal": ":", "bayes": "--", "oracle": "-."}
 INK = "#222222"
 
 
 def style(method: str) -> tuple[str, str]:
-    """Colour and marker of a method; brown and a star for one that has none yet."""
-    return STYLES.get(method, ("#8C6D31", "*"))
+    """Colour and marker of a method."""
+    place = list(METHODS).index(method) % len(COLOURS)
+    return COLOURS[place], MARKERS[place]
 
 
 def bars(title: str, axis: str, names: Sequence[str], compared: Compared, metric: str) -> str:
@@ -47,33 +42,32 @@ def bars(title: str, axis: str, names: Sequence[str], compared: Compared, metric
     names: drawn from the top in that order; no bar where the score is None. The number beside a bar
     names the main `metric`, too, where that is MAE.
     """
-    estimates = {name: compared.intervals[name]["score"] for name in names}
     methods = [name for name in names if name not in LINES]
     figure, axes = _axes(title, 5.8, 1.25 + 0.34 * len(methods))
     rows = np.arange(len(methods))
-    points, lows, highs = _columns([estimates[name] for name in methods])
+    points, lows, highs = _scores(compared, methods)
     axes.barh(rows, points, height=0.66, color=[style(name)[0] for name in methods])
     axes.plot(
         [lows, highs], [rows, rows], color=INK, linewidth=1.3, marker="|", markersize=6, zorder=3
     )
     for row, name in enumerate(methods):
-        number = _number(estimates[name])
-        if metric == "mae":
-            number += f"\nMAE {_number(compared.intervals[name]['mae'])}"
+        own = compared.intervals[name]
+        number = _number(own["score"]) + (f"\nMAE {_number(own['mae'])}" if metric == "mae" else "")
         # Beside the axes, where no line can run through it.
         axes.text(
             1.02, row, number, transform=axes.get_yaxis_transform(), va="center",
             fontsize=9, color=INK, linespacing=1.0,
         )  # fmt: skip
-    for name, dashes in LINES.items():
-        if name in estimates and (line := estimates[name].point) is not None:
-            axes.axvline(line, color=INK, linestyle=dashes, linewidth=1.2, label=name, zorder=2)
-    ends = np.append(_columns(list(estimates.values())), 0.0)
+    lines = [name for name in LINES if name in names]
+    for name, line in zip(lines, _scores(compared, lines)[0], strict=True):
+        if np.isfinite(line):
+            axes.axvline(line, color=INK, ls=LINES[name], linewidth=1.2, label=name, zorder=2)
+    ends = np.append(_scores(compared, names), 0.0)
     axes.set_xlim(np.nanmin(ends), (np.nanmax(ends) or 1.0) * 1.03)
     axes.set(yticks=rows, yticklabels=methods, ylim=(len(methods) - 0.4, -0.6), xlabel=axis)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    if any(name in estimates for name in LINES):
+    if lines:
         axes.legend(
             loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False, fontsize=9,
             borderaxespad=0.1, handlelength=1.8, columnspacing=1.2,
@@ -90,13 +84,13 @@ def curves(title: str, axis: str, names: Sequence[str], points: Mapping[int, Com
     figure, axes = _axes(title, 5.8, 3.9)
     methods = [name for name in names if name not in LINES]
     for name in names:
-        own = [one.intervals.get(name, {}).get("score", UNKNOWN) for one in points.values()]
-        places = np.array([n for n, one in enumerate(own) if one.point is not None], dtype=float)
-        values, lows, highs = _columns([one for one in own if one.point is not None])
+        table = np.hstack([_scores(one, [name]) for one in points.values()])
+        (places,) = np.nonzero(~np.isnan(table[0]))
+        values, lows, highs = table[:, places]
         if name in LINES:
             axes.plot(places, values, color=INK, linestyle=LINES[name], linewidth=1.2, label=name)
             continue
-        places += 0.05 * (methods.index(name) - (len(methods) - 1) / 2)
+        places = places + 0.05 * (methods.index(name) - (len(methods) - 1) / 2)
         colour, marker = style(name)
         axes.plot(
             places, values, color=colour, marker=marker, markersize=6, linewidth=1.6, label=name
@@ -142,10 +136,11 @@ def data_uri(figure: Figure) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _columns(estimates: Sequence[Estimate]) -> NDArray[np.float64]:
+def _scores(compared: Compared, names: Sequence[str]) -> NDArray[np.float64]:
     """Points, lower and upper bounds, [3, n]; what is not known is nan, which is not drawn."""
+    estimates = [compared.intervals.get(name, {}).get("score", UNKNOWN) for name in names]
     rows = [[one.point, one.lo, one.hi] for one in estimates]
-    return np.array(rows, dtype=float).reshape(-1, 3).T
+    return np.array(rows, dtype=np.float64).reshape(-1, 3).T
 
 
 def _number(estimate: Estimate) -> str:

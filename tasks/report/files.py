@@ -17,12 +17,10 @@ from tasks.results.store import store
 
 # One small file per flow run: what it consists of.
 RUNS_FOLDER = "runs"
-# Tables and reports of all runs, by the run's name.
+# Tables and reports of all runs, by the run's name; and links to the newest of each.
 REPORTS_FOLDER = "reports"
-# Where the newest of each is found: links.
 TABLE_FILE = "last_comparison.txt"
 REPORT_FILE = "report.html"
-LONGEST_NAME = 80
 
 
 def write_state(name: str, text: str) -> Path:
@@ -35,7 +33,7 @@ def write_state(name: str, text: str) -> Path:
 
 def report_name(run: str, run_id: str) -> str:
     """A file name for what the run of that name shows; with its id where an earlier run has it."""
-    name = re.sub(r"[^\w.-]+", "-", run).strip("-.")[:LONGEST_NAME] or "run"
+    name = re.sub(r"[^\w.-]+", "-", run).strip("-.")[:80] or "run"
     known = any((store().state / REPORTS_FOLDER).glob(f"{name}.*"))
     return f"{name}-{run_id[:8]}" if known else name
 
@@ -66,9 +64,9 @@ def run_files() -> list[Path]:
 
 
 def all_runs() -> Iterator[Run]:
-    """The runs that can be read, the one that ended last first."""
+    """The runs that this version can read, the one that ended last first."""
     for file in run_files():
-        with suppress(InputError):  # of another version, or being removed
+        with suppress(InputError):
             yield _read(file)
 
 
@@ -85,13 +83,12 @@ def read_run(wanted: str = "last") -> Run:
     for file in (Path(wanted), *(file for file in files if file.stem == wanted)):
         if file.is_file():
             return _read(file)
-    named: dict[str, Run] = {}
-    for run in all_runs():
-        named.setdefault(run.name, run)
-    if wanted not in named:
-        few = ", ".join(list(named)[:5])
-        raise InputError(f"--run {wanted}: neither a run nor a file of one; the last are {few}")
-    return named[wanted]
+    runs = list(all_runs())
+    for run in runs:
+        if run.name == wanted:
+            return run
+    few = ", ".join(list(dict.fromkeys(run.name for run in runs))[:5])
+    raise InputError(f"--run {wanted}: neither a run nor a file of one; the last are {few}")
 
 
 def shown_run(run: Run) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tasks.adapted import coverage_notes
 from tasks.config.run import RunConfig
@@ -91,37 +93,35 @@ def share_lines(table: Iterable[Row]) -> list[str]:
     return [BELOW_ZERO] if any((row.get("share_of_attainable") or 0) < 0 for row in table) else []
 
 
-def seed_lines(run_cells: Iterable[Cell]) -> list[str]:
+def seed_lines(cells: Iterable[Cell]) -> list[str]:
     """How far seeds lie apart, which no interval contains: each has trained a model of its own.
 
     Means over LaMP tasks of each seed in which all of them were scored; nothing for one seed.
     """
-    cells: dict[int, dict[str, Compared]] = {}
-    for one in run_cells:
-        cells.setdefault(one.config.seed, {})[one.config.lamp_task] = one.compared
-    every = max((set(own) for own in cells.values()), key=len, default=set())
-    cells = {seed: own for seed, own in cells.items() if set(own) == every}
-    if len(cells) < 2:
+    by_seed: dict[int, dict[str, Compared]] = {}
+    for one in cells:
+        by_seed.setdefault(one.config.seed, {})[one.config.lamp_task] = one.compared
+    every = max(by_seed.values(), key=len, default={}).keys()
+    by_seed = {seed: own for seed, own in by_seed.items() if own.keys() == every}
+    if len(by_seed) < 2:
         return []
 
-    def means(metric: str, method: str) -> list[float]:
-        """One number per seed; none where a cell has none."""
-        found = [
+    def means(method: str, metric: str = "score") -> NDArray[np.float64]:
+        """One number per seed; nan where a cell has none."""
+        points = [
             [one.intervals.get(method, {}).get(metric, UNKNOWN).point for one in own.values()]
-            for own in cells.values()
+            for own in by_seed.values()
         ]
-        known = [[point for point in points if point is not None] for points in found]
-        return [fmean(points) for points in known] if known == found else []
+        return np.array(points, dtype=np.float64).mean(axis=1)
 
-    lines = []
-    for method, opponent in CLAIMS:
-        pairs = zip(means("score", method), means("score", opponent), strict=False)
-        if shown := ", ".join(f"{own - other:+.4f}" for own, other in pairs):
-            lines.append(f"mean score, {method} - {opponent}: {shown}")
-    if shown := ", ".join(f"{share:.3f}" for share in means("share_of_attainable", "mta")):
-        lines.append(f"share of the attainable, mta: {shown}")
-    seeds = ", ".join(map(str, cells))
-    return [f"by seed ({seeds}), which no interval contains: {line}" for line in lines]
+    found = [(f"mean score, {a} - {b}", "+.4f", means(a) - means(b)) for a, b in CLAIMS]
+    found.append(("share of the attainable, mta", ".3f", means("mta", "share_of_attainable")))
+    head = f"by seed ({', '.join(map(str, by_seed))}), which no interval contains"
+    return [
+        f"{head}: {what}: {', '.join(format(value, form) for value in values)}"
+        for what, form, values in found
+        if np.isfinite(values).all()
+    ]
 
 
 def difference_lines(mean: Compared, groups: Sequence[Sequence[str]]) -> list[str]:

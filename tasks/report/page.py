@@ -30,8 +30,6 @@ from tasks.results.models import Compared
 from tasks.results.run import Cell, Run
 from tasks.results.store import store
 
-# Answers of no model, in worlds whose optimum is known, from the least to the most knowing.
-REFERENCES = ("nonpersonal", "bayes", "oracle")
 # A cell's main metric is the first of these that it has.
 PRIMARY = ("accuracy", "mae", "rougeL")
 EXAMPLES = 3
@@ -104,7 +102,7 @@ def report_data(run: Run, table: list[Row], notes: list[str], changed: Since | N
         config=config,
         overall=run.overall,
         methods=[name for name in METHODS if name in scored],
-        references=[name for name in REFERENCES if name in scored],
+        references=[name for name in LINES if name in scored],
         means=means,
         by_seed=by_seed,
         identical={task: identical(own) for task, own in {"mean": run.cells, **by_task}.items()},
