@@ -44,12 +44,11 @@ from tasks.config.options import (
     ScoringOptions,
     SplitOptions,
     StackingOptions,
-    TaskOptions,
     TrainingOptions,
 )
 from tasks.config.run import RunConfig, resolve
 from tasks.errors import DiskFull, InputError, disk_full
-from tasks.lamp.options import LampOptions, SyntheticOptions
+from tasks.lamp.options import LampOptions, SyntheticOptions, TaskOptions
 from tasks.log import log
 from tasks.methods import MethodName
 from tasks.plan.run import planned

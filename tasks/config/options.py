@@ -9,64 +9,20 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.lamp.definitions import LampTask
 from tasks.record import OUTSIDE_KEY, Options
 
 SYNTHETIC_TASKS = ("LaMP-1", "LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5")
 PresetName = Literal["embedded", "paper"]
 
 
-class TaskOptions(Options):
-    """A task of the user's own, in LaMP's shape (docs/data.md).
-
-    text, answer: the fields of a profile item. instruction: what stands before the text of a query;
-    its last word is the marker that queries of the data carry, too, if they do. labels: every
-    possible answer; empty for free text. metric: accuracy and F1 (`classification`), MAE and RMSE
-    (`rating`: the labels are whole numbers), or ROUGE (`text`). max_new_tokens: of an answer.
-    """
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    text: str = Field(min_length=1)
-    answer: str = Field(min_length=1)
-    instruction: str = Field(min_length=1)
-    labels: list[str] = Field([])
-    metric: Literal["classification", "rating", "text"]
-    max_new_tokens: int = Field(32, ge=1)
-
-    @model_validator(mode="after")
-    def _labels_fit(self) -> TaskOptions:
-        if self.metric == "text" and self.labels:
-            raise ValueError("metric text takes no labels; leave them out, or use classification")
-        if self.metric != "text" and len(set(self.labels)) < 2:
-            raise ValueError(f"metric {self.metric} needs two different labels or more")
-        if self.metric == "rating" and self.labels != ["1", "2", "3", "4", "5"]:
-            raise ValueError("metric rating is LaMP's, from 1 to 5: labels 1, 2, 3, 4, 5")
-        return self
-
-    def definition(self) -> LampTask:
-        """As the benchmark takes it."""
-        words = self.instruction.split()
-        return LampTask(
-            name=self.name,
-            text_field=self.text,
-            answer_field=self.answer,
-            shown_as=(self.text.capitalize(), self.answer.capitalize()),
-            marker=f" {words[-1]} ",
-            instruction=f"{self.instruction.rstrip()} ",
-            labels=tuple(self.labels),
-            kind=self.metric,
-            max_new_tokens=self.max_new_tokens,
-        )
-
-
 class SplitOptions(Options):
     """How users are divided where the data does not say (docs/method.md, Users).
 
     kind: `grouped`, users that share content stay on one side; or `published`, as OPPU, Per-Pcs and
-    MTA do: at most `few_shot_users` few-shot users with `few_shot_items` (10 where it is null)
-    items each, and whole authors nowhere.
-    allow_shared_groups: where the data says, and has a group on two sides, leave its users out of
-    the base or anchor side, and count them, instead of refusing the data.
+    MTA do: at most `few_shot_users` few-shot users with `few_shot_items` items each (null: 10), and
+    whole authors nowhere.
+    allow_shared_groups: where the data has a group on two sides, leave its users out of the base or
+    anchor side, and count them, instead of refusing the data.
     """
 
     kind: Literal["grouped", "published"] = "grouped"
@@ -107,8 +63,7 @@ class TinyModelOptions(Options):
     batch_size: int = Field(64, ge=1)
     learning_rate: float = Field(3e-3, gt=0.0)
     max_vocabulary: int = Field(8000, ge=32)
-    # This share of its questions has `rag.history_items` items of the history before it, so that
-    # the model knows what to do with them.
+    # So many of its questions have `rag.history_items` items of the history before them.
     history_share: float = Field(0.25, ge=0.0, le=1.0)
 
     @model_validator(mode="after")
@@ -186,14 +141,13 @@ class EmbeddingOptions(Options):
 class AnchorOptions(EmbeddingOptions):
     """How users are embedded, clustered, and anchors chosen (docs/method.md, Anchors).
 
-    `embedding`: the gradient of the user's answers at the model's output (`signature`) or at its
+    embedding: the gradient of the user's answers at the model's output (`signature`) or at its
     input, whitened (`input_signature`); or a vector of text and answer (`text`).
-    `train_on`: an anchor is one user, as published; a whole cluster with all its items; or both.
-    `selection`: HDBSCAN's excess of mass, or the leaves of its tree: many small clusters.
-    `reassign`: k-means goes on from HDBSCAN's clusters, and takes in what it calls noise.
-    `refits`: at most so many rounds fit the clusters again by evidence, `refit_epochs` of training
-    in each; 0 leaves them as found in the embeddings.
-    `per_job`: this many anchors share one training job.
+    train_on: an anchor is one user, as published; a whole cluster with all its items; or both.
+    selection: HDBSCAN's excess of mass, or the leaves of its tree: many small clusters.
+    reassign: k-means goes on from HDBSCAN's clusters, and takes in what it calls noise.
+    refits: at most so many rounds fit the clusters again by evidence, `refit_epochs` of training
+    in each. per_job: this many anchors share one training job.
     """
 
     clustering: Literal["hdbscan", "kmeans"] = "hdbscan"
@@ -229,15 +183,14 @@ class FusionOptions(Options):
     temperature: float = Field(0.1, gt=0.0)
     evidence_temperature: float = Field(3.0, gt=0.0)
     shortlist: int | None = Field(None, ge=1)
+    order: Literal["right", "published"] = "right"
+    merge: Literal["exact", "factors", "svd"] = "exact"
 
     @model_validator(mode="after")
     def _order_is_of_cosines(self) -> FusionOptions:
         if self.order == "published" and self.weights == "evidence":
             raise ValueError("order=published is for weights by cosine or softmax, not by evidence")
         return self
-
-    order: Literal["right", "published"] = "right"
-    merge: Literal["exact", "factors", "svd"] = "exact"
 
 
 class RagOptions(Options):
@@ -267,10 +220,10 @@ class ScoringOptions(Options):
 class PlanOptions(Options):
     """The machine that `dry_run` estimates for; by default one H100 SXM (bfloat16, dense).
 
-    `mfu` is an assumption: the share of the peak that training and reading prompts reach. Half of
-    it was measured on a CPU, 0.02 with 8 users of a 1B model on an H200, cold
-    (docs/benchmarks.md): give what `tests.benchmarks.many_users` measures. Answers are written at
-    `bandwidth_tb`: each token reads all weights. `max_items`: so many are tokenised per task.
+    mfu: the share of the peak that training and reading prompts reach, an assumption: 0.02 was
+    measured with 8 users of a 1B model on an H200, cold (docs/benchmarks.md); give what
+    `tests.benchmarks.many_users` measures. bandwidth_tb: each token of an answer reads all weights.
+    max_items: so many are tokenised per task.
     """
 
     peak_tflops: float = Field(989.0, gt=0.0)
@@ -281,19 +234,15 @@ class PlanOptions(Options):
 
 
 class ComputeOptions(Options):
-    """Where it runs."""
+    """Where it runs. It decides no result; the last bits follow the threads of torch on a CPU."""
 
     outside_key: ClassVar[bool] = True
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # Threads of torch on the CPU. None: one for the tiny model, whose steps are too small to share
-    # (and two processes with two threads each on two cores are ten times slower), else all cores.
+    # Of torch on the CPU. None: `cpus_per_job` on Ray; else one for the tiny model, whose steps are
+    # too small to share, and all cores for others.
     threads: int | None = Field(None, ge=1)
-
-    # local: on this machine. ray: each job is a task of a Ray cluster, at `ray_address`, or of a
-    # Ray that is started here for the run. Nothing below decides any
-    # number of a result; but torch on a CPU rounds by its threads, which are `cpus_per_job` on Ray,
-    # so give `threads` where both are to agree to the last bit.
+    # ray: each job is a task of a Ray cluster, at `ray_address`, or of one started for the run.
     runner: Literal["local", "ray"] = "local"
     # Of runner=local. None: processes for the tiny model on a CPU, else threads.
     workers: Literal["threads", "processes"] | None = None
@@ -306,6 +255,6 @@ class ComputeOptions(Options):
     # What a job that runs the model asks of Ray (all others ask for no GPU).
     gpus_per_job: float = Field(1.0, ge=0.0)
     cpus_per_job: float = Field(1.0, gt=0.0)
-    # Seconds between two checkpoints of a training, from which it goes on after a crash; never more
-    # than 2 % of the time goes into writing them. 0: none.
+    # Seconds between two checkpoints of a training; never more than 2 % of the time goes into them.
+    # 0: none.
     checkpoint_seconds: float = Field(60.0, ge=0.0)

@@ -7,6 +7,8 @@ from typing import Any
 from tasks.config.options import SYNTHETIC_TASKS
 from tasks.methods.mta_published import FUSION, STACKING
 
+# Short trainings of small LoRAs, for the tiny model.
+SHORT = {"learning_rate": 5e-3, "epochs": 6, "batch_size": 4, "accumulation": 1}
 # `embedded`: values from worlds of seeds 100 to 103 (docs/defaults.md); what else was looked at,
 # docs/benchmarks.md says.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -25,21 +27,9 @@ PRESETS: dict[str, dict[str, Any]] = {
             "per_job": 8,
         },
         "meta_lora": {"learning_rate": 5e-3, "epochs": 5, "batch_size": 8, "accumulation": 1},
-        "fusion": {
-            "top_m": 16,
-            "weights": "evidence",
-            "evidence_temperature": 1.0,
-            "merge": "exact",
-        },
-        "stacking": {
-            "rank": 4,
-            "alpha": 8.0,
-            "learning_rate": 5e-3,
-            "epochs": 6,
-            "batch_size": 4,
-            "accumulation": 1,
-        },
-        "oppu": {"learning_rate": 5e-3, "epochs": 6, "batch_size": 4, "accumulation": 1},
+        "fusion": {"top_m": 16, "weights": "evidence", "evidence_temperature": 1.0},
+        "stacking": {"rank": 4, "alpha": 8.0} | SHORT,
+        "oppu": SHORT,
         # Ten choices between two references, or ten noisy ratings, teach little: at 5e-3 they took
         # from the merged LoRA. A cluster's hundreds of them take longer to learn, and of choices a
         # smaller rate: at 5e-3 some clusters ended at chance (docs/defaults.md).
@@ -71,7 +61,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "stacking": STACKING,
     },
 }
-
 
 # What only the generated worlds have: all tasks, and users with more items than are shown at first.
 WORLDS: dict[str, Any] = {

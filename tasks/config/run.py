@@ -15,63 +15,30 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from tasks.config.options import (
-    SYNTHETIC_TASKS,
-    AnchorOptions,
-    BaseOptions,
-    ComputeOptions,
-    FusionOptions,
-    PlanOptions,
-    PresetName,
-    PromptOptions,
-    RagOptions,
-    ScoringOptions,
-    SplitOptions,
-    StackingOptions,
-    TaskOptions,
-    TrainingOptions,
-)
+from tasks.config.options import SYNTHETIC_TASKS, PlanOptions, PresetName
 from tasks.config.presets import GIVEN_MODEL, PRESETS, WORLDS
-from tasks.config.task import TaskConfig, overlay
+from tasks.config.task import TaskConfig, TaskSections, overlay
 from tasks.errors import InputError, masked, short
 from tasks.lamp.definitions import TASKS, LampTask, get_task
-from tasks.lamp.options import LampOptions, SyntheticOptions
-from tasks.methods import METHODS, MethodName
-from tasks.record import Options
+from tasks.lamp.options import TaskOptions
 
 # Sections that `per_task` may change: what comes after the data and the base model.
-PER_TASK = ("anchors", "meta_lora", "fusion", "stacking", "oppu", "rag", "scoring")
+PER_TASK = "^(anchors|meta_lora|fusion|stacking|oppu|rag|scoring)$"
 
 
-class RunConfig(Options):
+class RunConfig(TaskSections):
     """The resolved configuration, saved with the run."""
 
     preset: PresetName = "embedded"
-    data: str = Field("synthetic", min_length=1)
     lamp_tasks: list[str] = Field(["LaMP-2M"], min_length=1)
     # A task of the user's own, which `lamp_tasks` may name beside those of LaMP.
     task: TaskOptions | None = None
-    methods: list[MethodName] = Field(list(METHODS), min_length=1)
     # Scored again with other numbers of items per few-shot user, for the curve in the report.
     items_curve: list[Annotated[int, Field(ge=1)]] = Field([])
-    seed: int = Field(0, ge=0, lt=2**32)
     # Several seeds: the whole benchmark once per seed, compared over all of them.
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([])
-    synthetic: SyntheticOptions = SyntheticOptions()
-    lamp: LampOptions = LampOptions()
-    split: SplitOptions = SplitOptions()
-    prompt: PromptOptions = PromptOptions()
-    base: BaseOptions = BaseOptions()
-    anchors: AnchorOptions = AnchorOptions()
-    meta_lora: TrainingOptions = TrainingOptions()
-    fusion: FusionOptions = FusionOptions()
-    stacking: StackingOptions = StackingOptions()
-    oppu: TrainingOptions = TrainingOptions()
-    rag: RagOptions = RagOptions()
-    scoring: ScoringOptions = ScoringOptions()
     # LaMP task -> sections as above, laid over them for that task.
-    per_task: dict[str, dict[str, Any]] = Field({})
-    compute: ComputeOptions = ComputeOptions()
+    per_task: dict[str, dict[Annotated[str, Field(pattern=PER_TASK)], dict[str, Any]]] = Field({})
     # What it would take, instead of doing it.
     dry_run: bool = False
     plan: PlanOptions = PlanOptions()
@@ -86,12 +53,9 @@ class RunConfig(Options):
     @model_validator(mode="after")
     def _known_tasks(self) -> RunConfig:
         known = [*TASKS, *([self.task.name] if self.task else [])]
-        given = {f"lamp_tasks.{number}": name for number, name in enumerate(self.lamp_tasks)}
-        for key, name in (given | {f"per_task.{name}": name for name in self.per_task}).items():
+        for name in (*self.lamp_tasks, *self.per_task):
             if name not in known:
-                raise ValueError(
-                    f"{key}: there is no LaMP task {name}; there are {', '.join(known)}"
-                )
+                raise ValueError(f"there is no LaMP task {name}; there are {', '.join(known)}")
         return self
 
     @model_validator(mode="after")
@@ -121,15 +85,13 @@ class RunConfig(Options):
         values = overlay(self.model_dump(), self.per_task.get(lamp_task, {}))
         if few_shot_items is not None:
             values = overlay(values, {"split": {"few_shot_items": few_shot_items}})
-        values |= {
+        values = {name: values[name] for name in TaskSections.model_fields} | {
             "lamp_task": lamp_task,
             "task": self.definition(lamp_task),
             "seed": seed,
             "several_seeds": len(self.all_seeds) > 1,
         }
-        return TaskConfig.model_validate(
-            {name: value for name, value in values.items() if name in TaskConfig.model_fields}
-        )
+        return TaskConfig.model_validate(values)
 
 
 def resolve(given: dict[str, Any]) -> RunConfig:
@@ -141,29 +103,23 @@ def resolve(given: dict[str, Any]) -> RunConfig:
     Raises InputError naming each key that is unknown or out of bounds.
     """
     given = _long_forms(given)
-    preset = given.get("preset", "embedded")
+    preset, data = given.get("preset", "embedded"), given.get("data", "synthetic")
     named = given.get("lamp_tasks") or []
-    if given.get("data", "synthetic") == "synthetic" and set(named) - set(SYNTHETIC_TASKS):
+    if data == "synthetic" and set(named) - set(SYNTHETIC_TASKS):
         raise InputError(
             f"lamp_tasks {named}: data=synthetic holds {', '.join(SYNTHETIC_TASKS)} only; give "
             "data=<folder>"
         )
     values = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
-    if preset == "embedded" and given.get("data", "synthetic") == "synthetic":
+    if preset == "embedded" and data == "synthetic":
         values = overlay(values, WORLDS)
-    if preset == "embedded" and _model(given) != "tiny":
+    base = given.get("base")
+    if preset == "embedded" and isinstance(base, dict) and base.get("model", "tiny") != "tiny":
         values = overlay(values | {"per_task": {}}, GIVEN_MODEL)
-    if "per_task" in values:
-        own = {name: _without(tree, given) for name, tree in values["per_task"].items()}
-        values = values | {"per_task": own}
-    config = _checked(overlay(values, given))
+    own = {name: _without(tree, given) for name, tree in values.get("per_task", {}).items()}
+    config = _checked(overlay(values | {"per_task": own}, given))
     _no_passwords(config.model_dump(mode="json"))
     for name, tree in config.per_task.items():
-        if wrong := [key for key in tree if key not in PER_TASK]:
-            raise InputError(
-                f"configuration: per_task.{name}.{wrong[0]}: only {', '.join(PER_TASK)} can differ "
-                "from one LaMP task to another"
-            )
         _checked(overlay(config.model_dump(exclude={"per_task"}), tree), f"per_task.{name}.")
     return config
 
@@ -192,17 +148,11 @@ def _without(tree: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """`tree` without the options that `given` names."""
     left = {}
     for key, value in tree.items():
-        if key not in given:
-            left[key] = value
-        elif isinstance(value, dict) and isinstance(given[key], dict):
+        if isinstance(value, dict) and isinstance(given.get(key), dict):
             left[key] = _without(value, given[key])
+        elif key not in given:
+            left[key] = value
     return left
-
-
-def _model(given: dict[str, Any]) -> Any:
-    """The base model that is given; `tiny` where none is."""
-    base = given.get("base")
-    return base.get("model", "tiny") if isinstance(base, dict) else "tiny"
 
 
 def _long_forms(given: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from pydantic import Field
+
 from tasks.config.options import (
     AnchorOptions,
     BaseOptions,
@@ -24,34 +26,42 @@ from tasks.record import Options, key_of
 
 
 class MethodSections(Options):
-    """What a LaMP task under one seed has for every method, and a method may change."""
+    """What a method sees of a run, and may change for itself."""
 
-    lamp_task: str
-    seed: int
-    base: BaseOptions
-    prompt: PromptOptions
-    anchors: AnchorOptions
-    meta_lora: TrainingOptions
-    fusion: FusionOptions
-    stacking: StackingOptions
-    oppu: TrainingOptions
-    rag: RagOptions
-    scoring: ScoringOptions
+    seed: int = Field(0, ge=0, lt=2**32)
+    base: BaseOptions = BaseOptions()
+    prompt: PromptOptions = PromptOptions()
+    anchors: AnchorOptions = AnchorOptions()
+    meta_lora: TrainingOptions = TrainingOptions()
+    fusion: FusionOptions = FusionOptions()
+    stacking: StackingOptions = StackingOptions()
+    oppu: TrainingOptions = TrainingOptions()
+    rag: RagOptions = RagOptions()
+    scoring: ScoringOptions = ScoringOptions()
+
+
+class TaskSections(MethodSections):
+    """What a LaMP task has of a run: its users and methods, and where it runs."""
+
+    data: str = Field("synthetic", min_length=1)
+    methods: list[MethodName] = Field(list(METHODS), min_length=1)
+    synthetic: SyntheticOptions = SyntheticOptions()
+    lamp: LampOptions = LampOptions()
+    split: SplitOptions = SplitOptions()
+    compute: ComputeOptions = ComputeOptions()
 
 
 class MethodConfig(MethodSections):
     """What one method sees of the configuration: its own settings are laid over the rest."""
 
+    lamp_task: str
     method: MethodName
 
     @property
     def training(self) -> TrainingOptions | None:
         """How the method trains a user's own LoRA, if it trains one."""
         section = METHODS[self.method].trained
-        if section is None:
-            return None
-        chosen = getattr(self, section)
-        return TrainingOptions.of(chosen)
+        return None if section is None else TrainingOptions.of(getattr(self, section))
 
     @property
     def bank_kind(self) -> str:
@@ -59,17 +69,12 @@ class MethodConfig(MethodSections):
         return key_of(self.anchors, self.meta_lora, self.fusion)
 
 
-class TaskConfig(MethodSections):
+class TaskConfig(TaskSections):
     """One LaMP task under one seed. `per_task` has been applied and is gone."""
 
+    lamp_task: str
     task: LampTask
     several_seeds: bool = False
-    data: str
-    methods: list[MethodName]
-    synthetic: SyntheticOptions
-    lamp: LampOptions
-    split: SplitOptions
-    compute: ComputeOptions
 
     @property
     def name(self) -> str:
@@ -81,7 +86,7 @@ class TaskConfig(MethodSections):
         settings = dict(METHODS[name].settings)
         if METHODS[name].history:
             settings = overlay(settings, {"prompt": {"history_items": self.rag.history_items}})
-        values = overlay(self.model_dump(include=set(MethodSections.model_fields)), settings)
+        values = overlay(self.model_dump(include=set(MethodConfig.model_fields)), settings)
         return MethodConfig.model_validate(values | {"method": name})
 
 
@@ -89,9 +94,8 @@ def overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`under` with the values of `over` laid over it, section by section."""
     result = dict(under)
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(result.get(key), dict):
-            value = overlay(result[key], value)
-        result[key] = value
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = overlay(result[key], value) if both else value
     return result
 
 

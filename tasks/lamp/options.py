@@ -1,4 +1,4 @@
-"""The options of the benchmark's data: generated worlds, and LaMP's own files."""
+"""The options of the benchmark's data: generated worlds, LaMP's own files, tasks of one's own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from tasks.lamp.definitions import LampTask
 from tasks.record import Options
 
 
@@ -47,3 +48,46 @@ class LampOptions(Options):
         "https://ciir.cs.umass.edu/downloads/LaMP", pattern=r"^https?://[^\s/@]+(/\S*)?$"
     )
     cache: str | None = Field(None, min_length=1)
+
+
+class TaskOptions(Options):
+    """A task of the user's own, in LaMP's shape (docs/data.md).
+
+    text, answer: the fields of a profile item. instruction: stands before a query's text; its last
+    word is the marker that queries of the data may carry, too. labels: every possible answer; empty
+    for free text. metric: accuracy and F1 (`classification`), MAE and RMSE (`rating`) or ROUGE
+    (`text`). max_new_tokens: of an answer.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    text: str = Field(min_length=1)
+    answer: str = Field(min_length=1)
+    instruction: str = Field(min_length=1)
+    labels: list[str] = Field([])
+    metric: Literal["classification", "rating", "text"]
+    max_new_tokens: int = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> TaskOptions:
+        if self.metric == "text" and self.labels:
+            raise ValueError("metric text takes no labels; leave them out, or use classification")
+        if self.metric != "text" and len(set(self.labels)) < 2:
+            raise ValueError(f"metric {self.metric} needs two different labels or more")
+        if self.metric == "rating" and self.labels != ["1", "2", "3", "4", "5"]:
+            raise ValueError("metric rating is LaMP's, from 1 to 5: labels 1, 2, 3, 4, 5")
+        return self
+
+    def definition(self) -> LampTask:
+        """As the benchmark takes it."""
+        words = self.instruction.split()
+        return LampTask(
+            name=self.name,
+            text_field=self.text,
+            answer_field=self.answer,
+            shown_as=(self.text.capitalize(), self.answer.capitalize()),
+            marker=f" {words[-1]} ",
+            instruction=f"{self.instruction.rstrip()} ",
+            labels=tuple(self.labels),
+            kind=self.metric,
+            max_new_tokens=self.max_new_tokens,
+        )
