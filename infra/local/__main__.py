@@ -8,16 +8,17 @@ read when a server starts).
 from __future__ import annotations
 
 import sys
-from functools import partial
 from typing import Annotated
 
 from typer import Context, Option, Typer
 
 from infra import command
-from infra.local import benchmark, stack
-from infra.local.settings import PROJECT
+from infra.local import stack
+from infra.local.benchmark import benchmark
 
 app = Typer(name="python -m infra.local", add_completion=False, rich_markup_mode=None, help=__doc__)
+for plain in (stack.status, stack.down, stack.clean):
+    app.command()(plain)
 
 
 @app.callback()
@@ -27,13 +28,13 @@ def options(
     mlflow_port: Annotated[int, Option(envvar="MLFLOW_PORT", min=1, max=65535)] = 5000,
     gpu_slots: Annotated[int, Option(envvar="GPU_SLOTS", min=0, max=1024)] = 0,
 ) -> None:
-    context.obj = partial(stack.up, PROJECT, prefect_port, mlflow_port, gpu_slots)
+    context.obj = prefect_port, mlflow_port, gpu_slots
 
 
 @app.command()
 def up(context: Context, deploy: bool = False) -> None:
     """Start what does not run yet; `--deploy`: and deploy in any case."""
-    context.obj(deploy=deploy)
+    stack.up(*context.obj, deploy=deploy)
 
 
 @app.command(
@@ -41,25 +42,13 @@ def up(context: Context, deploy: bool = False) -> None:
 )
 def watched(context: Context) -> int:
     """As `up`, then one run, watched to its end; arguments go to `prefect deployment run`."""
-    return benchmark.benchmark(PROJECT, context.obj(), context.args)
+    return benchmark(stack.up(*context.obj), context.args)
 
 
 @app.command()
-def status() -> int:
-    """What runs, and where; exit code 3 unless all of it is well."""
-    return 0 if stack.status(PROJECT) else 3
-
-
-@app.command()
-def down() -> None:
-    """End what was started."""
-    stack.down(PROJECT)
-
-
-@app.command()
-def clean() -> None:
-    """Remove .mta; refused while the stack runs."""
-    stack.clean(PROJECT)
+def worker(context: Context, api_url: Annotated[str, Option(envvar="PREFECT_API_URL")]) -> None:
+    """In a container (infra/Dockerfile): become the worker of a Prefect server elsewhere."""
+    stack.become_worker(api_url.rstrip("/"), context.obj[2])
 
 
 if __name__ == "__main__":

@@ -19,25 +19,21 @@ from typing import Any
 import psutil
 
 from infra.command import say
-from infra.local.identity import lives, me
-from infra.local.processes import PART, Record, end, family, free_port, start, wait_until
+from infra.local.processes import Record, end, family, free_port, start, wait_until
 from infra.local.server import UNDER_WAY, PrefectApi, answers, crash, free_slots
 from infra.local.settings import GPU_LIMIT, HOST, PROJECT, SERVER, base_environment
 from tasks.config.run import resolve
 from tasks.errors import InputError
 
-# The variable of a server with the process it was started for.
+# The variable with the pid of the run that a process belongs to: its server, its workers.
 OWNER = "MTA_LOCAL_OWNER"
-NAME = "own-prefect-server"
 LEASES_ON_DISK = "prefect.server.concurrency.lease_storage.filesystem"
-START_SECONDS = 180.0
 
 
 def run_alone(given: list[str]) -> int:
     """Run the flow with `name=value` pairs; the exit code is 0 only when nothing is missing."""
     values = parameters(given)
     resolve(values)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with local_server(Path(".mta/local").absolute()):
         from flows.mta import mta
 
@@ -71,16 +67,15 @@ def local_server(home: Path) -> Iterator[None]:
     home.mkdir(parents=True, exist_ok=True)
     no_other = end_orphans(home)
     before = dict(os.environ)
-    owner = os.environ[OWNER] = me()
+    mine = {"PREFECT_HOME": str(home), OWNER: str(os.getpid())}
     over = threading.Event()
     try:
-        server = _start(home)
+        server = _start(home, mine)
         # With the process, after what Prefect still has to send it: an exit without the server
         # would take a minute of waiting.
-        marks = {PART: NAME, "PREFECT_HOME": str(home), OWNER: owner}
-        atexit.register(lambda: end(family(**marks)))
+        atexit.register(lambda: end(family(**mine)))
         api = PrefectApi(f"http://{HOST}:{server.port}/api")
-        wait_until(server, lambda: answers(f"{api.url}/health"), START_SECONDS)
+        wait_until(server, lambda: answers(f"{api.url}/health"))
         if no_other:
             # Runs that the server takes to be under way were killed. It has just started and knows
             # no leases, so no lease's end would ever free their slots.
@@ -89,20 +84,10 @@ def local_server(home: Path) -> Iterator[None]:
         threading.Thread(target=_watch, args=(server, over), daemon=True).start()
         # Before Prefect is imported: without them its own threads, here and in worker processes,
         # would start another server.
-        os.environ.update(PREFECT_API_URL=api.url, PREFECT_HOME=str(home))
-        from prefect.settings import (
-            PREFECT_API_URL,
-            PREFECT_HOME,
-            PREFECT_RESULTS_DEFAULT_SERIALIZER,
-            temporary_settings,
-        )
+        os.environ.update(mine, PREFECT_API_URL=api.url)
+        from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-        settings: dict[Any, Any] = {
-            PREFECT_API_URL: api.url,
-            PREFECT_HOME: home,
-            PREFECT_RESULTS_DEFAULT_SERIALIZER: "json",
-        }
-        with temporary_settings(updates=settings):
+        with temporary_settings({PREFECT_API_URL: api.url, PREFECT_HOME: home}):
             yield
     finally:
         over.set()
@@ -111,32 +96,32 @@ def local_server(home: Path) -> Iterator[None]:
 
 
 def end_orphans(home: Path) -> bool:
-    """End servers on `home` whose run was killed; whether no run is left that uses it."""
-    servers = family(**{PART: NAME, "PREFECT_HOME": str(home)})
-    orphans = [one for one in servers if not lives(*_owner(one))]
+    """End servers on `home`, and workers, whose run was killed; whether no run is left there."""
+    there = [one for one in family(PREFECT_HOME=str(home)) if OWNER in one.info["environ"]]
+    orphans = [one for one in there if one.info["environ"][OWNER] not in _above(one)]
     end(orphans)
-    return len(orphans) == len(servers)
+    return len(orphans) == len(there)
 
 
-def _owner(server: psutil.Process) -> tuple[int, str]:
-    """Pid and start of the process that a server was started for."""
-    pid, _, start = server.info["environ"].get(OWNER, "0").partition("~")
-    return int(pid), start
+def _above(process: psutil.Process) -> list[str]:
+    """The pids of a process's parents: of one whose run was killed, the run's is not among them."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [str(parent.pid) for parent in process.parents()]
+    return []
 
 
-def _start(home: Path) -> Record:
-    """A server that may not answer yet; it is this process's, by OWNER of the environment."""
+def _start(home: Path, mine: dict[str, str]) -> Record:
+    """A server that may not answer yet; it is this process's."""
     port = free_port()
-    env = base_environment(PROJECT, os.environ) | {
-        "PREFECT_HOME": str(home),
-        "PREFECT_API_URL": f"http://{HOST}:{port}/api",
-        # On disk: slots of a run that was killed are then freed by the server of another.
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES_ON_DISK,
-    }
+    env = base_environment(PROJECT, os.environ) | mine
+    env["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"
+    # On disk: slots of a run that was killed are then freed by the server of another.
+    env["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] = LEASES_ON_DISK
     python = [sys.executable, "-m"]
     argv = [*python, "tasks.databases", SERVER, str(home / "prefect.db"), *python]
     argv += ["prefect", "server", "start", "--no-ui", "--host", HOST, "--port", str(port)]
-    return start(NAME, argv, env=env, cwd=PROJECT.root, log=home / "server.log", port=port)
+    name = "own-prefect-server"
+    return start(name, argv, env=env, cwd=PROJECT.root, log=home / "server.log", port=port)
 
 
 def _watch(server: Record, over: threading.Event) -> None:

@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from infra.command import say
 from infra.local.processes import Record
 from infra.local.server import PrefectApi
-from infra.local.settings import DEPLOYMENT, SERVER, WORKER, Layout, StackError
+from infra.local.settings import DEPLOYMENT, PROJECT, SERVER, WORKER, StackError
 
 LOOK_SECONDS = 5.0
 STAGES_SHOWN = 8
 
 
-def benchmark(layout: Layout, env: Mapping[str, str], arguments: Sequence[str]) -> int:
+def benchmark(env: Mapping[str, str], arguments: Sequence[str]) -> int:
     """Run, watch, print the comparison, or a dry run's plan; return the exit code of the run.
 
     env: that of the worker. `arguments` go to `prefect deployment run` as they stand.
@@ -24,9 +24,9 @@ def benchmark(layout: Layout, env: Mapping[str, str], arguments: Sequence[str]) 
     api = PrefectApi(env["PREFECT_API_URL"])
     began = datetime.now(UTC)
     argv = [sys.executable, "-m", "prefect", "deployment", "run", DEPLOYMENT, "--watch"]
-    with subprocess.Popen([*argv, *arguments], cwd=layout.root, env=env) as run:
+    with subprocess.Popen([*argv, *arguments], cwd=PROJECT.root, env=env) as run:
         try:
-            code = _watch(layout, run, api)
+            code = _watch(run, api)
         except KeyboardInterrupt:
             say("no longer watching; the run goes on (`make stop` ends it)")
             return 130
@@ -34,18 +34,16 @@ def benchmark(layout: Layout, env: Mapping[str, str], arguments: Sequence[str]) 
             if run.poll() is None:
                 run.terminate()
     # A run with pieces missing fails, and has a table all the same.
-    tables = [table for table in (layout.comparison, layout.plan) if table.exists()]
+    tables = [table for table in (PROJECT.comparison, PROJECT.plan) if table.exists()]
     written = [table for table in tables if table.stat().st_mtime >= began.timestamp()]
     for table in written:
         print(f"\n{table.read_text(encoding='utf-8').rstrip()}\n", flush=True)
-    if not written and not code:
-        say(f"the run wrote no comparison to {layout.comparison}")
     if code:
         reason = _last_words(api, began)
         if reason is None:
             return code  # refused before it began; Prefect has said why
         say(f"the run failed: {reason}")
-        say(f"its log is in the Prefect UI and in {layout.logs / 'worker.log'}")
+        say(f"its log is in the Prefect UI and in {PROJECT.logs / 'worker.log'}")
     say(f"MLflow   {env['MLFLOW_TRACKING_URI']}")
     return code
 
@@ -59,31 +57,25 @@ def _last_words(api: PrefectApi, began: datetime) -> str | None:
         deployments={"name": {"any_": [DEPLOYMENT.split("/")[1]]}},
         sort="END_TIME_DESC",
     )
-    if not runs:
-        return None
-    message = (runs[0]["state"] or {}).get("message")
-    return " ".join((message or "the server knows no reason").split())
+    return " ".join((runs[0]["state"]["message"] or "no reason known").split()) if runs else None
 
 
 def _progress(api: PrefectApi) -> dict[str, str]:
-    """The stages' progress artifacts, the one that moved last at the end; none without an answer.
-
-    Whether the server lives is seen elsewhere.
-    """
+    """The stages' progress artifacts, the one that moved last at the end; none unanswered."""
     wanted = {"artifacts": {"type": {"any_": ["progress"]}}, "sort": "UPDATED_DESC"}
     try:
         rows = api.call("POST", "/artifacts/latest/filter", {**wanted, "limit": STAGES_SHOWN})
     except StackError:
-        return {}
+        return {}  # whether the server lives is seen elsewhere
     return {row["key"]: row["description"] or "" for row in reversed(rows or [])}
 
 
-def _watch(layout: Layout, run: subprocess.Popen[bytes], api: PrefectApi) -> int:
-    """Wait for the run's end; its exit code. LaMP tasks run side by side: any may move.
+def _watch(run: subprocess.Popen[bytes], api: PrefectApi) -> int:
+    """Wait for the run's end, and say how far it is; its exit code.
 
     Raises StackError when what the run needs has ended: then its end would never come.
     """
-    needed = [record for name in (SERVER, WORKER) if (record := Record.load(layout, name))]
+    needed = [record for name in (SERVER, WORKER) if (record := Record.load(PROJECT, name))]
     shown = _progress(api)
     while True:
         gone = next((record for record in needed if record.process() is None), None)
@@ -96,7 +88,6 @@ def _watch(layout: Layout, run: subprocess.Popen[bytes], api: PrefectApi) -> int
                     "the next `make benchmark` starts it again and clears up"
                 ) from None
         progress = _progress(api)
-        for key, line in progress.items():
-            if shown.get(key) != line:
-                say(line)
+        for line in (line for key, line in progress.items() if shown.get(key) != line):
+            say(line)
         shown |= progress

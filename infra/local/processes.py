@@ -1,8 +1,7 @@
 """Processes that outlive the command that started them: start, recognise, wait for, end.
 
-Not run by itself. Each has a record, `.mta/run/<name>.json`. A pid in it is believed only while it
-is the process that was started: pids are reused. What a process starts in turn is known by the
-variables that it inherits.
+Each has a record, `.mta/run/<name>.json`. What it starts in turn is known by the variables that it
+inherits.
 """
 
 from __future__ import annotations
@@ -15,22 +14,25 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from infra.command import say
-from infra.local.identity import lives
 from infra.local.settings import HOST, WORKER, Layout, StackError
 from tasks.files import write_atomic
 
 # The variable with the name of the started process that a process belongs to.
 PART = "MTA_PART"
-# What ends a process, and for how many seconds each is waited for.
+# What ends a process, and for how many seconds each is waited for. A Prefect worker takes the first
+# SIGTERM as "finish what you are doing", and only the second as "now".
 SIGNALS = ((signal.SIGTERM, 3.0), (signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
+START_SECONDS, LOOK_SECONDS = 180.0, 0.2
+# A start as two readers see it; the clock may be set between them.
+SAME_START_SECONDS = 5
 # What of the environment changes how a run behaves, and so calls for a new worker.
 TELLING = ("CUDA_", "HF_", "MLFLOW_", "MTA_", "OMP_", "PREFECT_", "TOKENIZERS_", "TORCH")
 
@@ -59,7 +61,10 @@ class Record(BaseModel, frozen=True):
     def process(self) -> psutil.Process | None:
         """The process, or None where it has ended or the pid is another's by now."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.pid) if lives(self.pid, str(self.create_time)) else None
+            process = psutil.Process(self.pid)
+            apart = abs(process.create_time() - self.create_time)
+            if apart <= SAME_START_SECONDS and process.status() != psutil.STATUS_ZOMBIE:
+                return process
         return None
 
 
@@ -98,12 +103,7 @@ def family(**variables: str) -> list[psutil.Process]:
 
 def part(layout: Layout, name: str) -> list[psutil.Process]:
     """A process of the stack with all that it started, or what is left of that without it."""
-    record = Record.load(layout, name)
-    found = family(**{"MTA_ROOT": str(layout.root), PART: name})
-    if record and (process := record.process()):
-        with contextlib.suppress(psutil.Error):
-            found += [process, *process.children(recursive=True)]
-    return list(set(found))
+    return family(**{"MTA_ROOT": str(layout.root), PART: name})
 
 
 def jobs(layout: Layout) -> list[psutil.Process]:
@@ -113,19 +113,13 @@ def jobs(layout: Layout) -> list[psutil.Process]:
 
 
 def end(processes: Iterable[psutil.Process]) -> None:
-    """End processes; return when they have gone.
-
-    SIGTERM twice: a Prefect worker takes the first one as "finish what you are doing" and only the
-    second as "now". Then SIGKILL.
-    """
+    """End processes; return when they have gone."""
     alive = list(processes)
     for sign, patience in SIGNALS:
         for process in alive:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(sign)
         _, alive = psutil.wait_procs(alive, timeout=patience)
-        if not alive:
-            return
 
 
 def free_port(preferred: int = 0, taken: int = 0) -> int:
@@ -147,40 +141,32 @@ def last_line(log: Path) -> str:
     return next((line for line in reversed(said) if line), "")
 
 
-def wait_until(record: Record, ready: Callable[[], bool], timeout: float) -> None:
+def wait_until(record: Record, ready: Callable[[], bool], timeout: float = START_SECONDS) -> None:
     """Wait for `ready()`, saying now and then what is waited for.
 
     Raises StackError when the process ends first, or after `timeout` seconds.
     """
-    began = time.monotonic()
-    next_word = 5.0
-    while not ready():
-        waited = time.monotonic() - began
+    for look in range(int(timeout / LOOK_SECONDS)):
+        if ready():
+            return
         if record.process() is None:
             words = last_line(record.log)
             raise StackError(f"{record.name} ended while starting: {words} (see {record.log})")
-        if waited > timeout:
-            raise StackError(
-                f"{record.name} does not answer after {timeout:.0f} s (see {record.log}): "
-                "`make stop` ends it"
-            )
-        if waited >= next_word:
-            say(f"still waiting for {record.name} ({waited:.0f} s)")
-            next_word += 10.0
-        time.sleep(0.2)
+        if look % 50 == 25:
+            say(f"still waiting for {record.name}")
+        time.sleep(LOOK_SECONDS)
+    raise StackError(
+        f"{record.name} does not answer after {timeout:.0f} s (see {record.log}): "
+        "`make stop` ends it"
+    )
 
 
-@contextlib.contextmanager
-def one_at_a_time(layout: Layout) -> Iterator[None]:
+def one_at_a_time(layout: Layout) -> AcquireReturnProxy:
     """Hold the stack's lock: two commands must not start or stop the same things at once."""
     layout.run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(layout.run / "lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         say("waiting for another command that starts or stops the stack")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()

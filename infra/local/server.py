@@ -1,8 +1,8 @@
 """What the stack tells the Prefect server: what must be there, and what is over.
 
-Not run by itself. Work pool, `gpu` limit and deployment live in the server's database and are lost
-with it, so every start makes sure of them. Plain requests, not Prefect's own client: that takes a
-second to import, and reads the user's own Prefect settings.
+Work pool, `gpu` limit and deployment live in the server's database and are lost with it, so every
+start makes sure of them. Plain requests, not Prefect's own client: that takes a second to import,
+and reads the user's own Prefect settings.
 """
 
 from __future__ import annotations
@@ -54,18 +54,20 @@ class PrefectApi:
         StackError where it refuses or does not answer.
         """
         limit = time.monotonic() + BUSY_SECONDS
-        try:
-            while True:
+        while True:
+            try:
                 reply = HTTP.request(method, self.url + path, json=body)
-                if reply.status_code != 503 or time.monotonic() > limit:
-                    break
-                time.sleep(1)
-        except httpx.HTTPError as error:
-            raise StackError(f"Prefect at {self.url} does not answer: {error}") from None
-        if reply.is_error and reply.status_code != 404:
+            except httpx.HTTPError as error:
+                raise StackError(f"Prefect at {self.url} does not answer: {error}") from None
+            if reply.status_code != 503 or time.monotonic() > limit:
+                break
+            time.sleep(1)
+        if reply.status_code == 404 or not (reply.is_error or reply.content):
+            return None
+        if reply.is_error:
             detail = f"{reply.status_code} {reply.text[:300]}"
             raise StackError(f"Prefect refused {method} {path}: {detail}")
-        return None if reply.is_error or not reply.content else reply.json()
+        return reply.json()
 
     def rows(self, kind: str, **filters: Any) -> Rows:
         """All flow runs or task runs that pass filters, page by page."""
@@ -91,10 +93,10 @@ def ensure_pool_and_limit(api: PrefectApi, slots: int) -> None:
         # The worker fills in the job template when it first reports.
         api.call("POST", "/work_pools/", {"name": WORK_POOL, "type": "process"})
     limit = f"/v2/concurrency_limits/{GPU_LIMIT}"
-    if slots and api.call("GET", limit) is None:
-        api.call("POST", "/v2/concurrency_limits/", {"name": GPU_LIMIT, "limit": slots})
-    elif slots:
+    if slots and api.call("GET", limit):
         api.call("PATCH", limit, {"limit": slots})
+    elif slots:
+        api.call("POST", "/v2/concurrency_limits/", {"name": GPU_LIMIT, "limit": slots})
 
 
 def deployed_from(root: Path) -> str:
@@ -126,14 +128,12 @@ def ensure_deployment(
 
 
 def crash(api: PrefectApi, runs: Rows, reason: str) -> None:
-    """Set flow runs, their sub-flows and their task runs to CRASHED, but for what is over."""
-    while runs:
-        ids = {"any_": [run["id"] for run in runs]}
-        tasks = api.rows("task_runs", flow_runs={"id": ids}, task_runs=OPEN)
-        for kind, rows in (("task_runs", tasks), ("flow_runs", runs)):
-            for row in rows:
-                api.set_state(kind, row["id"], "CRASHED", "Crashed", reason)
-        runs = api.rows("flow_runs", flow_runs={"parent_flow_run_id": ids, **OPEN})
+    """Set flow runs to CRASHED, and their task runs but for those that are over."""
+    ids = {"any_": [run["id"] for run in runs]}
+    tasks = api.rows("task_runs", flow_runs={"id": ids}, task_runs=OPEN) if runs else []
+    for kind, rows in (("task_runs", tasks), ("flow_runs", runs)):
+        for row in rows:
+            api.set_state(kind, row["id"], "CRASHED", "Crashed", reason)
 
 
 def free_slots(api: PrefectApi, home: Path, *limits: str) -> None:
@@ -144,10 +144,9 @@ def free_slots(api: PrefectApi, home: Path, *limits: str) -> None:
     """
     for lease in (home / "concurrency_leases").glob("*.json"):
         lease.unlink(missing_ok=True)
-    for name in limits:
-        limit = api.call("GET", f"/v2/concurrency_limits/{name}")
-        if limit and limit["active_slots"]:
-            api.call("PATCH", f"/v2/concurrency_limits/{name}", {"active_slots": 0})
+    for path in (f"/v2/concurrency_limits/{name}" for name in limits):
+        if (limit := api.call("GET", path)) and limit["active_slots"]:
+            api.call("PATCH", path, {"active_slots": 0})
 
 
 def end_worker(layout: Layout, api: PrefectApi, reason: str) -> None:
@@ -168,10 +167,10 @@ def end_worker(layout: Layout, api: PrefectApi, reason: str) -> None:
     crash(api, still, reason)
     for run in still:
         say(f"flow run {run['name']!r} had no worker any more: set to CRASHED")
-    # By their time, not by the name Late: a server that has just started has not given it yet.
+    # Several weeks of them would run before the run that the user now asks for. By their time, not
+    # by the name Late: a server that has just started has not given it yet.
     past = {"next_scheduled_start_time": {"before_": datetime.now(UTC).isoformat()}}
     scheduled = {"state": {"type": {"any_": ["SCHEDULED"]}}, **past}
-    # Several weeks of them would run before the run that the user now asks for.
     late = api.rows("flow_runs", flow_runs=scheduled, **own)
     missed = [run["id"] for run in late if run["auto_scheduled"]]
     for identity in missed:

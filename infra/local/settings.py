@@ -1,8 +1,4 @@
-"""What the local stack is made of: its folders, its environment, its `prefect.toml`.
-
-Not run by itself; `python -m infra.local` is the program. Starts nothing, and writes only
-`prefect.toml`.
-"""
+"""What the local stack is made of: its folders, its environment, its `prefect.toml`."""
 
 from __future__ import annotations
 
@@ -26,10 +22,9 @@ WORK_POOL = "mta-local"
 GPU_LIMIT = "gpu"
 DEPLOYMENT = "mta/full-benchmark"
 
-# Databases and artifact storage of the servers, where they are not the files below `.mta`.
+# The variables of the servers' databases, where they are not the files below `.mta`.
 PREFECT_DATABASE = "MTA_PREFECT_DATABASE"
 MLFLOW_DATABASE = "MTA_MLFLOW_DATABASE"
-MLFLOW_ARTIFACTS = "MTA_MLFLOW_ARTIFACTS"
 
 TELEMETRY_OFF = {
     "DO_NOT_TRACK": "1",
@@ -50,7 +45,7 @@ class StackError(InputError):
 
 
 class Layout:
-    """Where everything lies: all state is under `<root>/.mta`."""
+    """Where everything lies: all state is below `<root>/.mta`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -61,14 +56,12 @@ class Layout:
         self.prefect_home = self.state / "prefect"
         self.mlflow = self.state / "mlflow"
         self.store = self.state / "store"
-        # Where a store at a URL keeps its pieces on this machine.
-        self.cache = self.state / "cache"
-        # The table that the flow writes at its end, and what it writes instead with `dry_run`.
+        self.cache = self.state / "cache"  # of a store at a URL
+        # What the flow writes at its end, and with `dry_run`.
         self.comparison = self.state / "last_comparison.txt"
         self.plan = self.state / "last_plan.md"
 
     def make(self) -> None:
-        """Make the folders."""
         for folder in (self.logs, self.run, self.prefect_home, self.mlflow, self.store):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -80,7 +73,7 @@ PROJECT = Layout(Path(__file__).resolve().parents[2])
 def base_environment(layout: Layout, environ: Mapping[str, str]) -> dict[str, str]:
     """The user's environment, less what would lead Prefect elsewhere, plus what all parts share.
 
-    Nor do addresses of databases, which hold passwords, belong in runs: only servers get theirs.
+    Addresses of databases hold passwords: each server gets its own, and no run gets any.
     """
     dropped = (*FOREIGN_PREFECT, PREFECT_DATABASE, MLFLOW_DATABASE)
     env = {k: v for k, v in environ.items() if not k.startswith(dropped)}
@@ -106,7 +99,7 @@ def prefect_environment(layout: Layout, environ: Mapping[str, str]) -> dict[str,
 def mlflow_environment(layout: Layout, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of the MLflow server: files, or MTA_MLFLOW_DATABASE and _ARTIFACTS."""
     database = environ.get(MLFLOW_DATABASE, "").strip()
-    artifacts = environ.get(MLFLOW_ARTIFACTS, "").strip()
+    artifacts = environ.get("MTA_MLFLOW_ARTIFACTS", "").strip()
     env = base_environment(layout, environ)
     env.pop("MLFLOW_TRACKING_URI", None)
     return env | {
@@ -122,14 +115,13 @@ def client_environment(
 ) -> dict[str, str]:
     """The environment of the worker, and so of every flow run.
 
-    A store at a URL is the user's choice. Raises StackError for a folder elsewhere, which would
-    part the store, or its cache, from reports and runs beside it.
+    Raises StackError for a store, or the cache of one at a URL, in a folder elsewhere: reports,
+    runs and logs would not lie beside it.
     """
-    store = environ.get("MTA_STORE", "") or str(layout.store)
+    store = environ.get("MTA_STORE", "")
     at_url = "://" in store and not store.startswith(FOLDER_URLS)
-    name, given, own = "MTA_STORE", store, layout.store
-    if at_url:
-        name, given, own = "MTA_STORE_CACHE", environ.get("MTA_STORE_CACHE", ""), layout.cache
+    name, own = ("MTA_STORE_CACHE", layout.cache) if at_url else ("MTA_STORE", layout.store)
+    given = environ.get(name, "")
     if given and Path(given).absolute() != own.absolute():
         raise StackError(
             f"{name} {given}: it is {own} for this stack: unset it, or run "
@@ -149,17 +141,9 @@ def write_prefect_toml(layout: Layout, port: int | None) -> None:
 
     port: of the server; None when the stack is down.
     """
-
-    def quoted(value: object) -> str:
-        return json.dumps(str(value), ensure_ascii=False)  # JSON strings are TOML strings
-
-    address = f'[api]\nurl = "http://{HOST}:{port}/api"'
     template = Path(__file__).with_name("prefect.template.toml").read_text(encoding="utf-8")
-    text = Template(template).substitute(
-        home=quoted(layout.prefect_home),
-        profiles=quoted(layout.prefect_home / "profiles.toml"),
-        address=address if port else "[server.ephemeral]\nenabled = false",
-    )
-    path = layout.prefect_toml
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_atomic(path, text.encode())
+    up, down = f'[api]\nurl = "http://{HOST}:{port}/api"', "[server.ephemeral]\nenabled = false"
+    # What JSON escapes, TOML does.
+    home = json.dumps(str(layout.prefect_home), ensure_ascii=False)[1:-1]
+    text = Template(template).substitute(home=home, address=up if port else down)
+    write_atomic(layout.prefect_toml, text.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from infra import command
+from infra.local.settings import TELEMETRY_OFF
 from tasks.errors import label, masked
 
 app = typer.Typer(name="mta", add_completion=False, rich_markup_mode=None, help=__doc__)
@@ -23,8 +25,7 @@ RunName = Annotated[str, typer.Option("--run", help="a run's name, id or file")]
 def run(param: Parameters = None) -> int:
     """Run the benchmark in this process, without the stack's servers.
 
-    It has a Prefect server of its own while it runs, and MLflow in a file. Exit code 0: nothing is
-    missing.
+    It has a Prefect server of its own, and MLflow in a file. Exit code 0: nothing is missing.
     """
     from infra.local.alone import run_alone
 
@@ -46,20 +47,15 @@ def export(
     seed: Annotated[int | None, typer.Option(help="default: the run's first")] = None,
     run: RunName = "last",
 ) -> None:
-    """Write one user's LoRA (merged and stacked, as one) as an ordinary PEFT folder.
-
-    It says from which run the LoRA is, and where its base model lies.
-    """
+    """Write one user's LoRA (merged and stacked, as one) as an ordinary PEFT folder."""
     from tasks.export import export as write
     from tasks.report.files import read_run, shown_run
 
     taken = read_run(run)
     task = lamp_task or taken.cells[0].config.lamp_task
     base = write(taken, task, method, user, to, seed)
-    print(
-        f"{to}: the LoRA of {label(user)} by {method} for {task}, from {shown_run(taken)}; its "
-        f"base model is {base}"
-    )
+    what = f"the LoRA of {label(user)} by {method} for {task}, from {shown_run(taken)}"
+    print(f"{to}: {what}; its base model is {base}")
 
 
 @app.command()
@@ -120,6 +116,7 @@ def log(run: Annotated[str, typer.Argument(help="a run's name, id or file")] = "
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; its exit code."""
+    os.environ.update(TELEMETRY_OFF)
     given = sys.argv[1:] if arguments is None else arguments
     return command.run(app, given or ["--help"])
 

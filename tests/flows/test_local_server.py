@@ -12,9 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.local.alone import NAME, OWNER, end_orphans
-from infra.local.identity import me
-from infra.local.processes import PART
+from infra.local.alone import OWNER, end_orphans
 
 ROOT = Path(__file__).resolve().parents[2]
 # Holds the slot, says so, and waits to be killed, or for its server to be.
@@ -98,13 +96,32 @@ def test_a_run_whose_server_was_killed_ends_with_one_line(tmp_path: Path) -> Non
     assert "start the run again" in err.splitlines()[-1]
 
 
+SLEEP = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]
+
+
+def sleeper(home: Path, **variables: str) -> subprocess.Popen[bytes]:
+    env = {**os.environ, "PREFECT_HOME": str(home), **variables}
+    process = subprocess.Popen(SLEEP, env=env, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
 def test_the_server_of_another_run_is_left(tmp_path: Path) -> None:
-    owned = {**os.environ, "PREFECT_HOME": str(tmp_path), PART: NAME, OWNER: me()}
-    command = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]
-    with subprocess.Popen(command, env=owned, stdout=subprocess.PIPE) as mine:
-        assert mine.stdout is not None
-        mine.stdout.readline()
+    with sleeper(tmp_path, **{OWNER: str(os.getpid())}) as mine:
         assert not end_orphans(tmp_path)
         assert end_orphans(tmp_path / "elsewhere")
         assert mine.poll() is None
         mine.kill()
+
+
+def test_a_worker_of_a_killed_run_ends_and_a_strangers_process_does_not(tmp_path: Path) -> None:
+    """A worker process that still imports does not notice the end of its run."""
+    gone = subprocess.Popen(SLEEP)
+    gone.kill()
+    gone.wait()
+    with sleeper(tmp_path, **{OWNER: str(gone.pid)}) as worker, sleeper(tmp_path) as stranger:
+        assert end_orphans(tmp_path)
+        worker.wait(5)
+        assert stranger.poll() is None
+        stranger.kill()

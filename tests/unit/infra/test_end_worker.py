@@ -21,7 +21,7 @@ OWN: dict[str, Any] = {"id": "limit-own", "name": "deployment:d", "limit": 1}
 
 
 class FakeApi(PrefectApi):
-    """Flow runs with a state and perhaps a deployment or a parent; limits with used slots."""
+    """Flow runs with a state and perhaps a deployment; limits with used slots."""
 
     def __init__(self, layout: Layout, runs: list[dict[str, Any]]) -> None:
         super().__init__("http://nowhere/api")
@@ -53,8 +53,6 @@ class FakeApi(PrefectApi):
             rows = [row for row in rows if row.get("deployment") == "d"]
         if "id" in asked:
             rows = [row for row in rows if row["id"] in asked["id"]["any_"]]
-        if "parent_flow_run_id" in asked:
-            rows = [r for r in rows if r.get("parent") in asked["parent_flow_run_id"]["any_"]]
         if "next_scheduled_start_time" in asked:
             before = asked["next_scheduled_start_time"]["before_"]
             rows = [row for row in rows if row.get("due", "9999") < before]
@@ -80,29 +78,18 @@ def leases(layout: Layout) -> list[Path]:
     return files
 
 
-def test_runs_and_sub_flows_crash_and_slots_come_back(
-    layout: Layout, capsys: pytest.CaptureFixture[str]
-) -> None:
-    api = FakeApi(
-        layout,
-        [
-            run_of("parent", deployment="d"),
-            run_of("sub", parent="parent"),
-            run_of("done", "COMPLETED", deployment="d"),
-        ],
-    )
+def test_runs_crash_and_slots_come_back(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [run_of("orphan", deployment="d"), run_of("done", "COMPLETED", deployment="d")]
+    api = FakeApi(layout, runs)
     held = leases(layout)
     end_worker(layout, api, "It died.")
-    assert {name: run["state_type"] for name, run in api.runs.items()} == {
-        "parent": "CRASHED",
-        "sub": "CRASHED",
-        "done": "COMPLETED",
-    }
-    assert api.runs["parent"]["message"] == "It died."
+    states = {name: run["state_type"] for name, run in api.runs.items()}
+    assert states == {"orphan": "CRASHED", "done": "COMPLETED"}
+    assert api.runs["orphan"]["message"] == "It died."
     assert api.slots == {"limit-gpu": 0, "limit-own": 0}
     assert not any(file.exists() for file in held)
     said = capsys.readouterr().err
-    assert said == "mta: flow run 'parent' had no worker any more: set to CRASHED\n"
+    assert said == "mta: flow run 'orphan' had no worker any more: set to CRASHED\n"
 
 
 def test_a_run_called_by_hand_keeps_its_slot(layout: Layout) -> None:

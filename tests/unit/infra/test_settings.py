@@ -68,15 +68,6 @@ def test_prefect_reads_every_setting_in_it(tmp_path: Path, monkeypatch: pytest.M
     assert settings.worker.heartbeat_seconds == 10
 
 
-def test_an_unchanged_prefect_toml_is_not_written_again(tmp_path: Path) -> None:
-    layout = Layout(tmp_path)
-    write_prefect_toml(layout, 4200)
-    before = layout.prefect_toml.stat().st_mtime_ns
-    write_prefect_toml(layout, 4200)
-    assert layout.prefect_toml.stat().st_mtime_ns == before
-    assert [path.name for path in tmp_path.iterdir()] == ["prefect.toml"]
-
-
 def test_the_users_own_prefect_does_not_leak_into_the_stack(tmp_path: Path) -> None:
     environ = {
         "PREFECT_API_URL": "https://elsewhere.example/api",

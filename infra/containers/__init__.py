@@ -1,1 +1,0 @@
-"""What runs inside the containers of `infra/compose.yaml` and `infra/kubernetes/`."""
