@@ -1,8 +1,7 @@
 """What of a store goes with a user: what holds the user, and all that was made of it.
 
 Each result says which stored folders it was made of and which it gave; what goes is the closure of
-that. A folder that no result points to (tokens, whitening, of jobs that were killed) always goes:
-nothing tells whose it is. What others lose is made again by their next run.
+that. A folder that no result points to always goes: nothing tells whose it is.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.forget.holding import Marks, holds, strings
+import polars as pl
+
+from tasks.forget.holding import Marks, has_mark, strings
 from tasks.results.store import MEMO, RESULTS, Store
 
 MODELS = ("tiny_model", "task_adapt")
@@ -33,13 +34,13 @@ FOLDER = re.compile(r"[a-z_]+/[0-9a-f]{2}/[0-9a-f]{64}(?=/|$)")
 class Kept:
     """A result that Prefect keeps: the folders it was made of, and those it gave.
 
-    names_user: None where it cannot be read.
+    names_user: so counts one that cannot be read.
     """
 
     file: Path
     made_of: frozenset[str] = frozenset()
     gave: frozenset[str] = frozenset()
-    names_user: bool | None = None
+    names_user: bool = True
 
     def spoiled(self, gone: Container[str], taught: Container[str]) -> bool:
         """Whether it was made of what goes. taught: tables whose base side has the user."""
@@ -56,8 +57,6 @@ def marks_of(store: Store, user_id: str, texts: set[str]) -> Marks:
 
     texts: those that the user's files have.
     """
-    import polars as pl
-
     names, found = {user_id}, set(texts)
     for file in store.root.glob("prepare/??/*/*.parquet"):
         try:
@@ -81,25 +80,16 @@ def what_goes(store: Store, marks: Marks) -> tuple[set[str], list[Path]]:
         return set(), []
     taught = {uri for uri in gone if has_mark(store.root / uri / "base.parquet", marks)}
     gone |= places.keys() - {uri for result in results for uri in result.gave}
-    before = -1
-    while before != len(gone):
-        before = len(gone)
-        for result in results:
-            if result.spoiled(gone, taught):
-                gone |= result.gave
-    for result in results:
-        if result.names_user is not False or result.gave & gone or result.spoiled(gone, taught):
-            files.append(result.file)
+    before: set[str] = set()
+    while before != gone:
+        before = set(gone)
+        gone.update(*(result.gave for result in results if result.spoiled(gone, taught)))
+    files += [
+        result.file
+        for result in results
+        if result.names_user or result.gave & gone or result.spoiled(gone, taught)
+    ]
     return gone & places.keys(), files
-
-
-def has_mark(place: Path, marks: Marks) -> bool:
-    """Whether a file, or any in a folder, holds a mark, or is there and cannot be read."""
-    files = place.rglob("*") if place.is_dir() else [place]
-    try:
-        return any(holds(file, marks) for file in files if file.is_file())
-    except Exception:
-        return True
 
 
 def folders_in(value: Any) -> set[str]:
@@ -108,7 +98,7 @@ def folders_in(value: Any) -> set[str]:
 
 
 def stage_of(uri: str) -> str:
-    return uri.split("/")[0]
+    return uri.partition("/")[0]
 
 
 def _result(file: Path, marks: Marks) -> Kept:

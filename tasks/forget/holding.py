@@ -1,8 +1,7 @@
 """Whether a file holds something of a user: an id as a whole value, or a text within a value.
 
-Parquet, JSON and headers of safetensors are searched value by value, ids not in fields of content:
-a user "4" is not every rating of 4. What is for reading (HTML, tables, logs) is searched as text,
-ids there as whole words.
+Ids are not looked for in fields of content: a user "4" is not every rating of 4. What is for
+reading (HTML, tables, logs) is searched as text, ids there as whole words.
 """
 
 from __future__ import annotations
@@ -10,18 +9,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from html import unescape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import polars as pl
+from safetensors import safe_open
 
 from tasks.errors import label
 from tasks.lamp.definitions import TASKS
 from tasks.results.store import RESULTS
-
-if TYPE_CHECKING:
-    import polars as pl
 
 # Shorter texts ("ok") stand within others by chance; as whole values they are found all the same.
 LEAST_WITHIN = 12
@@ -41,7 +40,7 @@ class Marks:
     """What is searched for: ids as whole values, texts as whole values or within longer ones."""
 
     ids: frozenset[str]
-    texts: frozenset[str] = field(default=frozenset())
+    texts: frozenset[str] = frozenset()
 
     @cached_property
     def whole(self) -> frozenset[str]:
@@ -74,21 +73,26 @@ def holds(file: Path, marks: Marks) -> bool:
     """Whether a file holds one of the marks. Raises OSError, ValueError for what cannot be read."""
     suffix = file.suffix.lower()
     if suffix == ".parquet":
-        import polars as pl
-
         return any(_column_holds(column, marks) for column in pl.read_parquet(file))
     if file.name == VOCABULARY:
         return False
     if suffix == ".json" or file.parent.name == RESULTS:
         return marks.in_values(strings(json.loads(file.read_text(encoding="utf-8"))))
     if suffix == ".safetensors":
-        from safetensors import safe_open
-
         with safe_open(file, framework="numpy") as opened:
             return marks.in_values(strings([opened.metadata(), *opened.keys()]))
     if suffix in WRITTEN:
         return marks.in_text(file.read_text(encoding="utf-8", errors="replace"))
     return False
+
+
+def has_mark(place: Path, marks: Marks) -> bool:
+    """Whether a file, or any in a folder, holds a mark, or is there and cannot be read."""
+    files = place.rglob("*") if place.is_dir() else [place]
+    try:
+        return any(holds(file, marks) for file in files if file.is_file())
+    except Exception:
+        return True
 
 
 def strings(value: Any, content: bool = False) -> Iterator[tuple[str, bool]]:
@@ -116,19 +120,13 @@ def strings(value: Any, content: bool = False) -> Iterator[tuple[str, bool]]:
 
 
 def _column_holds(column: pl.Series, marks: Marks, content: bool = False) -> bool:
-    import polars as pl
-
-    if column.is_empty():
-        return False
     content = content or column.name in CONTENT
-    kind = column.dtype
-    if isinstance(kind, pl.List | pl.Array):
+    if isinstance(column.dtype, pl.List | pl.Array):
         return _column_holds(column.explode(), marks, content)
-    if isinstance(kind, pl.Struct):
+    if isinstance(column.dtype, pl.Struct):
         return any(_column_holds(inner, marks, content) for inner in column.struct.unnest())
-    if kind != pl.String:
+    if column.dtype != pl.String:
         return False
     values = column.unique()
-    if values.is_in(list(marks.texts if content else marks.whole)).any():
-        return True
-    return bool(marks.within and values.str.contains_any(marks.within).any())
+    within = marks.within and values.str.contains_any(marks.within).any()
+    return bool(within or values.is_in(list(marks.texts if content else marks.whole)).any())

@@ -6,8 +6,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from tasks.config.run import RunConfig
 from tasks.errors import InputError
+from tasks.lamp.definitions import TASKS, LampTask
+from tasks.lamp.download import FOLDERS, cache_folder
+from tasks.lamp.folders import of_task
+from tasks.lamp.formats import read_users
 
 
 def in_sources(runs: Iterable[Any], user_id: str, data: Path | None) -> tuple[list[str], set[str]]:
@@ -16,38 +22,28 @@ def in_sources(runs: Iterable[Any], user_id: str, data: Path | None) -> tuple[li
     runs: what the files of runs hold. data: files that no run may remember, of any LaMP task.
     Raises InputError where these cannot be read as users of any task.
     """
-    import polars as pl
-
-    from tasks.lamp.definitions import TASKS, get_task
-    from tasks.lamp.folders import of_task
-    from tasks.lamp.formats import read_users
-
     places = {place for run in runs for place in _places(run)}
     if data is not None:
-        places |= {(data, name, 0) for name in TASKS}
-    found: set[str] = set()
-    texts: set[str] = set()
-    read = False
-    for given, name, seed in sorted(places):
+        places |= {(data, task, 0) for task in TASKS.values()}
+    read, found, texts = set(), set(), set()
+    for given, task, seed in places:
         try:
-            place = of_task(given, name)
-            users = read_users(place, get_task(name), seed).users
+            place = of_task(given, task.name)
+            users = read_users(place, task, seed).users
         except InputError:
             continue  # gone, or of another task
-        read = read or given == data
+        read.add(given)
         for row in users.filter(pl.col("user_id") == user_id).to_dicts():
             texts |= {item["text"] for item in row["profile"]}
             texts |= {item["input"] for item in row["query"]}
             found.add(str(place))
-    if data is not None and not read:
+    if data is not None and data not in read:
         raise InputError(f"--data {data}: cannot be read as users of any LaMP task; check the path")
     return sorted(found), texts
 
 
-def _places(run: Any) -> Iterator[tuple[Path, str, int]]:
+def _places(run: Any) -> Iterator[tuple[Path, LampTask, int]]:
     """Where a run's data lie, task by task, and each seed that decides how they are read."""
-    from tasks.lamp.download import FOLDERS, cache_folder
-
     try:
         config = RunConfig.model_validate(run["config"])
     except (ValueError, KeyError, TypeError):
@@ -56,7 +52,7 @@ def _places(run: Any) -> Iterator[tuple[Path, str, int]]:
         if config.data == "lamp" and name in FOLDERS:
             lamp = config.lamp
             inside = f"time/{FOLDERS[name]}" if lamp.split == "time" else FOLDERS[name]
-            yield cache_folder(lamp) / inside / lamp.part, name, 0
+            yield cache_folder(lamp) / inside / lamp.part, config.definition(name), 0
         elif config.data not in ("lamp", "synthetic"):
             for seed in config.all_seeds if name == "LaMP-1" else [0]:
-                yield Path(config.data).expanduser(), name, seed
+                yield Path(config.data).expanduser(), config.definition(name), seed

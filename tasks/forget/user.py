@@ -1,21 +1,17 @@
-"""Remove a user, and all that was made of the user's texts, and prove it by a search.
-
-`mta forget --help` says what goes and what stays.
-"""
+"""Remove a user, and all that was made of the user's texts, and prove it by a search."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import InputError, label
-from tasks.forget.closure import MODELS, folders_in, has_mark, marks_of, stage_of, what_goes
-from tasks.forget.holding import Marks, strings
-from tasks.forget.mlflow_records import traces_in_mlflow
-from tasks.forget.prefect_records import forget_in_prefect
+from tasks.forget.closure import MODELS, folders_in, marks_of, stage_of, what_goes
+from tasks.forget.holding import Marks, has_mark, strings
+from tasks.forget.servers import forget_in_prefect, traces_in_mlflow
 from tasks.forget.sources import in_sources
 from tasks.meta_lora import META
 from tasks.report.files import REPORT_FILE, REPORTS_FOLDER, RUNS_FOLDER, TABLE_FILE
@@ -43,33 +39,28 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
                and (base or has_mark(store.root / uri, marks))}  # fmt: skip
     trained = base or bool(anchors)
     in_store = bool(gone or files)
-    named = [file for file, values in runs.items() if in_store and _names(values, gone, marks)]
+    named = {file: run for file, run in runs.items() if in_store and _names(run, gone, marks)}
     flow_runs = {file.stem for file in named}
     taught = flow_runs if trained else set()
-    in_mlflow, left = traces_in_mlflow(uris, marks, anchors | marks.ids, taught, remove=True)
-    if not (in_store or in_mlflow or sources):
+    in_mlflow = traces_in_mlflow(uris, marks, anchors | marks.ids, taught, remove=True)
+    if not (in_store or in_mlflow.runs or sources):
         raise InputError(f"{label(user_id)}: no such user in {store.root}, MLflow or known data")
-    flow_runs |= {trace.flow_run for trace in in_mlflow if trace.flow_run}
     # Beside the store; `mta run` makes it where it is called.
     homes = dict.fromkeys(home.absolute() for home in (store.state / "local", Path(".mta/local")))
-    done, unknown = forget_in_prefect(flow_runs, homes)
-    left += unknown
-    if in_mlflow:
-        done.append(f"MLflow: removed from {len(in_mlflow)} runs")
-    if in_store or in_mlflow:
-        done.append(_forget_beside(store, {file: runs[file] for file in named}, marks))
+    done, left = forget_in_prefect(flow_runs | in_mlflow.flow_runs, homes)
+    if in_mlflow.runs:
+        done.append(f"MLflow: removed from {in_mlflow.runs} runs")
+    if in_store or in_mlflow.runs:
+        done.append(_forget_beside(store, named, marks))
         done += _remove(store, gone, files)
     if trained:
         names = ["the base model"] * base + [f"anchor {label(one)}" for one in sorted(anchors)]
         done.append(f"trained on the user, so removed and trained again: {', '.join(names)}")
     searched, found = search(store, marks)
-    again, failed = traces_in_mlflow(uris, marks)
-    left += [*found, *failed, *(line for trace in again for line in trace.lines())]
-    left = list(dict.fromkeys(left))
-    done.append(
-        f"proof: searched {searched} files of the store and beside it, and MLflow: "
-        + (f"{len(left)} left" if left else "nothing of the user is left")
-    )
+    again = traces_in_mlflow(uris, marks)
+    left = list(dict.fromkeys([*in_mlflow.failed, *left, *found, *again.failed, *again.lines]))
+    what = f"{len(left)} left" if left else "nothing of the user is left"
+    done.append(f"proof: searched {searched} files of the store and beside it, and MLflow: {what}")
     done += [f"{source}: still holds the user, who comes back with it" for source in sources]
     return done, left
 
@@ -87,7 +78,6 @@ def search(store: Store, marks: Marks) -> tuple[int, list[str]]:
 
 
 def _beside(store: Store, *patterns: str) -> list[Path]:
-    """Files beside the store."""
     return sorted(file for pattern in patterns for file in store.state.glob(pattern))
 
 
@@ -99,9 +89,9 @@ def _json(file: Path) -> Any:
         return None
 
 
-def _names(values: Any, gone: set[str], marks: Marks) -> bool:
+def _names(run: Any, gone: set[str], marks: Marks) -> bool:
     """Whether a run names the user or what goes, or cannot be read."""
-    return values is None or marks.in_values(strings(values)) or bool(folders_in(values) & gone)
+    return run is None or marks.in_values(strings(run)) or bool(folders_in(run) & gone)
 
 
 def _anchor(store: Store, uri: str) -> str:
@@ -110,7 +100,7 @@ def _anchor(store: Store, uri: str) -> str:
     return str(values["anchor"]) if values else uri
 
 
-def _remove(store: Store, gone: set[str], files: Iterable[Path]) -> list[str]:
+def _remove(store: Store, gone: set[str], files: list[Path]) -> list[str]:
     """Tables of users go last: a call that was cut off is made again, and looks the user up there.
 
     By then what lost its result is what no result points to. Trainings that were cut off may be of
@@ -131,30 +121,23 @@ def _remove(store: Store, gone: set[str], files: Iterable[Path]) -> list[str]:
 
 
 def _forget_beside(store: Store, runs: dict[Path, Any], marks: Marks) -> str:
-    """Runs and what they showed are removed; in logs, which servers go on writing, the id is
-    crossed out."""
-    names = {values["report"] for values in runs.values() if values and "report" in values}
+    """Remove runs and what they showed; cross out ids in logs, which servers go on writing."""
+    names = {run.get("report") for run in runs.values() if run}
     reports = _beside(store, f"{REPORTS_FOLDER}/*")
     removed = [*runs, *(file for file in reports if file.stem in names or has_mark(file, marks))]
-    # Links to the newest, of which nothing may be left.
-    newest = [store.state / REPORT_FILE, store.state / TABLE_FILE]
     for file in removed:
         file.unlink()
-    for link in newest:
-        if link.is_symlink() and not link.exists():
-            link.unlink()
+    for link in (store.state / REPORT_FILE, store.state / TABLE_FILE):
+        if not link.exists():
+            link.unlink(missing_ok=True)  # it led to a report that is gone
     crossed = sum(_cross_out(file, marks) for file in _beside(store, "logs/*.log"))
     return f"beside the store: {len(removed)} files removed, {crossed} names crossed out in logs"
 
 
 def _cross_out(file: Path, marks: Marks) -> int:
     """Ids in a log become x's of the same length, in place: it may be open for appending."""
-    text = file.read_bytes().decode("utf-8", "surrogateescape")
-    crossed, count = marks.words.subn(lambda found: "x" * len(_bytes(found.group())), text)
+    ids = re.compile(marks.words.pattern.encode())
+    crossed, count = ids.subn(lambda found: b"x" * len(found.group()), file.read_bytes())
     with file.open("r+b") as opened:
-        opened.write(_bytes(crossed))
+        opened.write(crossed)
     return count
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")

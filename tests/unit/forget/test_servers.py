@@ -16,7 +16,7 @@ from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from tasks.forget.prefect_records import forget_in_prefect
+from tasks.forget.servers import forget_in_prefect
 
 
 @task(task_run_name="meta-lora-secret-user")
@@ -52,7 +52,7 @@ RUN_ALONE = """
 import sys
 from pathlib import Path
 from infra.local.alone import local_server
-from tests.unit.forget.test_prefect_records import outer
+from tests.unit.forget.test_servers import outer
 with local_server(Path(sys.argv[1])):
     print(outer(return_state=True).state_details.flow_run_id)
 """

@@ -1,0 +1,165 @@
+"""A user to forget, in MLflow, and in Prefect: flow runs, with their task runs and logs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Set
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+
+from infra.local.alone import local_server
+from tasks.errors import label, masked, short
+from tasks.forget.holding import WRITTEN, Marks, holds
+from tasks.tracking.server import PARENT_TAG, Mlflow
+
+SEARCHED = (".parquet", ".json", *WRITTEN)
+# Made of the same users as the tables beside them, without a name in them.
+NAMELESS = ("map.png", "golds.json", ".html")
+
+
+@dataclass
+class Traces:
+    """What MLflow has of a user: in how many runs, what, in lines, and what cannot be searched.
+
+    flow_runs: the Prefect runs that logged it.
+    """
+
+    runs: int = 0
+    lines: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    flow_runs: set[str] = field(default_factory=set)
+
+
+def traces_in_mlflow(
+    uris: Iterable[str],
+    marks: Marks,
+    anchors: Iterable[str] = (),
+    flow_runs: Set[str] = frozenset(),
+    remove: bool = False,
+) -> Traces:
+    """Search all runs, and remove at once what they have of a user.
+
+    anchors: whose LoRAs go, and their runs with them. flow_runs: those whose answers were made with
+    such LoRAs, so that all their tables go. Metrics stay, and parameters, which MLflow does not
+    take back.
+    """
+    traces = Traces()
+    for uri in uris:
+        try:
+            _search(Mlflow(uri), traces, marks, {*map(label, anchors)}, flow_runs, remove)
+        except Exception as error:
+            line = f"MLflow at {uri}: not searched ({type(error).__name__}: {short(error)})"
+            traces.failed.append(masked(line))
+    return traces
+
+
+def _search(
+    mlflow: Mlflow,
+    traces: Traces,
+    marks: Marks,
+    anchors: Set[str],
+    flow_runs: Set[str],
+    remove: bool,
+) -> None:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    runs = mlflow.search("", deleted=True)
+    flow_run_of = {run.info.run_id: run.data.tags.get("prefect_flow_run") for run in runs}
+    for run in runs:
+        tags, run_id = run.data.tags, run.info.run_id
+        flow_run = flow_run_of.get(tags.get(PARENT_TAG, run_id))
+        of_anchor = tags.get("kind") == "anchor"
+        whole = of_anchor and tags.get("anchor") in anchors
+        paths = list(_artifacts(mlflow, run_id))
+        found = {
+            path
+            for path in paths
+            if whole
+            or (flow_run in flow_runs and not of_anchor and path.endswith(".parquet"))
+            or (path.endswith(SEARCHED) and _holds(mlflow, run_id, path, marks))
+        }
+        if found:
+            found |= {path for path in paths if path.endswith(NAMELESS)}
+        told = {**tags, **run.data.params}
+        names = [name for name, text in told.items() if _tells(name, text, marks)]
+        if not (found or names or whole):
+            continue
+        traces.runs += 1
+        traces.flow_runs |= {flow_run} if flow_run else set()
+        what = (*names, *(f"artifact {path}" for path in sorted(found)))
+        traces.lines += [f"MLflow run {run_id}: {one}" for one in what]
+        if remove:
+            files = get_artifact_repository(run.info.artifact_uri, tracking_uri=mlflow.uri)
+            for path in found:
+                files.delete_artifacts(path)
+            for name in tags.keys() & set(names):
+                mlflow.client.set_tag(run_id, name, "forgotten")
+            if whole and run.info.lifecycle_stage == "active":
+                mlflow.client.delete_run(run_id)
+
+
+def _artifacts(mlflow: Mlflow, run_id: str, folder: str | None = None) -> Iterator[str]:
+    for item in mlflow.client.list_artifacts(run_id, folder):
+        if item.is_dir:
+            yield from _artifacts(mlflow, run_id, item.path)
+        else:
+            yield item.path
+
+
+def _holds(mlflow: Mlflow, run_id: str, path: str, marks: Marks) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        return holds(Path(mlflow.client.download_artifacts(run_id, path, folder)), marks)
+
+
+def _tells(name: str, text: str, marks: Marks) -> bool:
+    """A tag's or parameter's value, where values may be about users: seeds and counts are not."""
+    if name in ("anchor", "failure", "mlflow.runName"):
+        return marks.in_text(text)
+    return any(part in text for part in marks.within)
+
+
+def forget_in_prefect(
+    flow_runs: Iterable[str], homes: Iterable[Path] = ()
+) -> tuple[list[str], list[str]]:
+    """Delete flow runs: (what was done, what is left), in lines.
+
+    On the server that is set and in `homes`, where `mta run` may have its database. A run that none
+    of them knows is left: it may be on another server.
+    """
+    wanted = {*flow_runs}
+    unknown = set(wanted)
+    places: list[str | Path] = [home for home in homes if (home / "prefect.db").exists()]
+    if address := PREFECT_API_URL.value():
+        places.insert(0, address)
+    asked = []
+    for place in places if wanted else []:
+        try:
+            with local_server(place) if isinstance(place, Path) else nullcontext():
+                _delete(unknown)
+            asked.append(f"unknown to {masked(str(place))}")
+        except Exception as error:
+            asked.append(f"{masked(str(place))} not reached ({type(error).__name__})")
+    removed = len(wanted) - len(unknown)
+    done = f"Prefect: {removed} flow runs removed, with the names and logs of their tasks"
+    why = "; ".join(asked) or "no server is set"
+    return [done] if removed else [], [
+        f"Prefect: `prefect flow-run delete {run}` where it ran, unless it is gone there ({why})"
+        for run in sorted(unknown)
+    ]
+
+
+def _delete(flow_runs: set[str]) -> None:
+    """Delete those that the server knows, and take them out of the set."""
+    with get_client(sync_client=True) as client:
+        for run in sorted(flow_runs):
+            try:
+                client.delete_flow_run(UUID(run))
+            except ObjectNotFound:
+                continue
+            flow_runs.discard(run)
