@@ -17,7 +17,6 @@ from tasks.record import File, digest
 from tasks.report.files import all_runs, shown_run
 from tasks.results.models import UNKNOWN, Estimate
 from tasks.results.run import Cell, Merging, Run
-from tasks.results.store import remembered
 from tasks.text.questions import content
 
 ROLES = {"base": "base users", "anchor": "anchor candidates", "few_shot": "few-shot users"}

@@ -14,7 +14,7 @@ from tasks.report.page import report_html
 from tasks.report.since import ScoreChange, Since, last_run, since
 from tasks.results.models import Estimate, Prepared
 from tasks.results.run import Cell, Run
-from tasks.results.store import MEMO, Store
+from tasks.results.store import Store
 from tests.unit.report import cells
 from tests.unit.report.cells import anchor, compared, estimate, merging, stored
 from tests.unit.report.report_case import HOSTILE, report_case
