@@ -165,7 +165,7 @@ def _write(
     from tasks.lamp.formats import copy_users
 
     # All texts go through the disk: they may be gigabytes, and who stands where needs their keys.
-    everyone = out / "everyone.parquet"
+    everyone = out / "everyone.arrow"
     found = copy_users(folder, task, everyone, seed)
     dropped = dict(found.dropped)
     with naming_dropped(dropped, task):

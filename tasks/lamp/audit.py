@@ -109,10 +109,10 @@ def _flat(users: pl.DataFrame, column: str, task: LampTask) -> pl.DataFrame:
         .explode(column)
         .drop_nulls(column)
     )
-    text, answer = told(flat[column], task)
+    flat = flat.with_columns(**told(pl.col(column), column, task)).drop(column)
     if column == "query" and task.items == "completed":
-        text = answer
-    return flat.drop(column).with_columns(text.alias("about"), answer.alias("answer"))
+        return flat.with_columns(about="answer")
+    return flat
 
 
 def _places(queries: pl.DataFrame, items: pl.DataFrame, by: list[str]) -> dict[str, int]:

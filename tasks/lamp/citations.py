@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from tasks.lamp.history import Neighbours
 
@@ -47,29 +46,6 @@ def as_item(title: str, own: str, other: str, about: str | None = None) -> tuple
     return question(title, other, own), LABELS[1]
 
 
-def questions(papers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one user's papers as items: the title becomes a question, the citation its label.
-
-    papers: strings title, abstract, citation, negative; cited: all that the paper cites. Papers
-    with an empty title or citation get an empty title; papers without another citation to be asked
-    against are left out.
-    """
-    negatives = hard_negatives(
-        [f"{paper['title']} {paper['abstract']}" for paper in papers],
-        [paper["citation"] for paper in papers],
-        [paper["negative"] for paper in papers],
-        [paper["cited"] for paper in papers],
-    )
-    items = []
-    for paper, negative in zip(papers, negatives, strict=True):
-        if not paper["title"].strip() or not paper["citation"].strip():
-            items.append(paper | {"title": ""})
-        elif negative is not None:
-            asked, label = as_item(paper["title"], paper["citation"], negative)
-            items.append(paper | {"title": asked, "citation": label})
-    return items
-
-
 def hard_negatives(
     texts: Sequence[str],
     citations: Sequence[str],
@@ -87,12 +63,9 @@ def hard_negatives(
     ]
     if all(usable):
         return list(given)
-    nearest = Neighbours(texts).others(len(texts))
     found: list[str | None] = []
-    for index, own in enumerate(cited):
-        if usable[index]:
-            found.append(given[index])
-            continue
-        others = (citations[n] for n in nearest[index])
+    for index, nearest in enumerate(Neighbours(texts).others(len(texts))):
+        others = [given[index]] if usable[index] else [citations[n] for n in nearest]
+        own = cited[index]
         found.append(next((c for c in others if c.strip() and c not in own), None))
     return found

@@ -6,30 +6,35 @@ LaMP official: `{split}_questions.json`, a list of {id, input, profile: [item]},
 `{split}_outputs.json`, {task, golds: [{id, output}]}; each question is a user of its own.
 
     loaded = read_users(Path("data/lamp2m"), get_task("LaMP-2M"))        users in memory
-    found = copy_users(Path("data/lamp3"), get_task("LaMP-3"), file)     as parquet, however many
-
-Files are read record by record (tasks/lamp/records.py).
+    found = copy_users(Path("data/lamp3"), get_task("LaMP-3"), file)     in a file, however many
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from tasks.errors import InputError
-from tasks.lamp.checks import fields_of, identifier, kind, read_json, short
+from tasks.lamp import kept
+from tasks.lamp.checks import fields_of, item_fields, list_of, short
+from tasks.lamp.citations import UNASKED
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.folders import find_files
-from tasks.lamp.json_lines import is_lines, read_lines
-from tasks.lamp.kept import EMPTY_USER, NO_NEGATIVE, ORPHAN_QUERY, Kept
 from tasks.lamp.papers import read_papers
 from tasks.lamp.records import read_records
-from tasks.lamp.tables import USERS, Records, Rows, parquet
+from tasks.lamp.tables import ROW_GROUP, USERS, lists
+
+# An item or query of the user of that number: text and answer, or input and gold.
+ROW = {"user": pl.UInt32, "id": pl.String, "text": pl.String, "answer": pl.String}
+Row = tuple[int, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -66,176 +71,168 @@ def read_users(path: Path | str, task: LampTask, seed: int = 0) -> Loaded:
     Empty and repeated items, and labels that the task does not have, are dropped and counted.
     Raises InputError for anything that does not have the format's shape.
     """
-    tables: list[pa.Table] = []
-    found = _read(Path(path), _Reader(task, Rows(tables.append), seed))
-    users = pl.DataFrame(pl.from_arrow(pa.concat_tables([USERS.empty_table(), *tables])))
-    return Loaded(**vars(found), users=users)
+    tables = [USERS.empty_table()]
+    found = _read(Path(path), _Reader(task, tables.append, seed))
+    return Loaded(**vars(found), users=pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))))
 
 
 def copy_users(path: Path | str, task: LampTask, to: Path, seed: int = 0) -> Found:
-    """Read users as `read_users` does, and write them to the parquet file `to` meanwhile.
+    """Read users as `read_users` does, and write them to the Arrow file `to` meanwhile.
 
     Memory holds a few megabytes of users, whatever the size of the files, and the golds of LaMP's
-    official files. The parquet file is not compressed: it is read once, and zstd would take as long
-    as reading does. An error leaves an unfinished file.
+    official files. `tables.mapped` reads the file. An error leaves an unfinished file.
     """
-    with parquet(to, USERS, compression="none") as write:
-        return _read(Path(path), _Reader(task, Rows(write), seed))
+    with pa.ipc.new_file(str(to), USERS) as file:
+        return _read(Path(path), _Reader(task, file.write_table, seed))
 
 
 def _read(path: Path, reader: _Reader) -> Found:
     files = find_files(path)
+    sources = [file for _, file in files.users]
     for role, file in files.users:
-        reader.add_user_file(file, role)
+        reader.read(file, role)
     if files.official:
-        reader.add_official(*files.official)
-    reader.rows.flush()
-    kept = reader.kept
-    return Found(dict(sorted(kept.dropped.items())), reader.sources, reader.drawn)
+        questions, outputs = sources = [*files.official]
+        golds = _read_golds(outputs, questions.name, reader.task.name)
+        unseen = golds.keys() - reader.read(questions, None, golds)
+        for gold_id in golds:
+            if gold_id in unseen:
+                raise InputError(
+                    f"{outputs}: the gold with id {short(gold_id)} has no question in "
+                    f"{questions.name}; get both files of one split"
+                )
+    reader.flush()
+    dropped = {reason: count for reason, count in sorted(reader.dropped.items()) if count}
+    return Found(dropped, [str(file) for file in sources], reader.drawn)
+
+
+def _read_golds(file: Path, questions: str, task: str) -> dict[str, str]:
+    if not file.is_file():
+        raise InputError(f"{file}: not there; {questions} needs its golds")
+    contents = [content for _, content in read_records(file)]
+    if len(contents) != 1 or not isinstance(contents[0], dict) or "golds" not in contents[0]:
+        raise InputError(f'{file}: has no list "golds"; expected LaMP\'s own outputs file')
+    golds: dict[str, str] = {}
+    for index, record in enumerate(list_of(contents[0]["golds"], str(file), "golds")):
+        where = f"{file}: gold {index}"
+        gold_id, output = fields_of(record, where, ("id", "output"), task)
+        if gold_id in golds:
+            raise InputError(f"{where} has the id {short(gold_id)} of an earlier gold")
+        golds[gold_id] = output
+    return golds
 
 
 class _Reader:
-    """Checks the users of one or more files, and hands them to `rows`."""
+    """Checks the users of one or more files, and gives them on as tables of about ROW_GROUP bytes.
 
-    def __init__(self, task: LampTask, rows: Rows, seed: int) -> None:
+    dropped, drawn: as in `Found`, so far.
+    """
+
+    def __init__(self, task: LampTask, write: Callable[[pa.Table], None], seed: int) -> None:
         self.task = task
-        self.rows = rows
-        self.seed = seed
+        self.dropped: Counter[str] = Counter()
         self.drawn = 0
-        self.kept = Kept(task)
-        self.sources: list[str] = []
-        self.unit = "record"  # of the present file: record of a list, or line
+        self._write = write
+        self._seed = seed
+        # The users that are not written yet; rows begin with the number of their user.
+        self._users: list[tuple[str, str | None]] = []
+        self._items: list[Row] = []
+        self._queries: list[Row] = []
+        self._characters = 0
 
-    def add_user_file(self, file: Path, role: str | None) -> None:
-        users: dict[str, int] = {}
-        queries: dict[str, int] = {}
-        for index, record in self._records(file):
-            where = f"{file}: {self.unit} {index}"
-            if not isinstance(record, dict):
-                raise InputError(f"{where} is {kind(record)}; a user must be a JSON object")
-            if "user_id" not in record:
-                hint = "give every user its user_id"
-                if self.unit == "line":
-                    hint += ", as one user a line or as a JSON list of users"
+    def read(
+        self, file: Path, role: str | None, golds: Mapping[str, str] | None = None
+    ) -> set[str]:
+        """Read one file, and return its users' ids. golds: of LaMP's own questions, by id."""
+        name = "user_id" if golds is None else "id"
+        users: dict[str, str] = {}  # id -> place
+        queries: dict[str, str] = {}
+        for place, record in read_records(file):
+            where = f"{file}: {place}"
+            if golds is None and isinstance(record, dict) and "user_id" not in record:
+                hint = "give every user one, as one user a line or as a JSON list of users"
                 if "input" in record:
                     hint = "these are LaMP's own questions: give the folder that holds them"
                 raise InputError(f"{where} has no user_id; {hint}")
-            user_id = identifier(record["user_id"], where, "user_id")
-            where += f" (user_id {short(user_id)})"
+            (user_id,) = fields_of(record, where, (name,), self.task.name)
+            where += f" ({name} {short(user_id)})"
             if user_id in users:
-                raise InputError(
-                    f"{where} has the user_id of {self.unit} {users[user_id]}; merge the two or "
-                    "give each its own"
-                )
-            users[user_id] = index
-            asked = self._asked(record.get("query", []), queries, where, index)
-            self._add(user_id, role, record, asked, where)
-        self.sources.append(str(file))
+                raise InputError(f"{where} has the {name} of {users[user_id]}; ids must differ")
+            users[user_id] = place
+            if golds is not None:
+                if user_id not in golds:
+                    raise InputError(f"{where} has no gold; get both files of one split")
+                record["query"] = [record | {"gold": golds[user_id]}]
+            self._ask(record.get("query", []), where, place, queries)
+            self._show(record, where)
+            self._users.append((user_id, role))
+            if self._characters >= ROW_GROUP:
+                self.flush()
+        if not users:
+            raise InputError(f"{file}: holds an empty list; expected at least one user")
+        return set(users)
 
-    def add_official(self, questions_file: Path, outputs_file: Path) -> None:
-        if not outputs_file.is_file():
-            raise InputError(f"{outputs_file}: not there; {questions_file.name} needs its golds")
-        golds = self._read_golds(outputs_file)
-        seen: dict[str, int] = {}
-        for index, record in self._records(questions_file):
-            where = f"{questions_file}: {self.unit} {index}"
-            fields = fields_of(record, where, ("id", "input"), self.task.name)
-            user_id = identifier(record["id"], where, "id")
-            where += f" (id {short(user_id)})"
-            if user_id in seen:
-                raise InputError(
-                    f"{where} has the id of {self.unit} {seen[user_id]}; ids must differ"
-                )
-            seen[user_id] = index
-            if user_id not in golds:
-                raise InputError(
-                    f"{where} has no gold in {outputs_file.name}; get both files of one split"
-                )
-            self._add(user_id, None, record, [(user_id, fields["input"], golds[user_id])], where)
-        for gold_id in golds:
-            if gold_id not in seen:
-                raise InputError(
-                    f"{outputs_file}: the gold with id {short(gold_id)} has no question in "
-                    f"{questions_file.name}; get both files of one split"
-                )
-        self.sources += [str(questions_file), str(outputs_file)]
+    def flush(self) -> None:
+        """Give on the users so far, without what is dropped."""
+        if not self._users:
+            return
+        labels = self.task.labels
+        shown = (*labels, UNASKED) if labels and self.task.items == "built" else labels
+        items, held = self._usable(self._items, shown, kept.ITEMS)
+        queries, asked = self._usable(self._queries, labels, kept.QUERIES)
+        left = held > 0
+        self.dropped[kept.EMPTY_USER] += int((~left).sum())
+        self.dropped[kept.ORPHAN_QUERY] += int(asked[~left].sum())
+        queries = queries.filter(left[queries["user"]]).select("id", input="text", gold="answer")
+        user_ids, roles = zip(*self._users, strict=True)
+        table = {
+            "user_id": pl.Series(user_ids).filter(left).to_arrow(),
+            "role": pl.Series(roles, dtype=pl.String).filter(left).to_arrow(),
+            "profile": lists(held[left], items.drop("user").to_struct()),
+            "query": lists(asked[left], queries.to_struct()),
+        }
+        self._write(pa.table(table).cast(USERS))
+        self._users, self._items, self._queries, self._characters = [], [], [], 0
 
-    def _records(self, file: Path) -> Iterator[tuple[int, Any]]:
-        lines = is_lines(file)
-        self.unit = "line" if lines else "record"
-        return read_lines(file) if lines else read_records(file)
+    def _usable(
+        self, rows: list[Row], labels: tuple[str, ...], reasons: kept.Reasons
+    ) -> tuple[pl.DataFrame, NDArray[np.int64]]:
+        """The usable rows, and how many of them each user has."""
+        frame = pl.DataFrame(rows, ROW, orient="row")
+        frame, dropped = kept.usable(frame, self.task, labels, reasons)
+        self.dropped.update(dropped)
+        return frame, np.bincount(frame["user"], minlength=len(self._users))
 
-    def _asked(
-        self, given: Any, seen: dict[str, int], where: str, index: int
-    ) -> list[tuple[str, str, str]]:
-        """A user's queries as (id, input, gold). seen: query id -> record, of all users so far."""
-        if not isinstance(given, list):
-            raise InputError(f"{where}: query is {kind(given)}; it must be a list")
-        checked = []
-        for number, query in enumerate(given):
-            place = f"{where}, query {number}"
-            fields = fields_of(query, place, ("id", "input", "gold"), self.task.name)
-            query_id = identifier(query["id"], place, "id")
+    def _ask(self, given: Any, where: str, place: str, seen: dict[str, str]) -> None:
+        """Take the next user's queries. seen: query id -> place, of all users of the file."""
+        for number, query in enumerate(list_of(given, where, "query")):
+            at = f"{where}, query {number}"
+            query_id, asked, gold = fields_of(query, at, ("id", "input", "gold"), self.task.name)
             # Predictions are matched to golds by query id alone (LaMP's rule).
             if query_id in seen:
                 raise InputError(
-                    f"{place} has the id {short(query_id)}, which a query of {self.unit} "
-                    f"{seen[query_id]} has too; give every query its own id"
+                    f"{at} has the id {short(query_id)}, which a query of {seen[query_id]} has "
+                    "too; give every query its own id"
                 )
-            seen[query_id] = index
-            checked.append((query_id, fields["input"], fields["gold"]))
-        return checked
+            seen[query_id] = place
+            self._queries.append((len(self._users), query_id, asked, gold))
+            self._characters += len(asked)
 
-    def _read_golds(self, file: Path) -> dict[str, str]:
-        content = read_json(file)
-        records = content.get("golds") if isinstance(content, dict) else None
-        if not isinstance(records, list):
-            raise InputError(f'{file}: has no list "golds"; expected LaMP\'s own outputs file')
-        golds: dict[str, str] = {}
-        for index, record in enumerate(records):
-            where = f"{file}: gold {index}"
-            output = fields_of(record, where, ("id", "output"), self.task.name)["output"]
-            gold_id = identifier(record["id"], where, "id")
-            if gold_id in golds:
-                raise InputError(f"{where} has the id {short(gold_id)} of an earlier gold")
-            golds[gold_id] = output
-        return golds
-
-    def _add(
-        self,
-        user_id: str,
-        role: str | None,
-        record: dict[str, Any],
-        asked: list[tuple[str, str, str]],
-        where: str,
-    ) -> None:
-        profile, queries = self._profile(record, where), self.kept.queries(asked)
-        if profile.ids:
-            self.rows.add(user_id, role, profile, queries)
-            return
-        self.kept.dropped[EMPTY_USER] += 1
-        if queries.ids:
-            self.kept.dropped[ORPHAN_QUERY] += len(queries.ids)
-
-    def _profile(self, record: dict[str, Any], where: str) -> Records:
-        """A user's usable items."""
+    def _show(self, record: dict[str, Any], where: str) -> None:
+        """Take the next user's items."""
         if "profile" not in record:
             raise InputError(f"{where} has no profile; every user needs its list of items")
-        items = record["profile"]
-        if not isinstance(items, list):
-            raise InputError(f"{where}: profile is {kind(items)}; it must be a list")
-        if self.task.items == "built":
-            papers = read_papers(items, where, self.task.name, self.seed)
-            items = papers.items
-            self.drawn += papers.drawn
-            if papers.lost:
-                self.kept.dropped[NO_NEGATIVE] += papers.lost
-        names = (self.task.text_field, self.task.answer_field)
-        read = []
-        for number, item in enumerate(items):
-            place = f"{where}, profile item {number}"
-            fields = fields_of(item, place, names, self.task.name)
-            # Items are told apart by content; an id is only carried along.
-            item_id = identifier(item["id"], place, "id") if "id" in item else str(number)
-            read.append((item_id, fields[names[0]], fields[names[1]]))
-        return self.kept.items(read)
+        profile, task = list_of(record["profile"], where, "profile"), self.task
+        if task.items == "built":
+            items, lost, drawn = read_papers(profile, where, task.name, self._seed)
+            self.dropped[kept.NO_NEGATIVE] += lost
+            self.drawn += drawn
+        else:
+            names = (task.text_field, task.answer_field)
+            items = [
+                item_fields(item, n, f"{where}, profile item {n}", names, task.name)
+                for n, item in enumerate(profile)
+            ]
+        for item_id, text, answer in items:
+            self._items.append((len(self._users), item_id, text, answer))
+            self._characters += len(text)

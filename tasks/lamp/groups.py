@@ -57,13 +57,13 @@ def find_groups(users: pl.DataFrame, share: float, task: LampTask | None = None)
         .explode("profile")
         .drop_nulls("profile")
     )
-    text, answer = told(items["profile"], task)
     # Numbers for texts and answers, so that what follows is light; ordered as they are.
-    numbers = (text.rank("dense").alias("text"), answer.rank("dense").alias("answer"))
-    items = items.select("row", *numbers).unique()
+    content = told(pl.col("profile"), "profile", task)
+    numbers = {name: text.rank("dense") for name, text in content.items()}
+    items = items.select("row", **numbers).unique()
     # An exact integer per pair instead of its hash: joins are as fast and nothing can collide.
-    pairs = items.group_by("text", "answer").agg(users=pl.len()).sort("text", "answer")
-    items = items.join(pairs.with_row_index("pair"), on=["text", "answer"]).select(
+    pairs = items.group_by("about", "answer").agg(users=pl.len()).sort("about", "answer")
+    items = items.join(pairs.with_row_index("pair"), on=["about", "answer"]).select(
         "row", "pair", "users", size=pl.len().over("row"), order=_rarity_order()
     )
     shared = _sharing_pairs(items, share)
@@ -248,8 +248,7 @@ def _pool(users: pl.DataFrame, task: LampTask) -> pl.DataFrame:
     pooled = members.select("group").unique().sort("group")
     for column in ("profile", "query"):
         flat = members.select("group", column).explode(column).drop_nulls(column)
-        text, answer = told(flat[column], task)
-        flat = flat.with_columns(text.alias("about"), answer.alias("answer"))
+        flat = flat.with_columns(**told(pl.col(column), column, task))
         distinct = flat.unique(["group", "about", "answer"], keep="first", maintain_order=True)
         rows = distinct.group_by("group", maintain_order=True).agg(column)
         none = pl.lit([], dtype=users.schema[column])

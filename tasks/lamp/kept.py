@@ -1,14 +1,15 @@
-"""Which of a user's items and queries are kept. The others are dropped and counted by reason."""
+"""Which of the users' items and queries are kept. The others are dropped and counted by reason."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import suppress
+from typing import NamedTuple
 
-from tasks.lamp import citations
+import polars as pl
+
+from tasks.lamp.content import WHITE_SPACE
 from tasks.lamp.definitions import LampTask
-from tasks.lamp.tables import Records
 
 EMPTY_ITEM = "profile item with empty text or answer"
 DUPLICATE_ITEM = "profile item that stands twice in one profile"
@@ -20,51 +21,50 @@ EMPTY_USER = "user with no profile items left"
 ORPHAN_QUERY = "query of a user with no profile items left"
 
 
-class Kept:
-    """Drops what cannot be used. dropped: reason -> how many items, queries or users so far."""
+class Reasons(NamedTuple):
+    """What is counted for which fault; twice None: a row may stand twice."""
 
-    def __init__(self, task: LampTask) -> None:
-        self.task = task
-        self.dropped: Counter[str] = Counter()
+    empty: str
+    unknown: str
+    twice: str | None
 
-    def items(self, items: Iterable[tuple[str, str, str]]) -> Records:
-        """The usable of some items (id, text, answer); an item that stands twice is kept once."""
-        labels = self.task.labels
-        if labels and self.task.items == "built":
-            labels = (*labels, citations.UNASKED)
-        kept: dict[tuple[str, str], str] = {}
-        for item_id, body, answer in items:
-            answer = self._answer(answer)
-            if not body.strip() or not answer.strip():
-                self.dropped[EMPTY_ITEM] += 1
-            elif labels and answer not in labels:
-                self.dropped[UNKNOWN_LABEL] += 1
-            elif (body, answer) in kept:
-                self.dropped[DUPLICATE_ITEM] += 1
-            else:
-                kept[body, answer] = item_id
-        return Records(list(kept.values()), [t for t, _ in kept], [answer for _, answer in kept])
 
-    def queries(self, queries: list[tuple[str, str, str]]) -> Records:
-        """The usable of some queries (id, input, gold)."""
-        kept = Records([], [], [])
-        for query_id, question, gold in queries:
-            gold = self._answer(gold)
-            if not question.strip() or not gold.strip():
-                self.dropped[EMPTY_QUERY] += 1
-            elif self.task.labels and gold not in self.task.labels:
-                self.dropped[UNKNOWN_GOLD] += 1
-            else:
-                for held, value in zip(kept, (query_id, question, gold), strict=True):
-                    held.append(value)
-        return kept
+ITEMS = Reasons(EMPTY_ITEM, UNKNOWN_LABEL, DUPLICATE_ITEM)
+QUERIES = Reasons(EMPTY_QUERY, UNKNOWN_GOLD, None)
 
-    def _answer(self, answer: str) -> str:
-        """A label stripped, as LaMP scores it, and a rating "4.0" as "4"; free text as it is."""
-        if answer in self.task.labels:
-            return answer
-        if self.task.kind == "rating":
-            with suppress(ValueError):
-                rating = float(answer)
-                return str(int(rating)) if rating.is_integer() else answer.strip()
-        return answer.strip() if self.task.labels else answer
+
+def usable(
+    rows: pl.DataFrame, task: LampTask, labels: Collection[str], reasons: Reasons
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Return the usable rows, and how many are not by reason.
+
+    rows: columns user, id, text, answer. labels: the answers that there are; empty for free text.
+    """
+    if labels:
+        told = rows["answer"].unique()
+        known = pl.Series([_label(answer, task) for answer in told], dtype=pl.String)
+        rows = rows.with_columns(pl.col("answer").replace_strict(told, known))
+    blank = pl.col("text", "answer").str.strip_chars(WHITE_SPACE) == ""
+    unknown = ~pl.col("answer").is_in(list(labels)) if labels else pl.lit(False)
+    again = ~pl.struct("user", "text", "answer").is_first_distinct()
+    reason = (
+        pl.when(pl.any_horizontal(blank))
+        .then(pl.lit(reasons.empty))
+        .when(unknown)
+        .then(pl.lit(reasons.unknown))
+        .when(again if reasons.twice else pl.lit(False))
+        .then(pl.lit(reasons.twice))
+    )
+    marked = rows.with_columns(reason.alias("reason"))
+    counts = marked["reason"].drop_nulls().value_counts()
+    kept = marked.filter(pl.col("reason").is_null()).drop("reason")
+    return kept, dict(counts.iter_rows())
+
+
+def _label(answer: str, task: LampTask) -> str:
+    """A label stripped, as LaMP scores it, and a rating "4.0" as "4"."""
+    if task.kind == "rating":
+        with suppress(ValueError):
+            rating = float(answer)
+            return str(int(rating)) if rating.is_integer() else answer.strip()
+    return answer.strip()

@@ -1,7 +1,7 @@
-"""The records of a JSON list of any size, in order, in bounded memory.
+"""The records of a JSON file of any size, in order, in bounded memory.
 
-The standard library decodes record after record from the part of the file that is in memory. Of a
-key that stands twice in one object the last counts, as `json.load` has it.
+A file is a JSON list, or JSON Lines: objects, one a line. Of a key that stands twice in one object
+the last counts, as `json.load` has it.
 """
 
 from __future__ import annotations
@@ -14,116 +14,134 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from tasks.errors import InputError
-from tasks.lamp.checks import decoder, not_a_list, not_json, reading
 
-# Bytes read at once.
-BLOCK = 4 << 20
-# The longest record that is taken. A longer one is a damaged file, and memory stays bounded.
-LONGEST = 64 << 20
+BLOCK = 4 << 20  # bytes read at once
+LONGEST = 64 << 20  # characters of one record; a longer one is a damaged file
 
 _SPACES = re.compile(r"[ \t\n\r]*")
-_JSON = decoder()
 
 
-def read_records(file: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (index, record) of the non-empty JSON list in `file`.
+def read_records(file: Path) -> Iterator[tuple[str, Any]]:
+    """Yield (place, record) of a file; the place is "record 0" of a list, "line 1" of lines.
 
-    Raises InputError, which names the record, for what is not JSON, not UTF-8 or longer than
-    LONGEST; and for a file that holds no list.
+    Raises InputError, which names the place, for what is not JSON, not UTF-8 or longer than
+    LONGEST.
     """
-    with reading(file), file.open("rb", buffering=0) as handle:
-        text = Text(file, handle)
-        if text.next() != "[":
-            not_a_list(file)
-        text.at += 1
-        if text.next() == "]":
-            raise InputError(f"{file}: holds an empty list; expected at least one user")
-        index, separator = 0, ","
-        while separator == ",":
-            record, separator = text.record(index)
-            yield index, record
-            index += 1
-        if text.next() or text.bad is not None:
-            not_json(f"{file}: after its list", file, text.byte(text.at), "Extra data", cut=False)
+    try:
+        with file.open("rb", buffering=0) as handle:
+            yield from _records(_Text(file, handle))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); check it") from None
 
 
-class Text:
+def _records(text: _Text) -> Iterator[tuple[str, Any]]:
+    first = text.next()
+    if first == "{":
+        while text.next():
+            text.place = f"line {text.line}"
+            yield text.place, text.value()
+        return
+    if first != "[":
+        what = "holds neither a JSON list nor JSON Lines; is it compressed?"
+        if first == "<":
+            what = "looks like a web page, so the address it came from was wrong"
+        raise InputError(f"{text.file}: {what if first else 'is empty; get it again'}")
+    text.use(text.at + 1)
+    number, separator = 0, text.next()
+    while separator != "]":
+        text.place = f"record {number}"
+        yield text.place, text.value()
+        number, separator = number + 1, text.next()
+        if separator not in ("]", ","):
+            text.fail("Expecting ',' or ']'", text.at)
+        if separator == ",":
+            text.use(text.at + 1)
+    text.use(text.at + 1)
+    text.place = "after its list"
+    if text.next():
+        text.fail("Extra data", text.at)
+
+
+class _Text:
     """The part of a file that is in memory; what stands before `at` has been used."""
 
     def __init__(self, file: Path, handle: BinaryIO) -> None:
         self.file = file
-        self.handle = handle
+        self.place = "at its start"
         self.text = ""
         self.at = 0
-        self.bad: int | None = None  # the byte of the file that is not UTF-8
-        self.ended = False  # nothing follows that can be read
-        self._offset = 0  # of the text's first byte in the file
-        self._cut = b""  # the first bytes of a character whose others are not read yet
-        self._read()
-        if self.text.startswith("\ufeff"):
-            self.at = 1
+        self.line = 1
+        self._handle = handle
+        self._begins = 0  # where the line begins; below 0 if that is no longer in memory
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self._read = 0  # bytes
+        self._bad: int | None = None  # the byte that is not UTF-8
+        self._ended = False
+        self._json = json.JSONDecoder(parse_constant=_refuse)
 
     def next(self) -> str:
         """Return the next character that is no white space, without using it; "" at the end."""
         while True:
-            self.at = _after_space(self.text, self.at)
-            if self.at < len(self.text) or self.ended:
+            spaces = _SPACES.match(self.text, self.at)
+            self.use(spaces.end() if spaces else self.at)
+            if self.at < len(self.text) or self._ended:
                 return self.text[self.at : self.at + 1]
-            self._read()
+            self._more()
 
-    def record(self, index: int) -> tuple[Any, str]:
-        """Use and return the next record, and the comma or bracket after it."""
+    def value(self) -> Any:
+        """Use and return the next JSON value."""
         while True:
+            self.next()
             try:
-                record, end = _JSON.raw_decode(self.text, _after_space(self.text, self.at))
-                end = _after_space(self.text, end)
-                if self.text[end : end + 1] not in ("]", ","):
-                    raise json.JSONDecodeError("Expecting ',' delimiter", self.text, end)
-                self.at = end + 1
-                return record, self.text[end]
+                value, end = self._json.raw_decode(self.text, self.at)
+                self.use(end)
+                return value
             except json.JSONDecodeError as error:
-                if self.ended or len(self.text) - self.at >= LONGEST:
-                    self._fail(error, f"{self.file}: record {index}")
-                self._read()
+                if self._ended or len(self.text) - self.at >= LONGEST:
+                    what = "" if self._ended else f", or it does not end within {LONGEST >> 20} MiB"
+                    self.fail(error.msg + what, error.pos)
+                self._more()
             except (RecursionError, ValueError) as error:
                 raise InputError(
-                    f"{self.file}: record {index}: cannot be read ({error}); repair it"
+                    f"{self.file}: {self.place}: cannot be read ({error}); repair it"
                 ) from None
 
-    def byte(self, at: int) -> int:
-        """The byte of the file where a character of the text stands."""
-        return self._offset + len(self.text[:at].encode())
+    def use(self, end: int) -> None:
+        """Go on to `end`."""
+        if breaks := self.text.count("\n", self.at, end):
+            self.line += breaks
+            self._begins = self.text.rfind("\n", self.at, end) + 1
+        self.at = end
 
-    def _read(self) -> None:
+    def fail(self, what: str, at: int) -> NoReturn:
+        self.use(at)
+        hint = "repair it, or get it again if it was truncated"
+        if self.place.startswith("line"):
+            hint += "; JSON Lines have one user a line, and no comma"
+        raise InputError(
+            f"{self.file}: {self.place}: not valid JSON at line {self.line}, column "
+            f"{at - self._begins + 1} ({what}); {hint}"
+        )
+
+    def _more(self) -> None:
         """Drop what was used, and read at least as much as is left."""
-        self._offset, self.text, self.at = self.byte(self.at), self.text[self.at :], 0
-        more = self.handle.read(max(BLOCK, len(self.text)))
-        block = self._cut + more
-        self.ended = not more
+        if self._bad is not None:
+            raise InputError(
+                f"{self.file}: {self.place}: not UTF-8 at byte {self._bad}; repair it, or get it "
+                "again"
+            )
+        self.text, self._begins, self.at = self.text[self.at :], self._begins - self.at, 0
+        block = self._handle.read(max(BLOCK, len(self.text)))
+        self._read += len(block)
+        self._ended = not block
         try:
-            decoded, used = codecs.utf_8_decode(block, "strict", self.ended)
+            self.text += self._decode(block, self._ended)
         except UnicodeDecodeError as error:
-            decoded, used = block[: error.start].decode(), error.start
-            self.bad = self.byte(len(self.text)) + used
-            self.ended = True
-        self.text += decoded
-        self._cut = block[used:]
-
-    def _fail(self, error: json.JSONDecodeError, where: str) -> NoReturn:
-        # The error of a cut word or escape is at its first character.
-        at_end = error.msg.startswith("Unterminated") or error.pos > len(self.text.rstrip()) - 8
-        if at_end and self.bad is not None:
-            raise InputError(
-                f"{where}: not UTF-8 at byte {self.bad}; repair it, or get the file again"
-            )
-        if at_end and not self.ended:
-            raise InputError(
-                f"{where}: does not end within {LONGEST >> 20} MiB; is a quote missing?"
-            )
-        not_json(where, self.file, self.byte(error.pos), error.msg, cut=at_end)
+            good = error.object[: error.start]
+            self.text += good.decode()
+            self._bad = self._read - len(error.object) + len(good)
+            self._ended = False
 
 
-def _after_space(text: str, at: int) -> int:
-    found = _SPACES.match(text, at)
-    assert found is not None  # it matches nothing, too
-    return found.end()
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")

@@ -8,7 +8,7 @@ A folder of LaMP's official files in LaMP-3's shape is generated (and deleted in
 says where). Each side runs in a process of its own, in turns, and the whole process counts, from
 its start to its end:
 
-* ours: `tasks.lamp.formats.copy_users`, files checked and users written as parquet;
+* ours: `tasks.lamp.formats.copy_users`, files checked and users written to one file;
 * the opponent: `json.load` of the questions, and nothing else.
 
 BM25: the nearest other item of each item of a user, by `tasks.lamp.history` and by the published
@@ -43,7 +43,7 @@ import sys
 from pathlib import Path
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import copy_users
-copy_users(Path(sys.argv[1]), get_task("LaMP-3"), Path(sys.argv[1]) / "users.parquet")
+copy_users(Path(sys.argv[1]), get_task("LaMP-3"), Path(sys.argv[1]) / "users.arrow")
 """
 JSON_LOAD = """
 import json, sys

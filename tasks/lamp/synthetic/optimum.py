@@ -12,6 +12,7 @@ posterior's medians), ROUGE-L. No method can be expected to do better from the s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ import numpy as np
 import polars as pl
 
 from tasks.errors import InputError
-from tasks.lamp.checks import read_json
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
 from tasks.lamp.options import SyntheticOptions
@@ -79,7 +79,7 @@ def optimal_answers(folder: Path | str, items: int | None = None) -> pl.DataFram
 
 def read_truth(folder: Path) -> dict[str, Any]:
     """truth.json of a synthetic world; raises InputError when it is not one."""
-    truth = read_json(folder / TRUTH_FILE)
+    truth = json.loads((folder / TRUTH_FILE).read_text("utf-8"))
     if not isinstance(truth, dict) or not {"lamp_task", "options", "seed"} <= truth.keys():
         raise InputError(f"{folder}: {TRUTH_FILE} is not that of a synthetic world")
     return truth
