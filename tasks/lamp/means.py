@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from tasks.errors import InputError
+from tasks.lamp.metrics import Floats
 from tasks.lamp.statistics import Resampled, Scored, draws_of, multiplicities
 
 # Metrics that all LaMP tasks have.
@@ -25,51 +26,31 @@ def mean_over(
     Draw b of the mean is the mean of the cells' draws b. Cells of one task and sample
     (`Scored.sample`) are drawn together, others independently. Methods and metrics that a cell
     lacks are left out; there is no interval where a cell has none.
-    Raises InputError when there is no cell, or no method that all have; ValueError when the cells
-    have different numbers of draws.
+    Raises InputError when there is no method that all cells have.
     """
-    if not cells:
-        raise InputError("there is nothing to average; give at least one scored LaMP task")
     methods = tuple(
         name for name in cells[0].methods if all(name in cell.methods for cell in cells)
     )
     if not methods:
         raise InputError("no method was scored in all LaMP tasks and seeds; there is no mean")
-    sizes = {len(cell.draws["score"]) for cell in cells}
-    if len(sizes - {0}) > 1:
-        raise ValueError(f"cells have different numbers of draws: {sorted(sizes)}")
-    drawn = min(sizes)
+    drawn = min(len(cell.draws["score"]) for cell in cells)
     families = _families(cells)
     groups = sum(len(_all_groups(own)) for own in families.values())
     cells = _together(cells, families)
     rows = [[cell.methods.index(name) for name in methods] for cell in cells]
-    names = [
-        name
-        for name in (cells[0].points if metrics is None else metrics)
-        if all(name in cell.points for cell in cells)
-    ]
-    return Resampled(
-        methods,
-        groups,
-        sum(cell.queries for cell in cells),
-        {
-            name: np.mean([c.points[name][r] for c, r in zip(cells, rows, strict=True)], axis=0)
-            for name in names
-        },
-        {
-            name: np.mean(
-                [c.draws[name][:drawn, r] for c, r in zip(cells, rows, strict=True)], axis=0
-            )
-            for name in names
-        },
-    )
+    points, draws = {}, {}
+    for name in cells[0].points if metrics is None else metrics:
+        if all(name in cell.points for cell in cells):
+            own = list(zip(cells, rows, strict=True))
+            points[name] = np.mean([cell.points[name][at] for cell, at in own], axis=0)
+            draws[name] = np.mean([cell.draws[name][:drawn, at] for cell, at in own], axis=0)
+    return Resampled(methods, groups, sum(cell.queries for cell in cells), points, draws)
 
 
 def _families(cells: Sequence[Resampled]) -> Families:
     found: dict[tuple[str, str], dict[int, Scored]] = {}
     for number, cell in enumerate(cells):
-        if cell.scored is None:
-            raise ValueError("a mean is of cells, not of means")
+        assert cell.scored  # a mean is of cells, not of means
         key = cell.scored.task.name, cell.scored.sample
         found.setdefault(key, {})[number] = cell.scored
     return found
@@ -97,7 +78,7 @@ def _together(cells: Sequence[Resampled], families: Families) -> list[Resampled]
         }
         first = cells[min(family)]
         about = [str(first.seed), task, sample, *union]
-        parts: dict[int, list[dict[str, np.ndarray]]] = {number: [] for number in family}
+        parts: dict[int, list[dict[str, Floats]]] = {number: [] for number in family}
         for weights in _blocks(about, list(columns.values()), len(first.draws["score"])):
             for number, scored in family.items():
                 own = weights[:, columns[number]]
@@ -110,7 +91,7 @@ def _together(cells: Sequence[Resampled], families: Families) -> list[Resampled]
 
 def _blocks(
     about: Sequence[str], columns: Sequence[Sequence[int]], resamples: int
-) -> Iterator[np.ndarray]:
+) -> Iterator[Floats]:
     """How often each draw holds each group; draws that leave a cell empty are replaced.
 
     columns: per cell, the columns of its groups.

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tasks.errors import InputError
 from tasks.lamp import published
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.words import words
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
 Rules = Literal["lamp", "mta_published", "unicode"]
+Floats = NDArray[np.float64]
 
 
 def rules_of(
@@ -43,56 +44,30 @@ def rules_of(
     return "unicode" if tokens == "unicode" and task.kind == "text" else metrics
 
 
-def score(
-    task: LampTask,
-    predictions: Mapping[str, str],
-    golds: Mapping[str, str],
-    rules: Rules = "lamp",
-) -> dict[str, float]:
-    """Metrics of `predictions` against `golds`, both query id -> text, in any order.
-
-    rules: LaMP's, those of MTA's published scorer (tasks/lamp/published.py), or LaMP's with words
-    of any script.
-    Returns accuracy and macro_f1 (classification), mae and rmse (rating), or rouge1 and rougeL
-    (text); all but mae and rmse lie in 0..1.
-    Raises InputError as `example_columns` does.
-    """
-    columns = example_columns(task, predictions, golds, rules)
-    values = from_sums(task, columns.sum(axis=0), len(columns), rules)
-    return {name: float(value) for name, value in values.items()}
-
-
 def example_columns(
     task: LampTask,
     predictions: Mapping[str, str],
     golds: Mapping[str, str],
     rules: Rules = "lamp",
-) -> np.ndarray:
+) -> Floats:
     """What each example adds to the sums of the metrics: float64 [n, k], rows by sorted query id.
 
     Columns, with L labels:
     classification (k = 2 L): label l was given and right; uses of l in prediction and gold; by the
         published rules `published.label_columns`.
     rating (k = 2): absolute error, and its square. text (k = 2): ROUGE-1 and ROUGE-L F-measure.
-    Raises InputError when there is nothing to score, the sets of ids differ, or a gold is not one
-    of the task's labels (LaMP would count such a gold as hit by any other unknown label).
+    rules: LaMP's, those of MTA's published scorer (tasks/lamp/published.py), or LaMP's with words
+        of any script.
+    Golds are among the task's labels; what is read has no others (tasks/lamp/kept.py).
     """
-    _check_ids(task, predictions, golds)
-    ids = sorted(golds)
-    pairs = [(predictions[query_id].strip(), golds[query_id].strip()) for query_id in ids]
-    if task.labels:
-        for query_id, (_, gold) in zip(ids, pairs, strict=True):
-            if gold not in task.labels:
-                raise InputError(
-                    f"{task.name}: the gold of query {query_id!r} is not one of its "
-                    f"labels; use {', '.join(task.labels)}"
-                )
+    if predictions.keys() != golds.keys():
+        raise ValueError(f"{task.name}: predictions and golds must have the same ids")
+    pairs = [(predictions[one].strip(), golds[one].strip()) for one in sorted(golds)]
     as_lamp = rules != "mta_published"
     if task.kind == "classification":
         return _label_uses(task, pairs) if as_lamp else published.label_columns(task, pairs)
     if task.kind == "rating":
-        error = _rating_error if as_lamp else published.rating_error
-        errors = np.array([error(prediction, gold) for prediction, gold in pairs])
+        errors = np.array([_rating_error(prediction, gold, as_lamp) for prediction, gold in pairs])
         # A prediction such as 1e200 is a rating to float(), its square is inf.
         with np.errstate(over="ignore"):
             return np.stack([errors, errors**2], axis=1)
@@ -102,8 +77,8 @@ def example_columns(
 
 
 def from_sums(
-    task: LampTask, sums: np.ndarray, count: np.ndarray | int, rules: Rules = "lamp"
-) -> dict[str, np.ndarray]:
+    task: LampTask, sums: Floats, count: Floats | int, rules: Rules = "lamp"
+) -> dict[str, Floats]:
     """The metrics, each [...], of the sums [..., k] of `example_columns` over `count` > 0."""
     if task.kind == "classification" and rules == "mta_published":
         return published.label_metrics(sums)
@@ -122,7 +97,7 @@ def golds_without_token(task: LampTask, golds: Iterable[str], rules: Rules = "la
     """Count golds without a word for ROUGE, so that every answer scores 0."""
     if task.kind != "text":
         return 0
-    # Not through `_tokenizer`: stemming leaves no word empty, and its nltk takes seconds to import.
+    # Stemming leaves no word empty, and its nltk takes seconds to import.
     from rouge_score.tokenize import tokenize
 
     if rules == "unicode":
@@ -160,7 +135,7 @@ def unlabelled(task: LampTask, predictions: Mapping[str, str], rules: Rules = "l
     ]
 
 
-def golds_json(task: LampTask, predictions: Mapping[str, str]) -> dict[str, Any]:
+def golds_json(task: LampTask, predictions: Mapping[str, str]) -> dict[str, object]:
     """Predictions in LaMP's own file format, ids in the order given.
 
     {"task": "LaMP_2", "golds": [{"id", "output"}]}; the key is `golds` for predictions too.
@@ -172,23 +147,7 @@ def golds_json(task: LampTask, predictions: Mapping[str, str]) -> dict[str, Any]
     }
 
 
-def _check_ids(task: LampTask, predictions: Collection[str], golds: Collection[str]) -> None:
-    if not golds:
-        raise InputError(f"{task.name}: there are no golds to score against; give some queries")
-    for name, ids, others in (
-        ("queries have no prediction", golds, predictions),
-        ("predictions have no gold", predictions, golds),
-    ):
-        alone = [query_id for query_id in ids if query_id not in others]
-        if alone:
-            some = ", ".join(repr(query_id) for query_id in alone[:5])
-            raise InputError(
-                f"{task.name}: {len(alone)} {name} (ids {some}{' ...' if alone[5:] else ''}); "
-                "predictions and golds must have the same ids"
-            )
-
-
-def _label_uses(task: LampTask, pairs: list[tuple[str, str]]) -> np.ndarray:
+def _label_uses(task: LampTask, pairs: list[tuple[str, str]]) -> Floats:
     labels = {label: number for number, label in enumerate(task.labels)}
     columns = np.zeros((len(pairs), 2 * len(labels)))
     for row, (prediction, gold) in enumerate(pairs):
@@ -203,21 +162,24 @@ def _label_uses(task: LampTask, pairs: list[tuple[str, str]]) -> np.ndarray:
 def _is_label(task: LampTask, prediction: str, rules: Rules) -> bool:
     if task.kind == "classification":
         return prediction in task.labels
-    try:
-        rating = float(prediction)
-    except ValueError:
-        return False
-    return rules == "lamp" or math.isfinite(rating)
+    rating = _rating(prediction)
+    return rating is not None and (rules == "lamp" or math.isfinite(rating))
 
 
-def _rating_error(prediction: str, gold: str) -> float:
-    """Absolute error; float() reads "4.0" and "nan", too."""
-    wanted = float(gold)
+def _rating(prediction: str) -> float | None:
+    """What float() reads, "4.0" and "nan" too; else None."""
     try:
-        rating = float(prediction)
+        return float(prediction)
     except ValueError:
-        rating = 1.0 if abs(1 - wanted) > abs(5 - wanted) else 5.0
-    return abs(rating - wanted)
+        return None
+
+
+def _rating_error(prediction: str, gold: str, as_lamp: bool) -> float:
+    """Absolute error; of what is no rating, as if it were the farther of 1 and 5."""
+    wanted, rating = float(gold), _rating(prediction)
+    if rating is None or not (as_lamp or math.isfinite(rating)):
+        return max(wanted - 1, 5 - wanted)
+    return abs((rating if as_lamp else published.on_scale(rating)) - wanted)
 
 
 class _AnyScript:
@@ -228,20 +190,12 @@ class _AnyScript:
 
 
 @cache
-def _tokenizer(rules: Rules) -> Any:
-    if rules == "unicode":
-        return _AnyScript()
-    # Imported here: it brings nltk, which only the text tasks need.
-    from rouge_score.tokenizers import DefaultTokenizer
-
-    return DefaultTokenizer(use_stemmer=rules == "mta_published")
-
-
-@cache
 def _scorer(rules: Rules) -> RougeScorer:
-    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.rouge_scorer import RougeScorer  # it brings nltk, for text tasks alone
 
-    return RougeScorer(["rouge1", "rougeL"], tokenizer=_tokenizer(rules))
+    tokenizer = _AnyScript() if rules == "unicode" else None
+    stems = rules == "mta_published"
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=stems, tokenizer=tokenizer)
 
 
 def _rouge(prediction: str, gold: str, rules: Rules) -> tuple[float, float]:

@@ -17,15 +17,15 @@ repetition penalty for ratings.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.lamp.definitions import LampTask
 
 
-def label_columns(task: LampTask, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+def label_columns(task: LampTask, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
     """What each (prediction, gold) adds to the sums: float64 [n, 1 + 2 C].
 
     Columns: counted (0 for an empty prediction); then per label: given and right, and uses in
@@ -45,7 +45,7 @@ def label_columns(task: LampTask, pairs: Sequence[tuple[str, str]]) -> np.ndarra
     return columns
 
 
-def label_metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
+def label_metrics(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """accuracy and macro_f1, each [...], of the columns' sums [..., 1 + 2 C]; 0 without answers."""
     counted, hits, uses = sums[..., 0], sums[..., 1::2], sums[..., 2::2]
     f1 = 2 * hits / np.where(uses > 0, uses, 1.0)
@@ -56,16 +56,9 @@ def label_metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def rating_error(prediction: str, gold: str) -> float:
-    """Absolute error of a rating on the scale 1..5."""
-    wanted = float(gold)
-    try:
-        rating = float(prediction)
-    except ValueError:
-        rating = math.nan
-    if not math.isfinite(rating):
-        return max(wanted - 1, 5 - wanted)
-    return abs(max(1, min(5, round(rating))) - wanted)
+def on_scale(rating: float) -> int:
+    """The rating that is scored."""
+    return max(1, min(5, round(rating)))
 
 
 def shown_text(task: LampTask, prediction: str) -> str:

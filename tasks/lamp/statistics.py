@@ -5,20 +5,13 @@ and queries, as windows over one author are not independent. Every method is sco
 draws, so differences between methods are paired. All metrics are functions of sums over queries
 (tasks/lamp/metrics.py), so a draw is a row of multiplicities times the groups' sums.
 
-    scored = Scored.of(task, golds, groups, {"base": {...}, "mta": {...}}, sample="world 0")
-    resampled = bootstrap(scored, seed=0)
-    intervals(resampled)["mta"]["accuracy"]            # {"point", "lo", "hi"}
-    difference(resampled, "mta", "base")["accuracy"]   # the same and "holds"
-    intervals(mean_over([resampled, other_cell]))      # tasks/lamp/means.py
-
 Percentile intervals (Efron and Tibshirani 1993, chapter 13) stay in the metric's range, and serve
-ratios and means over cells with the same draws. BCa would need a jackknife of each of those, and is
-unstable with few groups. Percentile intervals are too narrow with few groups (of 8 groups, 90 to
-93 % hold the truth in simulations), so the number of groups belongs beside them.
+ratios and means over cells with the same draws. They are too narrow with few groups (of 8 groups,
+90 to 93 % hold the truth in simulations), so the number of groups belongs beside them.
 
-With fewer than 2 groups there is no interval (None). Where no group differs from another, the
-interval is the point itself. A metric that is nan or inf (a rating "nan" or "inf" is a number to
-LaMP) is None, as JSON has no such numbers; so is every difference and mean with it.
+With fewer than 2 groups there is no interval (None). A metric that is nan or inf (a rating "nan" or
+"inf" is a number to LaMP) is None, as JSON has no such numbers; so is every difference and mean
+with it.
 """
 
 from __future__ import annotations
@@ -30,9 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.errors import InputError
 from tasks.lamp.definitions import LampTask
-from tasks.lamp.metrics import Rules, example_columns, from_sums
+from tasks.lamp.metrics import Floats, Rules, example_columns, from_sums
 
 # Not models, but the best answers of a synthetic world, without the user and from the user's items.
 # With both there, every method has a share_of_attainable.
@@ -54,18 +46,18 @@ class Scored:
 
     methods: M names. groups: G group ids, sorted. counts: queries per group, float64 [G].
     sums: per group, method and column of `metrics.example_columns`, float64 [G, M, k].
-    totals: the same over all queries, [M, k]; summed as `metrics.score` does, to the last bit.
+    totals: the same over all queries, [M, k].
     sample: names the draw of users. Cells of one task and sample are resampled together
         (`means.mean_over`), all others independently.
-    rules: as in `metrics.score`.
+    rules: as in `metrics.example_columns`.
     """
 
     task: LampTask
     methods: tuple[str, ...]
     groups: tuple[str, ...]
-    counts: np.ndarray
-    sums: np.ndarray
-    totals: np.ndarray
+    counts: Floats
+    sums: Floats
+    totals: Floats
     sample: str
     rules: Rules = "lamp"
 
@@ -82,23 +74,8 @@ class Scored:
         """From golds and groups by query id, and predictions by method and query id.
 
         The methods keep their order; no other order matters.
-        Raises InputError when there is no method, a query has no group, or as
-        `metrics.example_columns` does, naming the method.
         """
-        if not predictions:
-            raise InputError(f"{task.name}: there are no predictions to compare; give a method")
-        ungrouped = [query_id for query_id in golds if query_id not in groups]
-        if ungrouped:
-            raise InputError(
-                f"{task.name}: {len(ungrouped)} queries have no group (id {ungrouped[0]!r}); "
-                "give each the group of its user"
-            )
-        columns = []
-        for method, given in predictions.items():
-            try:
-                columns.append(example_columns(task, given, golds, rules))
-            except InputError as error:
-                raise InputError(f"method {method}: {error}") from None
+        columns = [example_columns(task, given, golds, rules) for given in predictions.values()]
         # By the published rules a method has a column for each unknown label that it names.
         width = max(part.shape[1] for part in columns)
         columns = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in columns]
@@ -109,16 +86,8 @@ class Scored:
         with np.errstate(over="ignore"):
             np.add.at(sums, rows, np.stack(columns, axis=1))
             totals = np.stack([part.sum(axis=0) for part in columns])
-        return cls(
-            task,
-            tuple(predictions),
-            tuple(names),
-            np.bincount(rows).astype(np.float64),
-            sums,
-            totals,
-            sample,
-            rules,
-        )
+        counts = np.bincount(rows).astype(np.float64)
+        return cls(task, tuple(predictions), tuple(names), counts, sums, totals, sample, rules)
 
 
 @dataclass(frozen=True)
@@ -128,26 +97,23 @@ class Resampled:
     points: metric -> [M]. draws: metric -> [B, M], B = 0 where there are fewer than 2 groups.
     groups, queries: how many there are (of a mean: all cells' distinct groups, and all queries).
     scored, seed: of a cell, what was drawn and by which seed.
-    metrics of a cell: those of `metrics.score`; `score` (accuracy, 1 - mae / 4 or rougeL: higher is
-    better, 0..1, below 0 if ratings beyond 1..5 were predicted); and, with the methods NONPERSONAL
-    and BAYES, `share_of_attainable`: (score - nonpersonal) / (bayes - nonpersonal), not clamped,
-    nan where bayes is not above nonpersonal.
+    metrics of a cell: those of `metrics.from_sums`; `score` (accuracy, 1 - mae / 4 or rougeL:
+    higher is better, 0..1, below 0 if ratings beyond 1..5 were predicted); and, with the methods
+    NONPERSONAL and BAYES, `share_of_attainable`: (score - nonpersonal) / (bayes - nonpersonal), not
+    clamped, nan where bayes is not above nonpersonal.
     """
 
     methods: tuple[str, ...]
     groups: int
     queries: int
-    points: dict[str, np.ndarray]
-    draws: dict[str, np.ndarray]
+    points: dict[str, Floats]
+    draws: dict[str, Floats]
     scored: Scored | None = None
     seed: int = 0
 
 
 def bootstrap(scored: Scored, seed: int, resamples: int = RESAMPLES) -> Resampled:
-    """Draw the groups again `resamples` times, the same draws for all methods, and score them.
-
-    The points equal `metrics.score` exactly. The same seed gives the same draws.
-    """
+    """Draw the groups again `resamples` times, the same draws for all methods, and score them."""
     queries = int(scored.counts.sum())
     with np.errstate(over="ignore", invalid="ignore"):
         points = _values(scored, scored.totals, queries)
@@ -158,9 +124,7 @@ def bootstrap(scored: Scored, seed: int, resamples: int = RESAMPLES) -> Resample
     return Resampled(scored.methods, count, queries, points, drawn, scored, seed)
 
 
-def draws_of(
-    scored: Scored, blocks: Iterable[np.ndarray], metrics: Sequence[str]
-) -> dict[str, np.ndarray]:
+def draws_of(scored: Scored, blocks: Iterable[Floats], metrics: Sequence[str]) -> dict[str, Floats]:
     """metric -> [B, M] of a cell. blocks: how often each draw holds each group [b, G]."""
     count, methods, width = scored.sums.shape
     draws = {name: [np.empty((0, methods))] for name in metrics}
@@ -173,7 +137,7 @@ def draws_of(
     return {name: np.concatenate(parts) for name, parts in draws.items()}
 
 
-def multiplicities(about: Sequence[str], groups: int, resamples: int) -> Iterator[np.ndarray]:
+def multiplicities(about: Sequence[str], groups: int, resamples: int) -> Iterator[Floats]:
     """Draw G groups with replacement: how often each is drawn, in blocks [b, G] of float64.
 
     about: all that the draws depend on: seed, task, sample, groups.
@@ -206,13 +170,7 @@ def difference(resampled: Resampled, method: str, opponent: str) -> dict[str, di
     """metric -> {"point", "lo", "hi", "holds"} of `method` minus `opponent`, by pairs.
 
     holds: the interval excludes 0 (None without an interval). Less is better for mae and rmse.
-    Raises InputError when one of the methods is not there.
     """
-    for name in (method, opponent):
-        if name not in resampled.methods:
-            raise InputError(
-                f"method {name!r} was not scored; there are {', '.join(resampled.methods)}"
-            )
     row, other = resampled.methods.index(method), resampled.methods.index(opponent)
     found: dict[str, dict[str, Any]] = {}
     with np.errstate(over="ignore", invalid="ignore"):
@@ -242,7 +200,7 @@ def differences(
     }
 
 
-def _values(scored: Scored, sums: np.ndarray, count: np.ndarray | int) -> dict[str, np.ndarray]:
+def _values(scored: Scored, sums: Floats, count: Floats | int) -> dict[str, Floats]:
     """All metrics [..., M] of sums [..., M, k] over count ([..., 1] or one number) queries."""
     values = from_sums(scored.task, sums, count, scored.rules)
     if "mae" in values:
@@ -259,7 +217,7 @@ def _values(scored: Scored, sums: np.ndarray, count: np.ndarray | int) -> dict[s
     return values
 
 
-def _interval(point: np.ndarray, draws: np.ndarray) -> dict[str, float | None]:
+def _interval(point: Floats, draws: Floats) -> dict[str, float | None]:
     if not np.isfinite(point):
         return {"point": None, "lo": None, "hi": None}
     if not len(draws) or not np.isfinite(draws).all():

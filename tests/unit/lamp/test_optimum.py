@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from tasks.errors import InputError
 from tasks.lamp.definitions import LampTask, get_task
 from tasks.lamp.formats import read_users
-from tasks.lamp.metrics import score
 from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.synthetic import World, write_synthetic
 from tasks.lamp.synthetic.optimum import (
@@ -28,6 +27,7 @@ from tasks.lamp.synthetic.optimum import (
 from tasks.lamp.synthetic.population import Population
 from tasks.lamp.synthetic.titles import LONGEST, TEMPLATES, Headlines, best_sequences
 from tests.unit.lamp.expected import expected_scores
+from tests.unit.lamp.scoring import score
 from tests.unit.lamp.worlds import TASKS, by_hand, enumerated
 
 DEFAULT = SyntheticOptions()

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.lamp.definitions import LampTask, get_task
-from tasks.lamp.metrics import score
 from tasks.lamp.statistics import Scored, bootstrap, intervals
+from tests.unit.lamp.scoring import score
 
 MOVIES, RATINGS, HEADLINES, TITLES = (
     get_task(name) for name in ("LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5")

@@ -12,10 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tasks.lamp.statistics as statistics
-from tasks.errors import InputError
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.means import mean_over
-from tasks.lamp.metrics import score
 from tasks.lamp.statistics import (
     Scored,
     bootstrap,
@@ -24,6 +22,7 @@ from tasks.lamp.statistics import (
     intervals,
     multiplicities,
 )
+from tests.unit.lamp.scoring import score
 from tests.unit.lamp.statistics_case import (
     ANSWERS,
     CEILING,
@@ -300,23 +299,3 @@ def test_share_without_room_is_none() -> None:
     some = world({"nonpersonal": [5] * 10, "bayes": [1] + [6] * 5 + [5] * 4, "m": MODEL})
     got = intervals(some)["m"]["share_of_attainable"]
     assert got == {"point": pytest.approx((0.6 - 0.5) / 0.01), "lo": None, "hi": None}
-
-
-def test_error_lines() -> None:
-    golds, groups = {"a": "comedy", "b": "action"}, {"a": "g", "b": "g"}
-    for arguments, message in (
-        ((golds, groups, {}), "no predictions"),
-        ((golds, {"a": "g"}, {"m": golds}), "1 queries have no group.*'b'"),
-        (
-            (golds, groups, {"m": golds, "n": {"a": "x"}}),
-            "method n: .*1 queries have no prediction",
-        ),
-        ((golds, groups, {"m": golds | {"c": "x"}}), "method m: .*1 predictions have no gold.*'c'"),
-        (({}, {}, {"m": {}}), "method m: .*no golds"),
-    ):
-        with pytest.raises(InputError, match=message) as caught:
-            Scored.of(MOVIES, *arguments, sample="s")
-        assert "\n" not in str(caught.value)
-    resampled = world({"m": MODEL})
-    with pytest.raises(InputError, match="'x' was not scored; there are m"):
-        difference(resampled, "m", "x")
