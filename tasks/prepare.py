@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.config.options import SplitOptions
 from tasks.config.task import TaskConfig
 from tasks.errors import InputError
 from tasks.lamp.definitions import LampTask
-from tasks.lamp.options import SyntheticOptions
+from tasks.lamp.options import SplitOptions, SyntheticOptions
 from tasks.log import log
 from tasks.methods import METHODS
 from tasks.prepare_files import hashes, source
@@ -24,8 +23,6 @@ from tasks.results.store import Folder, store
 
 if TYPE_CHECKING:
     import polars as pl
-
-    from tasks.lamp.groups import Split
 
 OPTIMUM_FILE = "optimum.parquet"
 POPULATION_FILE = "population.parquet"
@@ -188,15 +185,16 @@ def _write_sides(
     from tasks.lamp.content import keyed
     from tasks.lamp.prompts import instruction_of
     from tasks.lamp.related import has_unasked
-    from tasks.lamp.sides import pooled, write_sides
+    from tasks.lamp.splits import split_users
+    from tasks.lamp.tables import pooled, write_sides
 
     out = everyone.parent
     users = keyed(everyone, task)
     _check_left(users, dropped)
-    split = _divide(users, task, options, seed)
+    split = split_users(users, task, options, seed)
     audited = audit(split.users, dropped, task)
     frames = {"base": split.base, "anchor": split.anchor, "few_shot": split.few_shot}
-    counts = {"unseen_few_shot_items": 0} | split.counts
+    counts = dict(split.counts)
     if (most := options.few_shot_items) is not None:
         # Lengths are unsigned: one below `most` would wrap around.
         lengths = split.few_shot["profile"].list.len().cast(pl.Int64)
@@ -230,33 +228,6 @@ def _check_left(users: pl.DataFrame, dropped: Mapping[str, int]) -> None:
         raise InputError("no query is left to be scored on; mend what was dropped")
 
 
-def _divide(users: pl.DataFrame, task: LampTask, chosen: SplitOptions, seed: int) -> Split:
-    """The users on three sides, by `split.kind`."""
-    from tasks.lamp.groups import split_users
-    from tasks.lamp.splits import published_split
-
-    if chosen.kind == "published":
-        return published_split(
-            users,
-            task,
-            seed=seed,
-            base_share=chosen.base_share,
-            anchor_share=chosen.anchor_share,
-            share=chosen.same_author_share,
-            few_shot_users=chosen.few_shot_users,
-            few_shot_items=chosen.few_shot_items,
-        )
-    return split_users(
-        users,
-        task=task,
-        seed=seed,
-        base_share=chosen.base_share,
-        anchor_share=chosen.anchor_share,
-        share=chosen.same_author_share,
-        allow_shared_groups=chosen.allow_shared_groups,
-    )
-
-
 def _asked(
     folder: Path, counts: dict[str, int], dropped: dict[str, int], lamp_task: str, seed: int
 ) -> dict[str, pl.DataFrame]:
@@ -268,8 +239,7 @@ def _asked(
 
     from tasks.lamp.kept import EMPTY_USER
     from tasks.lamp.related import NO_RELATED, ask_related
-    from tasks.lamp.sides import write_side
-    from tasks.lamp.tables import read_table
+    from tasks.lamp.tables import read_table, write_side
 
     # LaMP-1 is small: its texts may be in memory.
     frames = {role: read_table(folder / f"{role}.parquet") for role in ROLES}

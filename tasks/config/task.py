@@ -12,15 +12,13 @@ from tasks.config.options import (
     BaseOptions,
     ComputeOptions,
     FusionOptions,
-    PromptOptions,
     RagOptions,
     ScoringOptions,
-    SplitOptions,
     StackingOptions,
     TrainingOptions,
 )
 from tasks.lamp.definitions import LampTask
-from tasks.lamp.options import LampOptions, SyntheticOptions
+from tasks.lamp.options import LampOptions, PromptOptions, SplitOptions, SyntheticOptions
 from tasks.methods import METHODS, MethodName
 from tasks.record import Options, key_of
 

@@ -21,10 +21,8 @@ from tasks.lamp.kept import DUPLICATE_ITEM, EMPTY_ITEM, EMPTY_QUERY, EMPTY_USER,
 def audit(users: pl.DataFrame, dropped: Mapping[str, int], task: LampTask) -> dict[str, Any]:
     """What a reader of the scores must know of the users they come from, ready for JSON.
 
-    users: all users as they were read, before any is removed or pooled (`groups.Split.users`), with
-    texts or their keys (`content.keyed`). dropped: counts by reason (`formats.Found.dropped`).
-
-    Returns
+    users: all users as they were read (`splits.Split.users`), with texts or their keys
+    (`content.keyed`). dropped: counts by reason (`formats.Found.dropped`). Returns
     groups: {"all", "few_shot"}: {size: how many groups have it}, sizes as text.
     queries: {"all", "few_shot"}: {"asked"; "text", "text_and_answer": where the query's text (with
         its gold) stands in the profiles of all users, as `query_places`}.
@@ -38,7 +36,8 @@ def audit(users: pl.DataFrame, dropped: Mapping[str, int], task: LampTask) -> di
         and where there is nothing to count.
     profile_lengths: {"base", "anchor", "few_shot"}: {"min", "median", "max"}; None without users.
     """
-    few_shot = users.filter(pl.col("role") == "few_shot")
+    sides = _sides(users)
+    few_shot = sides["few_shot"]
     items = _flat(users, "profile", task)
     golds = _flat(few_shot, "query", task)
     asked = {"all": _flat(users, "query", task), "few_shot": golds}
@@ -63,10 +62,7 @@ def audit(users: pl.DataFrame, dropped: Mapping[str, int], task: LampTask) -> di
             "items": _balance(items["answer"].filter(items["answer"] != UNASKED), task),
             "golds": _balance(golds["answer"], task),
         },
-        "profile_lengths": {
-            role: _lengths(users.filter(pl.col("role") == role))
-            for role in ("base", "anchor", "few_shot")
-        },
+        "profile_lengths": {role: _lengths(side) for role, side in sides.items()},
     }
 
 
@@ -74,9 +70,7 @@ def query_places(asking: pl.DataFrame, profiles: pl.DataFrame, task: LampTask) -
     """In how many queries of `asking` the text stands in a profile of `profiles`.
 
     Both frames: columns user_id, group, profile, query. A text stands where an item is about the
-    same (tasks/lamp/content.py), whatever its answer.
-
-    Returns counts of queries, each query counted once per key:
+    same (tasks/lamp/content.py), whatever its answer. Each query is counted once per key:
     any: in any profile; own: in the asking user's; sibling: in another user's of the same group;
     other: in a profile of another group.
     """
@@ -89,12 +83,16 @@ def shared_groups(users: pl.DataFrame) -> dict[str, int]:
     users: columns group and role. Returns {"anchor": candidates in a few-shot user's group, "base":
     base users in a few-shot user's or an anchor candidate's}.
     """
-    sides = {role: users.filter(pl.col("role") == role) for role in ("base", "anchor", "few_shot")}
+    sides = _sides(users)
     later = pl.concat([sides["anchor"], sides["few_shot"]])
     return {
         "anchor": sides["anchor"].join(sides["few_shot"], on="group", how="semi").height,
         "base": sides["base"].join(later, on="group", how="semi").height,
     }
+
+
+def _sides(users: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    return {role: users.filter(pl.col("role") == role) for role in ("base", "anchor", "few_shot")}
 
 
 def _flat(users: pl.DataFrame, column: str, task: LampTask) -> pl.DataFrame:
@@ -129,7 +127,7 @@ def _places(queries: pl.DataFrame, items: pl.DataFrame, by: list[str]) -> dict[s
         sibling=(pl.col("near") > pl.col("own")).sum(),
         other=(pl.col("all") > pl.col("near")).sum(),
     )
-    return {name: int(count) for name, count in counted.row(0, named=True).items()}
+    return counted.row(0, named=True)
 
 
 def _sizes(users: pl.DataFrame) -> dict[str, int]:

@@ -57,8 +57,8 @@ def keyed(users: Path, task: LampTask) -> pl.DataFrame:
 
     The columns of `formats.Loaded.users`, but an item's text and a query's input are hashes; so are
     answers and golds where the task has no labels. An id is the number of the item, or of the
-    query, in the file (`sides.write_sides`). Hashes have 64 bits: among ten million texts, two have
-    the same one with a probability of three in a million.
+    query, in the file (`tables.write_sides`). Hashes have 64 bits: among ten million texts, two
+    have the same one with a probability of three in a million.
     """
     frame = mapped(users)
     for column in ("profile", "query"):

@@ -30,7 +30,7 @@ class Lookup:
     """How the MTA code finds an item of the history: by BM25 over words as written.
 
     with_answer: items are indexed with their answers. by_input: a query asks with its whole
-    `input`, instruction included. separator: what stands between words; None: any white space.
+    `input`. separator: what stands between words; None: any white space.
     """
 
     with_answer: bool = False
@@ -42,18 +42,15 @@ class Lookup:
 class LampTask:
     """One task of the benchmark.
 
-    name: as in `lamp_tasks` of the configuration, for example "LaMP-2M".
     text_field, answer_field: the keys of a profile item's text and answer, and their names in
         compact prompts.
     shown_as: the names of text and answer in published prompts ("Review: ... Score:").
-    marker: the end of the instruction in a query's `input`; the item's own text follows its first
-        occurrence.
+    marker: the end of the instruction in a query's `input`; the item's own text follows it.
     marker_names_text: the marker only names the text ("... review: "), so a prompt that names it
         itself leaves it out. Otherwise it ends a sentence ("... the following article: ").
     instruction: our own wording, for data whose queries lack the marker; ends with the marker.
     labels: every possible answer, in the order the queries list them; empty for free text.
     kind: decides the metrics (tasks/lamp/metrics.py).
-    max_new_tokens: the most tokens of a generated answer.
     items: how a profile item becomes a question. `asked`: like a query, with its own answer.
         `built`: a question is built of it (tasks/lamp/citations.py). `completed`: the prompt is the
         bare cue and the answer the item's text, as OPPU and Per-Pcs train on tweets. (The MTA code

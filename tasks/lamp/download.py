@@ -25,8 +25,8 @@ from filelock import FileLock, Timeout
 
 from tasks.errors import InputError
 from tasks.files import file_sha256, fsync, write_atomic
-from tasks.lamp.checks import short
 from tasks.lamp.options import LampOptions
+from tasks.lamp.records import short
 
 # Source: the links of https://lamp-benchmark.github.io/download. LaMP_2 is the first LaMP-2, news
 # categories; movie tags came later. LaMP-6 is not here: the site has only ids of its e-mails.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from tasks.errors import InputError
 from tasks.lamp.definitions import TASKS
@@ -25,12 +25,13 @@ SUFFIXES = (".json", ".jsonl")
 SPLITS = ("dev", "train")
 
 
-@dataclass(frozen=True)
-class Files:
-    """User files with the role of their users (None: not said); or LaMP's questions and outputs."""
+class UserFile(NamedTuple):
+    """A file of users. role: of all of them, where that is said. outputs: the golds' file, where
+    the users are LaMP's own questions."""
 
-    users: list[tuple[str | None, Path]] = field(default_factory=list)
-    official: tuple[Path, Path] | None = None
+    path: Path
+    role: str | None = None
+    outputs: Path | None = None
 
 
 def of_task(data: Path, name: str) -> Path:
@@ -46,7 +47,7 @@ def of_task(data: Path, name: str) -> Path:
     return found[0] if found else data
 
 
-def find_files(path: Path) -> Files:
+def find_files(path: Path) -> list[UserFile]:
     """Return the files to read: `path` itself, or those in the folder `path`.
 
     Raises InputError for no file, or files that exclude each other.
@@ -54,25 +55,24 @@ def find_files(path: Path) -> Files:
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder; check the path of the data")
     if path.is_file():
-        return Files(users=[(None, path)])
-    users: list[tuple[str | None, Path]] = []
+        return [UserFile(path)]
+    users: list[UserFile] = []
     for role, stems in ROLE_FILE_NAMES.items():
         names = [f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
         found = [name for name in names if (path / name).is_file()]
         if len(found) > 1:
             raise InputError(f"{path}: {' and '.join(found)} both hold {role} users; keep one")
-        users += [(role, path / name) for name in found]
-    questions = [path / f"{split}_questions.json" for split in SPLITS]
-    official = [file for file in questions if file.is_file()]
-    if users and official:
-        raise InputError(
-            f"{path}: holds both {users[0][1].name} and {official[0].name}; keep the user "
-            "files and LaMP's own files in different folders"
-        )
-    if official:
-        outputs = official[0].with_name(official[0].name.replace("_questions", "_outputs"))
-        return Files(official=(official[0], outputs))
-    return Files(users=users or [(None, _plain(path))])
+        users += [UserFile(path / name, role) for name in found]
+    for split in SPLITS:
+        questions = path / f"{split}_questions.json"
+        if questions.is_file() and users:
+            raise InputError(
+                f"{path}: holds both {users[0].path.name} and {questions.name}; keep the user "
+                "files and LaMP's own files in different folders"
+            )
+        if questions.is_file():
+            return [UserFile(questions, outputs=path / f"{split}_outputs.json")]
+    return users or [UserFile(_plain(path))]
 
 
 def _plain(folder: Path) -> Path:

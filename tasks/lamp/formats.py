@@ -12,7 +12,7 @@ LaMP official: `{split}_questions.json`, a list of {id, input, profile: [item]},
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,10 @@ from numpy.typing import NDArray
 
 from tasks.errors import InputError
 from tasks.lamp import kept
-from tasks.lamp.checks import fields_of, item_fields, list_of, short
-from tasks.lamp.citations import UNASKED
+from tasks.lamp.citations import UNASKED, read_papers
 from tasks.lamp.definitions import LampTask
-from tasks.lamp.folders import find_files
-from tasks.lamp.papers import read_papers
-from tasks.lamp.records import read_records
+from tasks.lamp.folders import UserFile, find_files
+from tasks.lamp.records import fields_of, item_fields, list_of, read_records, short
 from tasks.lamp.tables import ROW_GROUP, USERS, lists
 
 # An item or query of the user of that number: text and answer, or input and gold.
@@ -41,12 +39,11 @@ Row = tuple[int, str, str, str]
 class Found:
     """What was read besides the users.
 
-    dropped: reason -> how many items, queries or users. sources: the files that were read.
-    drawn: papers of LaMP-1 with several citations, of which one was drawn.
+    dropped: reason -> how many items, queries or users. drawn: papers of LaMP-1 with several
+    citations, of which one was drawn.
     """
 
     dropped: dict[str, int]
-    sources: list[str]
     drawn: int
 
 
@@ -87,28 +84,15 @@ def copy_users(path: Path | str, task: LampTask, to: Path, seed: int = 0) -> Fou
 
 
 def _read(path: Path, reader: _Reader) -> Found:
-    files = find_files(path)
-    sources = [file for _, file in files.users]
-    for role, file in files.users:
-        reader.read(file, role)
-    if files.official:
-        questions, outputs = sources = [*files.official]
-        golds = _read_golds(outputs, questions.name, reader.task.name)
-        unseen = golds.keys() - reader.read(questions, None, golds)
-        for gold_id in golds:
-            if gold_id in unseen:
-                raise InputError(
-                    f"{outputs}: the gold with id {short(gold_id)} has no question in "
-                    f"{questions.name}; get both files of one split"
-                )
+    for file in find_files(path):
+        reader.read(file)
     reader.flush()
     dropped = {reason: count for reason, count in sorted(reader.dropped.items()) if count}
-    return Found(dropped, [str(file) for file in sources], reader.drawn)
+    return Found(dropped, reader.drawn)
 
 
-def _read_golds(file: Path, questions: str, task: str) -> dict[str, str]:
-    if not file.is_file():
-        raise InputError(f"{file}: not there; {questions} needs its golds")
+def _read_golds(file: Path, task: str) -> dict[str, str]:
+    """Query id -> gold, of LaMP's outputs."""
     contents = [content for _, content in read_records(file)]
     if len(contents) != 1 or not isinstance(contents[0], dict) or "golds" not in contents[0]:
         raise InputError(f'{file}: has no list "golds"; expected LaMP\'s own outputs file')
@@ -140,15 +124,13 @@ class _Reader:
         self._queries: list[Row] = []
         self._characters = 0
 
-    def read(
-        self, file: Path, role: str | None, golds: Mapping[str, str] | None = None
-    ) -> set[str]:
-        """Read one file, and return its users' ids. golds: of LaMP's own questions, by id."""
+    def read(self, file: UserFile) -> None:
+        golds = _read_golds(file.outputs, self.task.name) if file.outputs else None
         name = "user_id" if golds is None else "id"
         users: dict[str, str] = {}  # id -> place
         queries: dict[str, str] = {}
-        for place, record in read_records(file):
-            where = f"{file}: {place}"
+        for place, record in read_records(file.path):
+            where = f"{file.path}: {place}"
             if golds is None and isinstance(record, dict) and "user_id" not in record:
                 hint = "give every user one, as one user a line or as a JSON list of users"
                 if "input" in record:
@@ -165,12 +147,16 @@ class _Reader:
                 record["query"] = [record | {"gold": golds[user_id]}]
             self._ask(record.get("query", []), where, place, queries)
             self._show(record, where)
-            self._users.append((user_id, role))
+            self._users.append((user_id, file.role))
             if self._characters >= ROW_GROUP:
                 self.flush()
         if not users:
-            raise InputError(f"{file}: holds an empty list; expected at least one user")
-        return set(users)
+            raise InputError(f"{file.path}: holds an empty list; expected at least one user")
+        if golds and (alone := [gold_id for gold_id in golds if gold_id not in users]):
+            raise InputError(
+                f"{file.outputs}: the gold with id {short(alone[0])} has no question in "
+                f"{file.path.name}; get both files of one split"
+            )
 
     def flush(self) -> None:
         """Give on the users so far, without what is dropped."""
@@ -178,8 +164,10 @@ class _Reader:
             return
         labels = self.task.labels
         shown = (*labels, UNASKED) if labels and self.task.items == "built" else labels
-        items, held = self._usable(self._items, shown, kept.ITEMS)
-        queries, asked = self._usable(self._queries, labels, kept.QUERIES)
+        items, held = self._usable(
+            self._items, shown, kept.EMPTY_ITEM, kept.UNKNOWN_LABEL, kept.DUPLICATE_ITEM
+        )
+        queries, asked = self._usable(self._queries, labels, kept.EMPTY_QUERY, kept.UNKNOWN_GOLD)
         left = held > 0
         self.dropped[kept.EMPTY_USER] += int((~left).sum())
         self.dropped[kept.ORPHAN_QUERY] += int(asked[~left].sum())
@@ -195,11 +183,11 @@ class _Reader:
         self._users, self._items, self._queries, self._characters = [], [], [], 0
 
     def _usable(
-        self, rows: list[Row], labels: tuple[str, ...], reasons: kept.Reasons
+        self, rows: list[Row], labels: tuple[str, ...], *reasons: str
     ) -> tuple[pl.DataFrame, NDArray[np.int64]]:
         """The usable rows, and how many of them each user has."""
         frame = pl.DataFrame(rows, ROW, orient="row")
-        frame, dropped = kept.usable(frame, self.task, labels, reasons)
+        frame, dropped = kept.usable(frame, self.task, labels, *reasons)
         self.dropped.update(dropped)
         return frame, np.bincount(frame["user"], minlength=len(self._users))
 
@@ -233,6 +221,5 @@ class _Reader:
                 item_fields(item, n, f"{where}, profile item {n}", names, task.name)
                 for n, item in enumerate(profile)
             ]
-        for item_id, text, answer in items:
-            self._items.append((len(self._users), item_id, text, answer))
-            self._characters += len(text)
+        self._items += [(len(self._users), *item) for item in items]
+        self._characters += sum(len(text) for _, text, _ in items)

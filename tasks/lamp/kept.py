@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import suppress
-from typing import NamedTuple
 
 import polars as pl
 
@@ -21,44 +20,34 @@ EMPTY_USER = "user with no profile items left"
 ORPHAN_QUERY = "query of a user with no profile items left"
 
 
-class Reasons(NamedTuple):
-    """What is counted for which fault; twice None: a row may stand twice."""
-
-    empty: str
-    unknown: str
-    twice: str | None
-
-
-ITEMS = Reasons(EMPTY_ITEM, UNKNOWN_LABEL, DUPLICATE_ITEM)
-QUERIES = Reasons(EMPTY_QUERY, UNKNOWN_GOLD, None)
-
-
 def usable(
-    rows: pl.DataFrame, task: LampTask, labels: Collection[str], reasons: Reasons
+    rows: pl.DataFrame,
+    task: LampTask,
+    labels: Collection[str],
+    empty: str,
+    unknown: str,
+    twice: str | None = None,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """Return the usable rows, and how many are not by reason.
 
     rows: columns user, id, text, answer. labels: the answers that there are; empty for free text.
+    empty, unknown, twice: the reasons; without the last, rows may stand twice.
     """
+    answer = pl.col("answer")
     if labels:
         told = rows["answer"].unique()
-        known = pl.Series([_label(answer, task) for answer in told], dtype=pl.String)
-        rows = rows.with_columns(pl.col("answer").replace_strict(told, known))
-    blank = pl.col("text", "answer").str.strip_chars(WHITE_SPACE) == ""
-    unknown = ~pl.col("answer").is_in(list(labels)) if labels else pl.lit(False)
-    again = ~pl.struct("user", "text", "answer").is_first_distinct()
-    reason = (
-        pl.when(pl.any_horizontal(blank))
-        .then(pl.lit(reasons.empty))
-        .when(unknown)
-        .then(pl.lit(reasons.unknown))
-        .when(again if reasons.twice else pl.lit(False))
-        .then(pl.lit(reasons.twice))
-    )
+        known = pl.Series([_label(one, task) for one in told], dtype=pl.String)
+        rows = rows.with_columns(answer.replace_strict(told, known))
+    blank = pl.any_horizontal(pl.col("text", "answer").str.strip_chars(WHITE_SPACE) == "")
+    reason = pl.when(blank).then(pl.lit(empty))
+    if labels:
+        reason = reason.when(~answer.is_in(list(labels))).then(pl.lit(unknown))
+    if twice:
+        again = ~pl.struct("user", "text", "answer").is_first_distinct()
+        reason = reason.when(again).then(pl.lit(twice))
     marked = rows.with_columns(reason.alias("reason"))
     counts = marked["reason"].drop_nulls().value_counts()
-    kept = marked.filter(pl.col("reason").is_null()).drop("reason")
-    return kept, dict(counts.iter_rows())
+    return marked.filter(pl.col("reason").is_null()).drop("reason"), dict(counts.iter_rows())
 
 
 def _label(answer: str, task: LampTask) -> str:

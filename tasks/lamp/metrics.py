@@ -1,4 +1,4 @@
-"""LaMP's own scoring rules (its eval/evaluation.py), without its dependencies.
+"""LaMP's own scoring rules (its eval/evaluation.py), and those of MTA's published scorer.
 
 Labels are stripped and compared exactly (case counts); one outside the label set is wrong, never
 dropped. Macro-F1 is over the whole label set; absent labels count 0.
@@ -9,6 +9,14 @@ ROUGE-1 and ROUGE-L: F-measure, no stemming, mean over examples. (LaMP takes the
 bootstrap of that mean, which is the same up to its random draws.) Words are runs of a to z and
 digits, so a text in another script has none and scores 0. By the rules `unicode` words are those of
 tasks/lamp/words.py, case folded, of text in Unicode's form NFKC.
+
+MTA's scorer (`mta_published`, to compare with published numbers; source: the code of 2511.20072,
+`eval/` and `aggregate_results.py`) differs. Macro-F1 is over the labels that a gold or a prediction
+names, an unknown answer is a label of its own, and empty answers are left out of both metrics.
+Ratings are rounded (half to even) and clamped to 1..5; nan and inf are as what float() cannot read.
+ROUGE stems, and sees the first line of the answer; of LaMP-5, its first sentence only, by the first
+full stop. (Not followed, as it is no scoring: headlines and titles without the chat template of
+training, and a repetition penalty for ratings.)
 
 Every metric is a function of sums over examples. It is computed in two steps: what each example
 adds (`example_columns`), and the metrics of the sums (`from_sums`), which tasks/lamp/statistics.py
@@ -26,7 +34,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.lamp import published
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.words import words
 
@@ -54,10 +61,9 @@ def example_columns(
 
     Columns, with L labels:
     classification (k = 2 L): label l was given and right; uses of l in prediction and gold; by the
-        published rules `published.label_columns`.
+        published rules `_named_labels`.
     rating (k = 2): absolute error, and its square. text (k = 2): ROUGE-1 and ROUGE-L F-measure.
-    rules: LaMP's, those of MTA's published scorer (tasks/lamp/published.py), or LaMP's with words
-        of any script.
+    rules: LaMP's, those of MTA's published scorer, or LaMP's with words of any script.
     Golds are among the task's labels; what is read has no others (tasks/lamp/kept.py).
     """
     if predictions.keys() != golds.keys():
@@ -65,14 +71,15 @@ def example_columns(
     pairs = [(predictions[one].strip(), golds[one].strip()) for one in sorted(golds)]
     as_lamp = rules != "mta_published"
     if task.kind == "classification":
-        return _label_uses(task, pairs) if as_lamp else published.label_columns(task, pairs)
+        return _label_uses(task, pairs) if as_lamp else _named_labels(task, pairs)
     if task.kind == "rating":
         errors = np.array([_rating_error(prediction, gold, as_lamp) for prediction, gold in pairs])
         # A prediction such as 1e200 is a rating to float(), its square is inf.
         with np.errstate(over="ignore"):
             return np.stack([errors, errors**2], axis=1)
     if not as_lamp:
-        pairs = [(published.shown_text(task, prediction), gold) for prediction, gold in pairs]
+        end = "." if task.name == "LaMP-5" else "\n"
+        pairs = [(said.split("\n")[0].split(end)[0].strip(), gold) for said, gold in pairs]
     return np.array([_rouge(prediction, gold, rules) for prediction, gold in pairs])
 
 
@@ -81,7 +88,11 @@ def from_sums(
 ) -> dict[str, Floats]:
     """The metrics, each [...], of the sums [..., k] of `example_columns` over `count` > 0."""
     if task.kind == "classification" and rules == "mta_published":
-        return published.label_metrics(sums)
+        counted, hits, uses = sums[..., 0], sums[..., 1::2], sums[..., 2::2]
+        f1 = 2 * hits / np.where(uses > 0, uses, 1.0)
+        named = np.maximum((uses > 0).sum(axis=-1), 1)
+        accuracy = hits.sum(axis=-1) / np.maximum(counted, 1.0)
+        return {"accuracy": accuracy, "macro_f1": f1.sum(axis=-1) / named}
     if task.kind == "classification":
         hits, uses = np.split(sums, 2, axis=-1)
         # 2 tp / (predicted + gold) per label, 0 for a label that nobody uses.
@@ -179,7 +190,27 @@ def _rating_error(prediction: str, gold: str, as_lamp: bool) -> float:
     wanted, rating = float(gold), _rating(prediction)
     if rating is None or not (as_lamp or math.isfinite(rating)):
         return max(wanted - 1, 5 - wanted)
-    return abs((rating if as_lamp else published.on_scale(rating)) - wanted)
+    return abs((rating if as_lamp else max(1, min(5, round(rating)))) - wanted)
+
+
+def _named_labels(task: LampTask, pairs: list[tuple[str, str]]) -> Floats:
+    """What each (prediction, gold) adds to the sums: float64 [n, 1 + 2 C].
+
+    Columns: counted (0 for an empty prediction); then per label: given and right, and uses in
+    prediction and gold. C: the task's labels, then the unknown labels predicted, sorted.
+    """
+    known = {label: number for number, label in enumerate(task.labels)}
+    others = sorted({given for given, _ in pairs if given} - known.keys())
+    labels = known | {label: len(known) + number for number, label in enumerate(others)}
+    columns = np.zeros((len(pairs), 1 + 2 * len(labels)))
+    for row, (given, gold) in enumerate(pairs):
+        if not given:
+            continue
+        columns[row, 0] = 1
+        columns[row, 1 + 2 * labels[given]] = given == gold
+        for used in (given, gold):
+            columns[row, 2 + 2 * labels[used]] += 1
+    return columns
 
 
 class _AnyScript:

@@ -1,4 +1,4 @@
-"""The options of the benchmark's data: generated worlds, LaMP's own files, tasks of one's own."""
+"""The options of the benchmark: its data, tasks of one's own, the split, and the prompts."""
 
 from __future__ import annotations
 
@@ -48,6 +48,44 @@ class LampOptions(Options):
         "https://ciir.cs.umass.edu/downloads/LaMP", pattern=r"^https?://[^\s/@]+(/\S*)?$"
     )
     cache: str | None = Field(None, min_length=1)
+
+
+class SplitOptions(Options):
+    """How users are divided where the data does not say (docs/method.md, Users).
+
+    kind: `grouped`, users that share content stay on one side; or `published`, as OPPU, Per-Pcs and
+    MTA do: at most `few_shot_users` few-shot users with `few_shot_items` items each (null: 10), and
+    whole authors nowhere.
+    allow_shared_groups: where the data has a group on two sides, leave its users out of the base or
+    anchor side, and count them, instead of refusing the data.
+    """
+
+    kind: Literal["grouped", "published"] = "grouped"
+    few_shot_users: int = Field(100, ge=1)
+    base_share: float = Field(1 / 3, ge=0.0, lt=1.0)
+    anchor_share: float = Field(1 / 3, gt=0.0, lt=1.0)
+    same_author_share: float = Field(0.5, gt=0.0, le=1.0)
+    allow_shared_groups: bool = False
+    few_shot_items: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _leaves_few_shot(self) -> SplitOptions:
+        if self.base_share + self.anchor_share >= 1.0:
+            raise ValueError("base_share + anchor_share must stay below 1, the rest is few-shot")
+        return self
+
+
+class PromptOptions(Options):
+    """`published`: history section, instruction, text, cue. `compact`: text and cue only.
+
+    history_index: history is looked up by items' texts, or as the MTA code does it (`published`).
+    chat: through the chat template where the base model has one, or `never`.
+    """
+
+    style: Literal["compact", "published"] = "compact"
+    history_items: int = Field(0, ge=0)
+    history_index: Literal["text", "published"] = "text"
+    chat: Literal["auto", "never"] = "auto"
 
 
 class TaskOptions(Options):

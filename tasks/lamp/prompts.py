@@ -19,15 +19,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from tasks.lamp.citations import ASKS, parts
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.history import Neighbours
+from tasks.lamp.options import PromptOptions
 
-Style = Literal["compact", "published"]
-# Where history is looked up: in items' texts, or in what the published code indexes.
-Index = Literal["text", "published"]
+Item = Mapping[str, str]
 # Part of the cache keys of the published layout; raise it when its text changes.
 LAYOUT = 2
 
@@ -61,56 +59,47 @@ def question_text(question: str, task: LampTask) -> str:
 
 
 def profile_samples(
-    profile: Sequence[Mapping[str, str]],
-    task: LampTask,
-    style: Style,
-    history_items: int,
-    instruction: str,
-    index: Index = "text",
+    profile: Sequence[Item], task: LampTask, options: PromptOptions, instruction: str
 ) -> list[Sample]:
     """One sample per profile item {id, text, answer}, in order.
 
-    history_items: how many of the *other* items, the most similar by BM25, stand before the
-        question; none before a bare cue, whose only text is the answer.
+    Before the question stand the `history_items` *other* items most similar by BM25; none before a
+    bare cue, whose only text is the answer.
     instruction: from `instruction_of`; only the published style shows it.
-    index: `published` looks items up as `LampTask.lookup` says.
     """
-    asked = [
-        (item["id"], None if task.items == "completed" else item["text"], item["answer"])
-        for item in profile
-    ]
-    found = None
-    if history_items:
-        questions = None if index == "text" else [_subject(item["text"], task) for item in profile]
-        found = _neighbours(profile, task, index).others(history_items, questions)
-    return _samples(profile, asked, found, task, style, instruction)
+    bare = task.items == "completed"
+    asked = [(item["id"], None if bare else item["text"], item["answer"]) for item in profile]
+    found: Sequence[Sequence[int]] = [()] * len(profile)
+    if options.history_items and not bare:
+        as_written = options.history_index == "text"
+        questions = None if as_written else [_subject(item["text"], task) for item in profile]
+        found = _neighbours(profile, task, options).others(options.history_items, questions)
+    return _samples(profile, asked, found, task, options, instruction)
 
 
 def query_samples(
-    profile: Sequence[Mapping[str, str]],
-    queries: Sequence[Mapping[str, str]],
+    profile: Sequence[Item],
+    queries: Sequence[Item],
     task: LampTask,
-    style: Style,
-    history_items: int,
+    options: PromptOptions,
     instruction: str,
-    index: Index = "text",
 ) -> list[Sample]:
     """One sample per query {id, input, gold}, in order, with history from the whole profile."""
     asked = [(query["id"], question_text(query["input"], task), query["gold"]) for query in queries]
-    found = None
-    if history_items:
-        neighbours = _neighbours(profile, task, index)
+    found: Sequence[Sequence[int]] = [()] * len(queries)
+    if options.history_items:
         texts = [text for _, text, _ in asked]
-        if index == "published":
+        if options.history_index == "published":
             whole = [query["input"] for query in queries]
             texts = whole if task.lookup.by_input else [_subject(text, task) for text in texts]
             texts = [text.strip() for text in texts]
-        found = [neighbours.find(text, history_items) for text in texts]
-    return _samples(profile, asked, found, task, style, instruction)
+        neighbours = _neighbours(profile, task, options)
+        found = [neighbours.find(text, options.history_items) for text in texts]
+    return _samples(profile, asked, found, task, options, instruction)
 
 
-def _neighbours(profile: Sequence[Mapping[str, str]], task: LampTask, index: Index) -> Neighbours:
-    if index == "text":
+def _neighbours(profile: Sequence[Item], task: LampTask, options: PromptOptions) -> Neighbours:
+    if options.history_index == "text":
         return Neighbours([item["text"] for item in profile])
     how = task.lookup
     texts = [_subject(item["text"], task) for item in profile]
@@ -128,19 +117,18 @@ def _subject(text: str, task: LampTask) -> str:
 
 
 def _samples(
-    profile: Sequence[Mapping[str, str]],
+    profile: Sequence[Item],
     asked: Sequence[tuple[str, str | None, str]],
-    found: Sequence[Sequence[int]] | None,
+    found: Sequence[Sequence[int]],
     task: LampTask,
-    style: Style,
+    options: PromptOptions,
     instruction: str,
 ) -> list[Sample]:
     """asked: (id, text, answer). found: for each, the profile items before it."""
     samples = []
-    for number, (sample_id, text, answer) in enumerate(asked):
-        known = found[number] if found and text is not None else []
+    for (sample_id, text, answer), known in zip(asked, found, strict=True):
         history = [profile[index] for index in known]
-        if style == "compact":
+        if options.style == "compact":
             prompt = "\n".join([*(_compact_item(item, task) for item in history), _cue(text, task)])
         else:
             prompt = _published(text, history, task, instruction)
@@ -148,7 +136,7 @@ def _samples(
     return samples
 
 
-def _compact_item(item: Mapping[str, str], task: LampTask) -> str:
+def _compact_item(item: Item, task: LampTask) -> str:
     text = None if task.items == "completed" else item["text"]
     return f"{_cue(text, task)} {_one_line(item['answer'])}"
 
@@ -162,20 +150,15 @@ def _cue(text: str | None, task: LampTask) -> str:
     return f"{task.text_field}: {_one_line(text)} {task.cue}:"
 
 
-def _published(
-    text: str | None, history: Sequence[Mapping[str, str]], task: LampTask, instruction: str
-) -> str:
+def _published(text: str | None, history: Sequence[Item], task: LampTask, instruction: str) -> str:
     if text is None:
         return f"{task.shown_as[1]}:"
-    sections = []
-    if history:
-        lines = [_published_item(item, task) for item in history]
-        sections.append("### User History:\n" + "\n".join(lines))
     if task.marker_names_text:
         instruction = instruction.removesuffix(task.marker)
     asked = _question(_one_line(text), _one_line(instruction), task)
-    sections.append(f"### User Instruction:\n{asked}")
-    return "\n\n".join(sections)
+    shown = "\n".join(_published_item(item, task) for item in history)
+    start = f"### User History:\n{shown}\n\n" if history else ""
+    return f"{start}### User Instruction:\n{asked}"
 
 
 def _question(text: str, instruction: str, task: LampTask) -> str:
@@ -189,7 +172,7 @@ def _question(text: str, instruction: str, task: LampTask) -> str:
     return f"{instruction} {text}\nAnswer:"
 
 
-def _published_item(item: Mapping[str, str], task: LampTask) -> str:
+def _published_item(item: Item, task: LampTask) -> str:
     (name, cue), text, answer = task.shown_as, _one_line(item["text"]), _one_line(item["answer"])
     if task.items == "completed":
         return f"{cue}: {answer}"

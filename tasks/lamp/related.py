@@ -39,20 +39,19 @@ def ask_related(users: pl.DataFrame, others: pl.DataFrame, seed: int) -> tuple[p
     for group, profile in others.select("group", "profile").iter_rows():
         titles.setdefault(group, []).extend(_titles(profile))
     names = sorted(titles)
-    profiles, lost = [], 0
-    for group, profile in users.select("group", "profile").iter_rows():
-        asked = _ask(profile, _pool(titles, names, group, seed))
-        lost += len(profile) - len(asked)
-        profiles.append(asked)
-    column = pl.Series("profile", profiles, dtype=users.schema["profile"])
-    return users.with_columns(column), lost
+    profiles = [
+        _ask(profile, _pool(titles, names, group, seed))
+        for group, profile in users.select("group", "profile").iter_rows()
+    ]
+    asked = users.with_columns(pl.Series("profile", profiles, dtype=users.schema["profile"]))
+    lost = users["profile"].list.len().sum() - asked["profile"].list.len().sum()
+    return asked, int(lost)
 
 
 def _ask(profile: list[dict[str, str]], pool: list[str]) -> list[dict[str, str]]:
     """One user's items with a question each; those that get none are left out."""
     own = _titles(profile)
-    known = set(own)
-    pool = [title for title in pool if title not in known]
+    pool = [title for title in pool if title not in own]
     nearest, theirs = Neighbours(own).others(len(own)), Neighbours(pool)
     items = []
     for index, (item, title) in enumerate(zip(profile, own, strict=True)):

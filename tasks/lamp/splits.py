@@ -1,107 +1,235 @@
-"""The published split: by user, whoever the author is.
+"""On which side of the experiment each user is.
 
-OPPU tests on 100 users and adapts the base model on the others. Per-Pcs divides the others into
-users for the base model and anchor candidates (and a tenth that its experiments do not use, which
-is not made here). MTA's few-shot users have profiles of exactly 10 items. How the others are
-divided is not published: here by the seed, in the configured shares.
-
-Windows over one author are on several sides here, as in the published scores. So
-tasks/lamp/groups.py is the default; the audit counts such users.
+grouped     A group of users that share content (tasks/lamp/groups.py) is on one side only, and a
+            base or anchor author's windows are pooled into one user.
+published   By user, whoever the author is. OPPU tests on 100 users and adapts the base model on the
+            others. Per-Pcs divides the others into users for the base model and anchor candidates
+            (and a tenth that its experiments do not use, which is not made here). MTA's few-shot
+            users have profiles of exactly 10 items. How the others are divided is not published:
+            here by the seed, in the configured shares. Windows over one author are on several
+            sides here, as in the published scores; the audit counts such users.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
+from dataclasses import dataclass
+
 import polars as pl
 
 from tasks.errors import InputError
-from tasks.lamp.audit import shared_groups
+from tasks.lamp.audit import query_places, shared_groups
+from tasks.lamp.content import told
 from tasks.lamp.definitions import LampTask
-from tasks.lamp.groups import COLUMNS, SIDES, Split, rank, side_counts, with_groups
+from tasks.lamp.groups import find_groups
+from tasks.lamp.options import SplitOptions
 
-FEW_SHOT_ITEMS = 10
+SIDES = ("base", "anchor", "few_shot")
+COLUMNS = ("user_id", "group", "profile", "query")
+FEW_SHOT_ITEMS = 10  # of the published split, where the configuration does not say
 
 
-def published_split(
-    users: pl.DataFrame,
-    task: LampTask,
-    *,
-    seed: int,
-    base_share: float,
-    anchor_share: float,
-    share: float,
-    few_shot_users: int,
-    few_shot_items: int | None,
-) -> Split:
-    """Divide users (columns as from `formats.read_users`) into base, anchor and few-shot.
+@dataclass(frozen=True)
+class Split:
+    """The three sides, each with columns user_id, group, profile, query, sorted by user_id.
 
-    With roles (the user files of Per-Pcs and MTA): they are kept. Without: see `_assign`; few-shot
-    users keep their last `few_shot_items` items (None: FEW_SHOT_ITEMS), as profiles go from old to
-    new where they have an order.
-    share: as in `groups.find_groups`; groups are only counted.
-
-    Returns tables as `groups.split_users` does, but with every user's own id and nobody pooled or
-    removed. counts has the same keys, and unseen_few_shot_items and shared_author (users that
-    `audit.shared_groups` counts).
-    Raises InputError when a side is empty, or only some users have a role.
+    grouped: base and anchor have one row per author, user_id = group, distinct items and queries in
+        the order first seen; few_shot the users as they came.
+    published: the users as they came; where the data give no roles, few-shot users with their last
+        `few_shot_items` items alone, as profiles go from old to new where they have an order.
+    users: all users as they came, with their group and their side (role). counts: `_counts`.
     """
-    table, given = with_groups(users, share, task)
-    most = few_shot_items or FEW_SHOT_ITEMS
+
+    base: pl.DataFrame
+    anchor: pl.DataFrame
+    few_shot: pl.DataFrame
+    users: pl.DataFrame
+    counts: dict[str, int]
+
+
+def split_users(users: pl.DataFrame, task: LampTask, options: SplitOptions, seed: int) -> Split:
+    """Divide users (columns as from `formats.read_users` or `content.keyed`) into three sides.
+
+    Roles that the data give are kept; else see `_grouped_roles` and `_published_roles`. Grouped, a
+    base or anchor user whose author also has a few-shot user, or a base user whose author also has
+    an anchor candidate, is an error; with `allow_shared_groups` such users are removed and counted.
+    Raises InputError for a side that is needed and empty, and for an author on two sides.
+    """
+    table = users.with_columns(find_groups(users, options.same_author_share, task))
+    given = table["role"].null_count() < table.height
+    grouped = options.kind == "grouped"
     if not given:
-        roles = _assign(table, seed, base_share, anchor_share, few_shot_users, most)
+        divide = _grouped_roles if grouped else _published_roles
+        roles = divide(table, options, seed)
         table = table.with_columns(role=pl.Series(roles, dtype=pl.String))
+    shared = sum(shared_groups(table).values())
+    if given and grouped and shared and not options.allow_shared_groups:
+        raise InputError(_two_sides(table, options.same_author_share))
     base, anchor, few_shot = (
         table.filter(pl.col("role") == side).select(COLUMNS).sort("user_id", maintain_order=True)
         for side in SIDES
     )
+    needed = ["anchor", "few_shot"]
+    pooled = unseen = 0
+    if grouped:
+        if options.base_share > 0 and not (given and base.is_empty()):
+            needed = [*needed, "base"]
+        # Authors of few-shot users are kept off the other sides even if no query of theirs is left.
+        anchor = anchor.join(few_shot, on="group", how="anti")
+        base = base.join(few_shot, on="group", how="anti").join(anchor, on="group", how="anti")
+        own = base.height + anchor.height
+        base, anchor = _pool(base, task), _pool(anchor, task)
+        pooled = own - base.height - anchor.height
     asked = few_shot.filter(pl.col("query").list.len() > 0)
-    unseen = 0
-    if not given:
+    if not grouped and not given:
+        most = options.few_shot_items or FEW_SHOT_ITEMS
         unseen = int(asked["profile"].list.len().sum()) - most * asked.height
         asked = asked.with_columns(pl.col("profile").list.tail(most))
-    for side, frame in (("anchor", anchor), ("few-shot", asked)):
-        if frame.is_empty():
-            raise InputError(
-                f"{task.name}: no {side} user is left of {table.height} users; give more users, "
-                "or change split.few_shot_users, split.base_share and split.anchor_share"
-            )
-    counts = side_counts(table, base, anchor, asked, task) | {
-        "removed_shared_group": 0,
-        "pooled_users": 0,
+    counts = _counts(table, base, anchor, asked, task) | {
+        "removed_shared_group": shared if grouped else 0,
+        "pooled_users": pooled,
         "unseen_few_shot_items": unseen,
-        "shared_author": sum(shared_groups(table).values()),
     }
-    return Split(base, anchor, asked, table, counts)
+    if not grouped:
+        counts["shared_author"] = shared
+    split = Split(base, anchor, asked, table, counts)
+    for side in needed:
+        if getattr(split, side).is_empty():
+            raise InputError(_empty_side(side, given, counts))
+    return split
 
 
-def _assign(
+def _counts(
     table: pl.DataFrame,
-    seed: int,
-    base_share: float,
-    anchor_share: float,
-    few_shot_users: int,
-    items: int,
-) -> list[str]:
-    """The side of each user, in the order of `table`.
+    base: pl.DataFrame,
+    anchor: pl.DataFrame,
+    few_shot: pl.DataFrame,
+    task: LampTask,
+) -> dict[str, int]:
+    """table: all users; the others: the sides made.
+
+    groups are authors. queries: of the few-shot users; queries_in_*: those whose text stands in a
+    base or anchor (other), any few-shot, or the user's own profile. Besides: removed_shared_group
+    (users), pooled_users (users merged into another user of their author), unseen_few_shot_items,
+    and published shared_author (users that `audit.shared_groups` counts).
+    """
+    places = query_places(few_shot, few_shot, task)
+    asking = table.filter(pl.col("query").list.len() > 0)
+    return {
+        "users": table.height,
+        "users_with_query": asking.height,
+        "groups": table["group"].n_unique(),
+        "removed_few_shot_without_query": int((table["role"] == "few_shot").sum())
+        - few_shot.height,
+        "base_users": base.height,
+        "anchor_candidates": anchor.height,
+        "few_shot_users": few_shot.height,
+        "few_shot_groups": few_shot["group"].n_unique(),
+        "queries": int(few_shot["query"].list.len().sum()),
+        "queries_in_other_profiles": query_places(few_shot, pl.concat([base, anchor]), task)["any"],
+        "queries_in_few_shot_profiles": places["any"],
+        "queries_in_own_profile": places["own"],
+    }
+
+
+def _grouped_roles(table: pl.DataFrame, options: SplitOptions, seed: int) -> list[str]:
+    """The side of each user: whole groups, in the order of `_rank`.
+
+    `base_share` and `anchor_share` of all groups, and the rest few-shot; groups without a query go
+    to base and anchor. The order is a hash per group: no profile can move anybody.
+    """
+    asked = table.group_by("group").agg(asks=(pl.col("query").list.len() > 0).any())
+    groups = sorted(asked.iter_rows(), key=lambda row: _rank(seed, row[0]))
+    share, anchor_share = options.base_share, options.anchor_share
+    bases = max(1, round(share * len(groups))) if share > 0 else 0
+    anchors = max(1, round(anchor_share * len(groups)))
+    wanted = max(0, len(groups) - bases - anchors)
+    few_shot = dict.fromkeys([group for group, asks in groups if asks][:wanted], "few_shot")
+    rest = [group for group, _ in groups if group not in few_shot]
+    if len(rest) > bases + anchors:
+        bases = max(bases, math.floor(len(rest) * share / (share + anchor_share)))
+    sides = few_shot | dict.fromkeys(rest[:bases], "base") | dict.fromkeys(rest[bases:], "anchor")
+    return [sides[group] for group in table["group"]]
+
+
+def _published_roles(table: pl.DataFrame, options: SplitOptions, seed: int) -> list[str]:
+    """The side of each user.
 
     Few-shot: the `few_shot_users` with the shortest profiles among the users with a query and at
-    least `items` items; never more than the share of all users that base_share and anchor_share
-    leave. The others are base users and anchor candidates in the proportion of the two shares. Ties
-    and order by `groups.rank`.
+    least `few_shot_items` items; never more than the share of all users that base_share and
+    anchor_share leave. The others are base users and anchor candidates in the proportion of the two
+    shares. Ties and order by `_rank`.
     """
+    items = options.few_shot_items or FEW_SHOT_ITEMS
+    share, anchor_share = options.base_share, options.anchor_share
     lengths = table["profile"].list.len().to_list()
     asks = (table["query"].list.len() > 0).to_list()
     ids = table["user_id"].to_list()
-    order = sorted(range(table.height), key=lambda row: rank(seed, ids[row]))
+    order = sorted(range(table.height), key=lambda row: _rank(seed, ids[row]))
     able = [row for row in order if asks[row] and lengths[row] >= items]
     if not able:
         raise InputError(
             f"split.kind published: no user with a query has {items} items, the longest of "
             f"{table.height} has {max(lengths, default=0)}; lower split.few_shot_items"
         )
-    room = max(1, round((1 - base_share - anchor_share) * table.height))
+    room = max(1, round((1 - share - anchor_share) * table.height))
     able.sort(key=lambda row: lengths[row])
-    chosen = set(able[: min(few_shot_users, room)])
+    chosen = set(able[: min(options.few_shot_users, room)])
     rest = [row for row in order if row not in chosen]
-    bases = round(len(rest) * base_share / (base_share + anchor_share))
+    bases = round(len(rest) * share / (share + anchor_share))
     sides = dict.fromkeys(rest[:bases], "base") | dict.fromkeys(rest[bases:], "anchor")
     return [sides.get(row, "few_shot") for row in range(table.height)]
+
+
+def _rank(seed: int, name: str) -> tuple[bytes, str]:
+    """A sort key: a random order that depends on the seed and the name alone."""
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest(), name
+
+
+def _pool(users: pl.DataFrame, task: LampTask) -> pl.DataFrame:
+    """One row per group; the first of equal items and queries stays, in the order of user ids."""
+    members = users.sort("user_id", maintain_order=True)
+    pooled = members.select("group").unique().sort("group")
+    for column in ("profile", "query"):
+        flat = members.select("group", column).explode(column).drop_nulls(column)
+        flat = flat.with_columns(**told(pl.col(column), column, task))
+        distinct = flat.unique(["group", "about", "answer"], keep="first", maintain_order=True)
+        rows = distinct.group_by("group", maintain_order=True).agg(column)
+        none = pl.lit([], dtype=users.schema[column])
+        pooled = pooled.join(rows, on="group", how="left").with_columns(
+            pl.col(column).fill_null(none)
+        )
+    return pooled.select(pl.col("group").alias("user_id"), "group", "profile", "query")
+
+
+def _two_sides(users: pl.DataFrame, share: float) -> str:
+    """The error line for roles that put an author on two sides, with the worst pair shown."""
+    first = users.select("user_id", "group", pl.col("role").cast(pl.Enum(SIDES))).sort("user_id")
+    first = first.unique(["group", "role"], keep="first", maintain_order=True)
+    pairs = first.join(first, on="group", suffix="_other").filter(
+        pl.col("role") < pl.col("role_other")
+    )
+    # Scored users first: what they share is in the scores.
+    by = ["role_other", "role", "user_id"]
+    pair = pairs.sort(by, descending=[True, True, False]).row(0, named=True)
+    return (
+        f"{sum(shared_groups(users).values())} base or anchor users are of one author with a user "
+        f"of another side, for example {pair['role']} user {pair['user_id']!r} with "
+        f"{pair['role_other']} user {pair['user_id_other']!r} (split.same_author_share {share}): "
+        "take them out of the data, or set split.allow_shared_groups=true to have them left out "
+        "and counted"
+    )
+
+
+def _empty_side(side: str, given: bool, counts: dict[str, int]) -> str:
+    if side == "few_shot" and not given and not counts["users_with_query"]:
+        return f"none of {counts['users']} users has a query to be scored on; add queries"
+    name = {"base": "base", "anchor": "anchor candidate", "few_shot": "few-shot"}[side]
+    hint = "give more users, or change the shares and sizes of `split`"
+    return (
+        f"no {name} user is left of {counts['users']} users by {counts['groups']} authors "
+        f"({counts['removed_shared_group']} removed because their author stands on another side, "
+        f"{counts['removed_few_shot_without_query']} few-shot users have no query); "
+        + (f"add {name} users by other authors" if given else hint)
+    )

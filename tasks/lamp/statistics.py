@@ -191,12 +191,8 @@ def differences(
 ) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     """method -> opponent -> `difference`, for all methods against each of `opponents`."""
     return {
-        method: {
-            opponent: difference(resampled, method, opponent)
-            for opponent in opponents
-            if opponent != method
-        }
-        for method in resampled.methods
+        one: {other: difference(resampled, one, other) for other in opponents if other != one}
+        for one in resampled.methods
     }
 
 

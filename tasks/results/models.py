@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from tasks.config.options import PromptOptions
 from tasks.lamp.definitions import LampTask
+from tasks.lamp.options import PromptOptions
 from tasks.record import OUTSIDE_KEY, File, Record, Result
 
 Note = Annotated[dict[str, Any], OUTSIDE_KEY]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tasks.config.options import PromptOptions
 from tasks.lamp import history
+from tasks.lamp.options import PromptOptions
 from tasks.lamp.prompts import LAYOUT, Sample, profile_samples, query_samples
 from tasks.results.models import Prepared, Questions
 
@@ -46,29 +46,13 @@ def content(profile: Sequence[Item]) -> list[list[str]]:
 
 def profile_questions(questions: Questions, profile: Sequence[Item]) -> list[Sample]:
     """Each profile item asked about itself, without itself in the history (docs/method.md)."""
-    prompt = questions.prompt
-    return profile_samples(
-        profile,
-        questions.task,
-        prompt.style,
-        prompt.history_items,
-        questions.instruction,
-        prompt.history_index,
-    )
+    return profile_samples(profile, questions.task, questions.prompt, questions.instruction)
 
 
 def user_queries(questions: Questions, user: User) -> list[Sample]:
     """The questions a few-shot user is scored on."""
-    prompt = questions.prompt
-    return query_samples(
-        user["profile"],
-        user["query"],
-        questions.task,
-        prompt.style,
-        prompt.history_items,
-        questions.instruction,
-        prompt.history_index,
-    )
+    how = questions.task, questions.prompt, questions.instruction
+    return query_samples(user["profile"], user["query"], *how)
 
 
 def encode_all(base: LoadedBase, samples: Iterable[Sample], answers: bool) -> list[Encoded]:

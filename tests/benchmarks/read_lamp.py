@@ -53,7 +53,7 @@ with open(sys.argv[1] + "/dev_questions.json", encoding="utf-8") as file:
 PREPARE = """
 import sys
 from pathlib import Path
-from tasks.config.options import SplitOptions
+from tasks.lamp.options import SplitOptions
 from tasks.lamp.definitions import get_task
 from tasks.prepare import _write
 out = Path(sys.argv[1]) / "prepared"

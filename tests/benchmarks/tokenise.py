@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
-from tasks.config.options import PromptOptions
 from tasks.config.run import resolve
 from tasks.lamp.definitions import get_task
+from tasks.lamp.options import PromptOptions
 from tasks.lora.base import Base as LoadedBase
 from tasks.lora.batches import Encoded
 from tasks.lora.tiny import train_tokenizer

@@ -9,6 +9,9 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tasks.lamp.definitions import LampTask
+from tasks.lamp.options import PromptOptions, SplitOptions
+from tasks.lamp.splits import Split, split_users
 from tasks.lamp.tables import USERS
 
 USERS_SCHEMA = pl.DataFrame(pl.from_arrow(USERS.empty_table())).schema
@@ -56,3 +59,11 @@ def frame(
         for user_id, texts in profiles.items()
     ]
     return pl.DataFrame(rows, schema=USERS_SCHEMA, orient="row")
+
+
+def split_of(users: pl.DataFrame, task: LampTask, seed: int = 0, **options: Any) -> Split:
+    return split_users(users, task, SplitOptions(**options), seed)
+
+
+def how(style: Any = "compact", items: int = 0) -> PromptOptions:
+    return PromptOptions(style=style, history_items=items)

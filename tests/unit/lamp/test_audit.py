@@ -11,7 +11,7 @@ import pytest
 from tasks.lamp.audit import audit
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
-from tasks.lamp.groups import find_groups, split_users
+from tasks.lamp.groups import find_groups
 from tests.unit.lamp.helpers import (
     REAL_FILE,
     USERS_SCHEMA,
@@ -19,6 +19,7 @@ from tests.unit.lamp.helpers import (
     movie,
     needs_real_file,
     question,
+    split_of,
     user,
     write,
 )
@@ -127,7 +128,9 @@ def test_one_text_with_several_answers() -> None:
 def test_the_published_file_says_it_by_itself() -> None:
     """shared/data/lamp/README.md has these facts, measured on the file by its collector."""
     loaded = read_users(REAL_FILE, TASK)
-    split = split_users(loaded.users, TASK, seed=0, base_share=1 / 3, anchor_share=1 / 3, share=0.5)
+    split = split_of(
+        loaded.users, TASK, seed=0, base_share=1 / 3, anchor_share=1 / 3, same_author_share=0.5
+    )
     found = audit(split.users, loaded.dropped, TASK)
     assert found["groups"] == {"all": {"3": 24}, "few_shot": {"3": 8}}
     assert found["queries"]["all"] == {

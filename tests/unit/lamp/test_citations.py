@@ -13,10 +13,10 @@ from tasks.lamp.audit import query_places
 from tasks.lamp.citations import ASKS, as_item, hard_negatives, question
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
-from tasks.lamp.groups import find_groups, split_users
+from tasks.lamp.groups import find_groups
 from tasks.lamp.kept import DUPLICATE_ITEM, EMPTY_ITEM, NO_NEGATIVE
 from tasks.lamp.prompts import profile_samples, query_samples
-from tests.unit.lamp.helpers import user, write
+from tests.unit.lamp.helpers import how, split_of, user, write
 
 TASK = get_task("LaMP-1")
 START = "For an author who has written the paper with the title "
@@ -134,13 +134,13 @@ def test_prompts(tmp_path: Path) -> None:
         tmp_path, user("u", paper("blue", "c", negative="d"), paper("red", "a"), query=[query])
     )
     (row,) = users.iter_rows(named=True)
-    compact = profile_samples(row["profile"], TASK, "compact", 0, START)[0]
+    compact = profile_samples(row["profile"], TASK, how(), START)[0]
     label = row["profile"][0]["answer"]
     shown = '[1]: "c" [2]: "d"' if label == "[1]" else '[1]: "d" [2]: "c"'
     assert (compact.prompt, compact.answer) == (f'title: "blue" {shown} citation:', label)
-    (asked,) = query_samples(row["profile"], row["query"], TASK, "compact", 0, START)
+    (asked,) = query_samples(row["profile"], row["query"], TASK, how(), START)
     assert asked.prompt == 'title: "red" [1]: "a" [2]: "b" citation:'
-    (published,) = query_samples(row["profile"], row["query"], TASK, "published", 0, START)
+    (published,) = query_samples(row["profile"], row["query"], TASK, how("published", 0), START)
     assert published.prompt == (
         f'### User Instruction:\n{START}"red"{ASKS}\nReference: [1] - a [2] - b\nAnswer:'
     )
@@ -166,7 +166,7 @@ def test_windows_of_one_author_are_found(tmp_path: Path) -> None:
     assert find_groups(users, 0.5).to_list() == ["a", "b", "c", "d"]
     table = users.with_columns(group=pl.Series(["a", "a", "c", "d"]))
     assert query_places(table, table, TASK) == {"any": 1, "own": 0, "sibling": 1, "other": 0}
-    split = split_users(users, TASK, seed=0, base_share=0.3, anchor_share=0.3, share=0.5)
+    split = split_of(users, TASK, seed=0, base_share=0.3, anchor_share=0.3, same_author_share=0.5)
     pooled = {
         row["user_id"]: len(row["profile"])
         for side in (split.base, split.anchor)

@@ -12,23 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tasks.lamp.sides as sides
 import tasks.lamp.tables as tables
 from tasks.lamp.audit import audit, query_places
 from tasks.lamp.content import about, asked, keyed
 from tasks.lamp.definitions import LampTask, get_task
 from tasks.lamp.formats import copy_users, read_users
-from tasks.lamp.groups import split_users
 from tasks.lamp.prompts import question_text
 from tasks.lamp.related import has_unasked
-from tasks.lamp.sides import write_side, write_sides
-from tasks.lamp.splits import published_split
-from tasks.lamp.tables import read_table
-from tests.unit.lamp.helpers import movie, question, user, write
+from tasks.lamp.tables import read_table, write_side, write_sides
+from tests.unit.lamp.helpers import movie, question, split_of, user, write
 
 MOVIES = get_task("LaMP-2M")
 PAPERS = get_task("LaMP-1")
-THIRDS: dict[str, Any] = {"base_share": 1 / 3, "anchor_share": 1 / 3, "share": 0.5}
+THIRDS: dict[str, Any] = {"base_share": 1 / 3, "anchor_share": 1 / 3, "same_author_share": 0.5}
 
 # All that Python calls white space, and what looks like it.
 spaced = st.text(
@@ -79,7 +75,7 @@ def users_file(folder: Path, seed: int) -> Path:
 
 
 def split(users: pl.DataFrame, task: LampTask) -> Any:
-    return split_users(users, task, seed=0, **THIRDS)
+    return split_of(users, task, seed=0, **THIRDS)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -88,7 +84,7 @@ def test_a_split_of_keys_is_the_split_of_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, size: int
 ) -> None:
     """Same sides, counts and audit; and written out, the same users, in row groups of any size."""
-    monkeypatch.setattr(sides, "ROW_GROUP", size)
+    monkeypatch.setattr(tables, "ROW_GROUP", size)
     file = users_file(tmp_path, seed)
     everyone = tmp_path / "everyone.arrow"
     loaded = read_users(file, MOVIES)
@@ -148,9 +144,9 @@ def test_every_kind_of_split_goes_by_keys(tmp_path: Path, name: str, kind: str) 
     if kind == "grouped":
         expected, got = split(loaded.users, task), split(keyed(everyone, task), task)
     else:
-        chosen = {"seed": 0, **THIRDS, "few_shot_users": 5, "few_shot_items": 4}
-        expected = published_split(loaded.users, task, **chosen)
-        got = published_split(keyed(everyone, task), task, **chosen)
+        chosen = {"kind": "published", **THIRDS, "few_shot_users": 5, "few_shot_items": 4}
+        expected = split_of(loaded.users, task, **chosen)
+        got = split_of(keyed(everyone, task), task, **chosen)
     assert got.counts == expected.counts
     assert audit(got.users, found.dropped, task) == audit(expected.users, loaded.dropped, task)
     names = ("base", "anchor", "few_shot")
@@ -183,7 +179,7 @@ def test_a_side_in_memory_is_written_as_one_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same bytes, row groups too; and a side without users."""
-    monkeypatch.setattr(sides, "ROW_GROUP", 100)
+    monkeypatch.setattr(tables, "ROW_GROUP", 100)
     everyone = tmp_path / "everyone.arrow"
     copy_users(users_file(tmp_path, 0), MOVIES, everyone)
     frame = keyed(everyone, MOVIES).with_columns(group=pl.col("user_id")).sort("user_id")
@@ -227,7 +223,7 @@ def test_a_side_depends_on_its_users_alone(tmp_path: Path) -> None:
 
 def test_a_user_is_read_without_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but the footer and the user's row group may be destroyed."""
-    monkeypatch.setattr(sides, "ROW_GROUP", 1000)
+    monkeypatch.setattr(tables, "ROW_GROUP", 1000)
     names = [f"user {number:03d}" for number in range(100)]
     users = [user(name, *(movie(f"{name} {n}") for n in range(10))) for name in names]
     copy_users(write(tmp_path / "u.json", users), MOVIES, tmp_path / "everyone.arrow")
@@ -258,7 +254,7 @@ def test_a_user_is_read_without_the_rest(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_row_group_holds_whole_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sides, "ROW_GROUP", 300)
+    monkeypatch.setattr(tables, "ROW_GROUP", 300)
     users = [user(n, *(movie(f"film {n} {i} " + "x" * 50) for i in range(4))) for n in range(20)]
     everyone = tmp_path / "everyone.arrow"
     copy_users(write(tmp_path / "u.json", users), MOVIES, everyone)

@@ -64,7 +64,6 @@ def test_user_file(tmp_path: Path) -> None:
         },
     ]
     assert loaded.dropped == {}
-    assert loaded.sources == [str(tmp_path / "users.json")]
 
 
 @pytest.mark.parametrize("few_shot", ["user_few_shot.json", "user_test_100.json", "test_100.json"])
@@ -78,7 +77,6 @@ def test_role_folder(tmp_path: Path, few_shot: str) -> None:
         ("a", "anchor"),
         ("f", "few_shot"),
     ]
-    assert [Path(source).name for source in loaded.sources][2] == few_shot
 
 
 def official(folder: Path, split: str, ids: list[str], gold_ids: list[str]) -> None:
@@ -107,7 +105,7 @@ def test_official_id_mismatch(tmp_path: Path) -> None:
     official(tmp_path, "dev", ["x"], ["x", "z"])
     error_line(tmp_path, "dev_outputs.json", "'z'", "no question", task=TITLES)
     (tmp_path / "dev_outputs.json").unlink()
-    error_line(tmp_path, "dev_outputs.json", "not there", task=TITLES)
+    error_line(tmp_path, "dev_outputs.json", "No such file", task=TITLES)
 
 
 def test_what_is_dropped_is_counted(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import torch
 
 from tasks.lamp.definitions import TASKS, LampTask, get_task
 from tasks.lamp.formats import read_users
-from tasks.lamp.prompts import Sample, Style, instruction_of, profile_samples, query_samples
+from tasks.lamp.prompts import Sample, instruction_of, profile_samples, query_samples
 from tasks.lora.base import Base, end_of_turn
 from tasks.lora.batches import encode
 from tests import llama3
+from tests.unit.lamp.helpers import how
 
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "prompts"
 
@@ -28,11 +29,11 @@ def golden(name: str) -> dict[str, tuple[str, str]]:
     return blocks
 
 
-def samples(task: LampTask, style: Style) -> dict[str, Sample]:
+def samples(task: LampTask, style: Any) -> dict[str, Sample]:
     (user,) = read_users(FOLDER / f"{task.name}.json", task).users.to_dicts()
     inputs = [query["input"] for query in user["query"]]
     instruction = instruction_of(inputs, task)
-    given: Any = (task, style, 1, instruction)
+    given: Any = (task, how(style, 1), instruction)
     items = profile_samples(user["profile"], *given)
     (query,) = query_samples(user["profile"], user["query"], *given)
     return {"item 1": items[0], "item 2": items[1], "query": query}

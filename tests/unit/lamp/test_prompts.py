@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tasks.lamp.definitions import get_task
 from tasks.lamp.prompts import (
     Sample,
-    Style,
     instruction_of,
     profile_samples,
     query_samples,
     question_text,
 )
+from tests.unit.lamp.helpers import how
 
 TASK = get_task("LaMP-2M")
 PROFILE = [
@@ -27,19 +29,19 @@ QUERIES = [{"id": "q", "input": INSTRUCTION + "red  fox description: x", "gold":
 
 
 def test_compact_without_history() -> None:
-    assert profile_samples(PROFILE, TASK, "compact", 0, INSTRUCTION) == [
+    assert profile_samples(PROFILE, TASK, how(), INSTRUCTION) == [
         Sample("1", "description: red fox runs tag:", "comedy"),
         Sample("2", "description: blue whale swims tag:", "action"),
         Sample("3", "description: red fox sleeps tag:", "romance"),
         Sample("4", "description: green parrot sings tag:", "violence"),
     ]
-    assert query_samples(PROFILE, QUERIES, TASK, "compact", 0, INSTRUCTION) == [
+    assert query_samples(PROFILE, QUERIES, TASK, how(), INSTRUCTION) == [
         Sample("q", "description: red fox description: x tag:", "classic")
     ]
 
 
 def test_compact_with_history() -> None:
-    samples = profile_samples(PROFILE, TASK, "compact", 1, INSTRUCTION)
+    samples = profile_samples(PROFILE, TASK, how("compact", 1), INSTRUCTION)
     assert samples[0].prompt == (
         "description: red fox sleeps tag: romance\ndescription: red fox runs tag:"
     )
@@ -49,7 +51,7 @@ def test_compact_with_history() -> None:
 
 
 def test_published() -> None:
-    (sample,) = query_samples(PROFILE, QUERIES, TASK, "published", 1, INSTRUCTION)
+    (sample,) = query_samples(PROFILE, QUERIES, TASK, how("published", 1), INSTRUCTION)
     assert sample.prompt == (
         "### User History:\n"
         "Description: red fox runs Tag: comedy\n\n"
@@ -64,31 +66,33 @@ def test_what_is_completed_has_no_text_before_it() -> None:
     tweets = get_task("LaMP-7")
     profile = [{"id": str(n), "text": text, "answer": text} for n, text in enumerate("ab")]
     for style, cue in (("compact", "tweet:"), ("published", "Tweet:")):
-        assert profile_samples(profile, tweets, style, 2, "x") == [
+        assert profile_samples(profile, tweets, how(style, 2), "x") == [
             Sample("0", cue, "a"),
             Sample("1", cue, "b"),
         ]
 
 
 @pytest.mark.parametrize("style", ["compact", "published"])
-def test_items_and_queries_read_alike(style: Style) -> None:
+def test_items_and_queries_read_alike(style: Any) -> None:
     """A query about an item, with the other items as its profile, is that item's own sample."""
-    own = profile_samples(PROFILE, TASK, style, 2, INSTRUCTION)[0]
+    own = profile_samples(PROFILE, TASK, how(style, 2), INSTRUCTION)[0]
     query = {"id": "1", "input": INSTRUCTION + PROFILE[0]["text"], "gold": "comedy"}
-    assert query_samples(PROFILE[1:], [query], TASK, style, 2, INSTRUCTION) == [own]
+    assert query_samples(PROFILE[1:], [query], TASK, how(style, 2), INSTRUCTION) == [own]
 
 
 @pytest.mark.parametrize("style", ["compact", "published"])
-def test_never_shows_its_own_answer(style: Style) -> None:
+def test_never_shows_its_own_answer(style: Any) -> None:
     for sample, item in zip(
-        profile_samples(PROFILE, TASK, style, 5, INSTRUCTION), PROFILE, strict=True
+        profile_samples(PROFILE, TASK, how(style, 5), INSTRUCTION),
+        PROFILE,
+        strict=True,
     ):
         assert item["answer"].strip() not in sample.prompt
 
 
 @pytest.mark.parametrize("style", ["compact", "published"])
-def test_one_item_has_no_history(style: Style) -> None:
-    (sample,) = profile_samples(PROFILE[:1], TASK, style, 3, INSTRUCTION)
+def test_one_item_has_no_history(style: Any) -> None:
+    (sample,) = profile_samples(PROFILE[:1], TASK, how(style, 3), INSTRUCTION)
     assert "comedy" not in sample.prompt
     assert "History" not in sample.prompt
 

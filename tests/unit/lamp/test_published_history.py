@@ -16,9 +16,10 @@ from rank_bm25 import BM25Okapi
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
 from tasks.lamp.history import Neighbours
-from tasks.lamp.prompts import Index, profile_samples, query_samples
+from tasks.lamp.options import PromptOptions
+from tasks.lamp.prompts import profile_samples, query_samples
 from tasks.lamp.synthetic import write_synthetic
-from tests.unit.lamp.helpers import REAL_FILE, needs_real_file
+from tests.unit.lamp.helpers import REAL_FILE, how, needs_real_file
 from tests.unit.lamp.test_history import ranked
 from tests.unit.lamp.worlds import SMALL, TASKS
 
@@ -74,10 +75,14 @@ def orders(name: str, user: dict[str, Any]) -> tuple[list[list[int]], list[list[
 
 
 def found(
-    name: str, profile: list[Any], queries: list[Any], index: Index = "published"
+    name: str, profile: list[Any], queries: list[Any], index: Any = "published"
 ) -> tuple[list[list[str]], list[list[str]]]:
     """The lines of history in the prompts of each item and each query."""
-    given: Any = (get_task(name), "compact", len(profile), "", index)
+    given: Any = (
+        get_task(name),
+        PromptOptions(history_items=len(profile), history_index=index),
+        "",
+    )
     samples = profile_samples(profile, *given), query_samples(profile, queries, *given)
     return tuple([one.prompt.split("\n")[:-1] for one in own] for own in samples)  # type: ignore[return-value]
 
@@ -87,7 +92,7 @@ def check(name: str, file: Path, users: int | None = None) -> None:
     read = read_users(file, get_task(name)).users.to_dicts()
     for user, own in zip(raw, read, strict=False):
         assert len(own["profile"]) == len(user["profile"])
-        plain = profile_samples(own["profile"], get_task(name), "compact", 0, "")
+        plain = profile_samples(own["profile"], get_task(name), how(), "")
         lines = [f"{one.prompt} {one.answer}" for one in plain]
         wanted = [[[lines[i] for i in order] for order in part] for part in orders(name, user)]
         assert list(found(name, own["profile"], own["query"])) == wanted
@@ -122,7 +127,7 @@ def test_answer_case_and_instruction_decide() -> None:
     ]
     queries = [{"id": text, "input": text, "gold": "comedy"} for text in asked]
 
-    def firsts(index: Index) -> list[str]:
+    def firsts(index: Any) -> list[str]:
         lines = found("LaMP-2M", profile, queries, index)[1]
         return [own[0].removeprefix("description: ").split(" tag:")[0] for own in lines]
 

@@ -12,10 +12,10 @@ from tasks.errors import InputError
 from tasks.lamp.citations import ASKS, UNASKED, parts, question
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
-from tasks.lamp.groups import find_groups, split_users
+from tasks.lamp.groups import find_groups
 from tasks.lamp.kept import DUPLICATE_ITEM, EMPTY_ITEM
 from tasks.lamp.related import ask_related, has_unasked
-from tests.unit.lamp.helpers import write
+from tests.unit.lamp.helpers import split_of, write
 
 TASK = get_task("LaMP-1")
 SCHEMA = {
@@ -154,7 +154,9 @@ def test_authors_and_leaks_are_found_before_anything_is_asked(tmp_path: Path) ->
     ]
     loaded = read_users(write(tmp_path / "users.json", users), TASK).users
     assert find_groups(loaded, 0.5, TASK).to_list() == ["a", "a", "c", "d", "e"]
-    split = split_users(loaded, TASK, seed=1, base_share=0.25, anchor_share=0.25, share=0.5)
+    split = split_of(
+        loaded, TASK, seed=1, base_share=0.25, anchor_share=0.25, same_author_share=0.5
+    )
     assert split.counts["groups"] == 4
     everyone = pl.concat([split.base, split.anchor, split.few_shot])
     pooled = dict(everyone.select("group", pl.col("profile").list.len()).iter_rows())

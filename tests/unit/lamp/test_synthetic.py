@@ -13,12 +13,12 @@ from tasks.errors import InputError
 from tasks.lamp.audit import query_places
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
-from tasks.lamp.groups import split_users
 from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.prompts import question_text
 from tasks.lamp.synthetic import FAMILIES, ROLE_FILES, World, write_synthetic
 from tasks.lamp.synthetic.optimum import read_item
 from tasks.lamp.synthetic.ratings import clean_rating
+from tests.unit.lamp.helpers import split_of
 from tests.unit.lamp.test_definitions import REAL_QUERIES
 from tests.unit.lamp.worlds import SMALL, TASKS, by_hand
 
@@ -72,7 +72,9 @@ def test_reads_and_splits_without_loss(tmp_path: Path, lamp_task: str) -> None:
     assert loaded.users["query"].list.len().to_list() == [0] * 9 + [20] * 20
     ids = loaded.users["profile"].explode().struct.field("id")
     assert ids.n_unique() == ids.len()
-    split = split_users(loaded.users, task, seed=0, base_share=1 / 3, anchor_share=1 / 3, share=0.5)
+    split = split_of(
+        loaded.users, task, seed=0, base_share=1 / 3, anchor_share=1 / 3, same_author_share=0.5
+    )
     counts = split.counts
     assert (counts["groups"], counts["pooled_users"], counts["queries"]) == (29, 0, 400)
     assert query_places(split.few_shot, split.few_shot, task)["own"] == 0

@@ -20,8 +20,6 @@ from tasks.config.options import (
     ComputeOptions,
     EmbeddingOptions,
     FusionOptions,
-    PromptOptions,
-    SplitOptions,
     TaskAdaptOptions,
     TinyModelOptions,
     TrainingOptions,
@@ -29,7 +27,7 @@ from tasks.config.options import (
 from tasks.embed import Embedding, Population
 from tasks.fusion import Asked
 from tasks.lamp.definitions import TASKS
-from tasks.lamp.options import SyntheticOptions
+from tasks.lamp.options import PromptOptions, SplitOptions, SyntheticOptions
 from tasks.record import File, Result
 from tasks.results.models import (
     Anchor,

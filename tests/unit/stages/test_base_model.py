@@ -17,11 +17,12 @@ from transformers import BertConfig, BertLMHeadModel, MambaConfig, MambaForCausa
 
 from tasks.answer import how_answered
 from tasks.base_model import base_model, given, given_model
-from tasks.config.options import ComputeOptions, PromptOptions
+from tasks.config.options import ComputeOptions
 from tasks.config.run import resolve
 from tasks.config.task import TaskConfig
 from tasks.errors import InputError
 from tasks.lamp.definitions import TASKS
+from tasks.lamp.options import PromptOptions
 from tasks.lora.base import Base as LoadedBase
 from tasks.lora.base import load_base
 from tasks.plan.run import planned
