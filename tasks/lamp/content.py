@@ -20,6 +20,7 @@ WHITE_SPACE = "".join(c for c in map(chr, range(0x3001)) if c.isspace())
 _CLASS = "".join(f"\\x{{{ord(c):x}}}" for c in WHITE_SPACE)
 # White space that is not a single blank.
 _UNEVEN = f"[{_CLASS}]{{2,}}|[{_CLASS.replace(chr(92) + 'x{20}', '')}]"
+SLICE = 100  # users whose texts are in memory at once
 
 
 def about(text: pl.Expr, task: LampTask | None) -> pl.Expr:
@@ -64,14 +65,13 @@ def keyed(users: Path, task: LampTask) -> pl.DataFrame:
     for column in ("profile", "query"):
         key = told(pl.col(column), column, task)
         answer = key["answer"] if task.labels else key["answer"].hash()
-        flat = (
-            frame.lazy()
-            .select(pl.col(column).explode(empty_as_null=False))
-            .with_row_index("id")
-            .select("id", key["about"].hash(), answer)
-            .cast(pl.String)
-            .collect(engine="streaming")
-        )
+        parts = [
+            part.select(pl.col(column).explode(empty_as_null=False)).select(
+                key["about"].hash().cast(pl.String), answer.cast(pl.String)
+            )
+            for part in (frame[:0], *frame.iter_slices(SLICE))
+        ]
+        flat = pl.concat(parts).with_row_index("id").cast({"id": pl.String})
         kind = frame.schema[column]
         flat.columns = [field.name for field in kind.inner.fields]
         keys = lists(frame[column].list.len().to_numpy(), flat.to_struct())

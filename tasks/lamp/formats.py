@@ -173,13 +173,13 @@ class _Reader:
         self.dropped[kept.ORPHAN_QUERY] += int(asked[~left].sum())
         queries = queries.filter(left[queries["user"]]).select("id", input="text", gold="answer")
         user_ids, roles = zip(*self._users, strict=True)
-        table = {
-            "user_id": pl.Series(user_ids).filter(left).to_arrow(),
-            "role": pl.Series(roles, dtype=pl.String).filter(left).to_arrow(),
-            "profile": lists(held[left], items.drop("user").to_struct()),
-            "query": lists(asked[left], queries.to_struct()),
-        }
-        self._write(pa.table(table).cast(USERS))
+        columns = [
+            pl.Series(user_ids).filter(left).to_arrow(),
+            pl.Series(roles, dtype=pl.String).filter(left).to_arrow(),
+            lists(held[left], items.drop("user").to_struct()),
+            lists(asked[left], queries.to_struct()),
+        ]
+        self._write(pa.table(columns, schema=USERS))
         self._users, self._items, self._queries, self._characters = [], [], [], 0
 
     def _usable(
