@@ -50,7 +50,7 @@ def compared(config: TaskConfig, users: Prepared, answered: dict[str, list[Answe
     return compare(users, methods, rules, sample)
 
 
-@stage(version=5, libraries=LIBRARIES)
+@stage(version=6, libraries=LIBRARIES)
 def compare(users: Prepared, answered: tuple[Answered, ...], rules: Rules, sample: str) -> Compared:
     """Scores of each method, their intervals, and its difference to each other one.
 

@@ -73,33 +73,27 @@ def _together(cells: Sequence[Resampled], families: Families) -> list[Resampled]
         if alike or not all(len(cells[number].draws["score"]) for number in family):
             continue
         union = {group: column for column, group in enumerate(_all_groups(family))}
-        columns = {
-            number: [union[group] for group in scored.groups] for number, scored in family.items()
-        }
+        columns = [[union[group] for group in scored.groups] for scored in family.values()]
         first = cells[min(family)]
         about = [str(first.seed), task, sample, *union]
-        parts: dict[int, list[dict[str, Floats]]] = {number: [] for number in family}
-        for weights in _blocks(about, list(columns.values()), len(first.draws["score"])):
-            for number, scored in family.items():
-                own = weights[:, columns[number]]
-                parts[number].append(draws_of(scored, [own], list(cells[number].points)))
-        for number, blocks in parts.items():
-            draws = {name: np.concatenate([one[name] for one in blocks]) for name in blocks[0]}
-            found[number] = replace(cells[number], draws=draws)
+        for (number, scored), own in zip(family.items(), columns, strict=True):
+            # The same blocks for each cell, drawn again: all at once may be gigabytes.
+            blocks = _blocks(about, columns, len(union), len(first.draws["score"]))
+            drawn = draws_of(scored, (block[:, own] for block in blocks), [*cells[number].points])
+            found[number] = replace(cells[number], draws=drawn)
     return found
 
 
 def _blocks(
-    about: Sequence[str], columns: Sequence[Sequence[int]], resamples: int
+    about: Sequence[str], columns: Sequence[Sequence[int]], groups: int, resamples: int
 ) -> Iterator[Floats]:
     """How often each draw holds each group; draws that leave a cell empty are replaced.
 
     columns: per cell, the columns of its groups.
     """
-    count = 1 + max(column for own in columns for column in own)
     kept = tries = 0
     while kept < resamples:
-        for weights in multiplicities([*about, str(tries)], count, resamples - kept):
+        for weights in multiplicities([*about, str(tries)], groups, resamples - kept):
             full = np.all([weights[:, own].sum(axis=1) > 0 for own in columns], axis=0)
             kept += int(full.sum())
             yield weights[full]

@@ -59,9 +59,10 @@ def example_columns(
 ) -> Floats:
     """What each example adds to the sums of the metrics: float64 [n, k], rows by sorted query id.
 
-    Columns, with L labels:
-    classification (k = 2 L): label l was given and right; uses of l in prediction and gold; by the
-        published rules `_named_labels`.
+    Columns:
+    classification (k = 1 + 2 C): whether it counts (by the published rules an empty prediction does
+        not); then per label: given and right, and uses in prediction and gold. C: the task's
+        labels; by the published rules also the unknown ones that are predicted, sorted.
     rating (k = 2): absolute error, and its square. text (k = 2): ROUGE-1 and ROUGE-L F-measure.
     rules: LaMP's, those of MTA's published scorer, or LaMP's with words of any script.
     Golds are among the task's labels; what is read has no others (tasks/lamp/kept.py).
@@ -71,7 +72,7 @@ def example_columns(
     pairs = [(predictions[one].strip(), golds[one].strip()) for one in sorted(golds)]
     as_lamp = rules != "mta_published"
     if task.kind == "classification":
-        return _label_uses(task, pairs) if as_lamp else _named_labels(task, pairs)
+        return _label_columns(task, pairs, as_lamp)
     if task.kind == "rating":
         errors = np.array([_rating_error(prediction, gold, as_lamp) for prediction, gold in pairs])
         # A prediction such as 1e200 is a rating to float(), its square is inf.
@@ -87,17 +88,15 @@ def from_sums(
     task: LampTask, sums: Floats, count: Floats | int, rules: Rules = "lamp"
 ) -> dict[str, Floats]:
     """The metrics, each [...], of the sums [..., k] of `example_columns` over `count` > 0."""
-    if task.kind == "classification" and rules == "mta_published":
-        counted, hits, uses = sums[..., 0], sums[..., 1::2], sums[..., 2::2]
-        f1 = 2 * hits / np.where(uses > 0, uses, 1.0)
-        named = np.maximum((uses > 0).sum(axis=-1), 1)
-        accuracy = hits.sum(axis=-1) / np.maximum(counted, 1.0)
-        return {"accuracy": accuracy, "macro_f1": f1.sum(axis=-1) / named}
     if task.kind == "classification":
-        hits, uses = np.split(sums, 2, axis=-1)
+        counted, hits, uses = sums[..., 0], sums[..., 1::2], sums[..., 2::2]
         # 2 tp / (predicted + gold) per label, 0 for a label that nobody uses.
         f1 = 2 * hits / np.where(uses > 0, uses, 1.0)
-        return {"accuracy": hits.sum(axis=-1) / count, "macro_f1": f1.mean(axis=-1)}
+        labels = (
+            np.maximum((uses > 0).sum(axis=-1), 1) if rules == "mta_published" else f1.shape[-1]
+        )
+        accuracy = hits.sum(axis=-1) / np.maximum(counted, 1.0)
+        return {"accuracy": accuracy, "macro_f1": f1.sum(axis=-1) / labels}
     first, second = sums[..., 0] / count, sums[..., 1] / count
     if task.kind == "rating":
         return {"mae": first, "rmse": np.sqrt(second)}
@@ -158,15 +157,20 @@ def golds_json(task: LampTask, predictions: Mapping[str, str]) -> dict[str, obje
     }
 
 
-def _label_uses(task: LampTask, pairs: list[tuple[str, str]]) -> Floats:
-    labels = {label: number for number, label in enumerate(task.labels)}
-    columns = np.zeros((len(pairs), 2 * len(labels)))
-    for row, (prediction, gold) in enumerate(pairs):
-        if prediction == gold:
-            columns[row, labels[gold]] = 1
-        for used in (prediction, gold):
-            if used in labels:
-                columns[row, len(labels) + labels[used]] += 1
+def _label_columns(task: LampTask, pairs: list[tuple[str, str]], as_lamp: bool) -> Floats:
+    labels = list(task.labels)
+    if not as_lamp:
+        labels += sorted({given for given, _ in pairs if given} - {*labels})
+    numbers = {label: number for number, label in enumerate(labels)}
+    columns = np.zeros((len(pairs), 1 + 2 * len(labels)))
+    for row, (given, gold) in enumerate(pairs):
+        if not given and not as_lamp:
+            continue
+        columns[row, 0] = 1
+        columns[row, 1 + 2 * numbers[gold]] = given == gold
+        for used in (given, gold):
+            if used in numbers:
+                columns[row, 2 + 2 * numbers[used]] += 1
     return columns
 
 
@@ -191,26 +195,6 @@ def _rating_error(prediction: str, gold: str, as_lamp: bool) -> float:
     if rating is None or not (as_lamp or math.isfinite(rating)):
         return max(wanted - 1, 5 - wanted)
     return abs((rating if as_lamp else max(1, min(5, round(rating)))) - wanted)
-
-
-def _named_labels(task: LampTask, pairs: list[tuple[str, str]]) -> Floats:
-    """What each (prediction, gold) adds to the sums: float64 [n, 1 + 2 C].
-
-    Columns: counted (0 for an empty prediction); then per label: given and right, and uses in
-    prediction and gold. C: the task's labels, then the unknown labels predicted, sorted.
-    """
-    known = {label: number for number, label in enumerate(task.labels)}
-    others = sorted({given for given, _ in pairs if given} - known.keys())
-    labels = known | {label: len(known) + number for number, label in enumerate(others)}
-    columns = np.zeros((len(pairs), 1 + 2 * len(labels)))
-    for row, (given, gold) in enumerate(pairs):
-        if not given:
-            continue
-        columns[row, 0] = 1
-        columns[row, 1 + 2 * labels[given]] = given == gold
-        for used in (given, gold):
-            columns[row, 2 + 2 * labels[used]] += 1
-    return columns
 
 
 class _AnyScript:

@@ -266,11 +266,11 @@ def test_golds_without_a_word() -> None:
 
 
 def test_columns_are_by_sorted_id_and_add_up() -> None:
-    # Labels' own columns: hits first, then uses; comedy is label 2, action 3 of 15.
+    # Whether it counts, then per label hits and uses; comedy is label 2, action 3.
     golds = {"b": "comedy", "a": "action"}
     columns = example_columns(MOVIES, {"a": "comedy", "b": "comedy"}, golds)
-    assert np.argwhere(columns).tolist() == [[0, 15 + 2], [0, 15 + 3], [1, 2], [1, 15 + 2]]
-    assert columns[1, 15 + 2] == 2
+    assert np.argwhere(columns).tolist() == [[0, 0], [0, 6], [0, 8], [1, 0], [1, 5], [1, 6]]
+    assert columns[1, 6] == 2
     # Twice everything is the same score; an array of sums gives an array of metrics.
     sums = columns.sum(axis=0)
     twice = from_sums(MOVIES, np.stack([sums, 2 * sums]), np.array([2.0, 4.0]))
