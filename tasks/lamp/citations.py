@@ -50,29 +50,19 @@ def as_item(title: str, own: str, other: str, about: str | None = None) -> tuple
     return question(title, other, own), LABELS[1]
 
 
-def hard_negatives(
-    texts: Sequence[str],
-    citations: Sequence[str],
-    given: Sequence[str],
-    cited: Sequence[Collection[str]],
-) -> list[str | None]:
-    """For each paper of one user, the reference that its citation is asked against.
+class Paper(NamedTuple):
+    """A paper as the data have it. citation: the one that is asked about. cited: all of them.
+    negative: another reference that the data name to ask against, or ""."""
 
-    texts: title and abstract. given: the negative that the data name. cited: all that the paper
-    cites. The given negative is used if it is not empty and not cited; else the citation of the
-    BM25-nearest other paper for which that holds; None if there is none.
-    """
-    usable = [
-        bool(other.strip()) and other not in own for other, own in zip(given, cited, strict=True)
-    ]
-    if all(usable):
-        return list(given)
-    found: list[str | None] = []
-    for index, nearest in enumerate(Neighbours(texts).others(len(texts))):
-        others = [given[index]] if usable[index] else [citations[n] for n in nearest]
-        own = cited[index]
-        found.append(next((c for c in others if c.strip() and c not in own), None))
-    return found
+    id: str
+    title: str
+    abstract: str
+    negative: str
+    citation: str
+    cited: Collection[str]
+
+    def may_face(self, reference: str) -> bool:
+        return bool(reference.strip()) and reference not in self.cited
 
 
 class Papers(NamedTuple):
@@ -84,13 +74,20 @@ class Papers(NamedTuple):
     drawn: int = 0
 
 
-class _Paper(NamedTuple):
-    id: str
-    title: str
-    abstract: str
-    negative: str
-    citation: str  # the one that is asked about
-    cited: Collection[str]  # all of them
+def hard_negatives(papers: Sequence[Paper]) -> list[str | None]:
+    """For each paper of one user, the reference that its citation is asked against.
+
+    Its own negative if that is usable; else the first usable citation of the other papers, the
+    BM25-nearest first; None if there is none. Usable is what is not empty and not cited.
+    """
+    if all(one.may_face(one.negative) for one in papers):
+        return [one.negative for one in papers]
+    nearest = Neighbours([f"{one.title} {one.abstract}" for one in papers]).others(len(papers))
+    found: list[str | None] = []
+    for one, others in zip(papers, nearest, strict=True):
+        references = (one.negative, *(papers[other].citation for other in others))
+        found.append(next(filter(one.may_face, references), None))
+    return found
 
 
 def read_papers(papers: list[Any], where: str, task: str, seed: int) -> Papers:
@@ -109,14 +106,8 @@ def read_papers(papers: list[Any], where: str, task: str, seed: int) -> Papers:
     if not named:
         titles = [(one.id, one.title.strip()) for one in read]
         return Papers([(own, f'"{title}"' if title else "", UNASKED) for own, title in titles])
-    negatives = hard_negatives(
-        [f"{one.title} {one.abstract}" for one in read],
-        [one.citation for one in read],
-        [one.negative for one in read],
-        [one.cited for one in read],
-    )
-    items = []
-    for one, negative in zip(read, negatives, strict=True):
+    items: list[tuple[str, str, str]] = []
+    for one, negative in zip(read, hard_negatives(read), strict=True):
         if not one.title.strip() or not one.citation.strip():
             items.append((one.id, "", one.citation))
         elif negative is not None:
@@ -124,7 +115,7 @@ def read_papers(papers: list[Any], where: str, task: str, seed: int) -> Papers:
     return Papers(items, len(read) - len(items), sum(len(one.cited) > 1 for one in read))
 
 
-def _paper(paper: Any, number: int, where: str, named: bool, task: str, seed: int) -> _Paper:
+def _paper(paper: Any, number: int, where: str, named: bool, task: str, seed: int) -> Paper:
     listed = isinstance(paper, dict) and isinstance(paper.get("citation"), list)
     names = ("title", "citation") if named else ("title",)
     given = paper | {"citation": None} if listed else paper
@@ -138,7 +129,7 @@ def _paper(paper: Any, number: int, where: str, named: bool, task: str, seed: in
                     "of the papers that are cited"
                 )
         cited = {text(one, where, "citation") for one in paper["citation"] if one.strip()}
-    return _Paper(
+    return Paper(
         paper_id,
         title,
         *(text(paper.get(name), where, name) for name in ("abstract", "negative")),

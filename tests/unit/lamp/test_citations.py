@@ -10,7 +10,7 @@ import pytest
 
 from tasks.errors import InputError
 from tasks.lamp.audit import query_places
-from tasks.lamp.citations import ASKS, as_item, hard_negatives, question
+from tasks.lamp.citations import ASKS, Paper, as_item, hard_negatives, question
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
 from tasks.lamp.groups import find_groups
@@ -54,9 +54,12 @@ def test_order_depends_on_title_and_citation_alone() -> None:
         )
 
 
-def negatives(texts: list[str], own: list[str], given: list[str]) -> list[str | None]:
-    """Of papers with one citation each."""
-    return hard_negatives(texts, own, given, [{citation} for citation in own])
+def negatives(
+    texts: list[str], own: list[str], given: list[str], cited: list[set[str]] | None = None
+) -> list[str | None]:
+    """Without `cited` each paper has one citation."""
+    rows = zip(texts, given, own, cited or [{citation} for citation in own], strict=True)
+    return hard_negatives([Paper("", text, "", *rest) for text, *rest in rows])
 
 
 def test_negatives_by_hand() -> None:
@@ -74,9 +77,9 @@ def test_negatives_by_hand() -> None:
     assert negatives([], [], []) == []
     # Nothing that the paper cites is asked against its citation: not the nearest, nor the given.
     cited = [{"a", "b"}, {"b"}, {"c", "d"}, {"d"}]
-    assert hard_negatives(texts, ["a", "b", "c", "d"], none, cited) == ["c", "a", "a", "a"]
-    assert hard_negatives(texts, ["a", "b", "c", "d"], ["b", "", "d", ""], cited)[0] == "c"
-    assert hard_negatives(texts[:2], ["a", "b"], none[:2], [{"a", "b"}, {"b"}]) == [None, "a"]
+    assert negatives(texts, ["a", "b", "c", "d"], none, cited) == ["c", "a", "a", "a"]
+    assert negatives(texts, ["a", "b", "c", "d"], ["b", "", "d", ""], cited)[0] == "c"
+    assert negatives(texts[:2], ["a", "b"], none[:2], [{"a", "b"}, {"b"}]) == [None, "a"]
 
 
 def test_reads_papers_as_questions(tmp_path: Path) -> None:
