@@ -62,7 +62,7 @@ def keyed(users: Path, task: LampTask) -> pl.DataFrame:
     have the same one with a probability of three in a million.
     """
     frame = mapped(users)
-    for column in ("profile", "query"):
+    for column, names in (("profile", ("text", "answer")), ("query", ("input", "gold"))):
         key = told(pl.col(column), column, task)
         answer = key["answer"] if task.labels else key["answer"].hash()
         parts = [
@@ -72,8 +72,7 @@ def keyed(users: Path, task: LampTask) -> pl.DataFrame:
             for part in (frame[:0], *frame.iter_slices(SLICE))
         ]
         flat = pl.concat(parts).with_row_index("id").cast({"id": pl.String})
-        kind = frame.schema[column]
-        flat.columns = [field.name for field in kind.inner.fields]
+        flat.columns = ["id", *names]
         keys = lists(frame[column].list.len().to_numpy(), flat.to_struct())
         frame = frame.with_columns(pl.Series(column, pl.from_arrow(keys)))
     return frame

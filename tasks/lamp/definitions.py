@@ -67,8 +67,8 @@ class LampTask:
     shown_as: tuple[str, str]
     marker: str
     instruction: str
-    kind: Literal["classification", "rating", "text"]
-    max_new_tokens: int
+    kind: Literal["classification", "rating", "text"] = "text"
+    max_new_tokens: int = 32
     labels: tuple[str, ...] = ()
     marker_names_text: bool = False
     items: Literal["asked", "built", "completed"] = "asked"
@@ -159,8 +159,6 @@ TASKS: dict[str, LampTask] = {
             shown_as=("Article", "Headline"),
             marker=" article: ",
             instruction="Write the headline of this news article: ",
-            kind="text",
-            max_new_tokens=32,
             lookup=Lookup(with_answer=True),
         ),
         LampTask(
@@ -170,7 +168,6 @@ TASKS: dict[str, LampTask] = {
             shown_as=("Abstract", "Title"),
             marker=" paper: ",
             instruction="Write the title of this scholarly paper: ",
-            kind="text",
             max_new_tokens=48,
         ),
         LampTask(
@@ -180,8 +177,6 @@ TASKS: dict[str, LampTask] = {
             shown_as=("Email", "Subject"),
             marker=" email: ",
             instruction="Write the subject of this email: ",
-            kind="text",
-            max_new_tokens=32,
             lookup=Lookup(with_answer=True),
         ),
         LampTask(
@@ -192,7 +187,6 @@ TASKS: dict[str, LampTask] = {
             shown_as=("Text", "Tweet"),
             marker=" before or after it: ",
             instruction="Write this as a tweet, with nothing before or after it: ",
-            kind="text",
             max_new_tokens=64,
             items="completed",
         ),

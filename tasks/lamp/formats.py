@@ -12,7 +12,7 @@ LaMP official: `{split}_questions.json`, a list of {id, input, profile: [item]},
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,7 @@ class _Reader:
 
     def _usable(
         self, rows: list[Row], labels: tuple[str, ...], *reasons: str
-    ) -> tuple[pl.DataFrame, NDArray[np.int64]]:
+    ) -> tuple[pl.DataFrame, NDArray[np.intp]]:
         """The usable rows, and how many of them each user has."""
         frame = pl.DataFrame(rows, ROW, orient="row")
         frame, dropped = kept.usable(frame, self.task, labels, *reasons)
@@ -211,6 +211,7 @@ class _Reader:
         if "profile" not in record:
             raise InputError(f"{where} has no profile; every user needs its list of items")
         profile, task = list_of(record["profile"], where, "profile"), self.task
+        items: Sequence[Sequence[str]]
         if task.items == "built":
             items, lost, drawn = read_papers(profile, where, task.name, self._seed)
             self.dropped[kept.NO_NEGATIVE] += lost
@@ -221,5 +222,6 @@ class _Reader:
                 item_fields(item, n, f"{where}, profile item {n}", names, task.name)
                 for n, item in enumerate(profile)
             ]
-        self._items += [(len(self._users), *item) for item in items]
+        number = len(self._users)
+        self._items += [(number, item_id, text, answer) for item_id, text, answer in items]
         self._characters += sum(len(text) for _, text, _ in items)

@@ -39,12 +39,12 @@ def usable(
         known = pl.Series([_label(one, task) for one in told], dtype=pl.String)
         rows = rows.with_columns(answer.replace_strict(told, known))
     blank = pl.any_horizontal(pl.col("text", "answer").str.strip_chars(WHITE_SPACE) == "")
-    reason = pl.when(blank).then(pl.lit(empty))
+    faults = [(blank, empty)]
     if labels:
-        reason = reason.when(~answer.is_in(list(labels))).then(pl.lit(unknown))
+        faults.append((~answer.is_in(list(labels)), unknown))
     if twice:
-        again = ~pl.struct("user", "text", "answer").is_first_distinct()
-        reason = reason.when(again).then(pl.lit(twice))
+        faults.append((~pl.struct("user", "text", "answer").is_first_distinct(), twice))
+    reason = pl.coalesce(*(pl.when(fault).then(pl.lit(name)) for fault, name in faults))
     marked = rows.with_columns(reason.alias("reason"))
     counts = marked["reason"].drop_nulls().value_counts()
     return marked.filter(pl.col("reason").is_null()).drop("reason"), dict(counts.iter_rows())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,7 +28,7 @@ USERS = pa.schema([("user_id", TEXT), ("role", TEXT), *LISTS])
 SIDE = pa.schema([("user_id", TEXT), ("group", TEXT), *LISTS])
 
 
-def lists(lengths: NDArray[np.int64], values: pl.Series) -> pa.Array:
+def lists(lengths: NDArray[np.integer[Any]], values: pl.Series) -> pa.Array:
     """Lists of `values`: the first list has `lengths[0]` of them, and so on."""
     ends = pl.Series(np.concatenate([[0], np.cumsum(lengths)]), dtype=pl.Int64)
     return pa.LargeListArray.from_arrays(ends.to_arrow(), values.to_arrow())
