@@ -37,10 +37,15 @@ def find_groups(users: pl.DataFrame, share: float, task: LampTask | None = None)
     numbers = {name: text.rank("dense") for name, text in content.items()}
     items = items.select("row", **numbers).unique()
     # An exact integer per pair instead of its hash: joins are as fast and nothing can collide.
-    pairs = items.group_by("about", "answer").agg(users=pl.len()).sort("about", "answer")
-    items = items.join(pairs.with_row_index("pair"), on=["about", "answer"]).select(
-        "row", "pair", "users", size=pl.len().over("row"), order=_rarity_order()
+    items = items.select(
+        "row",
+        pair=pl.struct("about", "answer").rank("dense"),
+        users=pl.len().over("about", "answer"),
+        size=pl.len().over("row"),
     )
+    # The rarest pair of a row comes first; ties by the pair's number.
+    rarity = pl.struct("users", "pair").rank("ordinal").over("row")
+    items = items.with_columns(order=rarity.cast(pl.Int64) - 1)
     shared = _sharing_pairs(items, share)
     ids = users.select("user_id").with_row_index("row")
     first = ids.select(row_other=pl.first("row").over("user_id"))
@@ -88,8 +93,3 @@ def _sharing_pairs(items: pl.DataFrame, share: float) -> pl.DataFrame:
             .select("row", "row_other")
         )
     return pl.concat(found) if found else items.select("row", row_other="row").clear()
-
-
-def _rarity_order() -> pl.Expr:
-    """0 for the rarest item of a row's profile, and so on; ties by the pair's number."""
-    return pl.struct("users", "pair").rank("ordinal").over("row").cast(pl.Int64) - 1
