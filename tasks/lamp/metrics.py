@@ -3,24 +3,20 @@
 Labels are stripped and compared exactly (case counts); one outside the label set is wrong, never
 dropped. Macro-F1 is over the whole label set; absent labels count 0.
 A rating that float() cannot read becomes the farther of 1 and 5 from its gold (a gold of 3 gives
-5); nothing is rounded or clamped. float() reads "nan" and "inf", and one such prediction makes mae
-and rmse nan or inf.
+5). float() reads "nan" and "inf", and one such prediction makes mae and rmse nan or inf.
 ROUGE-1 and ROUGE-L: F-measure, no stemming, mean over examples. (LaMP takes the middle of a
 bootstrap of that mean, which is the same up to its random draws.) Words are runs of a to z and
-digits, so a text in another script has none and scores 0. By the rules `unicode` words are those of
-tasks/lamp/words.py, case folded, of text in Unicode's form NFKC.
+digits; by the rules `unicode` those of tasks/lamp/words.py, case folded, in Unicode's form NFKC.
 
-MTA's scorer (`mta_published`, to compare with published numbers; source: the code of 2511.20072,
-`eval/` and `aggregate_results.py`) differs. Macro-F1 is over the labels that a gold or a prediction
-names, an unknown answer is a label of its own, and empty answers are left out of both metrics.
-Ratings are rounded (half to even) and clamped to 1..5; nan and inf are as what float() cannot read.
-ROUGE stems, and sees the first line of the answer; of LaMP-5, its first sentence only, by the first
-full stop. (Not followed, as it is no scoring: headlines and titles without the chat template of
-training, and a repetition penalty for ratings.)
+MTA's scorer (`mta_published`; source: the code of 2511.20072, `eval/` and `aggregate_results.py`)
+differs. Macro-F1 is over the labels that a gold or a prediction names, an unknown answer is a label
+of its own, and empty answers are left out. Ratings are rounded (half to even) and clamped to 1..5;
+nan and inf are as what float() cannot read. ROUGE stems, and sees the first line of the answer; of
+LaMP-5 its first sentence, by the first full stop. (Not followed, as it is no scoring: headlines and
+titles without the chat template of training, and a repetition penalty for ratings.)
 
-Every metric is a function of sums over examples. It is computed in two steps: what each example
-adds (`example_columns`), and the metrics of the sums (`from_sums`), which tasks/lamp/statistics.py
-applies to resampled sums as well.
+Every metric is a function of sums over examples: what each adds (`example_columns`), then the
+metrics of the sums (`from_sums`), which tasks/lamp/statistics.py applies to resampled sums as well.
 """
 
 from __future__ import annotations

@@ -1,13 +1,8 @@
 """95% intervals of the scores, by a paired bootstrap over independent groups of users.
 
-Users that share content are one group (tasks/lamp/groups.py). Groups are drawn with all their users
-and queries, as windows over one author are not independent. Every method is scored on the same
-draws, so differences between methods are paired. All metrics are functions of sums over queries
-(tasks/lamp/metrics.py), so a draw is a row of multiplicities times the groups' sums.
-
-Percentile intervals (Efron and Tibshirani 1993, chapter 13) stay in the metric's range, and serve
-ratios and means over cells with the same draws. They are too narrow with few groups (of 8 groups,
-90 to 93 % hold the truth in simulations), so the number of groups belongs beside them.
+Groups (tasks/lamp/groups.py) are drawn with all their users and queries, and every method is scored
+on the same draws; why so, and why percentiles: docs/benchmark.md, The statistics. All metrics are
+functions of sums over queries, so a draw is a row of multiplicities times the groups' sums.
 
 With fewer than 2 groups there is no interval (None). A metric that is nan or inf (a rating "nan" or
 "inf" is a number to LaMP) is None, as JSON has no such numbers; so is every difference and mean
