@@ -31,7 +31,7 @@ def coverage_lines(config: TaskConfig, base: Base) -> tuple[str, ...]:
             from transformers import AutoConfig
 
             from tasks.lora.base import without_weights
-            from tasks.lora.coverage import coverage
+            from tasks.lora.targets import coverage
 
             shape = AutoConfig.from_pretrained(model_folder(base), trust_remote_code=False)
             return coverage(without_weights(shape), json.loads(modules)).text()

@@ -36,7 +36,7 @@ from tasks.text.tokens import tokens_of
 from tasks.training import engine_of
 
 if TYPE_CHECKING:
-    from tasks.lora.grouped import Part
+    from tasks.lora.adapters import LoraBatch
 
 TABLE = "predictions.parquet"
 
@@ -179,7 +179,6 @@ def _answer(
 ) -> list[list[str]]:
     """The users' answers; many are answered for at once, each with their LoRAs."""
     from tasks.lora.bank import read_bank
-    from tasks.lora.grouped import Part
     from tasks.lora.merge import MergedUsers
 
     loaded = load(base, compute, how.quantisation)
@@ -187,24 +186,18 @@ def _answer(
     below = None
     if adapted.merged:
         below = MergedUsers(*merged_of(adapted.merged, ids), loaded.device)
-    own: dict[str, Part] = {}
+    own: LoraBatch | None = None
     if adapted.own:
         shard = read_bank(store().path(adapted.own))
-        rows = [shard.ids.index(user_id) for user_id in ids]
-        own = {
-            name: Part(a[rows].to(loaded.device), b[rows].to(loaded.device), shard.scale)
-            for name, (a, b) in shard.layers.items()
-        }
+        own = shard.of([shard.ids.index(user_id) for user_id in ids]).to(loaded.device)
 
-    def parts(batch: Sequence[int]) -> tuple[dict[str, Part] | None, dict[str, Part] | None]:
-        chosen = list(batch)
-        trained = {n: Part(p.a[chosen], p.b[chosen], p.scale) for n, p in own.items()}
-        return below.parts(chosen) if below else None, trained
+    def parts(batch: Sequence[int]) -> tuple[LoraBatch | None, LoraBatch | None]:
+        return below.parts(batch) if below else None, own.of(batch) if own else None
 
     task = questions.task
     choose = how.answer == "likelihood" and bool(task.labels)
     samples = tokens_of(questions, base, loaded, "choices" if choose else "queries", users)
-    names = sorted({*(below.layers if below else ()), *own})
+    names = sorted({*(below.layers if below else ()), *(own.layers if own else ())})
     engine = engine_of(base.engine)
     with engine.grouped(loaded.model, names) as layers:
         if not choose:

@@ -107,7 +107,7 @@ def _asked(
     samples = [list(own) for own in tokens_of(questions, base, loaded, "profile", users)]
     loras = read_bank(store().path(bank.file))
     # One at a time: a large bank need not fit on the device.
-    anchors = (loras.parts(k, loaded.device) for k in range(len(loras.ids)))
+    anchors = (loras.of([k]).to(loaded.device) for k in range(len(loras.ids)))
     own = engine_of(base.engine)
     with own.grouped(loaded.model, list(loras.layers)) as layers:
         table = own.evidence(loaded, layers, samples, anchors, asked=torch.from_numpy(asked))

@@ -170,7 +170,7 @@ def _round(
         asked = torch.tensor(to_ask(before.nearest, large))
     own = engine_of(engine)
     with own.grouped(loaded.model, list(bank.layers)) as layers:
-        parts = [bank.parts(k, loaded.device) for k in range(len(names))]
+        parts = [bank.of([k]).to(loaded.device) for k in range(len(names))]
         found = own.evidence(loaded, layers, held_out, parts, asked=asked)
     write_bank(out / BANK, bank)
     # A LoRA that gives no number is nobody's. Four decimals: company moves the last bits of a sum.

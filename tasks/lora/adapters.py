@@ -12,24 +12,26 @@ its own. Its name is PEFT's wrapper, the parameter and the number of the matrix:
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftType, TaskType
+from peft import LoraConfig, TaskType
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tasks.errors import InputError
+from tasks.errors import InputError, short
 
 _PREFIX = "base_model.model."
-# How files are called that torch, joblib or pickle itself would execute on loading.
-_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+_WEIGHTS = "adapter_model.safetensors"
 # What makes a LoRA's update something else than alpha / r * B @ A in every layer.
 _NOT_PLAIN = ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern", "alora_invocation_tokens")
 _MATRIX = re.compile(r"(?P<wrapper>.+)\.(?P<parameter>\w+)\[(?P<number>\d+)\]")
 
+# A and B of a layer; with the scale, too.
 Factors = tuple[Tensor, Tensor]
+Part = tuple[Tensor, Tensor, float]
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,35 @@ class Lora:
         return next(iter(self.layers.values()))[0].shape[0]
 
 
-def pickled_files(folder: Path) -> list[Path]:
-    """The files in a folder, and below, that are named as pickles are; by name."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICKLED)
+@dataclass(frozen=True)
+class LoraBatch:
+    """LoRAs of one shape: layer name -> (A [U, r, in], B [U, out, r]), and their `scale`."""
+
+    layers: dict[str, Factors]
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return next(iter(self.layers.values()))[0].shape[1]
+
+    def part(self, layer: str) -> Part | None:
+        """A, B and the scale on a layer, if there is a LoRA on it."""
+        return (*self.layers[layer], self.scale) if layer in self.layers else None
+
+    def of(self, users: Sequence[int]) -> LoraBatch:
+        """Those of `users` (their numbers), in this order; gathered on the device."""
+        rows = torch.tensor([*users], device=next(iter(self.layers.values()))[0].device)
+        layers = {name: (a[rows], b[rows]) for name, (a, b) in self.layers.items()}
+        return LoraBatch(layers, self.scale)
+
+    def to(self, device: torch.device) -> LoraBatch:
+        layers = {name: (a.to(device), b.to(device)) for name, (a, b) in self.layers.items()}
+        return LoraBatch(layers, self.scale)
+
+    def one(self, user: int) -> Lora:
+        """The LoRA of one user, a copy."""
+        layers = {name: (a[user].clone(), b[user].clone()) for name, (a, b) in self.layers.items()}
+        return Lora(layers, self.scale)
 
 
 def to_peft(lora: Lora) -> tuple[LoraConfig, dict[str, Factors]]:
@@ -56,21 +84,20 @@ def to_peft(lora: Lora) -> tuple[LoraConfig, dict[str, Factors]]:
     """
     layers: dict[str, Factors] = {}
     experts: dict[tuple[str, str], dict[int, Factors]] = {}
-    for name, factors in sorted(lora.layers.items()):
+    for name, factors in lora.layers.items():
         if match := _MATRIX.fullmatch(name):
             matrices = experts.setdefault((match["wrapper"], match["parameter"]), {})
             matrices[int(match["number"])] = factors
         else:
             layers[name] = factors
-    # Full names, not "all-linear": which layers those are is decided by the weights we hold.
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.scale * lora.rank,  # type: ignore[arg-type]  # PEFT takes any number
-        target_modules=[],
         task_type=TaskType.CAUSAL_LM,
         inference_mode=True,
     )
-    # Set afterwards: PEFT makes a set of it, whose order differs from one process to the next.
+    # Full names, not "all-linear": which layers those are is decided by the weights we hold. Set
+    # afterwards: PEFT makes a set of them, whose order differs from one process to the next.
     config.target_modules = sorted(layers)
     # Inner wrappers first; `from_peft` reads them in this order.
     inner_first = sorted(experts, key=lambda key: (_module(key[0]), -len(key[0])))
@@ -108,49 +135,33 @@ def write_peft(folder: Path, lora: Lora, base_model: str) -> None:
     config, layers = to_peft(lora)
     config.base_model_name_or_path = base_model
     config.save_pretrained(str(folder))
-    tensors = {}
-    for layer, (a, b) in layers.items():
-        tensors[f"{_PREFIX}{layer}.lora_A.weight"] = a.contiguous()
-        tensors[f"{_PREFIX}{layer}.lora_B.weight"] = b.contiguous()
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    tensors = {
+        f"{_PREFIX}{layer}.lora_{side}.weight": factor.contiguous()
+        for layer, factors in layers.items()
+        for side, factor in zip("AB", factors, strict=True)
+    }
+    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
 def read_peft(folder: Path) -> Lora:
     """Read a PEFT folder that holds a plain LoRA. Raises InputError for anything else."""
-    path = folder / "adapter_model.safetensors"
-    if not path.exists() and (pickles := pickled_files(folder)):
-        raise InputError(
-            f"{folder}: not a readable PEFT folder ({pickles[0].name} is a pickle, which would run "
-            "code, and is never read); save the adapter as adapter_model.safetensors"
-        )
     try:
-        tensors = load_file(path)
+        tensors = load_file(folder / _WEIGHTS)
         # Not `from_pretrained`: it would ask the hub for a file that is not there.
         fields = LoraConfig.from_json_file(str(folder / "adapter_config.json"))
-        plain = fields.get("peft_type") == PeftType.LORA
-        config = LoraConfig.from_peft_type(**fields) if plain else None
-    except Exception as error:
-        raise InputError(f"{folder}: not a readable PEFT folder ({error})") from error
-    if config is None or any(getattr(config, name) for name in _NOT_PLAIN):
-        raise InputError(
-            f"{folder}: only plain LoRA is read, not DoRA, rsLoRA, patterns of rank or alpha, "
-            "or another PEFT type"
-        )
-    layers = {}
-    for key in sorted(tensors):
-        layer = key.removeprefix(_PREFIX).rpartition(".lora_")[0]
-        pair = [f"{_PREFIX}{layer}.lora_{side}.weight" for side in "AB"]
-        if key not in pair or not tensors.keys() >= set(pair):
-            raise InputError(f"{path}: {key} is not one of a plain LoRA's two matrices per layer")
-        layers[layer] = (tensors[pair[0]], tensors[pair[1]])
-    if not layers:
-        raise InputError(f"{path}: holds no LoRA weights")
-    if not isinstance(config.lora_alpha, int | float) or not config.lora_alpha:
-        raise InputError(f"{folder}/adapter_config.json: lora_alpha must be a number, not 0")
-    try:
+        config = LoraConfig.from_peft_type(**fields)
+        if not isinstance(config, LoraConfig) or any(getattr(config, name) for name in _NOT_PLAIN):
+            raise ValueError("DoRA, rsLoRA, patterns of rank or alpha, or another PEFT type")
+        layers = {}
+        for layer in sorted({key.rpartition(".lora_")[0] for key in tensors}):
+            a, b = (tensors[f"{layer}.lora_{side}.weight"] for side in "AB")
+            layers[layer.removeprefix(_PREFIX)] = (a, b)
         return from_peft(config, layers)
-    except (ValueError, RuntimeError) as error:  # the latter where r does not divide a matrix
-        raise InputError(f"{path}: {error}; only plain LoRA is read") from None
+    except Exception as error:
+        raise InputError(
+            f"{folder}: not a readable PEFT folder ({short(error)}); only plain LoRA is read, two "
+            f"matrices per layer, from {_WEIGHTS}, never from a pickle"
+        ) from error
 
 
 def _module(wrapper: str) -> str:

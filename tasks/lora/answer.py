@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
 
+from tasks.lora.adapters import LoraBatch
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, collate
 from tasks.lora.cost import BATCH_FACTOR, forward_limit
-from tasks.lora.forward import label_losses, may_pack, sum_by
+from tasks.lora.forward import label_losses, row_limit, sum_by
 from tasks.lora.group_train import default_positions
-from tasks.lora.grouped import Layers, Part, assign, clear
-from tasks.lora.packing import ONE_PER_ROW, Span, layout, pack, span_batches, work_off
+from tasks.lora.grouped import Layers, assigned
+from tasks.lora.packing import ONE_PER_ROW, Span, pack, span_batches, work_off
 
-# Users' numbers -> layer -> (frozen part, trained part) of those users; None: the bare base model.
-Parts = Callable[[Sequence[int]], tuple[dict[str, Part] | None, dict[str, Part] | None]]
+# Users' numbers -> their frozen and their trained LoRAs; None: the bare base model.
+Parts = Callable[[Sequence[int]], tuple[LoraBatch | None, LoraBatch | None]]
 
 
 @torch.no_grad()
@@ -38,18 +39,18 @@ def answer_users(
     results = [[""] * len(own) for own in questions]
 
     def ask(batch: list[Span]) -> None:
-        frozen, trained = parts([user for user, _ in batch])
-        assign(layers, frozen=frozen, trained=trained)
         asked = [questions[user][span] for user, span in batch]
         rows = max(map(len, asked))
         # Rows to fill up with repeat the user's first question; their answers are dropped.
         filled = [one for part in asked for one in [*part, *[part[0]] * (rows - len(part))]]
-        answers = _greedy(base, filled, max_new_tokens)
+        with assigned(layers, *parts([user for user, _ in batch])):
+            answers = _greedy(base, filled, max_new_tokens)
         for place, (user, span) in enumerate(batch):
             count = span.stop - span.start
             results[user][span] = answers[place * rows : place * rows + count]
 
-    _work_off(layers, question_batches(questions, max_new_tokens, limit), questions, ask)
+    queue = question_batches(questions, max_new_tokens, limit)
+    work_off(queue, dict(enumerate(questions)), ask)
     return results
 
 
@@ -62,16 +63,18 @@ def log_likelihoods(
     positions: int | None = None,
 ) -> list[Tensor]:
     """Per user: log p(answer | prompt) of each of the user's samples [N_u] (float32, CPU)."""
-    limit = positions or forward_positions(base)
-    rows = layout([own for own in samples if own]) if may_pack(base.model) else ONE_PER_ROW
+    limit, rows = positions or forward_positions(base), row_limit(base, samples)
     results = [torch.empty(len(own)) for own in samples]
+    by_user = dict(enumerate(samples))
 
     def measure(batch: list[Span]) -> None:
-        scores = _sums(base, layers, [(u, samples[u][s]) for u, s in batch], parts, rows)
-        for (user, span), own in zip(batch, scores, strict=True):
-            results[user][span] = own
+        own = [samples[user][span] for user, span in batch]
+        with assigned(layers, *parts([user for user, _ in batch])):
+            scores = _log_p(base, own, rows)
+        for (user, span), some in zip(batch, scores, strict=True):
+            results[user][span] = some
 
-    _work_off(layers, span_batches(samples, rows, limit), samples, measure)
+    work_off(span_batches(by_user, rows, limit), by_user, measure)
     return results
 
 
@@ -87,7 +90,7 @@ def likeliest(
     samples: per user and question, one sample per possible answer. Its end counts, so no answer
     wins by being the start of another.
     """
-    flat = [[sample for question in own for sample in question] for own in samples]
+    flat = [[*chain(*own)] for own in samples]
     scores = log_likelihoods(base, layers, flat, parts, positions)
     return [
         [int(one.argmax()) for one in own_scores.split([len(question) for question in own])]
@@ -99,26 +102,29 @@ def evidence(
     base: Base,
     layers: Layers,
     samples: Sequence[Sequence[Encoded]],
-    anchors: Iterable[dict[str, Part]],
+    anchors: Iterable[LoraBatch | None],
     positions: int | None = None,
     asked: Tensor | None = None,
 ) -> Tensor:
     """[U, K]: log-likelihood of each user's items under each anchor's LoRA, summed over items.
 
-    anchors: parts of one "user", whose samples are all users' items. NaN where `asked` [U, K]
+    anchors: LoRAs of one "user", whose samples are all users' items. NaN where `asked` [U, K]
     (bool; all, if not given) is False.
     """
     columns = []
     for k, anchor in enumerate(anchors):
         users = [u for u in range(len(samples)) if asked is None or asked[u, k]]
         everything = [sample for u in users for sample in samples[u]]
-        owner = torch.tensor([n for n, u in enumerate(users) for _ in samples[u]])
+        owner = torch.tensor([n for n, u in enumerate(users) for _ in samples[u]], dtype=torch.long)
+
+        def parts(
+            _users: Sequence[int], anchor: LoraBatch | None = anchor
+        ) -> tuple[LoraBatch | None, None]:
+            return anchor, None
+
+        (scores,) = log_likelihoods(base, layers, [everything], parts, positions)
         column = torch.full((len(samples),), torch.nan)
-        column[users] = 0.0
-        if everything:
-            one = partial(_one, anchor)
-            (scores,) = log_likelihoods(base, layers, [everything], one, positions)
-            column[users] = sum_by(scores, owner, len(users))
+        column[users] = sum_by(scores, owner, len(users))
         columns.append(column)
     return torch.stack(columns, dim=1)
 
@@ -134,34 +140,13 @@ def question_batches(
     """All users' questions, in batches of at most `limit` positions with their answers."""
     room = [0] * max_new_tokens
     filled = [[Encoded(question.prompt, room) for question in own] for own in questions]
-    return span_batches(filled, ONE_PER_ROW, limit)
+    return span_batches(dict(enumerate(filled)), ONE_PER_ROW, limit)
 
 
-def _work_off(
-    layers: Layers,
-    queue: list[list[Span]],
-    samples: Sequence[Sequence[Encoded]],
-    work: Callable[[list[Span]], None],
-) -> None:
-    """As `work_off`; no LoRA is left in the layers after it."""
-    try:
-        work_off(queue, samples, work)
-    finally:
-        clear(layers)
-
-
-def _sums(
-    base: Base,
-    layers: Layers,
-    batch: Sequence[tuple[int, Sequence[Encoded]]],
-    parts: Parts,
-    rows: int,
-) -> Sequence[Tensor]:
-    """log p of each sample's answer, per piece of `batch`."""
-    packed = pack([own for _, own in batch], base.tokenizer.pad_token_id, rows).to(base.device)
-    frozen, trained = parts([user for user, _ in batch])
-    assign(layers, frozen=frozen, trained=trained)
-    counts = [len(own) for _, own in batch]
+def _log_p(base: Base, samples: Sequence[Sequence[Encoded]], rows: int) -> Sequence[Tensor]:
+    """log p of each sample's answer, user by user, in one pass; rows: as the limit of `pack`."""
+    packed = pack(samples, base.tokenizer.pad_token_id, rows).to(base.device)
+    counts = [len(own) for own in samples]
     return (-sum_by(label_losses(base, packed), packed.sample, sum(counts))).cpu().split(counts)
 
 
@@ -177,7 +162,3 @@ def _greedy(base: Base, questions: Sequence[Encoded], max_new_tokens: int) -> li
         output[:, batch.input_ids.shape[1] :], skip_special_tokens=True
     )
     return [text.strip() for text in texts]
-
-
-def _one(part: dict[str, Part], _users: Sequence[int]) -> tuple[dict[str, Part], None]:
-    return part, None

@@ -13,57 +13,35 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
-from tasks.lora.adapters import Lora
-from tasks.lora.grouped import Part
+from tasks.lora.adapters import Lora, LoraBatch
 
 
 @dataclass(frozen=True)
-class Bank:
-    """K LoRAs of one shape: layer name -> (A [K, r, in], B [K, out, r])."""
+class Bank(LoraBatch):
+    """LoRAs of one shape, and whose they are, in order."""
 
     ids: tuple[str, ...]
-    layers: dict[str, tuple[Tensor, Tensor]]
-    scale: float
-
-    @property
-    def rank(self) -> int:
-        return next(iter(self.layers.values()))[0].shape[1]
 
     def lora(self, member: str) -> Lora:
-        """The LoRA of one member. Raises KeyError when it is not in the bank."""
-        if member not in self.ids:
-            raise KeyError(f"{member} is not in the bank")
-        k = self.ids.index(member)
-        return Lora({name: (a[k], b[k]) for name, (a, b) in self.layers.items()}, self.scale)
-
-    def parts(self, k: int, device: torch.device) -> dict[str, Part]:
-        """Member number `k` as the part of one user, layer by layer."""
-        return {
-            name: Part(a[k : k + 1].to(device), b[k : k + 1].to(device), self.scale)
-            for name, (a, b) in self.layers.items()
-        }
+        """The LoRA of one member. Raises ValueError when it is not in the bank."""
+        return self.one(self.ids.index(member))
 
 
 def stack(ids: Sequence[str], loras: Sequence[Lora]) -> Bank:
     """A bank of LoRAs. Raises ValueError where they differ in layers, rank or scale."""
     first = loras[0]
-    for member, lora in zip(ids, loras, strict=True):
-        same = lora.scale == first.scale and lora.rank == first.rank
-        if not same or lora.layers.keys() != first.layers.keys():
-            raise ValueError(f"LoRA of {member} differs from the bank's in scale, rank or layers")
-    layers = {
-        name: (
-            torch.stack([lora.layers[name][0] for lora in loras]),
-            torch.stack([lora.layers[name][1] for lora in loras]),
-        )
-        for name in sorted(first.layers)
-    }
-    return Bank(tuple(ids), layers, first.scale)
+    if len({(lora.scale, lora.rank, *sorted(lora.layers)) for lora in loras}) > 1:
+        raise ValueError("LoRAs of a bank have one scale, one rank and the same layers")
+    layers = {}
+    for name in sorted(first.layers):
+        pairs = [lora.layers[name] for lora in loras]
+        layers[name] = (torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs]))
+    return Bank(layers, first.scale, tuple(ids))
 
 
 def write_bank(path: Path, bank: Bank) -> None:
+    """Write the bank to one file, the same bytes every time."""
     tensors = {}
     for name, (a, b) in bank.layers.items():
         tensors[f"{name}.A"], tensors[f"{name}.B"] = a.contiguous(), b.contiguous()
@@ -73,10 +51,9 @@ def write_bank(path: Path, bank: Bank) -> None:
 
 
 def read_bank(path: Path) -> Bank:
+    """Read what `write_bank` wrote."""
     with safe_open(path, framework="pt") as file:
         about = json.loads(file.metadata()["bank"])
         names = sorted({key[:-2] for key in file.keys()})  # noqa: SIM118  (not a dict)
-        layers = {
-            name: (file.get_tensor(f"{name}.A"), file.get_tensor(f"{name}.B")) for name in names
-        }
-    return Bank(tuple(about["ids"]), layers, about["scale"])
+        layers = {n: (file.get_tensor(f"{n}.A"), file.get_tensor(f"{n}.B")) for n in names}
+    return Bank(layers, about["scale"], tuple(about["ids"]))

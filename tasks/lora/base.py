@@ -6,7 +6,7 @@ import threading
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tasks.errors import InputError, short
-from tasks.lora.adapters import pickled_files
 
 # Once per load, these drown the log of hundreds of jobs. PEFT 0.21 reads a property that
 # transformers 5 renames.
@@ -30,6 +29,9 @@ ANSWER_ROOM = 64
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 # An answer to any question, to see what a chat template writes after it.
 _ANSWER = "the answer of the assistant"
+# How files are called that torch, joblib or pickle itself would execute on loading.
+_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+_DECODERS = "decoders whose layers all are attention (Llama, Qwen, Mistral, Gemma, ...)"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Base:
 
     @property
     def end_of_answer(self) -> int:
-        return self.tokenizer.eos_token_id if self.end is None else self.end
+        end: int = self.tokenizer.eos_token_id if self.end is None else self.end
+        return end
 
 
 def pick_device(name: str) -> torch.device:
@@ -90,36 +93,14 @@ def load_base(
     quantised = {} if quantisation == "none" else nf4(target)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        attention_only(str(folder), config)
-        for part in {id(c): c for c in (config, config.get_text_config())}.values():
-            _without_dropout(part)
-        # While it loads, transformers changes the default dtype of the whole process.
-        with _LOADING:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=pick_dtype(dtype, target),
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **quantised,
-            )
+        model = _model(folder, pick_dtype(dtype, target), quantised)
     except (torch.OutOfMemoryError, InputError):
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = short(error, 300)
         raise InputError(
-            f"base.model {folder}: cannot be loaded ({reason}); "
+            f"base.model {folder}: cannot be loaded ({short(error, 300)}); "
             "give a folder or id with config.json, tokenizer and safetensors weights"
         ) from error
-    model, report = loaded
-    if report["missing_keys"]:
-        # transformers would fill them with random numbers, others at each load.
-        few = ", ".join(sorted(report["missing_keys"])[:3])
-        raise InputError(
-            f"base.model {folder}: its weights lack {few}; give a whole causal language model"
-        )
     if tokenizer.eos_token_id is None:
         raise InputError(f"base.model {folder}: its tokenizer has no end-of-text token; set one")
     if tokenizer.pad_token_id is None:
@@ -133,7 +114,32 @@ def load_base(
     if gradient_checkpointing:
         # Non-reentrant: gradients must reach the LoRAs although the embeddings are frozen.
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Base(model.eval(), tokenizer, target, most_tokens(config, max_tokens), end)
+    return Base(model.eval(), tokenizer, target, most_tokens(model.config, max_tokens), end)
+
+
+def _model(folder: Path, dtype: torch.dtype, quantised: dict[str, Any]) -> Any:
+    """The model of a folder, its weights complete."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    attention_only(str(folder), config)
+    # Without dropout training is the same every time.
+    for part in (config, config.get_text_config()):
+        for name, value in list(vars(part).items()):
+            if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
+                setattr(part, name, 0.0)
+    # While it loads, transformers changes the default dtype of the whole process.
+    with _LOADING:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True, **quantised,
+        )  # fmt: skip
+    model, report = loaded
+    if report["missing_keys"]:
+        # transformers would fill them with random numbers, others at each load.
+        few = ", ".join(sorted(report["missing_keys"])[:3])
+        raise InputError(
+            f"base.model {folder}: its weights lack {few}; give a whole causal language model"
+        )
+    return model
 
 
 def attention_only(model: str, config: Any) -> None:
@@ -155,7 +161,7 @@ def attention_only(model: str, config: Any) -> None:
         return
     raise InputError(
         f"base.model {model}: its architecture, {config.model_type}, {why}; this works with "
-        "decoders whose layers all are attention (Llama, Qwen, Mistral, Gemma, ...): give another"
+        f"{_DECODERS}: give another"
     )
 
 
@@ -163,8 +169,8 @@ def attention_only(model: str, config: Any) -> None:
 def check_causal(base: Base) -> None:
     """Raises InputError where a token's logits depend on the tokens after it.
 
-    transformers loads an encoder (BERT) as a language model, too. No field of the configuration
-    tells it from a decoder (GPT-NeoX says `is_decoder` false).
+    transformers loads an encoder (BERT) as a language model, too, and no field of the
+    configuration tells it from a decoder (GPT-NeoX says `is_decoder` false).
     """
     ids = torch.tensor([[0, 0, 0], [0, 1, 1]], device=base.device)
     logits = base.model(input_ids=ids, use_cache=False).logits[:, 0]
@@ -174,7 +180,7 @@ def check_causal(base: Base) -> None:
     if (one - other).abs().max() > rounding * one.abs().max():
         raise InputError(
             f"base.model: {base.model.config.model_type} reads a text in both directions, so it "
-            "sees the answers it is asked for; give a decoder (Llama, Qwen, Mistral, Gemma, ...)"
+            f"sees the answers it is asked for; this works with {_DECODERS}"
         )
 
 
@@ -204,14 +210,20 @@ def whole_model(folder: Path) -> None:
             f"base.model {folder}: is an adapter (adapter_config.json), not a model; give the "
             "folder of a whole model"
         )
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = pickled_files(folder)
-    others = f"only pickled ones ({pickles[0].name}), which are never read" if pickles else "none"
-    raise InputError(
-        f"base.model {folder}: it needs *.safetensors weights and has {others}; convert them with "
-        "save_pretrained where you trust their source, or give another model"
-    )
+    if not any(folder.glob("*.safetensors")):
+        pickles = pickled_files(folder)
+        found = (
+            f"only pickled ones ({pickles[0].name}), which are never read" if pickles else "none"
+        )
+        raise InputError(
+            f"base.model {folder}: it needs *.safetensors weights and has {found}; convert them "
+            "with save_pretrained where you trust their source, or give another model"
+        )
+
+
+def pickled_files(folder: Path) -> list[Path]:
+    """The files in a folder, and below, that are named as pickles are; by name."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICKLED)
 
 
 def nf4(device: torch.device) -> dict[str, Any]:
@@ -219,12 +231,10 @@ def nf4(device: torch.device) -> dict[str, Any]:
 
     As the published code, computed in bfloat16. Raises InputError without bitsandbytes.
     """
-    try:
-        version("bitsandbytes")
-    except PackageNotFoundError:
+    if not find_spec("bitsandbytes"):
         raise InputError(
             "base.quantisation: nf4 needs the extra `nf4` (pip install -e '.[nf4]'), or use none"
-        ) from None
+        )
     config = transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )
@@ -255,13 +265,6 @@ def special_tokens(tokenizer: Any) -> dict[str, int]:
     marked = {token.content: number for number, token in added if token.special}
     named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
     return marked | dict(named)
-
-
-def _without_dropout(config: Any) -> None:
-    """Set every dropout of the configuration to 0: training must be the same every time."""
-    for name, value in list(vars(config).items()):
-        if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
-            setattr(config, name, 0.0)
 
 
 def _greedy(config: GenerationConfig | None, tokenizer: Any, end: int) -> GenerationConfig:

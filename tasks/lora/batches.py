@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tasks.lora.base import Base, special_tokens
 
@@ -30,6 +31,11 @@ class Encoded:
     answer: list[int]
     truncated: bool = False
 
+    @property
+    def length(self) -> int:
+        """Tokens of both."""
+        return len(self.prompt) + len(self.answer)
+
 
 def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
     """Tokenise a prompt (through the chat template, if any) and an answer with its end.
@@ -40,28 +46,25 @@ def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
     tokenizer = base.tokenizer
     if tokenizer.chat_template:
         ids = _through_template(tokenizer, prompt)
-        answer_text = answer
     else:
         # Text that looks like a special token ("</s>") is text: it came from a user.
         ids = tokenizer(prompt, split_special_tokens=True)["input_ids"]
         # Some tokenizers close every text; a question must stay open for its answer.
         if ids and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]
-        answer_text = None if answer is None else " " + answer
     # A label is predicted from the token before it, so there has to be one.
     ids = ids or [tokenizer.eos_token_id]
     labels: list[int] = []
-    if answer_text is not None:
-        labels = tokenizer(answer_text, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
-        labels = [*labels, base.end_of_answer]
-    truncated = len(ids) + len(labels) > base.max_tokens
-    if truncated and len(labels) > base.max_tokens // 2:
+    if answer is not None:
+        text = answer if tokenizer.chat_template else " " + answer
+        found = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        labels = [*found, base.end_of_answer]
+    most = base.max_tokens
+    truncated = len(ids) + len(labels) > most
+    if truncated and len(labels) > most // 2:
         # A long question leaves the answer half of the room.
-        most = max(base.max_tokens // 2, base.max_tokens - len(ids))
-        labels = [*labels[: most - 1], base.end_of_answer]
-    room = base.max_tokens - len(labels)
+        labels = [*labels[: max(most // 2, most - len(ids)) - 1], base.end_of_answer]
+    room = most - len(labels)
     if len(ids) > room:
         head = ids[:1] if ids[0] == tokenizer.bos_token_id else []
         ids = head + ids[len(ids) - room + len(head) :]
@@ -72,12 +75,12 @@ def _through_template(tokenizer: Any, prompt: str) -> list[int]:
     """The prompt as one user turn. Special tokens in it are text: it is then tokenised apart."""
     risky = any(token in prompt for token in special_tokens(tokenizer))
     content = _PLACEHOLDER if risky else prompt
-    message = [{"role": "user", "content": content}]
     text = tokenizer.apply_chat_template(
-        message, tokenize=False, add_generation_prompt=True, **_TEMPLATE_OPTIONS
-    )
+        [{"role": "user", "content": content}],
+        tokenize=False, add_generation_prompt=True, **_TEMPLATE_OPTIONS,
+    )  # fmt: skip
     before, _, after = text.partition(content) if risky else (text, "", "")
-    ids = tokenizer(before, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(before, add_special_tokens=False)["input_ids"]
     if risky:
         ids += tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ids += tokenizer(after, add_special_tokens=False)["input_ids"]
@@ -100,27 +103,24 @@ class Batch:
 
 def collate(base: Base, samples: Sequence[Encoded]) -> Batch:
     """Pad `samples` on the left to one batch on the base model's device."""
-    rows = [sample.prompt + sample.answer for sample in samples]
-    width = max(len(row) for row in rows)
-    keep = max(len(sample.answer) for sample in samples) + 1
-    ids = torch.full((len(rows), width), base.tokenizer.pad_token_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    labels = torch.full((len(rows), keep - 1), -100, dtype=torch.long)
-    for index, (row, sample) in enumerate(zip(rows, samples, strict=True)):
-        ids[index, width - len(row) :] = torch.tensor(row)
-        mask[index, width - len(row) :] = 1
-        if sample.answer:
-            labels[index, keep - 1 - len(sample.answer) :] = torch.tensor(sample.answer)
-    position = (mask.cumsum(1) - 1).clamp(min=0)
-    ids, mask, position, labels = (item.to(base.device) for item in (ids, mask, position, labels))
-    return Batch(ids, mask, position, labels, keep)
+
+    def padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+        tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+        return pad_sequence(tensors, True, fill, "left").to(base.device)
+
+    mask = padded([[1] * sample.length for sample in samples], 0)
+    return Batch(
+        input_ids=padded([one.prompt + one.answer for one in samples], base.tokenizer.pad_token_id),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        labels=padded([sample.answer for sample in samples], -100),
+        keep=max(len(sample.answer) for sample in samples) + 1,
+    )
 
 
 def answer_logits(model: Any, batch: Batch) -> Tensor:
     """Logits [B, keep - 1, V] at the positions that predict `batch.labels`."""
-    options: dict[str, Any] = {}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        options["logits_to_keep"] = batch.keep
+    options = {"logits_to_keep": batch.keep} if takes(model, "logits_to_keep") else {}
     output = model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -128,4 +128,10 @@ def answer_logits(model: Any, batch: Batch) -> Tensor:
         use_cache=False,
         **options,
     )
-    return output.logits[:, -batch.keep : -1, :]
+    logits: Tensor = output.logits[:, -batch.keep : -1, :]
+    return logits
+
+
+def takes(model: Any, argument: str) -> bool:
+    """Whether a model's forward pass knows an argument."""
+    return argument in inspect.signature(model.forward).parameters

@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -24,44 +23,40 @@ from tasks.errors import short
 from tasks.files import write_atomic
 
 # The form of the file, and of what the trainings keep in it.
-VERSION = 2
+VERSION = 3
 HEADER = "mta"
-# The share of the time that may go into writing, however slow the disk.
-MOST = 0.02
 
 
 @dataclass(frozen=True)
 class Saved:
-    """The state after `step` steps: tensors by name, and JSON values besides."""
+    """The state after `step` steps: tensors by name, and JSON values (NaN may be among them)."""
 
     step: int
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
 
 
+@dataclass
 class Checkpoint:
     """Where one training keeps its state, and when.
 
     key: of all the training depends on. about: JSON values for those who find the file. seconds:
     the least time between two writings. log: takes a line and whether it is a warning. most: the
-    share of the time that may go into writing.
+    share of the time that may go into writing, however slow the disk.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        key: str,
-        about: dict[str, Any],
-        seconds: float,
-        log: Callable[[str, bool], None],
-        most: float = MOST,
-    ) -> None:
-        self.most = most
-        self.path, self.key, self.about, self.log = path, key, about, log
-        self._seconds = self._wait = seconds
-        self._last = time.monotonic()
+    path: Path
+    key: str
+    about: dict[str, Any]
+    seconds: float
+    log: Callable[[str, bool], None]
+    most: float = 0.02
+    _next: float = field(init=False)
 
-    def load(self, like: Mapping[str, Tensor]) -> Saved | None:
+    def __post_init__(self) -> None:
+        self._next = time.monotonic() + self.seconds
+
+    def load(self, like: dict[str, Tensor]) -> Saved | None:
         """The state of an earlier try, or None: training starts anew.
 
         Ignored, with a warning: a file that is damaged, of other work, or without a tensor of the
@@ -80,7 +75,7 @@ class Checkpoint:
 
     def due(self) -> bool:
         """Whether it is time to `save`."""
-        return time.monotonic() - self._last >= self._wait
+        return time.monotonic() >= self._next
 
     def save(self, saved: Saved) -> None:
         """Replace the file, whole or not at all. Raises OSError, as of a full disk."""
@@ -90,39 +85,25 @@ class Checkpoint:
         header |= {"sha256": _hash(tensors, header), "about": self.about}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path, save(tensors, {HEADER: json.dumps(header, ensure_ascii=False)}))
-        self._last = time.monotonic()
-        self._wait = max(self._seconds, (self._last - started) / self.most)
+        now = time.monotonic()
+        self._next = now + max(self.seconds, (now - started) / self.most)
 
-    def remove(self) -> None:
-        """Remove the file: the training's result is there."""
-        self.path.unlink(missing_ok=True)
-
-    def _read(self, like: Mapping[str, Tensor]) -> Saved:
-        header = _header(self.path)
-        if header["version"] != VERSION or header["key"] != self.key:
-            raise ValueError("it is of other work")
+    def _read(self, like: dict[str, Tensor]) -> Saved:
         with safe_open(self.path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[HEADER])
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         signed = {name: header[name] for name in ("version", "key", "step", "facts")}
+        if (header["version"], header["key"]) != (VERSION, self.key):
+            raise ValueError("it is of other work")
         if _hash(tensors, signed) != header["sha256"]:
             raise ValueError("it does not match its hash")
         for name, wanted in like.items():
             tensor = tensors[name]
-            if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+            if (tensor.shape, tensor.dtype) != (wanted.shape, wanted.dtype):
                 raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
         return Saved(header["step"], tensors, header["facts"])
 
 
-def _header(path: Path) -> dict[str, Any]:
-    with safe_open(path, framework="pt") as file:
-        header: dict[str, Any] = json.loads((file.metadata() or {})[HEADER])
-    return header
-
-
-def _hash(tensors: Mapping[str, Tensor], header: dict[str, Any]) -> str:
-    sha256 = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(tensors):
-        one = tensors[name]
-        sha256.update(f"{name} {one.dtype} {list(one.shape)}".encode())
-        sha256.update(one.reshape(-1).view(torch.uint8).numpy().data)
-    return sha256.hexdigest()
+def _hash(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    about = json.dumps(header, sort_keys=True).encode()
+    return hashlib.sha256(about + save(tensors)).hexdigest()

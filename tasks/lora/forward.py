@@ -7,8 +7,7 @@ attention, which is most of the last layer's arithmetic.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tasks.lora.base import Base
-from tasks.lora.packing import Packed
+from tasks.lora.batches import Encoded, takes
+from tasks.lora.packing import ONE_PER_ROW, Packed, layout
 
 # x + attention(norm(x)), then x + mlp(norm(x)), with these names for the parts (transformers 5).
 KNOWN_LAYERS = (
@@ -92,16 +92,21 @@ def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
+def row_limit(base: Base, per_user: Iterable[Sequence[Encoded]]) -> int:
+    """The row limit of these users' samples (`layout`), or ONE_PER_ROW where it must be."""
+    return layout(per_user) if may_pack(base.model) else ONE_PER_ROW
+
+
 def may_pack(model: Any) -> bool:
     """Whether several samples may share a row: the model takes our mask and positions as they are.
 
     Layers with a window, and models without position ids (ALiBi, recurrent ones), do not.
     """
     config = model.config.get_text_config()
-    windowed = getattr(config, "sliding_window", None) or getattr(config, "layer_types", None)
-    if windowed and set(getattr(config, "layer_types", None) or ["sliding"]) != {"full_attention"}:
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds and getattr(config, "sliding_window", None):
         return False
-    return "position_ids" in inspect.signature(model.forward).parameters
+    return kinds <= {"full_attention"} and takes(model, "position_ids")
 
 
 def sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:

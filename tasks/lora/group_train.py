@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
+from tasks.lora.adapters import LoraBatch
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
-from tasks.lora.checkpoint import Checkpoint
+from tasks.lora.checkpoint import Checkpoint, Saved
 from tasks.lora.cost import cpu_positions, gpu_positions, widths_of
-from tasks.lora.gradients import FrozenPart, Gradients
-from tasks.lora.grouped import Layers, Shapes, clear, fresh
+from tasks.lora.forward import label_losses, row_limit, sum_by
+from tasks.lora.grouped import Layers, Shapes, assigned, fresh
+from tasks.lora.packing import Span, pack, span_batches, work_off
 from tasks.lora.train import Outcome, Training, batches_of, learning_rates
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+# The frozen LoRAs of the users asked for (their numbers).
+Frozen = Callable[[Sequence[int]], LoraBatch]
 
 
 def train_group(
@@ -33,7 +39,7 @@ def train_group(
     seeds: Sequence[int],
     *,
     scale: float,
-    frozen: FrozenPart | None = None,
+    frozen: Frozen | None = None,
     positions: int | None = None,
     initial: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -50,41 +56,35 @@ def train_group(
         raise ValueError(f"user {next(u for u, own in enumerate(samples) if not own)}: no samples")
     dtype = torch.float64 if base.model.dtype == torch.float64 else torch.float32
     flat = fresh(shapes, seeds, dtype) if initial is None else initial.to(dtype).clone()
-    state = _AdamW(flat.to(base.device), options)
+    adam = _AdamW(flat.to(base.device), options)
     plans = [batches_of(len(own), options, s) for own, s in zip(samples, seeds, strict=True)]
-    outcome = Outcome(state.flat, [[] for _ in samples], [0] * len(samples), [])
     rates_of = {len(plan): learning_rates(options, len(plan)) for plan in plans}
-    positions = positions or default_positions(base)
-    gradients = Gradients(base, layers, shapes, scale, frozen, positions, outcome)
-    total = max(len(plan) for plan in plans)
-    if saved := checkpoint.load(state.tensors()) if checkpoint else None:
-        for name, tensor in state.tensors().items():
+    total = max(rates_of)
+    outcome = Outcome(adam.flat, [[] for _ in samples], [0] * len(samples))
+    if saved := checkpoint.load(adam.tensors()) if checkpoint else None:
+        for name, tensor in adam.tensors().items():
             tensor.copy_(saved.tensors[name])
-        state.steps, gradients.positions = saved.step, saved.facts["positions"]
-        outcome.restore(saved)
+        adam.steps, outcome = saved.step, Outcome(adam.flat, **saved.facts)
+    most = positions or default_positions(base)
+    gradients = Gradients(base, layers, shapes, scale, frozen, most, outcome)
     # Without dropout, the mode matters for checkpointing only: transformers does it in training.
     base.model.train(base.model.is_gradient_checkpointing)
     try:
-        for step in range(state.steps, total):
-            active = [
-                u for u, plan in enumerate(plans) if step < len(plan) and u not in outcome.failed
-            ]
+        for step in range(adam.steps, total):
+            active = [u for u in range(len(plans)) if step < len(plans[u])]
+            active = [u for u in active if u not in outcome.failed]
             todo = {u: [samples[u][i] for i in plans[u][step]] for u in active}
-            losses = gradients.fill(state.grad, state.flat, todo)
-            rates = [
-                rates_of[len(plan)][step] if u in todo else 0.0 for u, plan in enumerate(plans)
-            ]
-            outcome.failed += state.step(rates, active, losses)
-            for user in active:
-                outcome.losses[user].append(losses[user])
+            losses = gradients.fill(adam.grad, adam.flat, todo)
+            rates = {u: rates_of[len(plans[u])][step] for u in active}
+            outcome.failed += adam.step(rates, losses)
+            for user, loss in losses.items():
+                outcome.losses[user].append(loss)
             if checkpoint and checkpoint.due():
-                kept = outcome.saved(state.steps, state.tensors(), positions=gradients.positions)
-                checkpoint.save(kept)
+                checkpoint.save(Saved(adam.steps, adam.tensors(), outcome.facts()))
             if progress:
                 progress(step + 1, total)
     finally:
         # The loaded model serves the next job too, whatever became of this one.
-        clear(layers)
         base.model.eval()
     return outcome
 
@@ -101,14 +101,63 @@ def default_positions(base: Base) -> int:
     return gpu_positions(widths, model.dtype.itemsize, model.is_gradient_checkpointing, free)
 
 
+@dataclass
+class Gradients:
+    """Gradients of LoRAs of `shapes` and `scale` over `frozen` ones, in micro-batches.
+
+    A user's loss is a sum over samples divided by a known number, so a user with too many samples
+    for one pass is worked off in spans. positions: those of a micro-batch; halved each time the
+    device runs out of memory. outcome: where the work is counted.
+    """
+
+    base: Base
+    layers: Layers
+    shapes: Shapes
+    scale: float
+    frozen: Frozen | None
+    positions: int
+    outcome: Outcome
+
+    def fill(self, grad: Tensor, flat: Tensor, todo: dict[int, list[Encoded]]) -> dict[int, float]:
+        """Write the gradient at `flat` [U, P] into `grad` [U, P], 0 for users not in `todo`.
+
+        todo: user -> the samples of the user's step. Returns each of these users' mean loss.
+        """
+        grad.zero_()
+        base, outcome = self.base, self.outcome
+        limit = row_limit(base, todo.values())
+        labels = {user: sum(len(sample.answer) for sample in own) for user, own in todo.items()}
+        losses = dict.fromkeys(todo, 0.0)
+
+        def work(batch: list[Span]) -> None:
+            users, parts = [user for user, _ in batch], [todo[user][span] for user, span in batch]
+            packed = pack(parts, base.tokenizer.pad_token_id, limit).to(base.device)
+            rows = torch.tensor(users, device=base.device)
+            own = LoraBatch(self.shapes.split(flat[rows]), self.scale)
+            factors = [factor.requires_grad_() for factor in chain(*own.layers.values())]
+            # Until the gradients are there: with checkpointing the layers run again for them.
+            with assigned(self.layers, self.frozen(users) if self.frozen else None, own):
+                by_label = label_losses(base, packed)
+                counts = by_label.new_tensor([labels[user] for user in users])
+                means = sum_by(by_label, packed.user, len(users)) / counts
+                gradients = torch.autograd.grad(means.sum(), factors)
+            grad.index_add_(0, rows, torch.cat([one.flatten(1) for one in gradients], 1))
+            outcome.computed += packed.input_ids.numel()
+            for user, part, loss in zip(users, parts, means.tolist(), strict=True):
+                losses[user] += loss
+                outcome.tokens[user] += sum(sample.length for sample in part)
+
+        positions = max(1, self.positions >> outcome.halved)
+        outcome.halved += work_off(span_batches(todo, limit, positions), todo, work)
+        return losses
+
+
 class _AdamW:
     """AdamW (Loshchilov & Hutter 2019, algorithm 2) on rows [U, P], a rate and a clip per row."""
 
     def __init__(self, flat: Tensor, options: Training) -> None:
         self.flat = flat
-        self.grad = torch.zeros_like(flat)
-        self.mean = torch.zeros_like(flat)
-        self.square = torch.zeros_like(flat)
+        self.grad, self.mean, self.square = (torch.zeros_like(flat) for _ in range(3))
         self.options = options
         self.steps = 0
 
@@ -116,13 +165,13 @@ class _AdamW:
         """What changes from step to step: weights and moments, each [U, P]."""
         return {"flat": self.flat, "mean": self.mean, "square": self.square}
 
-    def step(self, rates: list[float], active: list[int], losses: dict[int, float]) -> list[int]:
-        """One step of the active rows; returns those that were not finite and were left alone."""
+    def step(self, rates: dict[int, float], losses: dict[int, float]) -> list[int]:
+        """One step of the rows with a loss; returns those that were not finite and were left."""
         self.steps += 1
         norms = self.grad.norm(dim=1)
         finite = torch.isfinite(norms).tolist()
-        failed = [u for u in active if not (finite[u] and math.isfinite(losses[u]))]
-        moving = [u for u in active if u not in failed]
+        failed = [u for u, loss in losses.items() if not (finite[u] and math.isfinite(loss))]
+        moving = [u for u in losses if u not in failed]
         if not moving:
             return failed
         # All rows at once while all move; a copy of the moving rows when some have stopped.
@@ -133,8 +182,7 @@ class _AdamW:
         # torch.nn.utils.clip_grad_norm_, row by row: the factor is capped at 1, with its 1e-6.
         clip = (self.options.max_grad_norm / (norms[rows] + 1e-6)).clamp_(max=1.0)
         grad = grad * clip[:, None]
-        chosen = [[rates[u]] for u in moving]
-        rate = torch.tensor(chosen, dtype=flat.dtype, device=flat.device)
+        rate = flat.new_tensor([[rates[u]] for u in moving])
         flat.mul_(1.0 - rate * self.options.weight_decay)
         mean.lerp_(grad, 1.0 - BETA1)
         square.mul_(BETA2).addcmul_(grad, grad, value=1.0 - BETA2)

@@ -22,20 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
-from transformers.pytorch_utils import Conv1D
 
-from tasks.errors import InputError
-from tasks.lora.adapters import Lora
-from tasks.lora.targets import AnyModel, Names, Sizes, sizes_of
-
-
-@dataclass(frozen=True)
-class Part:
-    """One LoRA per user for one layer: `a` [U, r, in], `b` [U, out, r], and their `scale`."""
-
-    a: Tensor
-    b: Tensor
-    scale: float = 1.0
+from tasks.lora.adapters import Factors, Lora, LoraBatch, Part
+from tasks.lora.targets import AnyModel, Names, Sizes, target_layers
 
 
 class GroupedLinear(nn.Module):
@@ -46,7 +35,7 @@ class GroupedLinear(nn.Module):
         self.linear = linear
         self.trained: Part | None = None
         # Both parts side by side, scales in B: A [U, R + r, in], B [U, out, R + r], trained last.
-        self.joined: tuple[Tensor, Tensor] | None = None
+        self.joined: Factors | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -56,26 +45,24 @@ class GroupedLinear(nn.Module):
     def set(self, frozen: Part | None, trained: Part | None) -> None:
         """Set the users whose rows come next; without any part it is the base layer."""
         self.trained, self.joined = trained, None
-        parts = [part for part in (frozen, trained) if part is not None]
-        if parts:
+        if parts := [part for part in (frozen, trained) if part]:
             with torch.no_grad():
                 self.joined = (
-                    torch.cat([part.a for part in parts], 1),
-                    torch.cat([part.scale * part.b for part in parts], 2),
+                    torch.cat([a for a, _, _ in parts], 1),
+                    torch.cat([scale * b for _, b, scale in parts], 2),
                 )
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [U * n, T, in] (or [U, in]) to [U * n, T, out]; computed in the adapters' dtype."""
         if self.joined is None:
-            return self.linear(x)
+            return cast(Tensor, self.linear(x))
         weight, bias, y = None, None, None
         if type(self.linear) is nn.Linear:
             weight, bias = self.linear.weight, self.linear.bias
         else:
             y = self.linear(x)  # its own forward and gradient, whatever they are
-        part = self.trained or Part(x, x)
-        own = (part.a, part.b) if self.trained else (None, None)
-        return _Product.apply(x, y, weight, bias, *own, part.scale, *self.joined)
+        a, b, scale = self.trained or (None, None, 1.0)
+        return cast(Tensor, _Product.apply(x, y, weight, bias, a, b, scale, *self.joined))
 
 
 Layers = dict[str, GroupedLinear]
@@ -147,46 +134,35 @@ def _by_user(x: Tensor, factor: Tensor) -> Tensor:
     return x.reshape(factor.shape[0], -1, x.shape[-1])
 
 
-def target_layers(model: AnyModel, target_modules: Names) -> dict[str, nn.Module]:
-    """The linear layers (`nn.Linear`, GPT-2's `Conv1D`) that PEFT chooses, in name order.
-
-    Bare parameters are left out (tasks/lora/coverage.py names them). Raises InputError where there
-    is nothing else, for other kinds of layers, and for the output embedding: it sees picked
-    positions only, not user by user.
-    """
-    names = sizes_of(model, target_modules)
-    layers = {name: model.get_submodule(name) for name in names if not name.endswith("]")}
-    if not layers:
-        raise InputError(
-            f"target_modules {target_modules}: no linear layer of the model is so named, only bare "
-            f"parameters ({min(names)}), which cannot carry a LoRA here"
-        )
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    for name, layer in layers.items():
-        if layer is head or not isinstance(layer, nn.Linear | Conv1D):
-            kind = "the output embedding" if layer is head else f"a {type(layer).__name__}"
-            raise InputError(
-                f"target_modules {target_modules}: {name} is {kind}, which cannot carry a LoRA "
-                "here; leave it out"
-            )
-    return layers
-
-
 @contextmanager
-def grouped(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, GroupedLinear]]:
+def grouped(model: nn.Module, names: Sequence[str]) -> Iterator[Layers]:
     """`model` with the named linear layers replaced by grouped ones; put back at the end."""
-    layers: dict[str, GroupedLinear] = {}
+    layers = {name: GroupedLinear(model.get_submodule(name)) for name in names}
     try:
-        for name in names:
-            parent, _, leaf = name.rpartition(".")
-            holder = model.get_submodule(parent)
-            layers[name] = GroupedLinear(getattr(holder, leaf))
-            setattr(holder, leaf, layers[name])
+        for name, layer in layers.items():
+            model.set_submodule(name, layer)
         yield layers
     finally:
         for name, layer in layers.items():
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, layer.linear)
+            model.set_submodule(name, layer.linear)
+
+
+@contextmanager
+def assigned(layers: Layers, frozen: LoraBatch | None, trained: LoraBatch | None) -> Iterator[None]:
+    """`layers` with the LoRAs of the users whose rows come next; without any at the end.
+
+    Raises ValueError for a LoRA on an ungrouped layer.
+    """
+    both = (frozen, trained)
+    if lost := {name for one in both if one for name in one.layers} - layers.keys():
+        raise ValueError(f"{min(lost)} has a LoRA but is not grouped")
+    try:
+        for name, layer in layers.items():
+            layer.set(frozen and frozen.part(name), trained and trained.part(name))
+        yield
+    finally:
+        for layer in layers.values():
+            layer.set(None, None)
 
 
 @dataclass(frozen=True)
@@ -205,37 +181,30 @@ class Shapes:
         """P, the numbers of one user."""
         return sum(self.rank * (fan_in + fan_out) for fan_in, fan_out in self.sizes.values())
 
-    def split(self, flat: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def split(self, flat: Tensor) -> dict[str, Factors]:
         """Views of `flat` [U, P] per layer: A [U, r, in], B [U, out, r]."""
-        users, start, views = flat.shape[0], 0, {}
-        for name, (fan_in, fan_out) in self.sizes.items():
-            a = flat[:, start : start + self.rank * fan_in].view(users, self.rank, fan_in)
-            start += self.rank * fan_in
-            b = flat[:, start : start + self.rank * fan_out].view(users, fan_out, self.rank)
-            start += self.rank * fan_out
-            views[name] = (a, b)
-        return views
+        users, widths = len(flat), [self.rank * one for pair in self.sizes.values() for one in pair]
+        parts = iter(flat.split(widths, 1))
+        return {
+            name: (next(parts).view(users, self.rank, i), next(parts).view(users, o, self.rank))
+            for name, (i, o) in self.sizes.items()
+        }
 
     def loras(self, flat: Tensor, scale: float) -> list[Lora]:
         """Each user's row of `flat` [U, P] as a LoRA of its own."""
-        split = self.split(flat)
-        return [
-            Lora({name: (a[u].clone(), b[u].clone()) for name, (a, b) in split.items()}, scale)
-            for u in range(len(flat))
-        ]
+        loras = LoraBatch(self.split(flat), scale)
+        return [loras.one(user) for user in range(len(flat))]
 
     def join(self, loras: Sequence[Lora]) -> Tensor:
         """The rows [U, P] of LoRAs of these shapes: undoes `loras`."""
-        return torch.stack(
-            [torch.cat([one.flatten() for name in self.sizes for one in lora.layers[name]])
-             for lora in loras]
-        )  # fmt: skip
+        rows = [[one.flatten() for name in self.sizes for one in lora.layers[name]]
+                for lora in loras]  # fmt: skip
+        return torch.stack([torch.cat(row) for row in rows])
 
 
 def shapes_of(model: AnyModel, target_modules: Names, rank: int) -> Shapes:
     """The shapes of a LoRA on `target_layers`."""
-    sizes = sizes_of(model, target_modules)
-    return Shapes({name: sizes[name] for name in target_layers(model, target_modules)}, rank)
+    return Shapes(target_layers(model, target_modules), rank)
 
 
 def fresh(shapes: Shapes, seeds: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -248,24 +217,6 @@ def fresh(shapes: Shapes, seeds: Sequence[int], dtype: torch.dtype = torch.float
         generator = torch.Generator().manual_seed(seed)
         for a, _ in shapes.split(row[None]).values():
             bound = 1.0 / math.sqrt(a.shape[2])
-            a.copy_(
-                (torch.rand(a.shape[1:], generator=generator, dtype=torch.float32) * 2 - 1) * bound
-            )
+            uniform = torch.rand(a.shape[1:], generator=generator, dtype=torch.float32)
+            a.copy_((uniform * 2 - 1) * bound)
     return flat
-
-
-def assign(
-    layers: dict[str, GroupedLinear],
-    *,
-    frozen: dict[str, Part] | None = None,
-    trained: dict[str, Part] | None = None,
-) -> None:
-    """Set the users whose rows come next. Raises ValueError for a part of an ungrouped layer."""
-    if lost := {*(frozen or {}), *(trained or {})} - layers.keys():
-        raise ValueError(f"{min(lost)} has a LoRA but is not grouped")
-    for name, layer in layers.items():
-        layer.set((frozen or {}).get(name), (trained or {}).get(name))
-
-
-def clear(layers: dict[str, GroupedLinear]) -> None:
-    assign(layers)

@@ -15,30 +15,24 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from tasks.errors import InputError
-from tasks.lora.adapters import Lora
+from tasks.lora.adapters import Factors, Lora, LoraBatch
 from tasks.lora.bank import Bank, stack
-from tasks.lora.grouped import Part
 from tasks.lora.targets import AnyModel
 
 KEPT_BYTES = 2**28
-MERGES = ("exact", "factors", "svd")
 
 
 def merge(loras: Sequence[Lora], weights: Sequence[float], how: str) -> Lora:
     """The merged LoRA of `loras` with `weights` (same length, any real numbers).
 
-    Raises ValueError where lengths, scales, ranks or layers differ, or `how` is not in MERGES.
+    Raises ValueError where lengths, scales, ranks or layers differ.
     """
-    if how not in MERGES:
-        raise ValueError(f"merge must be one of {MERGES}, got {how!r}")
-    if not loras or len(loras) != len(weights):
+    if len(loras) != len(weights):
         raise ValueError(f"merge needs one weight per LoRA, got {len(loras)} and {len(weights)}")
     members = [str(number) for number in range(len(loras))]
     device = next(iter(loras[0].layers.values()))[0].device
     users = MergedUsers(stack(members, loras), [(members, weights)], how, device)
-    layers = {name: (part.a[0], part.b[0]) for name, part in users.parts([0]).items()}
-    return Lora(layers, users.scale)
+    return users.parts([0]).one(0)
 
 
 class MergedUsers:
@@ -57,29 +51,26 @@ class MergedUsers:
         self.members = torch.tensor(members, device=device)
         weights = [list(weights) for _, weights in recipes]
         self.weights = torch.tensor(weights, dtype=torch.float64, device=device)
-        self.layers = {name: (a.to(device), b.to(device)) for name, (a, b) in bank.layers.items()}
-        self.scale, self.how = bank.scale, how
+        self.bank, self.how = bank.to(device), how
+        self.layers = self.bank.layers
         # Every step asks for batches: what is small, or slow to compute, is kept.
         members_of = self.members.shape[1] if how == "exact" else 1
         numbers = sum(a[0].numel() + b[0].numel() for a, b in self.layers.values())
         small = 4 * numbers * members_of * len(recipes) <= KEPT_BYTES
         self.kept = self._merge(range(len(recipes))) if small or how == "svd" else None
 
-    def parts(self, users: Sequence[int]) -> dict[str, Part]:
-        """Per layer the merged LoRAs of `users` (their numbers), gathered on the device."""
-        if self.kept is None:
-            return self._merge(users)
-        rows = torch.tensor(list(users), device=self.members.device)
-        return {name: Part(p.a[rows], p.b[rows], p.scale) for name, p in self.kept.items()}
+    def parts(self, users: Sequence[int]) -> LoraBatch:
+        """The merged LoRAs of `users` (their numbers), gathered on the device."""
+        return self.kept.of(users) if self.kept else self._merge(users)
 
-    def _merge(self, users: Sequence[int]) -> dict[str, Part]:
-        rows = torch.tensor(list(users), device=self.members.device)
+    def _merge(self, users: Sequence[int]) -> LoraBatch:
+        rows = torch.tensor([*users], device=self.members.device)
         members, weights = self.members[rows], self.weights[rows]
-        parts = {}
-        for name, (a, b) in self.layers.items():
-            part = _merge_layer(a[members], b[members], weights.to(a.dtype), self.how)
-            parts[name] = Part(*part, self.scale)
-        return parts
+        layers = {
+            name: _merge_layer(a[members], b[members], weights.to(a.dtype), self.how)
+            for name, (a, b) in self.layers.items()
+        }
+        return LoraBatch(layers, self.bank.scale)
 
 
 def concatenate(under: Lora, over: Lora) -> Lora:
@@ -104,27 +95,15 @@ def concatenate(under: Lora, over: Lora) -> Lora:
 
 @torch.no_grad()
 def add_to_model(model: AnyModel, lora: Lora) -> None:
-    """Add the LoRA's update to the model's weights: W + s B A, in float32, then rounded.
-
-    Raises InputError where the model has no such layer, or one of another size.
-    """
+    """Add the LoRA's update to the model's weights: W + s B A, in float32, then rounded."""
     for name, (a, b) in lora.layers.items():
-        try:
-            layer = model.get_submodule(name)
-        except AttributeError:
-            raise InputError(f"the adapter has a LoRA for {name}, which the model lacks") from None
-        weight = layer.weight
-        update = lora.scale * (b.float() @ a.float()).to(weight.device)
+        layer = model.get_submodule(name)
+        update = lora.scale * (b.float() @ a.float()).to(layer.weight.device)
         update = update.T if isinstance(layer, Conv1D) else update
-        if update.shape != weight.shape:
-            raise InputError(
-                f"the adapter's LoRA for {name} is {list(update.shape)}, the model's layer "
-                f"{list(weight.shape)}: it belongs to another model"
-            )
-        weight.copy_(weight.float() + update)
+        layer.weight.copy_(layer.weight.float() + update)
 
 
-def _merge_layer(a: Tensor, b: Tensor, weights: Tensor, how: str) -> tuple[Tensor, Tensor]:
+def _merge_layer(a: Tensor, b: Tensor, weights: Tensor, how: str) -> Factors:
     """`a` [U, m, r, in], `b` [U, m, out, r], `weights` [U, m] to A [U, R, in], B [U, out, R]."""
     if how == "factors":
         return torch.einsum("um,umri->uri", weights, a), torch.einsum("um,umor->uor", weights, b)
@@ -133,7 +112,7 @@ def _merge_layer(a: Tensor, b: Tensor, weights: Tensor, how: str) -> tuple[Tenso
     return _truncate(wide_a, wide_b, a.shape[2]) if how == "svd" else (wide_a, wide_b)
 
 
-def _truncate(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def _truncate(a: Tensor, b: Tensor, rank: int) -> Factors:
     """Best rank-`rank` factors of each `b @ a`, by an SVD between two thin QRs."""
     q_b, r_b = torch.linalg.qr(b.double())
     q_a, r_a = torch.linalg.qr(a.double().mT)

@@ -8,9 +8,10 @@ same number of rows of the same length, so users of similar size go together (`m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from tasks.errors import InputError
 from tasks.lora.batches import Encoded
 
 # Users' samples by the users' numbers, and some of one user's: the number, and which samples.
-ByUser = Mapping[int, Sequence[Encoded]] | Sequence[Sequence[Encoded]]
+ByUser = Mapping[int, Sequence[Encoded]]
 Span = tuple[int, slice]
 
 # Tokens of a row of several samples, about; as a limit, 0 means one sample per row.
@@ -54,11 +55,6 @@ class Packed:
     tokens: int
     one_per_row: bool
 
-    @property
-    def padding(self) -> float:
-        """Share of the batch's positions that hold no token."""
-        return 1.0 - self.tokens / self.input_ids.numel()
-
     def mask(self, dtype: torch.dtype, additive: bool) -> Tensor:
         """[U * rows, 1, T, T], True (or 0) where the query may see the key, else False (or -inf).
 
@@ -77,7 +73,7 @@ class Packed:
             return self
         names = [field.name for field in fields(self) if field.type == "Tensor"]
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        return Packed(self.users, tokens=self.tokens, one_per_row=self.one_per_row, **moved)
+        return replace(self, **moved)
 
 
 def rows_of(lengths: Sequence[int], limit: int) -> list[list[int]]:
@@ -97,19 +93,19 @@ def rows_of(lengths: Sequence[int], limit: int) -> list[list[int]]:
     return [row for row in rows if row]
 
 
-def layout(per_user: Sequence[Sequence[Encoded]]) -> int:
+def layout(per_user: Iterable[Sequence[Encoded]]) -> int:
     """The row limit for these users' samples: ONE_PER_ROW, or ROW_TOKENS where that pads less."""
     tokens = padded = 0
     for samples in per_user:
-        lengths = [_length(sample) for sample in samples]
+        lengths = [sample.length for sample in samples]
         tokens += sum(lengths)
-        padded += len(lengths) * max(lengths)
+        padded += len(lengths) * max(lengths, default=0)
     return ONE_PER_ROW if padded * (1.0 - TOLERATED_PADDING) <= tokens else ROW_TOKENS
 
 
 def footprint(samples: Sequence[Encoded], limit: int) -> tuple[int, int, int]:
     """(rows, tokens of the longest row, tokens of all) that one user's samples take."""
-    lengths = [_length(sample) for sample in samples]
+    lengths = [sample.length for sample in samples]
     rows = rows_of(lengths, limit)
     return len(rows), max(sum(lengths[i] for i in row) for row in rows), sum(lengths)
 
@@ -144,13 +140,21 @@ def span_batches(samples: ByUser, limit: int, positions: int) -> list[list[Span]
 
     limit: the tokens of a row (`layout`). A user with too many samples is worked off in spans.
     """
-    users = samples.keys() if isinstance(samples, Mapping) else range(len(samples))
-    spans = [
-        (user, span)
-        for user in users
-        for span in _fitting(samples[user], slice(0, len(samples[user])), limit, positions)
-    ]
-    sizes = [footprint(samples[user][span], limit) for user, span in spans]
+    spans: list[Span] = []
+    sizes = []
+    waiting = [(user, slice(0, len(own))) for user, own in samples.items() if own]
+    while waiting:
+        user, span = waiting.pop(0)
+        own = samples[user][span]
+        # Rows are laid out only where the tokens alone fit: that takes time for many samples.
+        tokens = sum(sample.length for sample in own)
+        if len(own) == 1 or tokens <= positions:
+            size = footprint(own, limit)
+            if len(own) == 1 or size[0] * size[1] <= positions:
+                spans.append((user, span))
+                sizes.append(size)
+                continue
+        waiting[:0] = _halves(user, span)
     return [[spans[i] for i in batch] for batch in micro_batches(sizes, positions)]
 
 
@@ -164,101 +168,70 @@ def work_off(queue: list[list[Span]], samples: ByUser, work: Callable[[list[Span
         batch = queue.pop(0)
         try:
             work(batch)
+            continue
         except torch.OutOfMemoryError:
             halved += 1
-            queue[:0] = _halved(batch, samples)
+        # Not while the error holds on to what the pass had made.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        user, span = batch[0]
+        if len(batch) > 1:
+            queue[:0] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+        elif span.stop - span.start > 1:
+            queue[:0] = [[half] for half in _halves(user, span)]
+        else:
+            raise InputError(
+                f"out of memory: one sample of {samples[user][span.start].length} tokens does not "
+                "fit on the device; lower base.max_tokens or set base.gradient_checkpointing"
+            )
     return halved
+
+
+def _halves(user: int, span: slice) -> list[Span]:
+    middle = (span.start + span.stop) // 2
+    return [(user, slice(span.start, middle)), (user, slice(middle, span.stop))]
 
 
 def pack(per_user: Sequence[Sequence[Encoded]], pad: int, limit: int) -> Packed:
     """One packed batch of the users' samples; users with fewer rows get rows of padding."""
-    plans = [rows_of([_length(sample) for sample in samples], limit) for samples in per_user]
-    rows = max(len(plan) for plan in plans)
-    ids: list[list[int]] = []
-    positions: list[list[int]] = []
-    segments: list[list[int]] = []
-    labels: list[tuple[int, int, int, int, int]] = []
-    first = 0
-    for user, (samples, plan) in enumerate(zip(per_user, plans, strict=True)):
-        for number in range(rows):
-            row: list[int] = []
-            place: list[int] = []
-            segment: list[int] = []
-            for sample in plan[number] if number < len(plan) else []:
-                prompt, answer = samples[sample].prompt, samples[sample].answer
-                begin = len(row) + len(prompt)
-                row += prompt
-                row += answer
-                length = len(prompt) + len(answer)
-                place += range(length)
-                segment += [sample + 1] * length
-                for offset, token in enumerate(answer):
-                    labels.append((len(ids), begin + offset - 1, token, first + sample, user))
-            ids.append(row)
-            positions.append(place)
-            segments.append(segment)
-        first += len(samples)
-    width = max(1, max(len(row) for row in ids))
-    filled = [
-        torch.tensor([row + [fill] * (width - len(row)) for row in table], dtype=torch.long)
-        for table, fill in ((ids, pad), (positions, 0), (segments, 0))
-    ]
-    flat = torch.tensor(labels, dtype=torch.long).reshape(-1, 5)
-    source, owner = flat[:, 0] * width + flat[:, 1], flat[:, 4]
-    counts = torch.bincount(owner, minlength=len(per_user))
-    column = torch.arange(len(flat)) - (counts.cumsum(0) - counts)[owner]
-    picks = (torch.arange(len(per_user)) * rows * width)[:, None].repeat(1, int(counts.max()))
+    # Of each sample, user by user: its user, its number, its row and where in the row it begins.
+    places: list[tuple[Encoded, int, int, int, int]] = []
+    plans = [rows_of([sample.length for sample in own], limit) for own in per_user]
+    rows, first, width = max(map(len, plans)), 0, 1
+    for user, (own, plan) in enumerate(zip(per_user, plans, strict=True)):
+        for row, chosen in enumerate(plan, user * rows):
+            begin = 0
+            for number in chosen:
+                places.append((own[number], user, first + number, row, begin))
+                begin += own[number].length
+            width = max(width, begin)
+        first += len(own)
+    ids = np.full((len(plans) * rows, width), pad)
+    positions, segments = np.zeros_like(ids), np.zeros_like(ids)
+    labels: list[tuple[int, int, int, int]] = []
+    for sample, user, number, row, begin in places:
+        place = (row, slice(begin, begin + sample.length))
+        ids[place] = sample.prompt + sample.answer
+        positions[place] = np.arange(sample.length)
+        segments[place] = number + 1
+        before = row * width + begin + len(sample.prompt) - 1
+        labels += [(before + n, token, number, user) for n, token in enumerate(sample.answer)]
+    source, label, of_sample, owner = torch.tensor(labels).reshape(-1, 4).long().T.contiguous()
+    counts = torch.bincount(owner, minlength=len(plans))
+    column = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
+    picks = (torch.arange(len(plans)) * rows * width)[:, None].repeat(1, int(counts.max()))
     picks[owner, column] = source
     return Packed(
-        users=len(per_user),
-        input_ids=filled[0],
-        position_ids=filled[1],
-        segments=filled[2],
+        users=len(plans),
+        input_ids=torch.from_numpy(ids),
+        position_ids=torch.from_numpy(positions),
+        segments=torch.from_numpy(segments),
         source=source,
-        label=flat[:, 2],
-        sample=flat[:, 3],
+        label=label,
+        sample=of_sample,
         user=owner,
         picks=picks,
         slot=owner * picks.shape[1] + column,
-        tokens=sum(len(row) for row in ids),
+        tokens=sum(sample.length for sample, *_ in places),
         one_per_row=limit == ONE_PER_ROW,
     )
-
-
-def _fitting(samples: Sequence[Encoded], span: slice, limit: int, positions: int) -> list[slice]:
-    """The span, or its halves and theirs, so that each takes at most `positions`."""
-    own = samples[span]
-    if len(own) > 1:
-        # Rows are laid out only where the tokens alone fit: that takes time for many samples.
-        rows, length = 1, sum(map(_length, own))
-        if length <= positions:
-            rows, length, _ = footprint(own, limit)
-        if rows * length > positions:
-            return [
-                part for half in _halves(span) for part in _fitting(samples, half, limit, positions)
-            ]
-    return [span] if own else []
-
-
-def _halves(span: slice) -> list[slice]:
-    middle = (span.start + span.stop) // 2
-    return [slice(span.start, middle), slice(middle, span.stop)]
-
-
-def _halved(batch: list[Span], samples: ByUser) -> list[list[Span]]:
-    """The batch in two; a lone user's by the samples."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if len(batch) > 1:
-        return [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-    user, span = batch[0]
-    if span.stop - span.start == 1:
-        raise InputError(
-            f"out of memory: one sample of {_length(samples[user][span.start])} tokens does not "
-            "fit on the device; lower base.max_tokens or set base.gradient_checkpointing"
-        )
-    return [[(user, half)] for half in _halves(span)]
-
-
-def _length(sample: Encoded) -> int:
-    return len(sample.prompt) + len(sample.answer)

@@ -11,7 +11,8 @@ from functools import lru_cache
 from tasks.lora.answer import question_batches
 from tasks.lora.batches import Encoded
 from tasks.lora.cost import Pass
-from tasks.lora.packing import ONE_PER_ROW, ByUser, layout, micro_batches, rows_of, span_batches
+from tasks.lora.packing import ONE_PER_ROW, ByUser, footprint, layout, span_batches
+from tasks.lora.signature import length_batches
 from tasks.lora.train import Training, batches_of
 
 
@@ -36,28 +37,23 @@ def training_passes(
             for user, plan in enumerate(plans)
             if step < len(plan)
         }
-        limit = layout(list(todo.values())) if packs else ONE_PER_ROW
-        yield _passes(todo, limit, positions)
+        yield _passes(todo, positions, packs)
 
 
 def likelihood_passes(
     samples: Sequence[Sequence[Encoded]], positions: int, packs: bool
 ) -> list[Pass]:
     """The passes of `log_likelihoods`."""
-    present = [own for own in samples if own]
-    limit = layout(present) if packs and present else ONE_PER_ROW
-    return _passes(samples, limit, positions)
+    return _passes(dict(enumerate(samples)), positions, packs)
 
 
 def signature_passes(samples: Sequence[Encoded], positions: int) -> list[Pass]:
     """The passes of `item_signatures`: padded rows, logits at the last positions of each."""
-    lengths = [len(sample.prompt) + len(sample.answer) for sample in samples]
     passes = []
-    for batch in micro_batches([(1, length, length) for length in lengths], positions):
+    for batch in length_batches(samples, positions):
         keep = max(len(samples[i].answer) for i in batch) + 1
-        width = max(lengths[i] for i in batch)
-        every = len(batch) * width
-        passes.append(Pass(1, len(batch), width, every, len(batch) * keep))
+        width = max(samples[i].length for i in batch)
+        passes.append(Pass(1, len(batch), width, len(batch) * width, len(batch) * keep))
     return passes
 
 
@@ -73,19 +69,13 @@ def answer_batches(
     return batches
 
 
-def _passes(samples: ByUser, limit: int, positions: int) -> list[Pass]:
-    return [
-        _packed([samples[user][span] for user, span in batch], limit)
-        for batch in span_batches(samples, limit, positions)
-    ]
-
-
-def _packed(users: Sequence[Sequence[Encoded]], limit: int) -> Pass:
-    """As `pack` would lay them."""
-    lengths = [[len(one.prompt) + len(one.answer) for one in own] for own in users]
-    plans = [rows_of(own, limit) for own in lengths]
-    width = max(
-        sum(own[i] for i in row) for own, plan in zip(lengths, plans, strict=True) for row in plan
-    )
-    labels = [sum(len(one.answer) for one in own) for own in users]
-    return Pass(len(users), max(map(len, plans)), width, len(users) * max(labels), sum(labels))
+def _passes(samples: ByUser, positions: int, packs: bool) -> list[Pass]:
+    """The passes of packed users, as `pack` would lay them."""
+    limit, passes = layout(samples.values()) if packs else ONE_PER_ROW, []
+    for batch in span_batches(samples, limit, positions):
+        users = [samples[user][span] for user, span in batch]
+        sizes = [footprint(own, limit) for own in users]
+        rows, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+        labels = [sum(len(one.answer) for one in own) for own in users]
+        passes.append(Pass(len(users), rows, width, len(users) * max(labels), sum(labels)))
+    return passes

@@ -6,7 +6,7 @@ state. The public functions take and return what those of the grouped engine do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -18,17 +18,17 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from tasks.lora import answer
-from tasks.lora.adapters import Factors, Lora, from_peft, to_peft
+from tasks.lora.adapters import Factors, Lora, LoraBatch, from_peft, to_peft
 from tasks.lora.answer import Parts
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
-from tasks.lora.checkpoint import Checkpoint
-from tasks.lora.gradients import FrozenPart
-from tasks.lora.grouped import Layers, Part, Shapes, fresh
+from tasks.lora.checkpoint import Checkpoint, Saved
+from tasks.lora.group_train import Frozen
+from tasks.lora.grouped import Layers, Shapes, fresh
 from tasks.lora.targets import AnyModel, Names, sizes_of
-from tasks.lora.train import NotFinite, Outcome, Training, epochs, fit
+from tasks.lora.train import Outcome, Training, epochs, fit
 
-Result = TypeVar("Result")
+Own, Result = TypeVar("Own"), TypeVar("Result")
 
 
 def shapes_of(
@@ -92,40 +92,38 @@ def train_group(
     seeds: Sequence[int],
     *,
     scale: float,
-    frozen: FrozenPart | None = None,
+    frozen: Frozen | None = None,
     initial: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Outcome:
     """As `group_train.train_group`; `checkpoint` keeps the users that are done."""
     flat = fresh(shapes, seeds) if initial is None else initial.clone()
-    outcome = Outcome(flat, [[] for _ in samples], [0] * len(samples), [])
+    outcome, first = Outcome(flat, [[] for _ in samples], [0] * len(samples)), 0
     steps = [list(epochs(len(own), options, s)) for own, s in zip(samples, seeds, strict=True)]
     if saved := checkpoint.load({"flat": flat}) if checkpoint else None:
-        flat.copy_(saved.tensors["flat"])
-        outcome.restore(saved)
-    for user in range(saved.step if saved else 0, len(samples)):
+        first, outcome = saved.step, Outcome(saved.tensors["flat"], **saved.facts)
+        flat = outcome.flat
+    for user in range(first, len(samples)):
         before, total = (sum(map(len, some)) for some in (steps[:user], steps))
 
         def done(step: int, _steps: int, before: int = before, total: int = total) -> None:
             if progress:
                 progress(before + step, total)
 
-        loras = _loras(frozen([user])) if frozen else []
+        loras = [frozen([user]).one(0)] if frozen else []
         loras += shapes.loras(flat[user : user + 1], scale)
         with attached(base.model, loras) as (config, layers):
             parameters: Any = list(chain(*layers.values()))
-            try:
-                trained = fit(base, parameters, samples[user], steps[user], options, done)
-            except NotFinite as error:
-                trained = error.trained
-                outcome.failed.append(user)
+            trained = fit(base, parameters, samples[user], steps[user], options, done)
         with torch.no_grad():
             flat[user] = shapes.join([from_peft(config, layers)])[0]
+        if trained.failed:
+            outcome.failed.append(user)
         outcome.losses[user], outcome.tokens[user] = trained.losses, trained.tokens
         outcome.computed += trained.computed
         if checkpoint and checkpoint.due():
-            checkpoint.save(outcome.saved(user + 1, {"flat": flat}))
+            checkpoint.save(Saved(user + 1, {"flat": flat}, outcome.facts()))
     return outcome
 
 
@@ -137,60 +135,54 @@ def answer_users(
     max_new_tokens: int,
 ) -> list[list[str]]:
     """As `answer.answer_users`."""
-    return _one_by_one(answer.answer_users, base, layers, questions, parts, max_new_tokens)
 
+    def ask(own: Sequence[Encoded]) -> list[list[str]]:
+        return answer.answer_users(base, layers, [own], _attached, max_new_tokens, 1)
 
-def log_likelihoods(
-    base: Base, layers: Layers, samples: Sequence[Sequence[Encoded]], parts: Parts
-) -> list[Tensor]:
-    """As `answer.log_likelihoods`."""
-    return _one_by_one(answer.log_likelihoods, base, layers, samples, parts)
+    return _one_by_one(base, questions, parts, ask)
 
 
 def likeliest(
     base: Base, layers: Layers, samples: Sequence[Sequence[Sequence[Encoded]]], parts: Parts
 ) -> list[list[int]]:
     """As `answer.likeliest`."""
-    return _one_by_one(answer.likeliest, base, layers, samples, parts)
+
+    def choose(own: Sequence[Sequence[Encoded]]) -> list[list[int]]:
+        return answer.likeliest(base, layers, [own], _attached, 1)
+
+    return _one_by_one(base, samples, parts, choose)
 
 
 def evidence(
     base: Base,
     layers: Layers,
     samples: Sequence[Sequence[Encoded]],
-    anchors: Iterable[dict[str, Part]],
+    anchors: Iterable[LoraBatch],
     asked: Tensor | None = None,
 ) -> Tensor:
     """As `answer.evidence`."""
     columns = []
     for k, anchor in enumerate(anchors):
         column = None if asked is None else asked[:, k : k + 1]
-        with attached(base.model, _loras(anchor)):
-            columns.append(answer.evidence(base, layers, samples, [{}], 1, column))
+        with attached(base.model, [anchor.one(0)]):
+            columns.append(answer.evidence(base, layers, samples, [None], 1, column))
     return torch.cat(columns, dim=1)
 
 
 def _one_by_one(
-    work: Callable[..., list[Result]],
-    base: Base,
-    layers: Layers,
-    per_user: Sequence[Any],
-    parts: Parts,
-    *more: int,
+    base: Base, per_user: Sequence[Own], parts: Parts, work: Callable[[Own], list[Result]]
 ) -> list[Result]:
-    """What `work` makes of each user's own, with the user's LoRAs on the model."""
+    """What `work` makes of each user's own, with the user's LoRAs on the model.
+
+    It takes one position a batch, so one sample: padding would change the state of a layer.
+    """
     results = []
     for user, own in enumerate(per_user):
-        with attached(base.model, _loras(*parts([user]))):
-            # One position a batch, so one sample: padding would change the state of a layer.
-            results += work(base, layers, [own], lambda _users: (None, None), *more, 1)
+        with attached(base.model, [some.one(0) for some in parts([user]) if some]):
+            results += work(own)
     return results
 
 
-def _loras(*parts: Mapping[str, Part] | None) -> list[Lora]:
-    """Parts of one user as LoRAs, without the absent ones."""
-    loras = []
-    for part in filter(None, parts):
-        layers = {name: (one.a[0], one.b[0]) for name, one in part.items()}
-        loras.append(Lora(layers, next(iter(part.values())).scale))
-    return loras
+def _attached(_users: Sequence[int]) -> tuple[None, None]:
+    """No parts for grouped layers: the LoRAs are on the model already."""
+    return None, None

@@ -13,7 +13,7 @@ gradient with respect to the input embeddings' weight [V, d] does, by a backward
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -26,44 +26,6 @@ from tasks.lora.packing import micro_batches
 # Tokens of a batch, padding included.
 POSITIONS = 8192
 STATE_POSITIONS = 16_384
-
-
-def projection(size: int, to: int, seed: int) -> Tensor | None:
-    """Gaussian [size, to] with variance 1/to, or None (identity) when `size <= to`."""
-    if size <= to:
-        return None
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(size, to, generator=generator, dtype=torch.float32) / to**0.5
-
-
-def _projections(
-    base: Base, weight: Tensor, vocabulary: int, hidden: int, seed: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """Those of both sides of a weight [V, d], on the model's device."""
-    size_v, size_d = weight.shape
-    both = (projection(size_v, vocabulary, seed), projection(size_d, hidden, seed + 1))
-    left, right = (None if one is None else one.to(base.device) for one in both)
-    return left, right
-
-
-def _row_by_row(
-    base: Base, samples: Sequence[Encoded], positions: int, vectors: Callable[[Batch], Tensor]
-) -> Tensor:
-    """What `vectors` makes of each sample [N, D] (CPU), batches of at most so many positions."""
-    lengths = [len(sample.prompt) + len(sample.answer) for sample in samples]
-    rows: list[Any] = [None] * len(samples)
-    for chosen in micro_batches([(1, length, length) for length in lengths], positions):
-        made = vectors(collate(base, [samples[i] for i in chosen]))
-        for index, row in zip(chosen, made.flatten(1).cpu(), strict=True):
-            rows[index] = row
-    return torch.stack(rows)
-
-
-def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The answers' tokens [B, T], 0 where there is none, and the weight of each in a mean."""
-    labelled = batch.labels >= 0
-    weight = labelled.float() / labelled.sum(1, keepdim=True).float()
-    return batch.labels.clamp(min=0), weight
 
 
 @torch.no_grad()
@@ -80,7 +42,7 @@ def item_signatures(
     positions: the most of a batch, padding included.
     """
     head = base.model.get_output_embeddings()
-    left, right = _projections(base, head.weight, vocabulary, hidden, seed)
+    left, right = _projections(head.weight, vocabulary, hidden, seed)
     seen: list[Tensor] = []
 
     def vectors(batch: Batch) -> Tensor:
@@ -114,7 +76,7 @@ def input_signatures(
 ) -> Tensor:
     """As `item_signatures`, of the input embeddings' weight [V, d]; positions as in training."""
     table = base.model.get_input_embeddings()
-    left, right = _projections(base, table.weight, vocabulary, hidden, seed)
+    left, right = _projections(table.weight, vocabulary, hidden, seed)
     if left is None:
         left = torch.eye(len(table.weight), device=base.device)
 
@@ -129,7 +91,7 @@ def input_signatures(
         labels, weight = _labels(batch)
         log_p = logits.log_softmax(-1).gather(2, labels[..., None])[..., 0]
         (log_p * weight).sum().backward(inputs=[looked_up])
-        gradient = looked_up.grad.float() * batch.attention_mask[..., None]
+        gradient = cast(Tensor, looked_up.grad).float() * batch.attention_mask[..., None]
         gradient = gradient if right is None else gradient @ right
         return torch.einsum("btv,btd->bvd", left[batch.input_ids], gradient)
 
@@ -141,13 +103,54 @@ def mean_states(base: Base, samples: Sequence[Encoded], positions: int = STATE_P
     """The last hidden states of each prompt, averaged over its tokens: [N, d] (float32, CPU)."""
 
     def vectors(batch: Batch) -> Tensor:
-        states = base.model.base_model(
+        output = base.model.base_model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
             use_cache=False,
-        ).last_hidden_state.float()
+        )
+        states: Tensor = output.last_hidden_state.float()
         mask = batch.attention_mask[..., None]
         return (states * mask).sum(1) / mask.sum(1)
 
     return _row_by_row(base, samples, positions, vectors)
+
+
+def projection(size: int, to: int, seed: int) -> Tensor | None:
+    """Gaussian [size, to] with variance 1/to, or None (identity) when `size <= to`."""
+    if size <= to:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, to, generator=generator, dtype=torch.float32) / to**0.5
+
+
+def _projections(
+    weight: Tensor, vocabulary: int, hidden: int, seed: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of both sides of a weight [V, d], on its device."""
+    left = projection(weight.shape[0], vocabulary, seed)
+    right = projection(weight.shape[1], hidden, seed + 1)
+    device = weight.device
+    return left if left is None else left.to(device), right if right is None else right.to(device)
+
+
+def _row_by_row(
+    base: Base, samples: Sequence[Encoded], positions: int, vectors: Callable[[Batch], Tensor]
+) -> Tensor:
+    """What `vectors` makes of each sample [N, D] (CPU), batches of at most so many positions."""
+    batches = length_batches(samples, positions)
+    made = [vectors(collate(base, [samples[i] for i in one])).flatten(1).cpu() for one in batches]
+    order = torch.tensor([i for one in batches for i in one])
+    return torch.cat(made)[order.argsort()]
+
+
+def length_batches(samples: Sequence[Encoded], positions: int) -> list[list[int]]:
+    """Samples (their numbers) of like length, in batches of at most so many positions."""
+    return micro_batches([(1, sample.length, sample.length) for sample in samples], positions)
+
+
+def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The answers' tokens [B, T], 0 where there is none, and the weight of each in a mean."""
+    labelled = batch.labels >= 0
+    weight = labelled.float() / labelled.sum(1, keepdim=True).float()
+    return batch.labels.clamp(min=0), weight

@@ -1,10 +1,11 @@
-"""Which layers of a model get a LoRA: PEFT's own choice."""
+"""Which layers of a model get a LoRA: PEFT's own choice, and what of the model that is."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,6 +13,7 @@ from peft import LoraConfig, TaskType, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tasks.errors import InputError, short
 
@@ -28,6 +30,8 @@ Sizes = dict[str, tuple[int, int]]
 
 # Per model and targets: asking PEFT takes 60 ms for 28 layers, and every training job asks.
 _KNOWN: WeakKeyDictionary[nn.Module, dict[str, Sizes]] = WeakKeyDictionary()
+# Modules whose weights are no bare parameters.
+_LAYERS = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def sizes_of(
@@ -41,16 +45,16 @@ def sizes_of(
     known = _KNOWN.setdefault(model, {})
     key = repr((target_modules, target_parameters))
     if key not in known:
-        config = LoraConfig(
-            target_modules=target_modules if isinstance(target_modules, str) else [*target_modules],
-            target_parameters=list(target_parameters) or None,
-            task_type=TaskType.CAUSAL_LM,
-        )
-        known[key] = _ask_peft(model, config, f"target_modules {target_modules}")
+        known[key] = _ask_peft(model, target_modules, target_parameters)
     return known[key]
 
 
-def _ask_peft(model: nn.Module, config: LoraConfig, option: str) -> Sizes:
+def _ask_peft(model: nn.Module, modules: Names, parameters: Sequence[str]) -> Sizes:
+    config = LoraConfig(
+        target_modules=modules if isinstance(modules, str) else [*modules],
+        target_parameters=[*parameters] or None,
+        task_type=TaskType.CAUSAL_LM,
+    )
     # A copy on the meta device: PEFT changes the model, and may stop half-way.
     memo: dict[int, Any] = {id(one): one.to("meta") for one in model.buffers()}
     memo |= {id(one): nn.Parameter(one.to("meta"), False) for one in model.parameters()}
@@ -58,9 +62,11 @@ def _ask_peft(model: nn.Module, config: LoraConfig, option: str) -> Sizes:
     try:
         inject_adapter_in_model(config, bare, low_cpu_mem_usage=True)
     except NoMatchingPeftModuleError:
-        raise InputError(f"{option}: no linear layer of the model is so named") from None
+        raise InputError(
+            f"target_modules {modules}: no linear layer of the model is so named"
+        ) from None
     except ValueError as error:
-        raise InputError(f"{option}: PEFT says: {short(error)}") from None
+        raise InputError(f"target_modules {modules}: PEFT says: {short(error)}") from None
     sizes: Sizes = {}
     for name, layer in sorted(bare.named_modules()):
         if isinstance(layer, LoraLayer):
@@ -70,3 +76,79 @@ def _ask_peft(model: nn.Module, config: LoraConfig, option: str) -> Sizes:
                 names = [f"{matrix}[{number}]" for number in range(layer.num_experts)]
             sizes |= dict.fromkeys(names, (layer.in_features or 0, layer.out_features or 0))
     return sizes
+
+
+def target_layers(model: AnyModel, target_modules: Names) -> Sizes:
+    """The linear layers (`nn.Linear`, GPT-2's `Conv1D`) that PEFT chooses, in name order.
+
+    Bare parameters are left out (`Coverage` names them). Raises InputError where there is nothing
+    else, for other kinds of layers, and for the output embedding: it sees picked positions only,
+    not user by user.
+    """
+    sizes = sizes_of(model, target_modules)
+    layers = {name: size for name, size in sizes.items() if not name.endswith("]")}
+    refused = "which cannot carry a LoRA here"
+    if not layers:
+        raise InputError(
+            f"target_modules {target_modules}: no linear layer of the model is so named, only bare "
+            f"parameters ({min(sizes)}), {refused}"
+        )
+    head = model.get_output_embeddings()
+    for name in layers:
+        layer = model.get_submodule(name)
+        if layer is head or not isinstance(layer, nn.Linear | Conv1D):
+            kind = "the output embedding" if layer is head else f"a {type(layer).__name__}"
+            raise InputError(
+                f"target_modules {target_modules}: {name} is {kind}, {refused}; leave it out"
+            )
+    return layers
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """`adapted` of the `linear` layers (all but the output embedding) have a LoRA.
+
+    share: of the adapted layers in all parameters (tied ones count once). bare: modules with
+    matrices of their own that are no layers, such as experts: class -> (how many, their share).
+    """
+
+    adapted: int
+    linear: int
+    share: float
+    bare: dict[str, tuple[int, float]]
+
+    def text(self) -> str:
+        """All of it in one line."""
+        text = (
+            f"a LoRA on {self.adapted} of {self.linear} linear layers, "
+            f"{_percent(self.share)} of the parameters"
+        )
+        named = [f"{n} {name} ({_percent(share)})" for name, (n, share) in self.bare.items()]
+        return f"{text}; none on the bare parameters of {', '.join(named)}" if named else text
+
+
+def coverage(model: AnyModel, target_modules: Names) -> Coverage:
+    """Counted on a model, also on the meta device. Raises InputError as `target_layers`."""
+    total = _size(model.parameters())
+    adapted = [model.get_submodule(name) for name in target_layers(model, target_modules)]
+    head, linear, bare = model.get_output_embeddings(), 0, dict[str, tuple[int, float]]()
+    for module in model.modules():
+        linear += isinstance(module, nn.Linear | Conv1D) and module is not head
+        own, name = list(module.parameters(recurse=False)), type(module).__name__
+        if any(one.ndim > 1 for one in own) and not isinstance(module, _LAYERS):
+            count, share = bare.get(name, (0, 0.0))
+            bare[name] = (count + 1, share + _size(own) / total)
+    return Coverage(
+        adapted=len(adapted),
+        linear=linear,
+        share=sum(_size(one.parameters()) for one in adapted) / total,
+        bare=dict(sorted(bare.items(), key=lambda one: -one[1][1])),
+    )
+
+
+def _size(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(one.numel() for one in parameters)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.005 else "under 1%"

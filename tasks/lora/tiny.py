@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tasks.errors import InputError
 from tasks.lora.base import ANSWER_ROOM, Base
 from tasks.lora.batches import encode
 from tasks.lora.checkpoint import Checkpoint
@@ -69,7 +70,8 @@ def train_tiny(
 ) -> Trained:
     """Train on `questions` (prompt, answer), save model and tokenizer to `folder`.
 
-    The loss is that of the answers, as everywhere else: `steps` optimiser steps of `batch_size`.
+    The loss is that of the answers: `steps` optimiser steps of `batch_size`. Raises InputError
+    where it diverges.
     """
     tokenizer = train_tokenizer([f"{prompt} {answer}" for prompt, answer in questions], vocabulary)
     config = tiny_config(hidden, layers, heads, len(tokenizer), max_tokens)
@@ -79,15 +81,15 @@ def train_tiny(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = LlamaForCausalLM(config)
-        model.to(device)
-    base = Base(model, tokenizer, device, max_tokens)
+    base = Base(model.to(device), tokenizer, device, max_tokens)
     samples = [encode(base, prompt, answer) for prompt, answer in questions]
-    steps_of = batches([len(sample.prompt) for sample in samples], steps, batch_size, seed)
+    order = batches([len(sample.prompt) for sample in samples], steps, batch_size, seed)
     options = Training(learning_rate, 1, batch_size, 1, "cosine", 0.05, 1.0, 0.01)
-    trained = fit(
-        base, list(model.parameters()), samples, [[one] for one in steps_of], options, progress,
-        checkpoint,
-    )  # fmt: skip
+    step_batches = [[batch] for batch in order]
+    parameters = list(model.parameters())
+    trained = fit(base, parameters, samples, step_batches, options, progress, checkpoint)
+    if trained.failed:
+        raise InputError(f"base.tiny: {trained.failed}; lower base.tiny.learning_rate")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return trained

@@ -16,10 +16,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -30,14 +31,14 @@ from tasks.lora.batches import Encoded
 class Table:
     """The arrays of one file, mapped."""
 
-    ids: np.ndarray
-    ends: np.ndarray
-    answers: np.ndarray
-    truncated: np.ndarray
+    ids: NDArray[Any]
+    ends: NDArray[Any]
+    answers: NDArray[Any]
+    truncated: NDArray[Any]
 
     def sample(self, number: int) -> Encoded:
-        start = int(self.ends[number - 1]) if number else 0
-        end = int(self.ends[number])
+        """One sample, made of the mapped arrays."""
+        start, end = int(self.ends[number - 1]) if number else 0, int(self.ends[number])
         ids = self.ids[start:end].tolist()
         middle = end - start - int(self.answers[number])
         return Encoded(ids[:middle], ids[middle:], bool(self.truncated[number]))
@@ -49,7 +50,7 @@ class Samples(Sequence[Encoded]):
     parts: tables and the numbers of the samples in them.
     """
 
-    def __init__(self, parts: Sequence[tuple[Table, range]]) -> None:
+    def __init__(self, parts: Iterable[tuple[Table, range]]) -> None:
         self.parts = [(table, numbers) for table, numbers in parts if len(numbers)]
         self._ends = list(accumulate(len(numbers) for _, numbers in self.parts))
 
@@ -65,44 +66,38 @@ class Samples(Sequence[Encoded]):
     def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        place = bisect_right(self._ends, index)
-        table, numbers = self.parts[place]
-        return table.sample(numbers[index - self._ends[place]])  # negative: from the part's end
+        table, number = self._place(range(len(self))[index])
+        return table.sample(number)
 
     def chosen(self, indices: Iterable[int]) -> Samples:
         """The samples at these places, in this order."""
-        if isinstance(indices, range) and indices == range(len(self)):
+        if indices == range(len(self)):
             return self
-        parts = []
-        for index in indices:
-            place = bisect_right(self._ends, index)
-            table, numbers = self.parts[place]
-            number = numbers[index - self._ends[place]]
-            parts.append((table, range(number, number + 1)))
-        return Samples(parts)
+        places = map(self._place, indices)
+        return Samples((table, range(number, number + 1)) for table, number in places)
 
     @property
     def truncated(self) -> int:
         """How many of the samples were cut to fit."""
         return sum(int(t.truncated[n.start : n.stop].sum()) for t, n in self.parts)
 
+    def _place(self, index: int) -> tuple[Table, int]:
+        place = bisect_right(self._ends, index)
+        table, numbers = self.parts[place]
+        return table, numbers[index - self._ends[place]]  # negative: from the part's end
+
 
 def joined(many: Iterable[Samples]) -> Samples:
     """All of them, one after another."""
-    return Samples([part for samples in many for part in samples.parts])
+    return Samples(part for samples in many for part in samples.parts)
 
 
 def write_tokens(path: Path, users: Sequence[Sequence[Encoded]]) -> None:
     """Write the users' samples to one file (module docstring)."""
     samples = [sample for own in users for sample in own]
     ids = [np.asarray(sample.prompt + sample.answer, dtype=np.int32) for sample in samples]
-    empty = np.zeros(0, dtype=np.int32)
-    arrays = {
-        "ids": np.concatenate([empty, *ids]),
+    arrays: dict[str, NDArray[Any]] = {
+        "ids": np.concatenate([np.zeros(0, dtype=np.int32), *ids]),
         "ends": np.cumsum([len(one) for one in ids], dtype=np.int64),
         "answers": np.array([len(sample.answer) for sample in samples], dtype=np.int32),
         "truncated": np.array([sample.truncated for sample in samples], dtype=np.uint8),
@@ -115,10 +110,7 @@ def read_tokens(path: Path) -> list[Samples]:
     """The users' samples of a file, in the order written; nothing is read yet."""
     with safe_open(path, framework="pt") as file:
         # Views of the mapping: torch keeps it as long as one of them lives.
-        ids, ends, answers, truncated, users = (
-            file.get_tensor(name).numpy()
-            for name in ("ids", "ends", "answers", "truncated", "users")
-        )
-    table = Table(ids, ends, answers, truncated)
-    borders = [0, *users.tolist()]
+        arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
+    borders = [0, *arrays.pop("users").tolist()]
+    table = Table(**arrays)
     return [Samples([(table, range(start, end))]) for start, end in pairwise(borders)]

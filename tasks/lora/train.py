@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,21 +41,15 @@ class Training:
 class Trained:
     """Loss per optimiser step (mean over answer tokens), tokens seen, samples cut to fit.
 
-    computed: the positions that went through the model, padding included.
+    computed: the positions that went through the model, padding included. failed: why it ended
+    early, with that step: a loss, a gradient or a weight was NaN or infinite.
     """
 
     losses: list[float]
     tokens: int
     truncated: int
     computed: int = 0
-
-
-class NotFinite(FloatingPointError):
-    """A loss, a gradient or a weight is NaN or infinite; `trained` ends with that step."""
-
-    def __init__(self, what: str, trained: Trained) -> None:
-        super().__init__(f"{what} at step {len(trained.losses)}; lower the learning rate")
-        self.trained = trained
+    failed: str = ""
 
 
 @dataclass
@@ -62,13 +58,14 @@ class Outcome:
 
     flat [U, P]: the trained weights. losses: per user, per optimiser step. tokens: per user.
     failed: users whose loss or gradient became NaN or infinite; they stopped there, with the
-    weights of the step before. computed: positions that went through the model.
+    weights of the step before. computed: positions that went through the model. halved: how often
+    a micro-batch did not fit in memory.
     """
 
     flat: Tensor
     losses: list[list[float]]
     tokens: list[int]
-    failed: list[int]
+    failed: list[int] = field(default_factory=list)
     computed: int = 0
     halved: int = 0
 
@@ -77,25 +74,9 @@ class Outcome:
         """The share of computed positions that held no token."""
         return 1.0 - sum(self.tokens) / max(self.computed, 1)
 
-    def saved(self, step: int, tensors: dict[str, Tensor], **facts: int) -> Saved:
-        """The state to go on from: `tensors` and `facts` of the training, and what was counted."""
-        losses = [loss for own in self.losses for loss in own]
-        counted = {
-            # As numbers, not text: a loss may be NaN, which JSON does not know.
-            "losses": torch.tensor(losses, dtype=torch.float64),
-            "steps": torch.tensor([len(own) for own in self.losses]),
-            "tokens": torch.tensor(self.tokens),
-        }
-        numbers = {"failed": self.failed, "computed": self.computed, "halved": self.halved}
-        return Saved(step, tensors | counted, numbers | facts)
-
-    def restore(self, saved: Saved) -> None:
-        """Put back what was counted."""
-        parts = saved.tensors["losses"].split(saved.tensors["steps"].tolist())
-        self.losses[:] = [part.tolist() for part in parts]
-        self.tokens[:] = saved.tensors["tokens"].tolist()
-        self.failed[:] = saved.facts["failed"]
-        self.computed, self.halved = saved.facts["computed"], saved.facts["halved"]
+    def facts(self) -> dict[str, Any]:
+        """All but the weights, for a checkpoint: `Outcome(flat, **facts)` undoes it."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "flat"}
 
 
 def epochs(count: int, options: Training, seed: int) -> Iterator[list[list[int]]]:
@@ -111,7 +92,7 @@ def epochs(count: int, options: Training, seed: int) -> Iterator[list[list[int]]
 
 def batches_of(count: int, options: Training, seed: int) -> list[list[int]]:
     """Optimiser steps as sample indices, micro-batches joined."""
-    return [[i for micro in step for i in micro] for step in epochs(count, options, seed)]
+    return [[*chain(*step)] for step in epochs(count, options, seed)]
 
 
 def learning_rates(options: Training, steps: int) -> list[float]:
@@ -137,82 +118,82 @@ def fit(
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Trained:
-    """Train `parameters` of the base model on `samples`.
+    """Train `parameters` of the base model on `samples`; ends early, as `failed`, if it diverges.
 
     steps: per optimiser step its micro-batches, as indices of samples (`epochs`).
     `progress(done, total)` is called after each step. Training goes on from the state that
-    `checkpoint` has. Raises ValueError without samples, NotFinite when training diverges.
+    `checkpoint` has.
     """
-    if not samples:
-        raise ValueError("fit needs at least one sample")
-    model, pad = base.model, base.tokenizer.pad_token_id
     optimizer = torch.optim.AdamW(
         parameters, lr=options.learning_rate, weight_decay=options.weight_decay, foreach=True
     )
     rates = learning_rates(options, len(steps))
     trained = Trained([], 0, sum(sample.truncated for sample in samples))
-    losses = trained.losses
-    if saved := checkpoint.load(_weights(parameters)) if checkpoint else None:
-        _restore(saved, parameters, optimizer)
-        losses += saved.tensors["losses"].tolist()
-        trained.tokens, trained.computed = saved.facts["tokens"], saved.facts["computed"]
-    model.train()
-    for number, micro_batches in enumerate(steps[len(losses) :], start=len(losses)):
-        labelled = sum(len(samples[i].answer) for batch in micro_batches for i in batch)
-        total = 0.0
-        for indices in micro_batches:
-            # One "user" with all samples, each in a row of its own.
-            packed = pack([[samples[i] for i in indices]], pad, ONE_PER_ROW).to(base.device)
-            loss = label_losses(base, packed).sum()
-            (loss / labelled).backward()
-            total += loss.item()
-            trained.tokens += packed.tokens
-            trained.computed += packed.input_ids.numel()
-        losses.append(total / labelled)
+    if saved := checkpoint.load(_state(parameters, optimizer)) if checkpoint else None:
+        _restore(saved.tensors, parameters, optimizer)
+        trained = Trained(**saved.facts)
+    base.model.train()
+    for number in range(len(trained.losses), len(steps)):
+        loss = _backward(base, samples, steps[number], trained)
+        trained.losses.append(loss)
         norm = torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm)
-        if not (math.isfinite(total) and torch.isfinite(norm)):
-            raise NotFinite(f"the loss is {total}, its gradient {norm}", trained)
+        if not (math.isfinite(loss) and torch.isfinite(norm)):
+            trained.failed = f"the loss is {loss}, its gradient {norm} at step {number + 1}"
+            break
         for group in optimizer.param_groups:
             group["lr"] = rates[number]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if checkpoint and checkpoint.due():
-            checkpoint.save(_kept(parameters, optimizer, trained))
+            checkpoint.save(Saved(number + 1, _state(parameters, optimizer), vars(trained)))
         if progress:
             progress(number + 1, len(steps))
-    if not all(torch.isfinite(parameter).all() for parameter in parameters):
-        raise NotFinite("weights are not finite", trained)
-    model.eval()
+    if not trained.failed and not all(torch.isfinite(one).all() for one in parameters):
+        trained.failed = f"weights are not finite at step {len(trained.losses)}"
+    base.model.eval()
     return trained
 
 
-def _weights(parameters: Sequence[torch.nn.Parameter]) -> dict[str, Tensor]:
-    return {f"{number}.weight": one.detach() for number, one in enumerate(parameters)}
+def _backward(
+    base: Base, samples: Sequence[Encoded], step: Sequence[Sequence[int]], trained: Trained
+) -> float:
+    """Add the gradient of one optimiser step to the parameters; its loss."""
+    labels = sum(len(samples[i].answer) for i in chain(*step))
+    total = 0.0
+    for indices in step:
+        # One "user" with all samples, each in a row of its own.
+        packed = pack([[samples[i] for i in indices]], base.tokenizer.pad_token_id, ONE_PER_ROW)
+        loss = label_losses(base, packed.to(base.device)).sum()
+        (loss / labels).backward()
+        total += loss.item()
+        trained.tokens += packed.tokens
+        trained.computed += packed.input_ids.numel()
+    return total / labels
 
 
-def _kept(
-    parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer, trained: Trained
-) -> Saved:
-    moments = {
-        f"{number}.{name}": tensor
-        for number, state in optimizer.state_dict()["state"].items()
-        for name, tensor in state.items()
+def _state(
+    parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Weights and, after the first step, AdamW's moments: `<number of parameter>.<name>`."""
+    return {
+        f"{number}.{name}": one
+        for number, parameter in enumerate(parameters)
+        for name, one in {"weight": parameter.detach(), **optimizer.state[parameter]}.items()
     }
-    losses = torch.tensor(trained.losses, dtype=torch.float64)
-    tensors = {**_weights(parameters), **moments, "losses": losses}
-    return Saved(len(losses), tensors, {"tokens": trained.tokens, "computed": trained.computed})
 
 
 def _restore(
-    saved: Saved, parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer
+    tensors: dict[str, Tensor],
+    parameters: Sequence[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Put weights and AdamW's moments back."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in saved.tensors.items():
+    """Undo `_state`."""
+    state: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(parameters))}
+    for name, tensor in tensors.items():
         number, _, part = name.partition(".")
-        if part == "weight":
-            parameters[int(number)].data.copy_(tensor)
-        elif part:
-            state.setdefault(int(number), {})[part] = tensor
+        state[int(number)][part] = tensor
+    with torch.no_grad():
+        for number, parameter in enumerate(parameters):
+            parameter.copy_(state[number].pop("weight"))
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -53,7 +53,7 @@ def encoder_folder(model: str) -> Path:
     Raises InputError where there is neither, or a pickle would be read: an encoder has modules in
     folders of their own, which take one where no safetensors is.
     """
-    from tasks.lora.adapters import pickled_files
+    from tasks.lora.base import pickled_files
 
     folder = Path(model).expanduser()
     if not folder.is_dir():

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from tasks.lora.adapters import write_peft
+from tasks.lora.adapters import LoraBatch, write_peft
 from tasks.lora.answer import answer_users
 from tasks.lora.bank import Bank
 from tasks.lora.base import load_base
 from tasks.lora.batches import Encoded
 from tasks.lora.group_train import train_group
-from tasks.lora.grouped import Part, grouped, shapes_of
+from tasks.lora.grouped import grouped, shapes_of
 from tasks.lora.merge import MergedUsers, merge
 from tasks.lora.train import Outcome
 from tests.benchmarks.shapes import training_of
@@ -40,7 +40,7 @@ class Engine:
             )
             for name, (fan_in, fan_out) in self.shapes.sizes.items()
         }
-        self.bank = Bank(("0", "1"), layers, SCALE)
+        self.bank = Bank(layers, SCALE, ("0", "1"))
 
     @property
     def merged_rank(self) -> int:
@@ -75,9 +75,10 @@ class Engine:
     ) -> list[list[str]]:
         """Each user's answers with the merged and the trained LoRA of `outcome`."""
 
-        def parts(users: Sequence[int]) -> tuple[dict[str, Part], dict[str, Part]]:
-            split = self.shapes.split(outcome.flat[list(users)])
-            return merged.parts(users), {n: Part(a, b, SCALE) for n, (a, b) in split.items()}
+        def parts(users: Sequence[int]) -> tuple[LoraBatch, LoraBatch]:
+            return merged.parts(users), LoraBatch(
+                self.shapes.split(outcome.flat[list(users)]), SCALE
+            )
 
         with grouped(self.base.model, list(self.shapes.sizes)) as layers:
             return answer_users(self.base, layers, questions, parts, self.new_tokens)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import get_scheduler
 
+from tasks.lora.adapters import LoraBatch, Part
 from tasks.lora.batches import Encoded
-from tasks.lora.grouped import Part, Shapes
+from tasks.lora.grouped import Shapes
 from tasks.lora.train import Training, epochs
 from tests.benchmarks.opponents import padded
 
@@ -39,7 +40,8 @@ class PlainBmm(nn.Module):
         rows = x.reshape(len(self.a), -1, x.shape[-1]).to(self.a.dtype)
         added = self.scale * (rows @ self.a.mT @ self.b.mT)
         if self.under is not None:
-            added = added + self.under.scale * (rows @ self.under.a.mT @ self.under.b.mT)
+            a, b, scale = self.under
+            added = added + scale * (rows @ a.mT @ b.mT)
         return (y + added.view_as(y)).to(y.dtype)
 
 
@@ -51,7 +53,7 @@ def train_plain(
     shapes: Shapes,
     initial: Tensor,
     scale: float,
-    under: dict[str, Part] | None,
+    under: LoraBatch | None,
     pad: int,
 ) -> Tensor:
     """The trained weights [U, P] (`Shapes`) of users with equally many samples, from `initial`.
@@ -63,7 +65,7 @@ def train_plain(
     plans = [list(epochs(len(users[0]), options, seed)) for seed in seeds]
     names = list(shapes.sizes)
     placed = {
-        name: PlainBmm(model.get_submodule(name), (under or {}).get(name), a, b, scale)
+        name: PlainBmm(model.get_submodule(name), under and under.part(name), a, b, scale)
         for name, (a, b) in shapes.split(initial).items()
     }
     parameters = [p for layer in placed.values() for p in (layer.a, layer.b)]

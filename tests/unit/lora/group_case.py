@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from tasks.lora import gradients
+from tasks.lora import group_train
 from tasks.lora.adapters import Lora
 from tasks.lora.bank import Bank, stack
 from tasks.lora.base import Base
@@ -180,7 +180,7 @@ def group(
 
 def small_device(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """A device that has room for `most` users at once; the numbers of users that came."""
-    real = gradients.label_losses
+    real = group_train.label_losses
     sizes: list[int] = []
 
     def losses(base: Base, packed: Packed) -> torch.Tensor:
@@ -189,13 +189,13 @@ def small_device(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(base, packed)
 
-    monkeypatch.setattr(gradients, "label_losses", losses)
+    monkeypatch.setattr(group_train, "label_losses", losses)
     return sizes
 
 
 def narrow_device(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """A device that has room for `most` samples at once; the numbers of samples that came."""
-    real = gradients.label_losses
+    real = group_train.label_losses
     sizes: list[int] = []
 
     def losses(base: Base, packed: Packed) -> torch.Tensor:
@@ -204,7 +204,7 @@ def narrow_device(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(base, packed)
 
-    monkeypatch.setattr(gradients, "label_losses", losses)
+    monkeypatch.setattr(group_train, "label_losses", losses)
     return sizes
 
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tasks.lora.adapters import Lora
+from tasks.lora.adapters import Lora, LoraBatch
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
-from tasks.lora.grouped import Part
 from tasks.lora.tiny import train_tokenizer
 from tasks.lora.train import Training
 
@@ -121,16 +120,16 @@ def equal_tensors(left: Lora, right: Lora) -> bool:
     )
 
 
-def stacked(loras: Sequence[Lora]) -> dict[str, Part]:
+def stacked(loras: Sequence[Lora]) -> LoraBatch:
     """The users' LoRAs as the grouped layers take them, [U, r, in] and [U, out, r]."""
-    return {
-        name: Part(
+    layers = {
+        name: (
             torch.stack([lora.layers[name][0] for lora in loras]),
             torch.stack([lora.layers[name][1] for lora in loras]),
-            loras[0].scale,
         )
         for name in loras[0].layers
     }
+    return LoraBatch(layers, loras[0].scale)
 
 
 def delta(lora: Lora, layer: str) -> Tensor:

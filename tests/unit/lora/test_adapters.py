@@ -17,7 +17,7 @@ from tasks.errors import InputError
 from tasks.lora import adapters
 from tasks.lora.adapters import Lora
 from tasks.lora.base import Base
-from tasks.lora.grouped import Part, assign, grouped
+from tasks.lora.grouped import assigned, grouped
 from tasks.lora.merge import concatenate, merge
 from tests.unit.lora.helpers import (
     LAYERS,
@@ -28,6 +28,7 @@ from tests.unit.lora.helpers import (
     linear_shapes,
     random_lora,
     same,
+    stacked,
 )
 from tests.unit.lora.peft_reference import attached
 
@@ -43,11 +44,11 @@ def logits(model: torch.nn.Module) -> Tensor:
 def grouped_logits(base: Base, lora: Lora, under: Lora | None = None) -> Tensor:
     """The same LoRA as the engine runs it, for a single user."""
 
-    def parts(given: Lora) -> dict[str, Part]:
-        return {name: Part(a[None], b[None], given.scale) for name, (a, b) in given.layers.items()}
-
-    with grouped(base.model, sorted({*lora.layers, *(under.layers if under else ())})) as layers:
-        assign(layers, frozen=parts(under) if under else None, trained=parts(lora))
+    names = sorted({*lora.layers, *(under.layers if under else ())})
+    with (
+        grouped(base.model, names) as layers,
+        assigned(layers, stacked([under]) if under else None, stacked([lora])),
+    ):
         return logits(base.model)
 
 

@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tasks.lora import answer, packing
+from tasks.lora import forward, packing
+from tasks.lora.adapters import LoraBatch
 from tasks.lora.answer import answer_users, evidence, log_likelihoods
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, encode
-from tasks.lora.grouped import Layers, Part, grouped
+from tasks.lora.grouped import Layers, grouped
 from tests.unit.lora.helpers import MakeBase, linear_shapes, random_lora, sample, stacked
 from tests.unit.lora.peft_reference import answer_ids, attached, by_hand, likelihood
 
@@ -40,7 +41,7 @@ class Users:
         self.unders = [random_lora(self.shapes, 6, 0.5, 10 + u, 0.15) for u in range(len(COUNTS))]
         self.owns = [random_lora(self.shapes, 2, 2.0, 30 + u, 0.15) for u in range(len(COUNTS))]
 
-    def parts(self, users: Sequence[int]) -> tuple[dict[str, Part], dict[str, Part]]:
+    def parts(self, users: Sequence[int]) -> tuple[LoraBatch, LoraBatch]:
         return (
             stacked([self.unders[u] for u in users]),
             stacked([self.owns[u] for u in users]),
@@ -86,7 +87,7 @@ def test_answers_are_those_of_stock_peft(
 def test_users_in_another_order(users: Users, wanted: list[list[str]], layers: Layers) -> None:
     order = [3, 0, 4, 1, 2]
 
-    def parts(rows: Sequence[int]) -> tuple[dict[str, Part], dict[str, Part]]:
+    def parts(rows: Sequence[int]) -> tuple[LoraBatch, LoraBatch]:
         return users.parts([order[row] for row in rows])
 
     got = answer_users(users.base, layers, [QUESTIONS[u] for u in order], parts, 9)
@@ -173,7 +174,7 @@ def test_likelihoods_in_either_layout(
     users: Users, layers: Layers, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     wanted = log_likelihoods(users.base, layers, SAMPLES, users.parts)
-    monkeypatch.setattr(answer, "layout", lambda _samples: limit)
+    monkeypatch.setattr(forward, "layout", lambda _samples: limit)
     got = log_likelihoods(users.base, layers, SAMPLES, users.parts)
     torch.testing.assert_close(torch.cat(got), torch.cat(wanted), rtol=1e-5, atol=1e-5)
 

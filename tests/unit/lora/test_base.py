@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -203,10 +202,7 @@ def test_chat_never(tmp_path: Path) -> None:
 
 
 def test_four_bits_need_their_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr("tasks.lora.base.version", missing)
+    monkeypatch.setattr("tasks.lora.base.find_spec", lambda _name: None)
     with pytest.raises(
         InputError, match=r"^base.quantisation: nf4 needs the extra `nf4`"
     ) as caught:
@@ -216,7 +212,7 @@ def test_four_bits_need_their_library(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def test_how_four_bits_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the published evaluation: NF4, computed in bfloat16, without double quantisation."""
-    monkeypatch.setattr("tasks.lora.base.version", lambda _name: "0.50")
+    monkeypatch.setattr("tasks.lora.base.find_spec", lambda _name: True)
     given = nf4(torch.device("cpu"))
     config = given["quantization_config"]
     assert (config.load_in_4bit, config.load_in_8bit) == (True, False)

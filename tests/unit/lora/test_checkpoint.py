@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from tasks.lora import gradients
+from tasks.lora import group_train
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
 from tasks.lora.checkpoint import Checkpoint, Saved
@@ -133,12 +133,12 @@ def test_with_failed_users(
     for user, number in [(2, third), (4, 0), (4, 1), (4, 2), (4, 3)]:
         own = these.samples[user][number]
         these.samples[user][number] = Encoded(own.prompt, [299, 2])
-    real = gradients.label_losses
+    real = group_train.label_losses
 
     def poisoned(base: Base, packed: Packed) -> torch.Tensor:
         return real(base, packed) * torch.where(packed.label == 299, float("nan"), 1.0)
 
-    monkeypatch.setattr(gradients, "label_losses", poisoned)
+    monkeypatch.setattr(group_train, "label_losses", poisoned)
     wanted = these.together()[1]
     assert (sorted(wanted.failed), len(wanted.losses[2]), len(wanted.losses[4])) == ([2, 4], 3, 1)
     # User 1 has four steps: after that nobody is left, and the run is over.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from tasks.lora.adapters import LoraBatch
 from tasks.lora.answer import answer_users, forward_positions, log_likelihoods
 from tasks.lora.bank import Bank
 from tasks.lora.batches import Encoded
@@ -25,7 +26,7 @@ from tasks.lora.cost import (
     widths_of,
 )
 from tasks.lora.group_train import default_positions, train_group
-from tasks.lora.grouped import Part, grouped, shapes_of
+from tasks.lora.grouped import grouped, shapes_of
 from tasks.lora.merge import MergedUsers
 from tasks.lora.passes import (
     answer_batches,
@@ -81,7 +82,7 @@ class Work:
         self.merged = self._merged(under) if under else None
         below = None
         if self.merged:
-            below = {name: part.a.shape[1] for name, part in self.merged.parts([0]).items()}
+            below = dict.fromkeys(self.merged.layers, self.merged.parts([0]).rank)
         self.loras = Loras(self.shapes, below, checkpointing)
         self.shape = shape_of(self.base.model)
 
@@ -89,7 +90,7 @@ class Work:
         bank = bank_of(self.base.model)
         layers = {name: (a.float(), b.float()) for name, (a, b) in bank.layers.items()}
         recipes = [(("a", "b"), (0.75, 0.25))] * USERS
-        return MergedUsers(Bank(bank.ids, layers, bank.scale), recipes, how, self.base.device)
+        return MergedUsers(Bank(layers, bank.scale, bank.ids), recipes, how, self.base.device)
 
     def train(self) -> Outcome:
         names = {*self.shapes.sizes, *(self.merged.layers if self.merged else ())}
@@ -162,16 +163,15 @@ def test_likelihoods(spread: int) -> None:
     work = Work(spread)
     below = stacked([random_lora(linear_shapes(work.base.model), 3, 0.5, u) for u in range(USERS)])
 
-    def parts(users: Sequence[int]) -> tuple[dict[str, Part], None]:
-        rows = list(users)
-        return {name: Part(p.a[rows], p.b[rows], p.scale) for name, p in below.items()}, None
+    def parts(users: Sequence[int]) -> tuple[LoraBatch, None]:
+        return below.of(users), None
 
     def measure() -> None:
-        with grouped(work.base.model, list(below)) as layers:
+        with grouped(work.base.model, list(below.layers)) as layers:
             log_likelihoods(work.base, layers, work.samples, parts)
 
     passes = likelihood_passes(work.samples, forward_positions(work.base), work.shape.packs)
-    loras = Loras(below=dict.fromkeys(below, 3))
+    loras = Loras(below=dict.fromkeys(below.layers, 3))
     assert sum(map(Flops(work.shape, loras).forward, passes)) == flops(measure)
 
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from tasks.errors import InputError
 from tasks.lora.base import without_weights
-from tasks.lora.coverage import coverage
+from tasks.lora.targets import coverage
 from tests.unit.lora.test_architectures import ARCHITECTURES
 
 # q and o [32, 32], k and v [16, 32], in two layers.

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.lora import gradients
+from tasks.lora import group_train
+from tasks.lora.adapters import LoraBatch
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
 from tasks.lora.group_train import train_group
-from tasks.lora.grouped import Part, grouped, shapes_of
+from tasks.lora.grouped import grouped, shapes_of
 from tasks.lora.packing import Packed
 from tasks.lora.train import epochs
 from tests.unit.lora.group_case import (
@@ -41,12 +42,12 @@ def test_nan_of_a_frozen_part_is_one_users(fresh_base: MakeBase) -> None:
     wanted, clean = these.together()
     healthy = these.parts(range(len(HISTORIES)))
 
-    def parts(users: Any) -> dict[str, Part]:
+    def parts(users: Any) -> LoraBatch:
         made = healthy(users)
-        for part in made.values():
+        for _, b in made.layers.values():
             for row, user in enumerate(users):
                 if user == 1:
-                    part.b[row] = float("nan")
+                    b[row] = float("nan")
         return made
 
     got, outcome = these.together(frozen=parts)
@@ -74,13 +75,13 @@ def test_a_loss_that_stops_being_finite(
               if (u, item) != (2, these.samples[2][marked])]  # fmt: skip
     assert not any(299 in item.answer for item in others)
     wanted, _ = these.together()
-    real = gradients.label_losses
+    real = group_train.label_losses
 
     def poisoned(base: Base, packed: Packed) -> torch.Tensor:
         losses = real(base, packed)
         return losses * torch.where(packed.label == 299, value, 1.0)
 
-    monkeypatch.setattr(gradients, "label_losses", poisoned)
+    monkeypatch.setattr(group_train, "label_losses", poisoned)
     got, outcome = these.together()
     assert outcome.failed == [2]
     assert len(outcome.losses[2]) == 3
@@ -100,7 +101,7 @@ def test_a_gradient_that_is_not_finite(
     own = these.samples[4]
     these.samples[4] = [Encoded(item.prompt, [*item.answer[:-1], 299, 2]) for item in own]
     wanted, clean = these.together()
-    real = gradients.label_losses
+    real = group_train.label_losses
 
     def steep(base: Base, packed: Packed) -> torch.Tensor:
         losses = real(base, packed)
@@ -109,7 +110,7 @@ def test_a_gradient_that_is_not_finite(
         root[packed.label == 299] = (bad - bad.detach()).sqrt()
         return losses + root
 
-    monkeypatch.setattr(gradients, "label_losses", steep)
+    monkeypatch.setattr(group_train, "label_losses", steep)
     got, outcome = these.together()
     assert outcome.failed == [4]
     assert outcome.losses[4] == pytest.approx(clean.losses[4][:1])
@@ -138,7 +139,7 @@ def test_a_failed_job_leaves_the_model_as_it_was(
     def broken(*_args: object) -> None:
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr("tasks.lora.gradients.label_losses", broken)
+    monkeypatch.setattr("tasks.lora.group_train.label_losses", broken)
     shapes = shapes_of(base.model, "all-linear", RANK)
     with grouped(base.model, list(shapes.sizes)) as layers:
         with pytest.raises(RuntimeError, match="no luck"):

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, MistralConfig, MistralForCausalLM
 
 from tasks.errors import InputError
-from tasks.lora import gradients, group_train
+from tasks.lora import forward, group_train
 from tasks.lora.base import Base
 from tasks.lora.forward import may_pack
 from tasks.lora.group_train import default_positions, train_group
@@ -77,19 +77,20 @@ def test_many_users_of_one_size(fresh_base: MakeBase, monkeypatch: pytest.Monkey
 class GlobalClip(group_train._AdamW):
     """Faulty: one norm over all users, as `clip_grad_norm_` on the whole matrix would."""
 
-    def step(self, rates: list[float], active: list[int], losses: dict[int, float]) -> list[int]:
+    def step(self, rates: dict[int, float], losses: dict[int, float]) -> list[int]:
+        active = list(losses)
         total = self.grad[active].norm()
         self.grad[active] *= (self.options.max_grad_norm / (total + 1e-6)).clamp(max=1.0)
-        return super().step(rates, active, losses)
+        return super().step(rates, losses)
 
 
 class SharedSteps(group_train._AdamW):
     """Faulty: users that have done their steps go on with what gradient they had."""
 
-    def step(self, rates: list[float], active: list[int], losses: dict[int, float]) -> list[int]:
-        everyone = list(range(len(self.flat)))
-        rates = [rate or self.options.learning_rate for rate in rates]
-        return super().step(rates, everyone, dict.fromkeys(everyone, 0.0) | losses)
+    def step(self, rates: dict[int, float], losses: dict[int, float]) -> list[int]:
+        everyone = range(len(self.flat))
+        rates = dict.fromkeys(everyone, self.options.learning_rate) | rates
+        return super().step(rates, dict.fromkeys(everyone, 0.0) | losses)
 
 
 @pytest.mark.parametrize("faulty", [GlobalClip, SharedSteps])
@@ -124,7 +125,7 @@ def test_the_positions_change_nothing(
 ) -> None:
     """With one position every sample is a micro-batch; with many, users of like shape share one."""
     batches: list[int] = []
-    real = gradients.label_losses
+    real = group_train.label_losses
 
     def counted(base: Base, packed: Packed) -> torch.Tensor:
         batches.append(packed.users)
@@ -132,7 +133,7 @@ def test_the_positions_change_nothing(
 
     these = group(fresh_base(), dtype)
     wanted, _ = these.together(positions=2000)
-    monkeypatch.setattr(gradients, "label_losses", counted)
+    monkeypatch.setattr(group_train, "label_losses", counted)
     got, outcome = these.together(positions=positions)
     close(got, wanted, BOUND[dtype])
     assert sum(len(own) for own in outcome.losses) == 16
@@ -149,15 +150,15 @@ def test_the_layout_changes_nothing(
     """One sample per row, packed rows of at most 24 tokens (or one sample), and of 512."""
     these = group(fresh_base(), dtype)
     seen: list[bool] = []
-    real = gradients.pack
+    real = group_train.pack
 
     def pack(*arguments: Any) -> Packed:
         packed = real(*arguments)
         seen.append(packed.one_per_row)
         return packed
 
-    monkeypatch.setattr(gradients, "layout", lambda _samples: limit)
-    monkeypatch.setattr(gradients, "pack", pack)
+    monkeypatch.setattr(forward, "layout", lambda _samples: limit)
+    monkeypatch.setattr(group_train, "pack", pack)
     got, _ = these.together()
     assert set(seen) == {limit == ONE_PER_ROW}
     for user in (0, 2):
@@ -169,7 +170,7 @@ def test_packed_with_eager_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted, _ = group(tiny_base()).together()
     base = tiny_base()
     base.model.set_attn_implementation("eager")
-    monkeypatch.setattr(gradients, "layout", lambda _samples: 512)
+    monkeypatch.setattr(forward, "layout", lambda _samples: 512)
     got, _ = group(base).together()
     close(got, wanted, BOUND[torch.float32])
 

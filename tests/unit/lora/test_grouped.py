@@ -17,19 +17,10 @@ from transformers import (
 )
 
 from tasks.errors import InputError
-from tasks.lora.adapters import Lora
+from tasks.lora.adapters import Lora, LoraBatch
 from tasks.lora.base import Base
-from tasks.lora.grouped import (
-    GroupedLinear,
-    Part,
-    Shapes,
-    assign,
-    clear,
-    fresh,
-    grouped,
-    shapes_of,
-    target_layers,
-)
+from tasks.lora.grouped import GroupedLinear, Shapes, assigned, fresh, grouped, shapes_of
+from tasks.lora.targets import target_layers
 from tests.unit.lora.helpers import HIDDEN, LAYERS, MakeBase, linear_shapes, random_lora, stacked
 from tests.unit.lora.peft_reference import attached
 from tests.unit.lora.test_architectures import ARCHITECTURES
@@ -61,7 +52,8 @@ def test_targets_are_pefts(fresh_base: MakeBase, targets: list[str] | str) -> No
     base = fresh_base()
     found = target_layers(base.model, targets)
     assert list(found) == sorted(found)
-    assert all(base.model.get_submodule(name) is module for name, module in found.items())
+    for name, size in found.items():
+        assert size == tuple(base.model.get_parameter(f"{name}.weight").shape[::-1])
     assert list(found) == pefts_choice(base.model, targets)
 
 
@@ -177,16 +169,15 @@ def test_by_hand() -> None:
     layer = GroupedLinear(linear)
     x = torch.tensor([[[1.0, 1.0]], [[1.0, 3.0]]])  # one row of one token per user
     a = torch.tensor([[[0.0, 1.0]], [[0.0, 1.0]]])
-    frozen = Part(a, torch.tensor([[[1.0]], [[2.0]]]))
-    layer.set(
-        frozen, Part(torch.tensor([[[1.0, 0.0]]] * 2), torch.tensor([[[5.0]], [[10.0]]]), 3.0)
-    )
+    frozen = (a, torch.tensor([[[1.0]], [[2.0]]]), 1.0)
+    trained = (torch.tensor([[[1.0, 0.0]]] * 2), torch.tensor([[[5.0]], [[10.0]]]), 3.0)
+    layer.set(frozen, trained)
     # User 0: 10 + 3 + 1 + 15; user 1: 10 + 7 + 2 * 3 + 30.
     assert layer(x).flatten().tolist() == [29.0, 53.0]
     # Rows of a batch are the users' in turn, two per user here.
     twice = torch.cat([x[:1], x[:1], x[1:], x[1:]])
     assert layer(twice).flatten().tolist() == [29.0, 29.0, 53.0, 53.0]
-    clear({"x": layer})
+    layer.set(None, None)
     assert layer(x).flatten().tolist() == [13.0, 17.0]
 
 
@@ -204,13 +195,10 @@ def test_logits_are_those_of_stock_peft(fresh_base: MakeBase, parts: str) -> Non
     rows = torch.cat([IDS + u for u in range(3)])
 
     with torch.no_grad(), grouped(base.model, list(shapes)) as layers:
-        assign(
-            layers,
-            frozen=None if parts == "trained" else stacked(unders),
-            trained=None if parts == "frozen" else stacked(owns),
-        )
-        got = base.model(input_ids=rows).logits
-        clear(layers)
+        frozen = None if parts == "trained" else stacked(unders)
+        trained = None if parts == "frozen" else stacked(owns)
+        with assigned(layers, frozen, trained):
+            got = base.model(input_ids=rows).logits
         plain = base.model(input_ids=rows).logits
     for user in range(3):
         stock = attached(
@@ -231,9 +219,10 @@ def test_one_user_s_gradient_sees_no_other(fresh_base: MakeBase) -> None:
     shapes = shapes_of(base.model, "all-linear", 2)
     flat = torch.randn(2, shapes.width, generator=torch.Generator().manual_seed(0))
     flat.mul_(0.1).requires_grad_(True)
-    with grouped(base.model, list(shapes.sizes)) as layers:
-        parts = {name: Part(a, b, 2.0) for name, (a, b) in shapes.split(flat).items()}
-        assign(layers, trained=parts)
+    with (
+        grouped(base.model, list(shapes.sizes)) as layers,
+        assigned(layers, None, LoraBatch(shapes.split(flat), 2.0)),
+    ):
         base.model(input_ids=IDS).logits[0].sum().backward()
     assert flat.grad is not None
     assert flat.grad[0].abs().max() > 0.1

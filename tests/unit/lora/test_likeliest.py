@@ -11,10 +11,11 @@ import torch
 
 from tasks.errors import InputError
 from tasks.lora import answer, packing
+from tasks.lora.adapters import LoraBatch
 from tasks.lora.answer import answer_users, likeliest, log_likelihoods
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
-from tasks.lora.grouped import Layers, Part, grouped
+from tasks.lora.grouped import Layers, grouped
 from tests.unit.lora.helpers import MakeBase, linear_shapes, random_lora, sample, stacked
 from tests.unit.lora.peft_reference import attached, by_hand, likelihood
 
@@ -37,7 +38,7 @@ class Users:
         self.shapes = linear_shapes(base.model)
         self.loras = [random_lora(self.shapes, 3, 1.0, 20 + u, 0.3) for u in range(len(COUNTS))]
 
-    def parts(self, users: Sequence[int]) -> tuple[None, dict[str, Part]]:
+    def parts(self, users: Sequence[int]) -> tuple[None, LoraBatch]:
         return None, stacked([self.loras[u] for u in users])
 
 
@@ -156,9 +157,7 @@ def alike(left: Any, right: Any) -> bool:
 # The function that runs the model in each, and how many samples one call of it is given.
 WAYS = [
     pytest.param(answers, "_greedy", lambda given: len(given[1]), id="answers"),
-    pytest.param(
-        likelihoods, "_sums", lambda given: sum(len(own) for _, own in given[2]), id="likelihoods"
-    ),
+    pytest.param(likelihoods, "_log_p", lambda given: sum(map(len, given[1])), id="likelihoods"),
 ]
 
 

@@ -64,12 +64,12 @@ def test_by_hand() -> None:
     packed = pack(users, 0, 8)
     assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9], [3, 4, 0, 0, 0]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 0, 0]]
-    assert packed.segments.tolist() == [[1, 1, 1, 2, 2], [1, 1, 0, 0, 0]]
+    assert packed.segments.tolist() == [[1, 1, 1, 2, 2], [3, 3, 0, 0, 0]]
     assert packed.source.tolist() == [1, 3, 5]
     assert packed.label.tolist() == [7, 9, 4]
     assert packed.sample.tolist() == [0, 1, 2]
     assert packed.user.tolist() == [0, 0, 1]
-    assert (packed.users, packed.tokens, packed.padding) == (2, 7, pytest.approx(0.3))
+    assert (packed.users, packed.tokens) == (2, 7)
     first = [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
@@ -104,7 +104,6 @@ def test_everything_stands_once_and_labels_at_their_place(
     assert sorted(flat[segments > 0].tolist()) == every
     assert not flat[segments == 0].any()
     assert packed.tokens == len(every)
-    assert packed.padding == pytest.approx(1 - len(every) / flat.numel())
     assert packed.one_per_row == (limit == ONE_PER_ROW)
     # Each answer token once, predicted from the place of the token before it: here number - 1.
     assert sorted(packed.label.tolist()) == sorted(

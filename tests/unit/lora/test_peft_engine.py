@@ -15,11 +15,11 @@ from torch import Tensor
 
 from tasks.errors import InputError
 from tasks.lora import answer, peft_engine
-from tasks.lora.adapters import Lora, read_peft, write_peft
+from tasks.lora.adapters import Lora, LoraBatch, read_peft, write_peft
 from tasks.lora.bank import stack
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
-from tasks.lora.grouped import Part, grouped
+from tasks.lora.grouped import grouped
 from tasks.lora.merge import MergedUsers
 from tests.unit.lora.group_case import BOUND, CASES, Group, close, group, histories
 from tests.unit.lora.helpers import MakeBase, random_lora, same, sample, stacked, training
@@ -35,6 +35,17 @@ LFM2 = WIDE | {
     "block_ff_dim": 48,
     "block_auto_adjust_ff_dim": False,
 }
+
+
+def log_likelihoods(
+    base: Base, samples: Sequence[Sequence[Encoded]], parts: answer.Parts
+) -> list[Tensor]:
+    """As `answer.log_likelihoods`, user by user, one sample at a time."""
+    found = []
+    for user, own in enumerate(samples):
+        with peft_engine.attached(base.model, [some.one(0) for some in parts([user]) if some]):
+            found += answer.log_likelihoods(base, {}, [own], lambda _users: (None, None), 1)
+    return found
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -61,9 +72,9 @@ def test_a_user_that_fails_is_named(fresh_base: MakeBase) -> None:
     wanted, _ = these.together()
     healthy = these.parts(range(5))
 
-    def frozen(users: Sequence[int]) -> dict[str, Part]:
-        broken = math.nan if list(users) == [1] else 1.0
-        return {n: Part(p.a, p.b * broken, p.scale) for n, p in healthy(users).items()}
+    def frozen(users: Sequence[int]) -> LoraBatch:
+        broken, made = math.nan if list(users) == [1] else 1.0, healthy(users)
+        return LoraBatch({n: (a, b * broken) for n, (a, b) in made.layers.items()}, made.scale)
 
     got, outcome = these.together(engine=peft_engine, frozen=frozen)
     assert outcome.failed == [1]
@@ -102,9 +113,7 @@ def test_answers_as_the_grouped_engine(fresh_base: MakeBase) -> None:
         table = answer.evidence(base, wrapped, SAMPLES, anchors, asked=wanted_of)
     assert peft_engine.answer_users(base, layers, questions, users.parts, 6) == answers
     assert peft_engine.likeliest(base, layers, choices, users.parts) == chosen
-    for got, wanted in zip(
-        peft_engine.log_likelihoods(base, layers, SAMPLES, users.parts), scores, strict=True
-    ):
+    for got, wanted in zip(log_likelihoods(base, SAMPLES, users.parts), scores, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
     got = peft_engine.evidence(base, layers, SAMPLES, iter(anchors), asked=wanted_of)
     torch.testing.assert_close(got, table, rtol=1e-5, atol=1e-4, equal_nan=True)
@@ -129,7 +138,7 @@ def test_layers_with_a_state() -> None:
     got, _ = these.together(engine=peft_engine)
     close(got, wanted, BOUND[torch.float32])
     parts = lambda users: (None, stacked([got[user] for user in users]))  # noqa: E731
-    scores = peft_engine.log_likelihoods(base, {}, these.samples, parts)
+    scores = log_likelihoods(base, these.samples, parts)
     answers = peft_engine.answer_users(base, {}, these.samples, parts, 6)
     for user, own in enumerate(these.samples):
         stock = attached(base.model, own=got[user])
@@ -225,18 +234,14 @@ def test_a_model_with_experts_trains_and_answers(name: str, how: str) -> None:
     experts = [n for n in shapes.sizes if "gate_up_proj" in n]
     assert any(shapes.split(outcome.flat)[n][1].abs().max() > 1e-3 for n in experts)
 
-    def parts(users: Sequence[int]) -> tuple[dict[str, Part], dict[str, Part]]:
-        split = shapes.split(outcome.flat[list(users)])
-        return merged.parts(users), {n: Part(a, b, 1.0) for n, (a, b) in split.items()}
+    def parts(users: Sequence[int]) -> tuple[LoraBatch, LoraBatch]:
+        return merged.parts(users), LoraBatch(shapes.split(outcome.flat[list(users)]), 1.0)
 
     summed = base_of(name)
     for part in parts([0]):
-        added(
-            summed,
-            Lora({n: (p.a[0], p.b[0]) for n, p in part.items()}, next(iter(part.values())).scale),
-        )
+        added(summed, part.one(0))
     bare = lambda _users: (None, None)  # noqa: E731
-    got = peft_engine.log_likelihoods(base, {}, samples[:1], parts)
+    got = log_likelihoods(base, samples[:1], parts)
     wanted = answer.log_likelihoods(summed, {}, samples[:1], bare, 1)
     torch.testing.assert_close(got[0], wanted[0], rtol=1e-3, atol=1e-3)
     questions = [[Encoded(item.prompt, []) for item in own] for own in samples[:1]]

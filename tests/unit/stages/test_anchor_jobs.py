@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tasks.config.options import TrainingOptions
-from tasks.lora import gradients
+from tasks.lora import group_train
 from tasks.lora.adapters import Lora, read_peft
 from tasks.lora.bank import read_bank
 from tasks.meta_lora import bank, meta_lora
@@ -140,13 +140,13 @@ def test_a_cluster_is_trained_on_all_its_members_items(done: Cell) -> None:
 
 def spoiled(monkeypatch: pytest.MonkeyPatch, *bad: int) -> None:
     """The losses of these users of a job are infinite."""
-    real = gradients.Gradients.fill
+    real = group_train.Gradients.fill
 
     def fill(self: Any, grad: Any, flat: Any, todo: dict[int, Any]) -> dict[int, float]:
         losses = real(self, grad, flat, todo)
         return {u: float("inf") if u in bad else loss for u, loss in losses.items()}
 
-    monkeypatch.setattr(gradients.Gradients, "fill", fill)
+    monkeypatch.setattr(group_train.Gradients, "fill", fill)
 
 
 def line(name: str) -> str:

@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import threading
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +267,7 @@ def test_four_bits_answer_and_train_nothing(
 ) -> None:
     """The library that makes them decides answers, and is part of their keys."""
     monkeypatch.setattr("tasks.answer.library_versions", lambda names: dict.fromkeys(names, "1"))
-    monkeypatch.setattr("tasks.lora.base.version", lambda _name: "1")
+    monkeypatch.setattr("tasks.lora.base.find_spec", lambda _name: True)
     assert key_of(checked(folder, quantisation="nf4")) == key_of(checked(folder))
     plain, four = (
         how_answered(config_of(folder, quantisation=bits).method("mta")) for bits in ("none", "nf4")
@@ -301,10 +300,7 @@ def test_what_of_a_prompt_is_in_a_key() -> None:
 def test_four_bits_are_refused_before_anything_is_trained(
     where: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr("tasks.lora.base.version", missing)
+    monkeypatch.setattr("tasks.lora.base.find_spec", lambda _name: None)
     line = refusal(folder, quantisation="nf4")
     assert line.startswith("base.quantisation: nf4 needs the extra `nf4`")
 

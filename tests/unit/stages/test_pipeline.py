@@ -18,7 +18,7 @@ from tasks.config.options import StackingOptions
 from tasks.config.task import derive_seed
 from tasks.errors import InputError
 from tasks.fusion import read_recipes
-from tasks.lora import gradients, grouped_engine
+from tasks.lora import group_train, grouped_engine
 from tasks.lora.adapters import Lora, write_peft
 from tasks.lora.bank import Bank, read_bank
 from tasks.lora.base import load_base
@@ -342,8 +342,8 @@ def test_a_stacked_lora_that_fails_is_named_and_finite(
 
 
 def test_an_anchor_that_fails_is_one_line(first: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = gradients.label_losses
-    monkeypatch.setattr(gradients, "label_losses", lambda *given: real(*given) * float("inf"))
+    real = group_train.label_losses
+    monkeypatch.setattr(group_train, "label_losses", lambda *given: real(*given) * float("inf"))
     method, users = first.config.method("mta"), first.users
     questions = questions_of(method.prompt, users, method.base.model)
     anchor = Anchor(name="anchor-1", items=4, cluster=0, members=("anchor-1",))
