@@ -65,13 +65,23 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            saved = self._read(like)
+            with safe_open(self.path, framework="pt") as file:
+                header = json.loads((file.metadata() or {})[HEADER])
+                tensors = {n: file.get_tensor(n).clone() for n in file.keys()}  # noqa: SIM118
+            signed = {name: header[name] for name in ("version", "key", "step", "facts")}
+            if (header["version"], header["key"]) != (VERSION, self.key):
+                raise ValueError("it is of other work")
+            if _hash(tensors, signed) != header["sha256"]:
+                raise ValueError("it does not match its hash")
+            for name, wanted in like.items():
+                if (tensors[name].shape, tensors[name].dtype) != (wanted.shape, wanted.dtype):
+                    raise ValueError(f"{name} is {tensors[name].dtype} {[*tensors[name].shape]}")
         except Exception as error:  # a damaged file raises errors of many kinds
             why = short(error)
             self.log(f"checkpoint {self.path}: {why}; it is ignored, training starts anew", True)
             return None
-        self.log(f"checkpoint {self.path}: training goes on after step {saved.step}", False)
-        return saved
+        self.log(f"checkpoint {self.path}: training goes on after step {header['step']}", False)
+        return Saved(header["step"], tensors, header["facts"])
 
     def due(self) -> bool:
         """Whether it is time to `save`."""
@@ -87,21 +97,6 @@ class Checkpoint:
         write_atomic(self.path, save(tensors, {HEADER: json.dumps(header, ensure_ascii=False)}))
         now = time.monotonic()
         self._next = now + max(self.seconds, (now - started) / self.most)
-
-    def _read(self, like: dict[str, Tensor]) -> Saved:
-        with safe_open(self.path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[HEADER])
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        signed = {name: header[name] for name in ("version", "key", "step", "facts")}
-        if (header["version"], header["key"]) != (VERSION, self.key):
-            raise ValueError("it is of other work")
-        if _hash(tensors, signed) != header["sha256"]:
-            raise ValueError("it does not match its hash")
-        for name, wanted in like.items():
-            tensor = tensors[name]
-            if (tensor.shape, tensor.dtype) != (wanted.shape, wanted.dtype):
-                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
-        return Saved(header["step"], tensors, header["facts"])
 
 
 def _hash(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, TypeVar
 
 import torch
@@ -104,12 +104,12 @@ def train_group(
     if saved := checkpoint.load({"flat": flat}) if checkpoint else None:
         first, outcome = saved.step, Outcome(saved.tensors["flat"], **saved.facts)
         flat = outcome.flat
+    ends = [0, *accumulate(map(len, steps))]
     for user in range(first, len(samples)):
-        before, total = (sum(map(len, some)) for some in (steps[:user], steps))
 
-        def done(step: int, _steps: int, before: int = before, total: int = total) -> None:
+        def done(step: int, _steps: int, before: int = ends[user]) -> None:
             if progress:
-                progress(before + step, total)
+                progress(before + step, ends[-1])
 
         loras = [frozen([user]).one(0)] if frozen else []
         loras += shapes.loras(flat[user : user + 1], scale)

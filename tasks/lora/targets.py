@@ -28,7 +28,7 @@ Names = Sequence[str] | str
 # Layer -> (in, out).
 Sizes = dict[str, tuple[int, int]]
 
-# Per model and targets: asking PEFT takes 60 ms for 28 layers, and every training job asks.
+# Per model: asking PEFT takes 60 ms for 28 layers, and every training job asks.
 _KNOWN: WeakKeyDictionary[nn.Module, dict[str, Sizes]] = WeakKeyDictionary()
 # Modules whose weights are no bare parameters.
 _LAYERS = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -41,8 +41,8 @@ class Training:
 class Trained:
     """Loss per optimiser step (mean over answer tokens), tokens seen, samples cut to fit.
 
-    computed: the positions that went through the model, padding included. failed: why it ended
-    early, with that step: a loss, a gradient or a weight was NaN or infinite.
+    computed: the positions that went through the model, padding included. failed: what was NaN or
+    infinite, and in which step, where it ended early.
     """
 
     losses: list[float]
