@@ -53,12 +53,16 @@ def prepare(
     """
     with store().new("prepare") as folder, tempfile.TemporaryDirectory() as scratch:
         if isinstance(users, SyntheticOptions):
-            from tasks.lamp.synthetic import write_synthetic
+            from tasks.lamp.synthetic import World
+            from tasks.lamp.synthetic.optimum import optimal_answers
 
+            world = World(task.name, users, seed)
             place = Path(scratch) / "users"
-            write_synthetic(place, task.name, users, seed)
+            truth = world.write(place)
             found = _write(folder.path, place, split, task, seed)
-            _write_optimum(folder.path, place, split)
+            best = optimal_answers(world, split.few_shot_items)
+            best.write_parquet(folder.path / OPTIMUM_FILE)
+            _population(truth["users"]).write_parquet(folder.path / POPULATION_FILE)
         else:
             place = Path(users.path)
             found = _write(folder.path, place, split, task, seed)
@@ -78,13 +82,6 @@ def _tables(folder: Folder) -> dict[str, File | None]:
         name: folder.file(f"{name}.parquet") if (folder.path / f"{name}.parquet").exists() else None
         for name in names
     }
-
-
-def _write_optimum(out: Path, place: Path, split: SplitOptions) -> None:
-    from tasks.lamp.synthetic.optimum import optimal_answers, read_truth
-
-    optimal_answers(place, split.few_shot_items).write_parquet(out / OPTIMUM_FILE)
-    _population(read_truth(place)["users"]).write_parquet(out / POPULATION_FILE)
 
 
 def _long_enough(config: TaskConfig, longest: int) -> None:

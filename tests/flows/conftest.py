@@ -106,7 +106,7 @@ def folders(workplace: Path, stage: str) -> list[Path]:
 def write_world(folder: Path, **options: Any) -> Path:
     """The users of the small generated world, as files that a run can be given."""
     from tasks.lamp.options import SyntheticOptions
-    from tasks.lamp.synthetic import write_synthetic
+    from tasks.lamp.synthetic import World
 
-    write_synthetic(folder, "LaMP-2M", SyntheticOptions(**(SMALL["synthetic"] | options)), 0)
+    World("LaMP-2M", SyntheticOptions(**(SMALL["synthetic"] | options)), 0).write(folder)
     return folder

@@ -5,11 +5,11 @@ mixes two archetypes, so what a user needs is spread over several anchors, where
 to find it. LaMP-1, 2M, 3, 4 and 5 differ in how a value shows in texts and answers (`family`);
 population, posterior and optimum are the same. See docs/benchmark.md.
 
-    write_synthetic(Path("data"), "LaMP-2M", SyntheticOptions(), seed=0)
+    World("LaMP-2M", SyntheticOptions(), seed=0).write(Path("data"))
 
 writes the three user files that tasks/lamp/formats.py reads, and truth.json beside them.
 """
 
-from tasks.lamp.synthetic.world import FAMILIES, ROLE_FILES, TRUTH_FILE, World, write_synthetic
+from tasks.lamp.synthetic.world import FAMILIES, ROLE_FILES, User, World
 
-__all__ = ["FAMILIES", "ROLE_FILES", "TRUTH_FILE", "World", "write_synthetic"]
+__all__ = ["FAMILIES", "ROLE_FILES", "User", "World"]

@@ -10,6 +10,7 @@ optimum use the same two tables, so both are about the same distribution:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,56 +22,35 @@ from tasks.lamp.synthetic.population import Floats
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a text says. words: the words an answer is made of, for tasks that need them."""
-
-    theme: int
-    context: int
-    words: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Written:
-    """An item as text: as `fields` of a profile item, and as a query's input and gold."""
+    """An item as text: as `fields` of a profile item, and as a query's input and gold.
+
+    candidate: the answer to this text that candidate `number` of the table `gain` is.
+    """
 
     fields: dict[str, str]
     input: str
     gold: str
+    candidate: Callable[[int], str]
 
 
 class Family(ABC):
-    """One LaMP task's texts and tables, for the themes of one world.
+    """One LaMP task's tables, and texts of the words that are invented for one world.
 
-    themes: one JSON object per theme, of `invent`, as in truth.json.
+    themes: the vocabulary of each theme, as in truth.json.
     """
 
     joint: Floats
     gain: Floats
+    themes: list[dict[str, Any]]
 
-    def __init__(self, options: SyntheticOptions, themes: list[dict[str, Any]]) -> None:
-        self.options = options
-        self.themes = themes
-
-    @classmethod
     @abstractmethod
-    def invent(cls, options: SyntheticOptions, generator: Generator) -> list[dict[str, Any]]:
-        """The vocabulary of each theme."""
+    def __init__(self, options: SyntheticOptions, generator: Generator) -> None:
+        """Raises InputError for more themes than there are words."""
 
     @abstractmethod
     def write(self, theme: int, context: int, answer: int, generator: Generator) -> Written:
         """A text that shows theme and context, with its answer."""
-
-    @abstractmethod
-    def read(self, text: str) -> Reading:
-        """What the text of a profile item or a query says."""
-
-    @abstractmethod
-    def answers(self, reading: Reading) -> list[str]:
-        """The possible answers to a text, in the order of the tables."""
-
-    def candidate(self, reading: Reading, number: int) -> str:
-        """The answer that candidate `number` is for this text; by default a possible answer."""
-        return self.answers(reading)[number]
 
 
 def noisy_choice(choices: int, noise: float) -> Floats:
@@ -81,9 +61,9 @@ def noisy_choice(choices: int, noise: float) -> Floats:
 def plain_joint(options: SyntheticOptions) -> Floats:
     """[A, C, 1, C]: the joint table where the answer is the value but for noise, and no context."""
     table = noisy_choice(options.choices, options.label_noise)[:, None, :]
-    return for_every_archetype(table, options.archetypes)
+    return for_every_archetype(table, options)
 
 
-def for_every_archetype(table: Floats, archetypes: int) -> Floats:
+def for_every_archetype(table: Floats, options: SyntheticOptions) -> Floats:
     """A table [C, contexts, answers] that does not depend on the archetype, as [A, C, ..]."""
-    return np.broadcast_to(table, (archetypes, *table.shape))
+    return np.broadcast_to(table, (options.archetypes, *table.shape))

@@ -13,7 +13,6 @@ follow a table p(c, y | z1, v) of the LaMP task (`family.Family.joint`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +21,6 @@ from tasks.errors import InputError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-# The most numbers in an array of `posterior`; users are taken in parts.
-MOST_NUMBERS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -45,85 +42,55 @@ class Population:
     mixture_min: float
     quirk: float
 
-    @property
-    def themes(self) -> int:
-        return self.archetypes.shape[1]
-
     def draw_taste(self, generator: np.random.Generator) -> Taste:
         """One user."""
-        first, second = (int(z) for z in generator.permutation(len(self.archetypes))[:2])
+        count, themes = self.archetypes.shape
+        first, second = (int(z) for z in generator.permutation(count)[:2])
         mixture = float(generator.uniform(self.mixture_min, 1.0))
-        quirky = generator.random(self.themes) < self.quirk
-        by_first = generator.random(self.themes) < mixture
+        quirky = generator.random(themes) < self.quirk
+        by_first = generator.random(themes) < mixture
         follows = np.where(by_first, self.archetypes[first], self.archetypes[second])
-        own = generator.integers(self.choices, size=self.themes)
+        own = generator.integers(self.choices, size=themes)
         return Taste(first, second, mixture, np.where(quirky, own, follows))
 
-    @cached_property
-    def _first(self) -> Ints:
-        """[P]: z1 of every ordered pair, by z1."""
-        count = len(self.archetypes)
-        return np.repeat(np.arange(count), count - 1)
+    def posterior(self, themes: Ints, likelihoods: Floats) -> Floats:
+        """[S, A, C]: p(z1, v of the theme | the user's items), for every theme.
 
-    def _prior(self, items: int) -> tuple[Floats, Floats]:
+        themes [k]: the items' themes. likelihoods [k, A, C]: p(item's context and answer | z1, v),
+        up to a factor of the item's own. k = 0 gives what is known of a user without items.
+        Raises InputError when the items cannot come from this population.
+        """
+        count, size = self.archetypes.shape
+        # By ordered pair (z1, z2), [P]; by z1.
+        first, second = np.nonzero(~np.eye(count, dtype=bool))
+        prior, weights = self._prior(first, second, len(themes))
+        # evidence [S, A, C]: the product over a theme's items, each scaled to 1 at most so that
+        # long histories do not underflow.
+        evidence = np.ones((size, count, self.choices))
+        for theme, likelihood in zip(themes, likelihoods, strict=True):
+            evidence[theme] *= likelihood / (likelihood.max() or 1.0)
+        by_pair = evidence[:, first]  # [S, P, C]
+        factors = np.einsum("pgsv,spv->spg", prior, by_pair, optimize=True)
+        with np.errstate(divide="ignore"):
+            log_weight = np.log(factors).sum(axis=0) + np.log(weights)
+        if not np.isfinite(log_weight.max()):
+            raise InputError("a user's items cannot come from this synthetic world")
+        weight = np.exp(log_weight - log_weight.max())
+        weight /= weight.sum()
+        # p(pair, m, v | items) = p(pair, m | items) p(v | pair, m) evidence(v) / factor
+        share = np.divide(weight, factors, out=np.zeros_like(factors), where=factors > 0)
+        joint = np.einsum("spg,pgsv->spv", share, prior, optimize=True) * by_pair
+        return joint.reshape(size, count, count - 1, self.choices).sum(axis=2)
+
+    def _prior(self, first: Ints, second: Ints, items: int) -> tuple[Floats, Floats]:
         """p(v | pair, m) [P, G, S, C] at the nodes of m, and the nodes' weights [G] (sum 1)."""
         # A user's evidence is a product with one factor per theme, each linear in m, those without
         # an item equal to 1; a query adds a factor or replaces one. So it is a polynomial in m of
         # degree min(items + 1, S) at most, and G Gauss-Legendre nodes are exact up to 2 G - 1.
-        degree = min(items + 1, self.themes)
+        degree = min(items + 1, self.archetypes.shape[1])
         nodes, weights = np.polynomial.legendre.leggauss(degree // 2 + 1)
         mixtures = self.mixture_min + (1.0 - self.mixture_min) * (nodes + 1.0) / 2.0
-        count = len(self.archetypes)
-        second = np.array([b for a in range(count) for b in range(count) if b != a])
         is_value = np.eye(self.choices)[self.archetypes]  # [A, S, C]
         m = mixtures[None, :, None, None]
-        follows = m * is_value[self._first][:, None] + (1.0 - m) * is_value[second][:, None]
+        follows = m * is_value[first][:, None] + (1.0 - m) * is_value[second][:, None]
         return self.quirk / self.choices + (1.0 - self.quirk) * follows, weights / weights.sum()
-
-    def posterior(self, themes: Ints, likelihoods: Floats) -> Floats:
-        """[U, S, A, C]: p(z1, v of the theme | the user's items), for every theme.
-
-        themes [U, k]: the items' themes. likelihoods [U, k, A, C]: p(item's context and answer |
-        z1, v), up to a factor of the item's own. k = 0 gives what is known of a user without items.
-        Raises InputError when some user's items cannot come from this population.
-        """
-        users, items = themes.shape
-        prior, weights = self._prior(items)
-        pairs, nodes = prior.shape[:2]
-        per_user = self.themes * pairs * max(nodes, self.choices)
-        size = max(1, MOST_NUMBERS // per_user)
-        parts = [
-            self._part(themes[start : start + size], likelihoods[start : start + size], prior,
-                       weights)
-            for start in range(0, users, size)
-        ]  # fmt: skip
-        return np.concatenate(parts)
-
-    def _part(self, themes: Ints, likelihoods: Floats, prior: Floats, weights: Floats) -> Floats:
-        users, items = themes.shape
-        count = len(self.archetypes)
-        # evidence [U, S, A, C]: the product over a theme's items, each scaled to 1 at most so that
-        # long histories do not underflow.
-        evidence = np.ones((users, self.themes, count, self.choices))
-        rows = np.arange(users)
-        for item in range(items):
-            likelihood = likelihoods[:, item]
-            scale = likelihood.max(axis=(1, 2), keepdims=True)
-            evidence[rows, themes[:, item]] *= likelihood / np.where(scale > 0, scale, 1.0)
-        by_pair = evidence[:, :, self._first]  # [U, S, P, C]
-        factors = np.einsum("pgsv,uspv->uspg", prior, by_pair, optimize=True)
-        with np.errstate(divide="ignore"):
-            log_weight = np.log(factors).sum(axis=1) + np.log(weights)
-        highest = log_weight.max(axis=(1, 2), keepdims=True)
-        if not np.isfinite(highest).all():
-            raise InputError(
-                "some user's items cannot come from this synthetic world; give files that belong "
-                "to its truth.json"
-            )
-        weight = np.exp(log_weight - highest)
-        weight /= weight.sum(axis=(1, 2), keepdims=True)
-        # p(pair, m, v | items) = p(pair, m | items) p(v | pair, m) evidence(v) / factor
-        share = np.divide(weight[:, None], factors, out=np.zeros_like(factors), where=factors > 0)
-        joint = np.einsum("uspg,pgsv->uspv", share, prior, optimize=True) * by_pair
-        joint = joint.reshape(users, self.themes, count, count - 1, self.choices)
-        return joint.sum(axis=3)

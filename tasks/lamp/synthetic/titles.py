@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain, product
-from typing import Any, ClassVar
+from itertools import product
+from typing import ClassVar
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from tasks.lamp.options import SyntheticOptions
-from tasks.lamp.synthetic.family import Family, Reading, Written, plain_joint
-from tasks.lamp.synthetic.population import Floats
-from tasks.lamp.synthetic.words import chunks, draw, invent_words, shuffled, theme_index
+from tasks.lamp.synthetic.family import Family, Written, plain_joint
+from tasks.lamp.synthetic.population import Floats, Ints
+from tasks.lamp.synthetic.words import between, chunks, draw, invent_words, shuffled
 
-ROLES = ("subject", "action", "place")
-WORDS_PER_ROLE = 3
-FILLERS_PER_ITEM = (1, 3)
 # 0, 1, 2: the text's subject, action and place; 3, 4: the house words. Three different ones each.
 # With the first four, the likeliest template (greedy decoding) scores nearly as well as the best
 # sequence. The others were added greedily, each with little in common with those before.
@@ -37,43 +36,23 @@ class Titles(Family):
     text_field: ClassVar[str]
     query_start: ClassVar[str]
 
-    def __init__(self, options: SyntheticOptions, themes: list[dict[str, Any]]) -> None:
-        super().__init__(options, themes)
+    def __init__(self, options: SyntheticOptions, generator: Generator) -> None:
+        words = chunks(invent_words(options.themes * 9, self.house_words, generator), 9)
+        self.themes = [{"roles": chunks(own, 3)} for own in words]
         self.joint = plain_joint(options)
         self.sequences, self.gain = best_sequences(options.choices)
-        self._theme = theme_index([chain(*theme["roles"]) for theme in themes])
-        self._role = theme_index(
-            [[word for theme in themes for word in theme["roles"][n]] for n in range(len(ROLES))]
-        )
-
-    @classmethod
-    def invent(cls, options: SyntheticOptions, generator: Generator) -> list[dict[str, Any]]:
-        size = len(ROLES) * WORDS_PER_ROLE
-        words = invent_words(options.themes * size, cls.house_words, generator)
-        return [{"roles": chunks(theme, WORDS_PER_ROLE)} for theme in chunks(words, size)]
 
     def write(self, theme: int, context: int, answer: int, generator: Generator) -> Written:
         words = [draw(role, 1, generator)[0] for role in self.themes[theme]["roles"]]
-        low, high = FILLERS_PER_ITEM
-        text = shuffled(words, int(generator.integers(low, high + 1)), generator)
-        title = self._say(TEMPLATES[answer], tuple(words))
-        return Written({self.text_field: text, "title": title}, self.query_start + text, title)
-
-    def read(self, text: str) -> Reading:
-        found = sorted((self._role[w], w) for w in text.split() if w in self._role)
-        words = tuple(word for _, word in found)
-        return Reading(self._theme[words[0]], 0, words)
-
-    def answers(self, reading: Reading) -> list[str]:
-        templates = TEMPLATES[: self.options.choices]
-        return [self._say(template, reading.words) for template in templates]
-
-    def candidate(self, reading: Reading, number: int) -> str:
-        return self._say(self.sequences[number], reading.words)
-
-    def _say(self, symbols: tuple[int, ...], words: tuple[str, ...]) -> str:
+        text = shuffled(words, between(1, 3, generator), generator)
         everything = (*words, *self.house_words)
-        return " ".join(everything[symbol] for symbol in symbols)
+
+        def say(symbols: Sequence[int]) -> str:
+            return " ".join(everything[symbol] for symbol in symbols)
+
+        title = say(TEMPLATES[answer])
+        fields = {self.text_field: text, "title": title}
+        return Written(fields, self.query_start + text, title, lambda n: say(self.sequences[n]))
 
 
 class Headlines(Titles):
@@ -122,7 +101,7 @@ def best_sequences(choices: int) -> tuple[list[tuple[int, ...]], Floats]:
     return [sequence for sequence, _ in kept.values()], np.array([s for _, s in kept.values()])
 
 
-def _common(sequences: np.ndarray, title: tuple[int, ...]) -> np.ndarray:
+def _common(sequences: NDArray[np.int8], title: tuple[int, ...]) -> Ints:
     """Length of the longest common subsequence of each row [N, n] with `title`: [N]."""
     # best[j]: with the title's first j words. The row's words are taken one by one.
     best = np.zeros((len(title) + 1, len(sequences)), dtype=np.int64)

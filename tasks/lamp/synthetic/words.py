@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-import numpy as np
+from numpy.random import Generator
 
 from tasks.errors import InputError
 
@@ -22,18 +22,23 @@ MAX_WORDS = 100_000
 T = TypeVar("T")
 
 
-def draw(values: Sequence[T], count: int, generator: np.random.Generator) -> list[T]:
+def draw(values: Sequence[T], count: int, generator: Generator) -> list[T]:
     """`count` different ones of `values`, in random order."""
     return [values[int(index)] for index in generator.permutation(len(values))[:count]]
 
 
-def shuffled(words: Sequence[str], fillers: int, generator: np.random.Generator) -> str:
+def between(low: int, high: int, generator: Generator) -> int:
+    """A number from `low` to `high`, each as likely."""
+    return int(generator.integers(low, high + 1))
+
+
+def shuffled(words: Sequence[str], fillers: int, generator: Generator) -> str:
     """`words` and so many different fillers, in random order, as one text."""
     everything = [*words, *draw(FILLERS, fillers, generator)]
     return " ".join(draw(everything, len(everything), generator))
 
 
-def invent_words(count: int, avoid: Iterable[str], generator: np.random.Generator) -> list[str]:
+def invent_words(count: int, avoid: Iterable[str], generator: Generator) -> list[str]:
     """`count` different pronounceable words that are neither fillers nor among `avoid`.
 
     Raises InputError for more than MAX_WORDS.
@@ -57,8 +62,3 @@ def invent_words(count: int, avoid: Iterable[str], generator: np.random.Generato
 def chunks(words: Sequence[str], size: int) -> list[list[str]]:
     """`words` in lists of `size`."""
     return [list(words[start : start + size]) for start in range(0, len(words), size)]
-
-
-def theme_index(themes: Sequence[Iterable[str]]) -> dict[str, int]:
-    """Word -> number of the theme it belongs to."""
-    return {word: number for number, words in enumerate(themes) for word in words}

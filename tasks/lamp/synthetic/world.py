@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
-from tasks.errors import InputError
 from tasks.lamp.definitions import get_task
 from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.prompts import question_text
-from tasks.lamp.synthetic.citations import Citations
-from tasks.lamp.synthetic.family import Family
-from tasks.lamp.synthetic.movies import Movies
-from tasks.lamp.synthetic.population import Floats, Ints, Population, Taste
-from tasks.lamp.synthetic.ratings import Ratings
+from tasks.lamp.synthetic.family import Family, Written
+from tasks.lamp.synthetic.labels import Citations, Movies, Ratings
+from tasks.lamp.synthetic.population import Ints, Population, Taste
 from tasks.lamp.synthetic.titles import Headlines, Papers
 
 ROLE_FILES = {
@@ -27,7 +23,6 @@ ROLE_FILES = {
     "anchor": "user_anchor_candidate.json",
     "few_shot": "user_few_shot.json",
 }
-TRUTH_FILE = "truth.json"
 FAMILIES: dict[str, type[Family]] = {
     "LaMP-1": Citations,
     "LaMP-2M": Movies,
@@ -35,39 +30,34 @@ FAMILIES: dict[str, type[Family]] = {
     "LaMP-4": Headlines,
     "LaMP-5": Papers,
 }
-# Every random stream of a world has a key: the task, what for, whose. Other numbers, other worlds.
-_TASK_NUMBERS = {"LaMP-1": 1, "LaMP-2M": 2, "LaMP-3": 3, "LaMP-4": 4, "LaMP-5": 5}
-_ROLE_NUMBERS = {"base": 0, "anchor": 1, "few_shot": 2, "fresh": 3}
-_VOCABULARY, _ARCHETYPES, _LATENT, _WORDS = 0, 1, 2, 3
+# Every random stream of a world has a key: the task, what for, whose. Other places, other worlds.
+# Users who are `fresh` are in no file.
+_TASKS, _ROLES = (*FAMILIES,), (*ROLE_FILES, "fresh")
+_VOCABULARY, _ARCHETYPES, _LATENT, _WORDS = range(4)
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Items without words: theme, context and answer (numbers) of each, [N]."""
+class User:
+    """items, queries [N, 3]: theme, context and answer of each; profile, asked: in words, by id."""
 
-    themes: Ints
-    contexts: Ints
-    answers: Ints
+    id: str
+    role: str
+    taste: Taste
+    items: Ints
+    queries: Ints
+    profile: dict[str, Written]
+    asked: dict[str, Written]
 
 
 class World:
     """The population and the texts of one LaMP task, options and seed.
 
-    Raises InputError for a task without a synthetic world, and for more themes than there are
-    words.
+    Raises InputError for more themes than there are words.
     """
 
     def __init__(self, lamp_task: str, options: SyntheticOptions, seed: int) -> None:
-        if lamp_task not in FAMILIES:
-            raise InputError(
-                f"data=synthetic has no {lamp_task!r}: use one of {', '.join(FAMILIES)}, or give "
-                "data=<folder>"
-            )
-        self.lamp_task = lamp_task
-        self.options = options
-        self.seed = seed
-        family = FAMILIES[lamp_task]
-        self.family = family(options, family.invent(options, self._stream(_VOCABULARY)))
+        self.lamp_task, self.options, self.seed = lamp_task, options, seed
+        self.family = FAMILIES[lamp_task](options, self._stream(_VOCABULARY))
         shape = (options.archetypes, options.themes)
         self.population = Population(
             self._stream(_ARCHETYPES).integers(options.choices, size=shape),
@@ -75,110 +65,107 @@ class World:
             options.mixture_min,
             options.quirk,
         )
+        # [A, C, contexts * answers]: cumulated probabilities, to draw items from.
+        sums = self.family.joint.reshape(options.archetypes, options.choices, -1).cumsum(axis=-1)
+        self._cumulated = sums / sums[..., -1:]
 
-    def _stream(self, *about: int) -> np.random.Generator:
-        key = (_TASK_NUMBERS[self.lamp_task], *about)
+    def draw(self, role: str, index: int) -> tuple[Taste, Ints, Ints]:
+        """User `index` of a role, without words: taste, items, queries (as in `User`)."""
+        options = self.options
+        generator = self._stream(_LATENT, _ROLES.index(role), index)
+        taste = self.population.draw_taste(generator)
+        count, queries = options.few_shot_items, options.queries
+        if role in ("base", "anchor"):
+            count, queries = int(generator.integers(options.items_min, options.items_max + 1)), 0
+        return taste, self.items(taste, count, generator), self.items(taste, queries, generator)
+
+    def items(self, taste: Taste, count: int, generator: Generator) -> Ints:
+        """`count` independent items of one user: theme, context and answer of each, [count, 3]."""
+        themes = generator.integers(self.options.themes, size=count)
+        cumulated = self._cumulated[taste.first, taste.values[themes]]
+        outcomes = (cumulated <= generator.random(count)[:, None]).sum(axis=1)
+        contexts, answers = np.divmod(outcomes, self.family.joint.shape[-1])
+        return np.stack([themes, contexts, answers], axis=1)
+
+    def user(self, role: str, index: int) -> User:
+        """User `index` of a role, with words."""
+        taste, items, queries = self.draw(role, index)
+        generator = self._stream(_WORDS, _ROLES.index(role), index)
+        name, taken = f"{role}-{index:05d}", set[str]()
+        profile = self._in_words(f"{name}-item", items, generator, taken)
+        asked = self._in_words(f"{name}-query", queries, generator, taken)
+        return User(name, role, taste, items, queries, profile, asked)
+
+    def users(self, role: str) -> list[User]:
+        """All users of a role."""
+        options = self.options
+        counts = (options.base_users, options.anchor_candidates, options.few_shot_users)
+        return [self.user(role, index) for index in range(counts[_ROLES.index(role)])]
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write base, anchor and few-shot users, and the truth about them.
+
+        The same task, options and seed give the same bytes. More users leave the others as they
+        were. Returns the content of truth.json: `lamp_task`, `seed`, `options`; `themes`, the
+        vocabulary of each; `archetypes` [archetype][theme] -> value; `users` {user_id: {role,
+        archetypes [first, second], mixture, values [theme] -> value}}; `queries` {query_id:
+        {user_id, theme, context}}.
+        """
+        truth: dict[str, Any] = {
+            "lamp_task": self.lamp_task,
+            "seed": self.seed,
+            "options": self.options.model_dump(),
+            "themes": self.family.themes,
+            "archetypes": self.population.archetypes.tolist(),
+            "users": {},
+            "queries": {},
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        for role, file_name in ROLE_FILES.items():
+            users = self.users(role)
+            _write_json(folder / file_name, [_record(user) for user in users])
+            for user in users:
+                taste = user.taste
+                truth["users"][user.id] = {
+                    "role": role,
+                    "archetypes": [taste.first, taste.second],
+                    "mixture": taste.mixture,
+                    "values": taste.values.tolist(),
+                }
+                for query_id, (theme, context, _) in zip(
+                    user.asked, user.queries.tolist(), strict=True
+                ):
+                    about = {"user_id": user.id, "theme": theme, "context": context}
+                    truth["queries"][query_id] = about
+        _write_json(folder / "truth.json", truth)
+        return truth
+
+    def _stream(self, *about: int) -> Generator:
+        key = (1 + _TASKS.index(self.lamp_task), *about)
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
 
-    @cached_property
-    def _cumulated(self) -> Floats:
-        """[A, C, contexts * answers]: cumulated probabilities, to draw items from."""
-        table = self.family.joint
-        sums = table.reshape(*table.shape[:2], -1).cumsum(axis=-1)
-        return sums / sums[..., -1:]
-
-    def draw(self, role: str, index: int) -> tuple[Taste, Drawn, Drawn]:
-        """User `index` of a role (or `fresh`, of none): taste, items, queries."""
-        options = self.options
-        generator = self._stream(_LATENT, _ROLE_NUMBERS[role], index)
-        taste = self.population.draw_taste(generator)
-        queries = 0
-        if role in ("base", "anchor"):
-            items = int(generator.integers(options.items_min, options.items_max + 1))
-        else:
-            items, queries = options.few_shot_items, options.queries
-        return taste, self.items(taste, items, generator), self.items(taste, queries, generator)
-
-    def items(self, taste: Taste, count: int, generator: np.random.Generator) -> Drawn:
-        """`count` independent items of one user."""
-        themes = generator.integers(self.options.themes, size=count)
-        outcomes = [
-            np.searchsorted(self._cumulated[taste.first, taste.values[theme]], number, "right")
-            for theme, number in zip(themes, generator.random(count), strict=True)
-        ]
-        answers = self.family.joint.shape[-1]
-        contexts, answered = np.divmod(np.array(outcomes, dtype=np.int64), answers)
-        return Drawn(themes, contexts, answered)
-
-    def record(self, role: str, index: int, truth: dict[str, Any]) -> dict[str, Any]:
-        """One record of a user file; the truth about the user is added to `truth`."""
-        user_id = f"{role}-{index:05d}"
-        taste, items, queries = self.draw(role, index)
-        words = self._stream(_WORDS, _ROLE_NUMBERS[role], index)
-        taken: set[str] = set()
-        truth["users"][user_id] = {
-            "role": role,
-            "archetypes": [taste.first, taste.second],
-            "mixture": taste.mixture,
-            "values": taste.values.tolist(),
-        }
-        profile, query = [], []
-        for number, (_, _, written) in enumerate(self._written(items, words, taken)):
-            profile.append({"id": f"{user_id}-item-{number:04d}", **written.fields})
-        for number, (theme, context, written) in enumerate(self._written(queries, words, taken)):
-            query_id = f"{user_id}-query-{number:04d}"
-            query.append({"id": query_id, "input": written.input, "gold": written.gold})
-            truth["queries"][query_id] = {"user_id": user_id, "theme": theme, "context": context}
-        return {"user_id": user_id, "profile": profile, "query": query}
-
-    def _written(
-        self, drawn: Drawn, words: np.random.Generator, taken: set[str]
-    ) -> Iterator[tuple[int, int, Any]]:
-        """The items in words; words are drawn until the text is new to the user."""
-        task = get_task(self.lamp_task)
-        for theme, context, answer in zip(
-            drawn.themes.tolist(), drawn.contexts.tolist(), drawn.answers.tolist(), strict=True
-        ):
+    def _in_words(
+        self, name: str, items: Ints, generator: Generator, taken: set[str]
+    ) -> dict[str, Written]:
+        """The items in words, by id; words are drawn until the text is new to the user."""
+        task, found = get_task(self.lamp_task), {}
+        for number, (theme, context, answer) in enumerate(items.tolist()):
             subject = None
             while subject is None or subject in taken:
-                written = self.family.write(theme, context, answer, words)
+                written = self.family.write(theme, context, answer, generator)
                 subject = task.subject(question_text(written.input, task))
             taken.add(subject)
-            yield theme, context, written
+            found[f"{name}-{number:04d}"] = written
+        return found
 
 
-def write_synthetic(
-    folder: Path, lamp_task: str, options: SyntheticOptions, seed: int
-) -> dict[str, Any]:
-    """Write base, anchor and few-shot users of one synthetic world, and the truth about them.
-
-    The same task, options and seed give the same bytes. More users leave the others as they were.
-    Returns the content of truth.json: `lamp_task`, `seed`, `options`; `themes`, the vocabulary of
-    each; `archetypes` [archetype][theme] -> value; `users` {user_id: {role, archetypes [first,
-    second], mixture, values [theme] -> value}}; `queries` {query_id: {user_id, theme, context}}.
-    Raises InputError for a task that has no synthetic world, or too many themes.
-    """
-    world = World(lamp_task, options, seed)
-    counts = {
-        "base": options.base_users,
-        "anchor": options.anchor_candidates,
-        "few_shot": options.few_shot_users,
+def _record(user: User) -> dict[str, Any]:
+    """As in LaMP's user files."""
+    return {
+        "user_id": user.id,
+        "profile": [{"id": name, **item.fields} for name, item in user.profile.items()],
+        "query": [{"id": n, "input": q.input, "gold": q.gold} for n, q in user.asked.items()],
     }
-    truth: dict[str, Any] = {
-        "lamp_task": lamp_task,
-        "seed": seed,
-        "options": options.model_dump(),
-        "themes": world.family.themes,
-        "archetypes": world.population.archetypes.tolist(),
-        "users": {},
-        "queries": {},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for role, file_name in ROLE_FILES.items():
-        users = [world.record(role, index, truth) for index in range(counts[role])]
-        _write_json(folder / file_name, users)
-    _write_json(folder / TRUTH_FILE, truth)
-    return truth
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -16,8 +16,7 @@ from tasks.lamp.synthetic.optimum import PREDICTORS, posterior_of
 from tasks.lamp.synthetic.population import Floats, Taste
 from tasks.lamp.synthetic.world import World
 
-# Fresh users are taken in parts of this many: their posteriors are kept per theme.
-PART = 100
+NO_ITEMS = np.empty((0, 3), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -42,20 +41,14 @@ def expected_scores(
         raise ValueError(f"k {k} must be >= 0 and users {users} >= 2")
     world = World(lamp_task, options.model_copy(update={"few_shot_items": k}), seed)
     joint, gain = world.family.joint, world.family.gain
-    unknown = posterior_of(world, [[]])[0]
+    unknown = posterior_of(world, NO_ITEMS)
     nonpersonal = _best_of(np.einsum("sav,avcy->scy", unknown, joint), gain).mean()
     by_value = _best_of(joint, gain)  # [A, C]
     oracle = (unknown * by_value).sum(axis=(1, 2)).mean()
     scores: list[float] = []
-    for start in range(0, users, PART):
-        drawn = [world.draw("fresh", index) for index in range(start, min(start + PART, users))]
-        seen = [
-            list(zip(items.themes, items.contexts, items.answers, strict=True))
-            for _, items, _ in drawn
-        ]
-        beliefs = posterior_of(world, seen)
-        for (taste, _, _), belief in zip(drawn, beliefs, strict=True):
-            scores.append(realised(world, belief, taste))
+    for index in range(users):
+        taste, items, _ = world.draw("fresh", index)
+        scores.append(realised(world, posterior_of(world, items), taste))
     bayes = Score(float(np.mean(scores)), float(np.std(scores, ddof=1) / math.sqrt(users)))
     sign = -1.0 if get_task(lamp_task).kind == "rating" else 1.0
     found = (Score(float(nonpersonal), 0.0), bayes, Score(float(oracle), 0.0))

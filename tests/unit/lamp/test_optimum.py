@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from tasks.errors import InputError
 from tasks.lamp.definitions import LampTask, get_task
 from tasks.lamp.formats import read_users
 from tasks.lamp.options import SyntheticOptions
-from tasks.lamp.synthetic import World, write_synthetic
+from tasks.lamp.synthetic import World
 from tasks.lamp.synthetic.optimum import (
     PREDICTORS,
+    answers_to,
     expected_gains,
     optimal_answers,
     posterior_of,
@@ -28,7 +29,7 @@ from tasks.lamp.synthetic.population import Population
 from tasks.lamp.synthetic.titles import LONGEST, TEMPLATES, Headlines, best_sequences
 from tests.unit.lamp.expected import expected_scores
 from tests.unit.lamp.scoring import score
-from tests.unit.lamp.worlds import TASKS, by_hand, enumerated
+from tests.unit.lamp.worlds import TASKS, by_hand, enumerated, read_text
 
 DEFAULT = SyntheticOptions()
 
@@ -59,12 +60,8 @@ def test_posterior_equals_enumeration(
     )  # fmt: skip
     world = World(lamp_task, options, seed)
     _, drawn, _ = world.draw("fresh", 0)
-    seen = list(
-        zip(
-            drawn.themes.tolist(), drawn.contexts.tolist(), drawn.answers.tolist(), strict=True
-        )
-    )[:items]  # fmt: skip
-    posterior = posterior_of(world, [seen])[0]
+    seen = [tuple(item) for item in drawn[:items].tolist()]
+    posterior = posterior_of(world, drawn[:items])
     for theme in range(themes):
         expected = enumerated(world.population, lamp_task, options, seen, theme)
         np.testing.assert_allclose(posterior[theme], expected, atol=1e-10)
@@ -85,17 +82,15 @@ def test_posterior_equals_enumeration(
                 np.testing.assert_allclose(found, gains, atol=1e-9)
 
 
-def test_order_company_and_length_of_histories_do_not_matter() -> None:
-    """A user's posterior is the same in other order and beside others; 2,000 items are fine."""
+def test_order_and_length_of_histories_do_not_matter() -> None:
+    """A user's posterior is the same in other order; 2,000 items are fine."""
     world = World("LaMP-3", DEFAULT, 0)
     generator = np.random.default_rng(0)
     taste, _, _ = world.draw("fresh", 0)
     items = world.items(taste, 2000, generator)
-    seen = np.stack([items.themes, items.contexts, items.answers], axis=1)
-    alone = posterior_of(world, [seen.tolist()])[0]
-    both = posterior_of(world, [seen[::-1].tolist(), seen[generator.permutation(2000)].tolist()])
-    np.testing.assert_allclose(both[0], alone, atol=1e-9)
-    np.testing.assert_allclose(both[1], alone, atol=1e-9)
+    alone = posterior_of(world, items)
+    for order in (items[::-1], items[generator.permutation(2000)]):
+        np.testing.assert_allclose(posterior_of(world, order), alone, atol=1e-9)
     # So many items leave no doubt.
     assert (alone[np.arange(24), taste.first, taste.values] > 0.99).all()
 
@@ -103,7 +98,7 @@ def test_order_company_and_length_of_histories_do_not_matter() -> None:
 def test_foreign_items_are_refused() -> None:
     population = Population(np.array([[0], [1]]), 2, 1.0, 0.0)
     with pytest.raises(InputError, match="cannot come from this synthetic world"):
-        population.posterior(np.zeros((1, 1), dtype=int), np.zeros((1, 1, 2, 2)))
+        population.posterior(np.zeros(1, dtype=int), np.zeros((1, 2, 2)))
 
 
 @pytest.mark.parametrize("lamp_task", TASKS)
@@ -140,25 +135,24 @@ def test_closed_forms() -> None:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def worlds() -> dict[str, World]:
     """Worlds with 150 few-shot users."""
     options = SyntheticOptions(
         base_users=1, anchor_candidates=1, few_shot_users=150, items_min=1, items_max=1, queries=8
     )
-    made = {}
-    for lamp_task in TASKS:
-        made[lamp_task] = tmp_path_factory.mktemp(lamp_task)
-        write_synthetic(made[lamp_task], lamp_task, options, 2)
-    return made
+    return {lamp_task: World(lamp_task, options, 2) for lamp_task in TASKS}
 
 
 @pytest.mark.parametrize("lamp_task", TASKS)
-def test_written_answers_score_as_promised(folders: dict[str, Path], lamp_task: str) -> None:
+def test_written_answers_score_as_promised(
+    worlds: dict[str, World], tmp_path: Path, lamp_task: str
+) -> None:
     """LaMP's own score of the written queries: the posterior's promise within 3 standard errors
     (by user), and all three predictors within 4 of the expected ones."""
     task = get_task(lamp_task)
-    table = optimal_answers(folders[lamp_task])
-    queries = read_users(folders[lamp_task], task).users["query"].explode().drop_nulls()
+    table = optimal_answers(worlds[lamp_task])
+    worlds[lamp_task].write(tmp_path)
+    queries = read_users(tmp_path, task).users["query"].explode().drop_nulls()
     golds = {query["id"]: query["gold"] for query in queries}
     assert table["query_id"].to_list() == list(golds)
     for name in PREDICTORS:
@@ -172,46 +166,30 @@ def test_written_answers_score_as_promised(folders: dict[str, Path], lamp_task: 
     )
     surprise = by_user["bayes_score"] - by_user["promised"]
     assert abs(surprise.mean()) < 3 * surprise.std() / math.sqrt(150)  # type: ignore
-    truth = json.loads((folders[lamp_task] / "truth.json").read_text())
-    options = SyntheticOptions.model_validate(truth["options"])
-    expected = expected_scores(lamp_task, options, 2, 10, users=300)
+    expected = expected_scores(lamp_task, worlds[lamp_task].options, 2, 10, users=300)
     for name in PREDICTORS:
         measured = by_user[f"{name}_score"]
         error = math.hypot(measured.std() / math.sqrt(150), expected[name].error)  # type: ignore
         assert abs(abs(measured.mean()) - expected[name].mean) < 4 * error  # type: ignore
 
 
-def test_bayes_never_sees_the_truth_of_a_user(folders: dict[str, Path], tmp_path: Path) -> None:
-    folder = folders["LaMP-2M"]
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    truth = json.loads((folder / "truth.json").read_text())
-    for user in truth["users"].values():
-        user["values"] = [(v + 1) % 4 for v in user["values"]]
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
-    real, false = optimal_answers(folder), optimal_answers(tmp_path)
-    shared = ["query_id", "nonpersonal", "bayes", "promised"]
-    assert real.select(shared).equals(false.select(shared))
-    assert (real["oracle"] != false["oracle"]).all()
+def test_bayes_never_sees_the_truth_of_a_user(worlds: dict[str, World]) -> None:
+    world = worlds["LaMP-2M"]
+    for user in world.users("few_shot"):
+        taste = replace(user.taste, values=(user.taste.values + 1) % 4)
+        real = answers_to(world, user, None)
+        false = answers_to(world, replace(user, taste=taste), None)
+        for row, other in zip(real, false, strict=True):
+            assert row.pop("oracle") != other.pop("oracle")
+            assert row == other
 
 
-def test_items_limits_what_bayes_sees(folders: dict[str, Path]) -> None:
-    tables = [optimal_answers(folders["LaMP-4"], items) for items in (0, 3, 20, None)]
+def test_items_limits_what_bayes_sees(worlds: dict[str, World]) -> None:
+    tables = [optimal_answers(worlds["LaMP-4"], items) for items in (0, 3, 20, None)]
     assert (tables[0]["bayes"] == tables[0]["nonpersonal"]).all()
     assert tables[2].equals(tables[3])
     promised = [table["promised"].mean() for table in tables[:3]]
     assert promised == sorted(promised)
-
-
-def test_a_folder_of_other_texts_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    truth = json.loads((folders["LaMP-2M"] / "truth.json").read_text())
-    truth["archetypes"][0][0] += 1
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
-    with pytest.raises(InputError, match="written by another version"):
-        optimal_answers(tmp_path)
-    (tmp_path / "truth.json").write_text("[]")
-    with pytest.raises(InputError, match="not that of a synthetic world"):
-        optimal_answers(tmp_path)
 
 
 def test_gains_are_rouge() -> None:
@@ -219,12 +197,11 @@ def test_gains_are_rouge() -> None:
     world = World("LaMP-4", DEFAULT, 0)
     family = world.family
     assert isinstance(family, Headlines)
-    text = family.write(3, 0, 0, np.random.default_rng(0)).fields["text"]
-    reading = family.read(text)
-    titles = family.answers(reading)
+    written = family.write(3, 0, 0, np.random.default_rng(0))
+    _, _, titles = read_text(world, written.fields["text"])
     assert len(set(titles)) == DEFAULT.choices
     for number in range(0, len(family.sequences), 7):
-        said = family.candidate(reading, number)
+        said = written.candidate(number)
         scores = [example_score(get_task("LaMP-4"), said, title) for title in titles]
         np.testing.assert_allclose(family.gain[number], scores, atol=1e-9)
 

@@ -18,7 +18,7 @@ from tasks.lamp.formats import read_users
 from tasks.lamp.history import Neighbours
 from tasks.lamp.options import PromptOptions
 from tasks.lamp.prompts import profile_samples, query_samples
-from tasks.lamp.synthetic import write_synthetic
+from tasks.lamp.synthetic import World
 from tests.unit.lamp.helpers import REAL_FILE, how, needs_real_file
 from tests.unit.lamp.test_history import ranked
 from tests.unit.lamp.worlds import SMALL, TASKS
@@ -100,7 +100,7 @@ def check(name: str, file: Path, users: int | None = None) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_users_of_a_generated_world(name: str, tmp_path: Path) -> None:
-    write_synthetic(tmp_path, name, SMALL, 0)
+    World(name, SMALL, 0).write(tmp_path)
     check(name, tmp_path / "user_few_shot.json", 8)
 
 

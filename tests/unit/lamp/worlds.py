@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import permutations, product
+import re
+from itertools import chain, permutations, product
 
 import numpy as np
 from numpy.polynomial import Polynomial
 
+from tasks.lamp.citations import LABELS
 from tasks.lamp.options import SyntheticOptions
+from tasks.lamp.synthetic import World
 from tasks.lamp.synthetic.population import Population
+from tasks.lamp.synthetic.titles import TEMPLATES
 
 TASKS = ["LaMP-1", "LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5"]
 SMALL = SyntheticOptions(
@@ -73,3 +77,41 @@ def enumerated(
                 mass *= by_hand(lamp_task, options, first, values[s], context, answer)
             result[first, values[theme]] += mass
     return result / result.sum()
+
+
+def read_text(world: World, text: str) -> tuple[int, int, list[str]]:
+    """Theme and context that the words of an item or a query say, and its possible answers."""
+    themes, task = world.family.themes, world.lamp_task
+    words = text.split()
+    if task == "LaMP-1":
+        found = re.search(r'\[1\]: "(.*)" \[2\]: "(.*)"$', text)
+        assert found
+        theme = theme_of(found[1], [theme["schools"] for theme in themes])
+        schools = tuple(themes[theme]["schools"].index(reference) for reference in found.groups())
+        pairs = list(permutations(range(world.options.choices), 2))
+        return theme, pairs.index(schools), list(LABELS)
+    if task == "LaMP-2M":
+        own = [len({*words} & {*theme["words"]}) for theme in themes]
+        return int(np.argmax(own)), 0, themes[int(np.argmax(own))]["tags"]
+    if task == "LaMP-3":
+        known = [theme["words"] for theme in themes]
+        theme = next(theme_of(word, known) for word in words if word in {*chain(*known)})
+        said = [len({*words} & {*own}) for own in themes[0]["sentiments"]]
+        return theme, int(np.argmax(said)), [str(rating) for rating in range(1, 6)]
+    known = [[*chain(*theme["roles"])] for theme in themes]
+    theme = next(theme_of(word, known) for word in words if word in {*chain(*known)})
+    roles = [next(word for word in words if word in own) for own in themes[theme]["roles"]]
+    everything = [*roles, *world.family.house_words]  # type: ignore[attr-defined]
+    chosen = TEMPLATES[: world.options.choices]
+    return theme, 0, [" ".join(everything[symbol] for symbol in one) for one in chosen]
+
+
+def theme_of(word: str, themes: list[list[str]]) -> int:
+    """The theme that has the word."""
+    return next(number for number, words in enumerate(themes) if word in words)
+
+
+def read_item(world: World, item: dict[str, str]) -> tuple[int, int, int]:
+    """Theme, context and answer (numbers) of a profile item {text, answer}."""
+    theme, context, answers = read_text(world, item["text"])
+    return theme, context, answers.index(item["answer"])

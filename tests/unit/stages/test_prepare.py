@@ -14,7 +14,7 @@ from tasks.config.task import TaskConfig
 from tasks.errors import InputError
 from tasks.lamp.citations import ASKS, LABELS, parts
 from tasks.lamp.formats import copy_users
-from tasks.lamp.synthetic import write_synthetic
+from tasks.lamp.synthetic import World
 from tasks.prepare import (
     POOLED_FILE,
     ROLES,
@@ -401,7 +401,7 @@ def test_a_generated_world_says_who_is_who(where: Store, tmp_path: Path) -> None
     prepared = run(Path("synthetic"), synthetic=options)
     assert prepared.population
     table = pl.read_parquet(where.path(prepared.population))
-    write_synthetic(tmp_path / "world", "LaMP-2M", resolve({"synthetic": options}).synthetic, 0)
+    World("LaMP-2M", resolve({"synthetic": options}).synthetic, 0).write(tmp_path / "world")
     told = json.loads((tmp_path / "world" / "truth.json").read_text())["users"]
     assert table.columns == ["user_id", "first", "second", "mixture"]
     assert {row[0]: row[1:] for row in table.iter_rows()} == {

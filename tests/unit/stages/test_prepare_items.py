@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from tasks.config.run import resolve
-from tasks.lamp.synthetic import write_synthetic
+from tasks.lamp.synthetic import World
 from tasks.lamp.synthetic.optimum import optimal_answers
 from tasks.prepare import prepared_users, users_of
 from tasks.prepare_lines import describe
@@ -55,7 +55,7 @@ def test_the_first_items_are_kept_and_the_rest_is_counted(
 
 
 def test_the_optimum_knows_as_many_items(where: Store, tmp_path: Path) -> None:
-    """Against `optimal_answers` of the same world, which reads its own files.
+    """Against `optimal_answers` of the same world.
 
     One item says less than all twelve, so `bayes` answers otherwise; the others do not change.
     """
@@ -68,8 +68,7 @@ def test_the_optimum_knows_as_many_items(where: Store, tmp_path: Path) -> None:
         "few_shot_items": 12,
         "queries": 6,
     }
-    written = tmp_path / "world"
-    write_synthetic(written, "LaMP-2M", resolve({"synthetic": world}).synthetic, 0)
+    written = World("LaMP-2M", resolve({"synthetic": world}).synthetic, 0)
     found = {}
     for most in (1, None):
         prepared = run("synthetic", most, synthetic=world)
