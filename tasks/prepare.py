@@ -24,6 +24,8 @@ from tasks.results.store import Folder, store
 if TYPE_CHECKING:
     import polars as pl
 
+    from tasks.lamp.synthetic.population import Taste
+
 OPTIMUM_FILE = "optimum.parquet"
 POPULATION_FILE = "population.parquet"
 POOLED_FILE = "pooled.parquet"
@@ -58,11 +60,11 @@ def prepare(
 
             world = World(task.name, users, seed)
             place = Path(scratch) / "users"
-            truth = world.write(place)
+            world.write(place)
             found = _write(folder.path, place, split, task, seed)
             best = optimal_answers(world, split.few_shot_items)
             best.write_parquet(folder.path / OPTIMUM_FILE)
-            _population(truth["users"]).write_parquet(folder.path / POPULATION_FILE)
+            _population(world.tastes()).write_parquet(folder.path / POPULATION_FILE)
         else:
             place = Path(users.path)
             found = _write(folder.path, place, split, task, seed)
@@ -138,16 +140,16 @@ class _Users:
             yield from table.to_pylist()
 
 
-def _population(told: dict[str, dict[str, Any]]) -> pl.DataFrame:
-    """user_id, first, second, mixture of every user of truth.json."""
+def _population(tastes: dict[str, Taste]) -> pl.DataFrame:
+    """user_id, first, second, mixture of every user of a generated world."""
     import polars as pl
 
     return pl.DataFrame(
         {
-            "user_id": list(told),
-            "first": [user["archetypes"][0] for user in told.values()],
-            "second": [user["archetypes"][1] for user in told.values()],
-            "mixture": [user["mixture"] for user in told.values()],
+            "user_id": list(tastes),
+            "first": [taste.first for taste in tastes.values()],
+            "second": [taste.second for taste in tastes.values()],
+            "mixture": [taste.mixture for taste in tastes.values()],
         }
     )
 

@@ -7,9 +7,9 @@ population, posterior and optimum are the same. See docs/benchmark.md.
 
     World("LaMP-2M", SyntheticOptions(), seed=0).write(Path("data"))
 
-writes the three user files that tasks/lamp/formats.py reads, and truth.json beside them.
+writes the three user files that tasks/lamp/formats.py reads.
 """
 
-from tasks.lamp.synthetic.world import FAMILIES, ROLE_FILES, User, World
+from tasks.lamp.synthetic.world import FAMILIES, User, World
 
-__all__ = ["FAMILIES", "ROLE_FILES", "User", "World"]
+__all__ = ["FAMILIES", "User", "World"]

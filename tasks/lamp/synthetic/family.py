@@ -37,7 +37,7 @@ class Written:
 class Family(ABC):
     """One LaMP task's tables, and texts of the words that are invented for one world.
 
-    themes: the vocabulary of each theme, as in truth.json.
+    themes: the vocabulary of each theme.
     """
 
     joint: Floats

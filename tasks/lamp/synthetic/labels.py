@@ -107,7 +107,7 @@ class Ratings(Family):
     """
 
     def __init__(self, options: SyntheticOptions, generator: Generator) -> None:
-        # All themes share three words of each sentiment; each has them, for truth.json.
+        # All themes share three words of each sentiment.
         shared = len(SENTIMENTS) * 3
         words = invent_words(shared + options.themes * 4, (), generator)
         sentiments = chunks(words[:shared], 3)
@@ -141,4 +141,5 @@ def clean_rating(archetype: int, value: int, sentiment: int, choices: int) -> in
 def _noisy(rating: int, noise: float) -> Floats:
     """[5]: p(rating given | rating without noise)."""
     near = np.abs(np.array(RATINGS) - rating) <= 1
-    return (1.0 - noise) * (np.array(RATINGS) == rating) + noise * near / near.sum()
+    given: Floats = (1.0 - noise) * (np.array(RATINGS) == rating) + noise * near / near.sum()
+    return given

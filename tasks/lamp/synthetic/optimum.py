@@ -80,4 +80,5 @@ def expected_gains(world: World, belief: Floats) -> Floats:
     """
     outcomes = np.einsum("av,avcy->cy", belief, world.family.joint)
     seen = outcomes.sum(axis=1, keepdims=True)
-    return (outcomes / np.where(seen > 0, seen, 1.0)) @ world.family.gain.T
+    gains: Floats = (outcomes / np.where(seen > 0, seen, 1.0)) @ world.family.gain.T
+    return gains

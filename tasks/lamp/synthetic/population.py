@@ -79,7 +79,7 @@ class Population:
         weight /= weight.sum()
         # p(pair, m, v | items) = p(pair, m | items) p(v | pair, m) evidence(v) / factor
         share = np.divide(weight, factors, out=np.zeros_like(factors), where=factors > 0)
-        joint = np.einsum("spg,pgsv->spv", share, prior, optimize=True) * by_pair
+        joint: Floats = np.einsum("spg,pgsv->spv", share, prior, optimize=True) * by_pair
         return joint.reshape(size, count, count - 1, self.choices).sum(axis=2)
 
     def _prior(self, first: Ints, second: Ints, items: int) -> tuple[Floats, Floats]:

@@ -104,7 +104,7 @@ def best_sequences(choices: int) -> tuple[list[tuple[int, ...]], Floats]:
 def _common(sequences: NDArray[np.int8], title: tuple[int, ...]) -> Ints:
     """Length of the longest common subsequence of each row [N, n] with `title`: [N]."""
     # best[j]: with the title's first j words. The row's words are taken one by one.
-    best = np.zeros((len(title) + 1, len(sequences)), dtype=np.int64)
+    best: Ints = np.zeros((len(title) + 1, len(sequences)), dtype=np.int64)
     for column in sequences.T:
         before = best.copy()
         for j, word in enumerate(title):

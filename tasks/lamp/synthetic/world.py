@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.random import Generator
 
 from tasks.lamp.definitions import get_task
+from tasks.lamp.folders import ROLE_FILE_NAMES
 from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.prompts import question_text
 from tasks.lamp.synthetic.family import Family, Written
@@ -18,11 +20,6 @@ from tasks.lamp.synthetic.labels import Citations, Movies, Ratings
 from tasks.lamp.synthetic.population import Ints, Population, Taste
 from tasks.lamp.synthetic.titles import Headlines, Papers
 
-ROLE_FILES = {
-    "base": "user_base_LLM.json",
-    "anchor": "user_anchor_candidate.json",
-    "few_shot": "user_few_shot.json",
-}
 FAMILIES: dict[str, type[Family]] = {
     "LaMP-1": Citations,
     "LaMP-2M": Movies,
@@ -32,7 +29,7 @@ FAMILIES: dict[str, type[Family]] = {
 }
 # Every random stream of a world has a key: the task, what for, whose. Other places, other worlds.
 # Users who are `fresh` are in no file.
-_TASKS, _ROLES = (*FAMILIES,), (*ROLE_FILES, "fresh")
+_TASKS, _ROLES = (*FAMILIES,), (*ROLE_FILE_NAMES, "fresh")
 _VOCABULARY, _ARCHETYPES, _LATENT, _WORDS = range(4)
 
 
@@ -41,7 +38,6 @@ class User:
     """items, queries [N, 3]: theme, context and answer of each; profile, asked: in words, by id."""
 
     id: str
-    role: str
     taste: Taste
     items: Ints
     queries: Ints
@@ -65,6 +61,9 @@ class World:
             options.mixture_min,
             options.quirk,
         )
+        # Users by role.
+        counts = (options.base_users, options.anchor_candidates, options.few_shot_users)
+        self.counts = dict(zip(ROLE_FILE_NAMES, counts, strict=True))
         # [A, C, contexts * answers]: cumulated probabilities, to draw items from.
         sums = self.family.joint.reshape(options.archetypes, options.choices, -1).cumsum(axis=-1)
         self._cumulated = sums / sums[..., -1:]
@@ -91,54 +90,32 @@ class World:
         """User `index` of a role, with words."""
         taste, items, queries = self.draw(role, index)
         generator = self._stream(_WORDS, _ROLES.index(role), index)
-        name, taken = f"{role}-{index:05d}", set[str]()
+        name, taken = user_id(role, index), set[str]()
         profile = self._in_words(f"{name}-item", items, generator, taken)
         asked = self._in_words(f"{name}-query", queries, generator, taken)
-        return User(name, role, taste, items, queries, profile, asked)
+        return User(name, taste, items, queries, profile, asked)
 
-    def users(self, role: str) -> list[User]:
+    def users(self, role: str) -> Iterator[User]:
         """All users of a role."""
-        options = self.options
-        counts = (options.base_users, options.anchor_candidates, options.few_shot_users)
-        return [self.user(role, index) for index in range(counts[_ROLES.index(role)])]
+        return (self.user(role, index) for index in range(self.counts[role]))
 
-    def write(self, folder: Path) -> dict[str, Any]:
-        """Write base, anchor and few-shot users, and the truth about them.
+    def tastes(self) -> dict[str, Taste]:
+        """The truth about all users, by id."""
+        everybody = [(role, n) for role, count in self.counts.items() for n in range(count)]
+        return {user_id(role, index): self.draw(role, index)[0] for role, index in everybody}
+
+    def write(self, folder: Path) -> None:
+        """Write base, anchor and few-shot users as LaMP's user files.
 
         The same task, options and seed give the same bytes. More users leave the others as they
-        were. Returns the content of truth.json: `lamp_task`, `seed`, `options`; `themes`, the
-        vocabulary of each; `archetypes` [archetype][theme] -> value; `users` {user_id: {role,
-        archetypes [first, second], mixture, values [theme] -> value}}; `queries` {query_id:
-        {user_id, theme, context}}.
+        were.
         """
-        truth: dict[str, Any] = {
-            "lamp_task": self.lamp_task,
-            "seed": self.seed,
-            "options": self.options.model_dump(),
-            "themes": self.family.themes,
-            "archetypes": self.population.archetypes.tolist(),
-            "users": {},
-            "queries": {},
-        }
         folder.mkdir(parents=True, exist_ok=True)
-        for role, file_name in ROLE_FILES.items():
-            users = self.users(role)
-            _write_json(folder / file_name, [_record(user) for user in users])
-            for user in users:
-                taste = user.taste
-                truth["users"][user.id] = {
-                    "role": role,
-                    "archetypes": [taste.first, taste.second],
-                    "mixture": taste.mixture,
-                    "values": taste.values.tolist(),
-                }
-                for query_id, (theme, context, _) in zip(
-                    user.asked, user.queries.tolist(), strict=True
-                ):
-                    about = {"user_id": user.id, "theme": theme, "context": context}
-                    truth["queries"][query_id] = about
-        _write_json(folder / "truth.json", truth)
-        return truth
+        for role, (name, *_) in ROLE_FILE_NAMES.items():
+            users = [_record(user) for user in self.users(role)]
+            # Bytes, not text: the same on every system.
+            content = json.dumps(users, ensure_ascii=False, indent=1) + "\n"
+            (folder / f"{name}.json").write_bytes(content.encode("utf-8"))
 
     def _stream(self, *about: int) -> Generator:
         key = (1 + _TASKS.index(self.lamp_task), *about)
@@ -159,6 +136,10 @@ class World:
         return found
 
 
+def user_id(role: str, index: int) -> str:
+    return f"{role}-{index:05d}"
+
+
 def _record(user: User) -> dict[str, Any]:
     """As in LaMP's user files."""
     return {
@@ -166,8 +147,3 @@ def _record(user: User) -> dict[str, Any]:
         "profile": [{"id": name, **item.fields} for name, item in user.profile.items()],
         "query": [{"id": n, "input": q.input, "gold": q.gold} for n, q in user.asked.items()],
     }
-
-
-def _write_json(path: Path, content: Any) -> None:
-    """Bytes, not text: the same on every system."""
-    path.write_bytes((json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode("utf-8"))

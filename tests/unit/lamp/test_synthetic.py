@@ -15,11 +15,13 @@ from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
 from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.prompts import question_text
-from tasks.lamp.synthetic import FAMILIES, ROLE_FILES, World
+from tasks.lamp.synthetic import FAMILIES, World
 from tasks.lamp.synthetic.labels import clean_rating
 from tests.unit.lamp.helpers import split_of
 from tests.unit.lamp.test_definitions import REAL_QUERIES
 from tests.unit.lamp.worlds import SMALL, TASKS, by_hand, read_item, read_text
+
+FILES = ("user_base_LLM.json", "user_anchor_candidate.json", "user_few_shot.json")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -33,17 +35,16 @@ def test_the_same_tasks_everywhere() -> None:
 @pytest.mark.parametrize("lamp_task", TASKS)
 def test_same_seed_same_bytes(tmp_path: Path, lamp_task: str) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        truth = World(lamp_task, SMALL, seed).write(tmp_path / name)
-        assert json.loads((tmp_path / name / "truth.json").read_text()) == truth
+        World(lamp_task, SMALL, seed).write(tmp_path / name)
     a, b, c = (contents(tmp_path / name) for name in "abc")
     assert a == b
     assert all(a[name] != c[name] for name in a)
 
 
-def test_tasks_have_worlds_of_their_own(tmp_path: Path) -> None:
-    truths = [World(task, SMALL, 0).write(tmp_path / task) for task in TASKS]
-    assert len({str(truth["archetypes"]) for truth in truths}) == len(TASKS)
-    assert len({truth["users"]["few_shot-00000"]["mixture"] for truth in truths}) == len(TASKS)
+def test_tasks_have_worlds_of_their_own() -> None:
+    worlds = [World(task, SMALL, 0) for task in TASKS]
+    assert len({str(world.population.archetypes.tolist()) for world in worlds}) == len(TASKS)
+    assert len({world.tastes()["few_shot-00000"].mixture for world in worlds}) == len(TASKS)
 
 
 @pytest.mark.parametrize("lamp_task", TASKS)
@@ -51,7 +52,7 @@ def test_more_users_leave_the_others_alone(tmp_path: Path, lamp_task: str) -> No
     more = SMALL.model_copy(update={"few_shot_users": 30, "base_users": 9})
     World(lamp_task, SMALL, 0).write(tmp_path / "a")
     World(lamp_task, more, 0).write(tmp_path / "b")
-    for file in ROLE_FILES.values():
+    for file in FILES:
         few, many = (json.loads((tmp_path / name / file).read_text()) for name in "ab")
         assert many[: len(few)] == few
 
@@ -91,10 +92,10 @@ def test_queries_have_the_wording_of_lamp(tmp_path: Path, lamp_task: str) -> Non
 
 @pytest.mark.parametrize("lamp_task", TASKS)
 def test_texts_say_theme_context_and_answer(tmp_path: Path, lamp_task: str) -> None:
-    truth = World(lamp_task, SMALL, 1).write(tmp_path)
     world = World(lamp_task, SMALL, 1)
+    world.write(tmp_path)
     users = read_users(tmp_path, get_task(lamp_task)).users
-    for role in ROLE_FILES:
+    for role in world.counts:
         for index in (0, 1):
             _, items, queries = world.draw(role, index)
             (row,) = users.filter(user_id=f"{role}-{index:05d}").iter_rows(named=True)
@@ -108,8 +109,7 @@ def test_texts_say_theme_context_and_answer(tmp_path: Path, lamp_task: str) -> N
             for number, query in enumerate(row["query"]):
                 text = question_text(query["input"], get_task(lamp_task))
                 theme, context, answers = read_text(world, text)
-                told = truth["queries"][query["id"]]
-                assert (theme, context) == (told["theme"], told["context"])
+                assert (theme, context) == (*queries[number, :2],)
                 assert answers[queries[number, 2]] == query["gold"]
 
 
@@ -148,18 +148,17 @@ def test_items_follow_the_table(lamp_task: str) -> None:
     assert (np.abs(counts / 20_000 - table) <= 5 * deviation + 1e-12).all()
 
 
-def test_taste_mixes_two_archetypes(tmp_path: Path) -> None:
+def test_taste_mixes_two_archetypes() -> None:
     options = SMALL.model_copy(update={"quirk": 0.0, "label_noise": 0.0, "mixture_min": 1.0})
-    truth = World("LaMP-2M", options, 0).write(tmp_path / "pure")
-    for user in truth["users"].values():
-        assert user["values"] == truth["archetypes"][user["archetypes"][0]]
-    half = options.model_copy(update={"mixture_min": 0.5})
-    mixed = World("LaMP-2M", half, 0).write(tmp_path / "mixed")
-    for user in mixed["users"].values():
-        first, second = (mixed["archetypes"][n] for n in user["archetypes"])
-        assert user["archetypes"][0] != user["archetypes"][1]
-        assert 0.5 <= user["mixture"] <= 1.0
-        assert all(t in (a, b) for t, a, b in zip(user["values"], first, second, strict=True))
+    pure = World("LaMP-2M", options, 0)
+    for taste in pure.tastes().values():
+        assert (taste.values == pure.population.archetypes[taste.first]).all()
+    mixed = World("LaMP-2M", options.model_copy(update={"mixture_min": 0.5}), 0)
+    for taste in mixed.tastes().values():
+        first, second = (mixed.population.archetypes[n] for n in (taste.first, taste.second))
+        assert taste.first != taste.second
+        assert 0.5 <= taste.mixture <= 1.0
+        assert ((taste.values == first) | (taste.values == second)).all()
 
 
 @pytest.mark.parametrize("lamp_task", TASKS)
@@ -167,8 +166,8 @@ def test_smallest_world_and_too_many_themes(tmp_path: Path, lamp_task: str) -> N
     tiny = SyntheticOptions(
         base_users=1, anchor_candidates=1, few_shot_users=1, themes=1, archetypes=2, choices=2
     )
-    truth = World(lamp_task, tiny, 0).write(tmp_path)
-    assert len(truth["users"]) == 3
-    assert read_users(tmp_path, get_task(lamp_task)).dropped == {}
+    World(lamp_task, tiny, 0).write(tmp_path)
+    found = read_users(tmp_path, get_task(lamp_task))
+    assert (found.users.height, found.dropped) == (3, {})
     with pytest.raises(InputError, match=r"^synthetic\.themes: .* at most 100000"):
         World(lamp_task, tiny.model_copy(update={"themes": 30_000}), 0).write(tmp_path)

@@ -394,16 +394,15 @@ def test_nothing_to_ask_of_papers(where: Store, tmp_path: Path) -> None:
     assert "LaMP-1: the papers name no citation" in refusal(data, "LaMP-1")
 
 
-def test_a_generated_world_says_who_is_who(where: Store, tmp_path: Path) -> None:
+def test_a_generated_world_says_who_is_who(where: Store) -> None:
     """`population.parquet` is the truth of the world, user by user; other data have none."""
     options = {"base_users": 2, "anchor_candidates": 2, "few_shot_users": 1, "items_min": 11,
                "items_max": 12, "few_shot_items": 3, "queries": 1, "themes": 4}  # fmt: skip
     prepared = run(Path("synthetic"), synthetic=options)
     assert prepared.population
     table = pl.read_parquet(where.path(prepared.population))
-    World("LaMP-2M", resolve({"synthetic": options}).synthetic, 0).write(tmp_path / "world")
-    told = json.loads((tmp_path / "world" / "truth.json").read_text())["users"]
+    world = World("LaMP-2M", resolve({"synthetic": options}).synthetic, 0)
     assert table.columns == ["user_id", "first", "second", "mixture"]
     assert {row[0]: row[1:] for row in table.iter_rows()} == {
-        user_id: (*one["archetypes"], one["mixture"]) for user_id, one in told.items()
+        user_id: (one.first, one.second, one.mixture) for user_id, one in world.tastes().items()
     }
