@@ -1,8 +1,5 @@
-"""What a plan does in place of a run's work (`dry_run`, tasks/plan).
-
-A planner tells by a function's name what is called in its place, for every stage, and for functions
-that are marked `plannable` since they look at models or at results.
-"""
+"""What a dry run does in place of a run's work: a planner (tasks/plan) stands in for every stage,
+and for functions that are `plannable` since they look at models or at results."""
 
 from __future__ import annotations
 
@@ -14,8 +11,9 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+# By a function's name, what is called in its place; None where it is itself.
 Planner = Callable[[str], Callable[..., Any] | None]
-_PLANNER: ContextVar[Planner | None] = ContextVar("planner", default=None)
+_PLANNER: ContextVar[Planner] = ContextVar("planner", default=lambda _: None)
 
 
 @contextmanager
@@ -29,9 +27,8 @@ def planned_by(planner: Planner) -> Iterator[None]:
 
 
 def stand_in(name: str) -> Callable[..., Any] | None:
-    """What is called in place of the function of this name; None where it is itself."""
-    planner = _PLANNER.get()
-    return planner(name) if planner else None
+    """What is called in place of the function of this name, if anything."""
+    return _PLANNER.get()(name)
 
 
 def plannable(function: Callable[P, T]) -> Callable[P, T]:
@@ -39,7 +36,6 @@ def plannable(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        planned = stand_in(function.__name__)
-        return planned(*args, **kwargs) if planned else function(*args, **kwargs)
+        return (stand_in(function.__name__) or function)(*args, **kwargs)
 
     return call

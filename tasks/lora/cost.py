@@ -99,6 +99,9 @@ class Loras:
         return sum(rank * sum(shape.sizes[name]) for name, rank in (self.below or {}).items())
 
 
+NO_LORAS = Loras()
+
+
 def shape_of(model: Any) -> ModelShape:
     """The shape of a model, which may be on torch's meta device."""
     head = model.get_output_embeddings()
@@ -177,30 +180,28 @@ class Flops:
         total += 0 if self.again else self._head(done.labels)
         return total + self.through * self._attention(done) * 5 // 2
 
-    def decode(self, rows: int, prompt: int, new: int) -> int:
-        """Greedy answers of `new` tokens to `rows` prompts of `prompt` positions, with a cache."""
-        total = self.forward(Pass(1, rows, prompt, rows * prompt, rows))
-        total += (sum(self.forth) + self._head(1)) * rows * (new - 1)
-        seen = (new - 1) * prompt + new * (new - 1) // 2
+    def decode(self, done: Pass, new: int) -> int:
+        """Greedy answers of `new` tokens to the prompts of a pass, with a cache."""
+        rows = done.labels
+        total = self.forward(done) + (sum(self.forth) + self._head(1)) * rows * (new - 1)
+        seen = (new - 1) * done.width + new * (new - 1) // 2
         return total + 4 * self.shape.blocks * self.shape.attention * rows * seen
 
-    def signature(self, done: Pass, vocabulary: int, hidden: int) -> int:
-        """A forward pass of `item_signatures`, its projections and its outer products."""
-        size_d, size_v = self.shape.head
-        labels = done.labels - done.rows  # the logits of a row's last position are not used
+    def signature(self, done: Pass, sizes: tuple[int, int], at_input: bool) -> int:
+        """What `item_signatures` of `sizes` (vocabulary, hidden) takes; at_input:
+        `input_signatures`, whose gradient goes through all layers to the embeddings, to no weight.
+        """
+        (size_d, size_v), (vocabulary, hidden) = self.shape.head, sizes
         total = self.forward(done)
-        total += 2 * labels * size_v * vocabulary if size_v > vocabulary else 0
-        total += 2 * labels * size_d * hidden if size_d > hidden else 0
+        labels = done.labels - done.rows  # the logits of a row's last position are not used
+        if at_input:
+            labels = done.positions
+            total += total + 3 * self.shape.blocks * self._attention(done) // 2
+        elif size_v > vocabulary:
+            total += 2 * labels * size_v * vocabulary
+        if size_d > hidden:
+            total += 2 * labels * size_d * hidden
         return total + 2 * labels * min(size_v, vocabulary) * min(size_d, hidden)
-
-    def input_signature(self, done: Pass, vocabulary: int, hidden: int) -> int:
-        """Both passes of `input_signatures`, its projection and its outer products.
-
-        The gradient goes through all layers to the embeddings, to no weight."""
-        size_d, size_v = self.shape.head
-        total = 2 * self.forward(done) + 3 * self.shape.blocks * self._attention(done) // 2
-        total += 2 * done.positions * size_d * hidden if size_d > hidden else 0
-        return total + 2 * done.positions * min(size_v, vocabulary) * min(size_d, hidden)
 
     def _head(self, labels: int) -> int:
         return 2 * self.shape.head[0] * self.shape.head[1] * labels
@@ -236,6 +237,11 @@ def cpu_positions(widths: Widths) -> int:
     return max(512, min(16_384, 2**24 // (4 * widths.wide)))
 
 
+def gpu_positions(widths: Widths, each: int, checkpointing: bool, free: int) -> int:
+    """Positions per micro-batch that take half of the `free` bytes of a GPU."""
+    return max(512, int(0.5 * free / position_bytes(widths, each, checkpointing)))
+
+
 def forward_limit(positions: int, gpu: bool) -> int:
     """Positions per batch of log-likelihoods, from those of training.
 
@@ -243,11 +249,6 @@ def forward_limit(positions: int, gpu: bool) -> int:
     batches of 49,152, .76 s of 16,384 and .61 s of 4,096.
     """
     return BATCH_FACTOR * positions if gpu else max(512, positions // 4)
-
-
-def gpu_positions(widths: Widths, each: int, checkpointing: bool, free: int) -> int:
-    """Positions per micro-batch that take half of the `free` bytes of a GPU."""
-    return max(512, int(0.5 * free / position_bytes(widths, each, checkpointing)))
 
 
 def training_bytes(shape: ModelShape, done: Pass, loras: Loras, each: int) -> int:
@@ -279,6 +280,17 @@ def loss_bytes(shape: ModelShape, done: Pass, each: int) -> int:
     return done.labels * shape.head[1] * (each + (12 if each < 4 else 8))
 
 
-def optimiser_bytes(width: int, users: int) -> int:
-    """LoRAs of `width` numbers of a job's users, gradients and AdamW's two moments, in float32."""
-    return 4 * 4 * width * users
+def forward_bytes(
+    shape: ModelShape, done: Pass, each: int, loras: Loras = NO_LORAS, states: int = 5
+) -> int:
+    """Memory of one forward pass, beside weights and merged LoRAs.
+
+    One block is at work; then logits, their float32 copy if they are narrower, and log-softmax.
+    states: copies of the hidden states; of padded rows, which have a mask, attention makes more.
+    """
+    block = each * (states * shape.hidden + 2 * (shape.attention + shape.kv) + 3 * shape.wide)
+    logits = done.labels * shape.head[1] * (each + (8 if each < 4 else 4))
+    # Users' own LoRAs, the pass's copy of both parts, and these side by side.
+    own = loras.trained.width if loras.trained else 0
+    factors = 4 * done.users * (3 * own + 2 * loras.below_width(shape))
+    return done.positions * block + logits + factors

@@ -57,16 +57,18 @@ def signature_passes(samples: Sequence[Encoded], positions: int) -> list[Pass]:
     return passes
 
 
-def answer_batches(
+def answer_passes(
     questions: Sequence[Sequence[Encoded]], max_new_tokens: int, positions: int
-) -> list[tuple[int, int]]:
-    """The batches of `answer_users` as (rows, longest prompt), users filled up to the same rows."""
-    batches = []
+) -> list[Pass]:
+    """The prompts of the batches of `answer_users`, users filled up to the same rows."""
+    passes = []
     for batch in question_batches(questions, max_new_tokens, positions):
         asked = [questions[user][span] for user, span in batch]
-        rows = len(asked) * max(map(len, asked))
-        batches.append((rows, max(len(one.prompt) for part in asked for one in part)))
-    return batches
+        rows = max(map(len, asked))
+        width = max(len(one.prompt) for part in asked for one in part)
+        count = len(asked) * rows
+        passes.append(Pass(len(asked), rows, width, count * width, count))
+    return passes
 
 
 def _passes(samples: ByUser, positions: int, packs: bool) -> list[Pass]:

@@ -9,19 +9,14 @@ from itertools import chain, cycle, islice
 
 from tasks.config.options import AnchorOptions
 from tasks.config.task import derive_seed
-from tasks.lamp.definitions import LampTask
 from tasks.lora.batches import Encoded
 from tasks.lora.passes import blank
-from tasks.plan.model import Characters, PlannedModel
+from tasks.plan.model import PlannedModel
 from tasks.prepare import users_of
 from tasks.record import File
 from tasks.results.models import Questions
 from tasks.text.questions import User
 from tasks.text.tokens import Kind, samples_of
-
-# Bytes in the store beside the tokens: of a user's key, and of a file's header.
-KEY, HEADER = 80, 1300
-ENCODER_TOKENS = 512
 
 # One user's samples, as blank ones of their lengths.
 Lengths = list[Encoded]
@@ -48,16 +43,13 @@ class Measure:
     """Lengths of users' samples, by the model's tokenizer.
 
     Of a table about `plan.max_items` profile items at most are looked at; users between those get
-    lengths of theirs in turn. notes: where that is so. kept: bytes that the tokens take in the
-    store (tasks/text/tokens.py), by what they are of.
+    lengths of theirs in turn. notes: where that is so. measured: per kind, questions and table.
     """
 
     def __init__(self, model: PlannedModel) -> None:
-        self.model = model
-        self.notes: list[str] = []
-        self.kept: dict[object, int] = {}
+        self.model, self.notes = model, list[str]()
+        self.measured: dict[object, dict[str, Lengths]] = {}
         self._users: dict[str, dict[str, User]] = {}
-        self._known: dict[object, dict[str, Lengths]] = {}
 
     def users(self, table: File) -> dict[str, User]:
         """The users of a table, by id."""
@@ -70,26 +62,17 @@ class Measure:
     ) -> list[Lengths]:
         """The lengths of these users' samples of a kind; without ids of all in the table."""
         key = (kind, questions, table.sha256)
-        if key not in self._known:
-            self._known[key] = self._measured(kind, questions, self.users(table))
-            self.kept[key] = HEADER
-        found = {user_id: self._known[key][user_id] for user_id in ids or self.users(table)}
-        for user_id, samples in found.items():
-            self.kept[key, user_id] = 4 * count_tokens(samples) + 13 * len(samples) + KEY
-        return list(found.values())
+        if key not in self.measured:
+            self.measured[key] = self._lengths(kind, questions, self.users(table))
+        return [self.measured[key][user_id] for user_id in ids or self.users(table)]
 
-    def texts(self, task: LampTask, table: File, own: bool) -> list[int]:
-        """The tokens of each item's text and answer; own: the base model's, not an encoder's."""
-        base = self.model.base
-        most = base.max_tokens if own else ENCODER_TOKENS
-        tokenizer = base.tokenizer if own else Characters()
-        special = not isinstance(tokenizer, Characters)
-        items = chain(*(user["profile"] for user in self.users(table).values()))
-        texts = (task.whole(item["text"], item["answer"]) for item in items)
-        ids = (tokenizer(t, add_special_tokens=special, split_special_tokens=True) for t in texts)
-        return [min(most, len(one["input_ids"])) for one in ids]
+    @property
+    def kept(self) -> int:
+        """Bytes that the tokens take in the store (tasks/text/tokens.py), about."""
+        each = chain(*(known.values() for known in self.measured.values()))
+        return sum(4 * count_tokens(own) + 13 * len(own) + 100 for own in each)
 
-    def _measured(
+    def _lengths(
         self, kind: Kind, questions: Questions, users: dict[str, User]
     ) -> dict[str, Lengths]:
         items, most = sum(len(u["profile"]) for u in users.values()), self.model.machine.max_items

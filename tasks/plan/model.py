@@ -26,11 +26,6 @@ KNOWN_MODELS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192, "tie_word_embeddings": False,
     }
 }  # fmt: skip
-# Text encoders: layers, width, and width of the feed-forward.
-KNOWN_ENCODERS = {
-    "BAAI/bge-small-en-v1.5": (12, 384, 1536),
-    "microsoft/deberta-v3-large": (24, 1024, 4096),
-}
 # English prose has 4 to 4.5 characters per token of a vocabulary like Llama's: this counts more.
 CHARACTERS_PER_TOKEN = 4
 # A chat template's own tokens, and those that open and close a text.
@@ -85,9 +80,12 @@ def plan_model(config: RunConfig) -> PlannedModel:
     Raises InputError where neither a folder, nor the hub, nor this module knows it.
     """
     options, notes = config.base, list[str]()
-    shape, tokenizer = _shape_and_tokenizer(options, config.prompt.chat, notes)
-    if isinstance(tokenizer, Characters):
+    shape, tokenizer = _shape_and_tokenizer(options, notes)
+    if tokenizer is None:
         notes.append(f"no tokenizer at hand: tokens are characters / {CHARACTERS_PER_TOKEN}")
+        tokenizer = Characters()
+    if config.prompt.chat == "never":
+        tokenizer.chat_template = None
     attention_only(options.model, shape)
     gpu = config.compute.device != "cpu"
     narrow = options.dtype == "bfloat16" or (options.dtype == "auto" and gpu)
@@ -98,22 +96,8 @@ def plan_model(config: RunConfig) -> PlannedModel:
     return PlannedModel(base, shape_of(model), 2 if narrow else 4, gpu, config.plan, notes)
 
 
-def encoder_shape(name: str) -> tuple[int, int]:
-    """A text encoder's width, and the parameters that each token passes: without embeddings.
-
-    Both 0 where they are not known.
-    """
-    try:
-        config = AutoConfig.from_pretrained(find_model(name, weights=False))
-        shape = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-    except (InputError, OSError, ValueError, AttributeError):
-        shape = KNOWN_ENCODERS.get(name, (0, 0, 0))
-    layers, hidden, wide = shape
-    return hidden, layers * (4 * hidden**2 + 2 * hidden * wide)
-
-
-def _shape_and_tokenizer(options: BaseOptions, chat: str, notes: list[str]) -> tuple[Any, Any]:
-    """A model's configuration, and its tokenizer, or Characters where none can be read."""
+def _shape_and_tokenizer(options: BaseOptions, notes: list[str]) -> tuple[Any, Any]:
+    """A model's configuration, and its tokenizer if it can be read."""
     name, tiny = options.model, options.tiny
     if name == "tiny":
         notes.append(
@@ -121,24 +105,22 @@ def _shape_and_tokenizer(options: BaseOptions, chat: str, notes: list[str]) -> t
             f"{tiny.max_vocabulary}, the most that it may be: it is known once the model is trained"
         )
         sizes = (tiny.hidden, tiny.layers, tiny.heads, tiny.max_vocabulary)
-        return tiny_config(*sizes, options.max_tokens), Characters()
+        return tiny_config(*sizes, options.max_tokens), None
     try:
         folder = find_model(name, weights=False)
         shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (InputError, OSError, ValueError) as error:
         if name in KNOWN_MODELS:
             notes.append(f"{name} is not at hand: its shape is as this project knows it")
-            return LlamaConfig(**KNOWN_MODELS[name]), Characters()
+            return LlamaConfig(**KNOWN_MODELS[name]), None
         if isinstance(error, InputError):
             raise
         why = short(error)
         raise InputError(f"base.model {name}: its config.json cannot be read ({why})") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError):
-        return shape, Characters()
+        return shape, None
     if tokenizer.eos_token_id is None:
         raise InputError(f"base.model {folder}: its tokenizer has no end-of-text token; set one")
-    if chat == "never":
-        tokenizer.chat_template = None
     return shape, tokenizer

@@ -19,7 +19,6 @@ from tasks.results.run import Cell
 from tasks.results.stage import StageFailed
 from tasks.stand_in import planned_by
 
-PLAN_FILE = "last_plan.md"
 OneCell = Callable[[RunConfig, int, str], tuple[Cell | None, list[str]]]
 
 
@@ -41,7 +40,7 @@ def planned(config: RunConfig, one_cell: OneCell) -> State[None]:
             raise StageFailed("; ".join(missing))
         plans += planner.plans
     text = plan_text(config, model, plans)
-    path = write_state(PLAN_FILE, text)
+    path = write_state("last_plan.md", text)
     log(f"dry run: {path}\n{text}")
     create_markdown_artifact(key="plan", markdown=text)
     return Completed(message=f"dry run: the plan is in {path}; nothing was trained")

@@ -13,7 +13,6 @@ from tasks.plan.work import Work
 
 COLUMNS = (
     "stage", "method", "users", "items", "steps", "tokens", "FLOPs", "hours", "memory", "disk",
-    "per user",
 )  # fmt: skip
 
 
@@ -36,14 +35,15 @@ class TaskPlan:
         return [work for work in rows.values() if work.users]
 
     def notes(self, model: PlannedModel) -> list[str]:
-        notes = [f"{one.method or one.stage}: {one.note}" for one in self.works if one.note]
+        """What was assumed, and what does not fit."""
+        notes = self.assumed + [f"{one.stage}: {one.note}" for one in self.works if one.note]
         most = max(work.memory for work in self.works)
         if model.gpu and most > model.machine.memory_gb * 1e9:
             notes.append(
                 f"{metric(most, 'B')} is more than the machine has (plan.memory_gb): lower "
                 "stacking.users_per_job or anchors.per_job, or set base.gradient_checkpointing"
             )
-        return list(dict.fromkeys([*self.assumed, *notes]))
+        return list(dict.fromkeys(notes))
 
 
 def plan_text(config: RunConfig, model: PlannedModel, plans: Sequence[TaskPlan]) -> str:
@@ -80,7 +80,7 @@ def hours(seconds: float) -> str:
 
 def _total(stage: str, works: Sequence[Work]) -> Work:
     """The sum; users are not added up, as stages are of the same ones."""
-    return replace(sum(works, Work(stage)), users=0, items=0, per_user=0)
+    return replace(sum(works, Work(stage)), users=0, items=0)
 
 
 def _table(rows: Sequence[Work], works: Sequence[Work], notes: Sequence[str]) -> list[str]:
@@ -88,7 +88,7 @@ def _table(rows: Sequence[Work], works: Sequence[Work], notes: Sequence[str]) ->
     lines = [COLUMNS, ("---",) * len(COLUMNS)]
     for work in (*rows, _total("all of it", works)):
         counts = [f"{n:,}" for n in (work.users, work.items, work.steps, work.tokens)]
-        sizes = [metric(n, "B") for n in (work.memory, work.disk, work.per_user)]
+        sizes = [metric(n, "B") for n in (work.memory, work.disk)]
         cells = [*counts, metric(work.flops), hours(work.seconds), *sizes]
         cells = ["" if cell in ("0", "0.00", "0.00 B") else cell for cell in cells]
         lines.append((work.stage, work.method, *cells))

@@ -79,8 +79,9 @@ class Population:
         weight /= weight.sum()
         # p(pair, m, v | items) = p(pair, m | items) p(v | pair, m) evidence(v) / factor
         share = np.divide(weight, factors, out=np.zeros_like(factors), where=factors > 0)
-        joint: Floats = np.einsum("spg,pgsv->spv", share, prior, optimize=True) * by_pair
-        return joint.reshape(size, count, count - 1, self.choices).sum(axis=2)
+        joint = np.einsum("spg,pgsv->spv", share, prior, optimize=True) * by_pair
+        by_first: Floats = joint.reshape(size, count, count - 1, self.choices).sum(axis=2)
+        return by_first
 
     def _prior(self, first: Ints, second: Ints, items: int) -> tuple[Floats, Floats]:
         """p(v | pair, m) [P, G, S, C] at the nodes of m, and the nodes' weights [G] (sum 1)."""

@@ -104,11 +104,12 @@ def best_sequences(choices: int) -> tuple[list[tuple[int, ...]], Floats]:
 def _common(sequences: NDArray[np.int8], title: tuple[int, ...]) -> Ints:
     """Length of the longest common subsequence of each row [N, n] with `title`: [N]."""
     # best[j]: with the title's first j words. The row's words are taken one by one.
-    best: Ints = np.zeros((len(title) + 1, len(sequences)), dtype=np.int64)
+    best = np.zeros((len(title) + 1, len(sequences)), dtype=np.int64)
     for column in sequences.T:
         before = best.copy()
         for j, word in enumerate(title):
             best[j + 1] = np.where(
                 column == word, before[j] + 1, np.maximum(before[j + 1], best[j])
             )
-    return best[-1]
+    longest: Ints = best[-1]
+    return longest
