@@ -1,4 +1,4 @@
-"""What a pass through the model costs: FLOPs and bytes of memory, from the model's shape.
+"""What a pass through the model costs: FLOPs, and bytes per position, from the model's shape.
 
 A pass is one micro-batch; `tasks/lora/passes.py` says which passes some work takes. A
 multiplication and an addition are two FLOPs. Tests hold the sums to torch's own counters. (Counting
@@ -14,9 +14,10 @@ from typing import Any
 from tasks.lora.forward import KNOWN_LAYERS, may_pack
 from tasks.lora.grouped import Shapes, shapes_of
 
-# The order of work within a block: nothing before the first trained layer needs a gradient.
+# The order of work within a block, the last are 3: nothing before the first trained layer needs a
+# gradient.
 _ORDER = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1, "gate_proj": 2, "up_proj": 2}
-_LAST = 3
+NOTHING = Shapes({}, 1)
 # Without a backward pass, batches hold so many times the positions of training.
 BATCH_FACTOR = 4
 
@@ -46,16 +47,6 @@ class ModelShape(Widths):
     known: bool
     packs: bool
 
-    def place(self, layer: str) -> tuple[int, int]:
-        """(block, order within the block) of a layer."""
-        number = re.search(r"\.(\d+)\.", layer)
-        return int(number[1]) if number else 0, _ORDER.get(layer.rpartition(".")[2], _LAST)
-
-    def late(self, layer: str) -> bool:
-        """Whether the layer follows the last attention."""
-        block, order = self.place(layer)
-        return self.known and block == self.blocks - 1 and order > 0
-
 
 @dataclass(frozen=True)
 class Pass:
@@ -75,31 +66,14 @@ class Pass:
 
 @dataclass(frozen=True)
 class Loras:
-    """The LoRA that is trained, and the frozen one below: layer -> rank.
+    """The LoRA that is trained, and the frozen one below.
 
     checkpointing: the forward pass is computed again in the backward pass.
     """
 
-    trained: Shapes | None = None
-    below: dict[str, int] | None = None
+    trained: Shapes = NOTHING
+    below: Shapes = NOTHING
     checkpointing: bool = False
-
-    def ranks(self, layer: str) -> tuple[int, int]:
-        """(frozen, trained) rank on a layer."""
-        own = self.trained.rank if self.trained and layer in self.trained.sizes else 0
-        return (self.below or {}).get(layer, 0), own
-
-    def on(self, *names: str) -> bool:
-        """Whether any layer of these last names has a LoRA."""
-        layers = {*(self.trained.sizes if self.trained else ()), *(self.below or ())}
-        return any(layer.endswith(names) for layer in layers)
-
-    def below_width(self, shape: ModelShape) -> int:
-        """How many numbers one user's frozen LoRA has."""
-        return sum(rank * sum(shape.sizes[name]) for name, rank in (self.below or {}).items())
-
-
-NO_LORAS = Loras()
 
 
 def shape_of(model: Any) -> ModelShape:
@@ -145,22 +119,22 @@ class Flops:
     """
 
     def __init__(self, shape: ModelShape, loras: Loras) -> None:
-        self.shape, self.again = shape, loras.checkpointing and loras.trained is not None
+        trained, below = loras.trained, loras.below
+        self.shape, self.again = shape, loras.checkpointing and bool(trained.sizes)
         # Per position: layers up to the last attention, and those after it.
         self.forth, self.back = [0, 0], [0, 0]
-        first = (shape.blocks, 0)
-        if loras.trained:
-            first = min(shape.place(layer) for layer in loras.trained.sizes)
+        first = min(map(_place, trained.sizes), default=(shape.blocks, 0))
         if self.again:
             # transformers then lets gradients reach the embeddings.
             first = (-1, 0)
         for layer, (i, o) in shape.sizes.items():
-            frozen, own = loras.ranks(layer)
-            late, wide = shape.late(layer), frozen + own
+            own = trained.rank * (layer in trained.sizes)
+            wide = own + below.rank * (layer in below.sizes)
+            late = shape.known and _place(layer) > (shape.blocks - 1, 0)
             self.forth[late] += 2 * i * o + 2 * wide * (i + o)
-            if own or shape.place(layer) > first:
+            if own or _place(layer) > first:
                 self.back[late] += 2 * o * wide + 2 * own * (i + o)
-            if shape.place(layer) > first:
+            if _place(layer) > first:
                 self.back[late] += 2 * i * o + 2 * i * wide
         # Blocks whose attention gradients go through.
         self.through = shape.blocks - max(0, first[0]) - (1 if first[1] else 0)
@@ -211,7 +185,10 @@ class Flops:
         return 4 * self.shape.attention * done.users * done.rows * done.width**2
 
 
-# --- memory ---------------------------------------------------------------------------------------
+def _place(layer: str) -> tuple[int, int]:
+    """(block, order within the block) of a layer."""
+    number = re.search(r"\.(\d+)\.", layer)
+    return int(number[1]) if number else 0, _ORDER.get(layer.rpartition(".")[2], 3)
 
 
 def position_bytes(widths: Widths, each: int, checkpointing: bool) -> int:
@@ -249,48 +226,3 @@ def forward_limit(positions: int, gpu: bool) -> int:
     batches of 49,152, .76 s of 16,384 and .61 s of 4,096.
     """
     return BATCH_FACTOR * positions if gpu else max(512, positions // 4)
-
-
-def training_bytes(shape: ModelShape, done: Pass, loras: Loras, each: int) -> int:
-    """Memory of one forward and backward pass, beside weights, optimiser and the merged LoRAs."""
-    if loras.trained is None:
-        raise ValueError("training needs a LoRA to train")
-    checkpointing = loras.checkpointing
-    kept = done.positions * position_bytes(shape, each, checkpointing)
-    if shape.known and not checkpointing:
-        # After its attention the last block goes on with the labels' positions only.
-        after = 4 * shape.hidden + each * (shape.hidden + 4 * shape.wide)
-        kept -= (done.positions - done.picked) * after
-        # Layers without a LoRA do not keep what goes in.
-        unseen = shape.hidden * (not loras.on("q_proj", "k_proj", "v_proj"))
-        unseen += shape.hidden * (not loras.on("gate_proj", "up_proj"))
-        unseen += shape.wide * (not loras.on("down_proj"))
-        kept -= done.positions * (shape.blocks - 1) * each * unseen
-    kept += 4 * done.positions * loras.trained.rank * len(loras.trained.sizes)
-    kept += loss_bytes(shape, done, each)
-    below = loras.below_width(shape)
-    # The users' LoRAs by layer and beside the frozen ones, which are copies, too; at the end, when
-    # nothing else is left, their gradients by layer and in one row.
-    factors = 4 * done.users * 2 * (loras.trained.width + below)
-    return factors + max(kept, 4 * done.users * 2 * loras.trained.width)
-
-
-def loss_bytes(shape: ModelShape, done: Pass, each: int) -> int:
-    """Logits, in the model's dtype and in float32; their log-softmax and its gradient."""
-    return done.labels * shape.head[1] * (each + (12 if each < 4 else 8))
-
-
-def forward_bytes(
-    shape: ModelShape, done: Pass, each: int, loras: Loras = NO_LORAS, states: int = 5
-) -> int:
-    """Memory of one forward pass, beside weights and merged LoRAs.
-
-    One block is at work; then logits, their float32 copy if they are narrower, and log-softmax.
-    states: copies of the hidden states; of padded rows, which have a mask, attention makes more.
-    """
-    block = each * (states * shape.hidden + 2 * (shape.attention + shape.kv) + 3 * shape.wide)
-    logits = done.labels * shape.head[1] * (each + (8 if each < 4 else 4))
-    # Users' own LoRAs, the pass's copy of both parts, and these side by side.
-    own = loras.trained.width if loras.trained else 0
-    factors = 4 * done.users * (3 * own + 2 * loras.below_width(shape))
-    return done.positions * block + logits + factors

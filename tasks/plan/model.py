@@ -50,13 +50,15 @@ class PlannedModel:
     """A model that is not loaded.
 
     base: the model on torch's meta device, with its tokenizer or `Characters`. each: bytes per
-    number of its weights. gpu: whether the plan is for a GPU. notes: what of this is assumed.
+    number of its weights. gpu: whether the plan is for a GPU. checkpointing:
+    in training. notes: what of this is assumed.
     """
 
     base: Base
     shape: ModelShape
     each: int
     gpu: bool
+    checkpointing: bool
     machine: PlanOptions
     notes: list[str]
 
@@ -93,7 +95,8 @@ def plan_model(config: RunConfig) -> PlannedModel:
         notes.append(f"base.quantisation {options.quantisation}: answers are planned without it")
     model, most = without_weights(shape), most_tokens(shape, options.max_tokens)
     base = Base(model, tokenizer, torch.device("cpu"), most, end_of_turn(tokenizer))
-    return PlannedModel(base, shape_of(model), 2 if narrow else 4, gpu, config.plan, notes)
+    each, checkpointing = 2 if narrow else 4, options.gradient_checkpointing
+    return PlannedModel(base, shape_of(model), each, gpu, checkpointing, config.plan, notes)
 
 
 def _shape_and_tokenizer(options: BaseOptions, notes: list[str]) -> tuple[Any, Any]:

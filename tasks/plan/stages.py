@@ -18,14 +18,13 @@ from tasks.config.options import (
     TinyModelOptions,
     TrainingOptions,
 )
-from tasks.config.task import derive_seed
 from tasks.embed import WHITENED, Embedding, Population
 from tasks.fusion import Asked
 from tasks.method.clusters import members_of
+from tasks.plan import work as cost_of
 from tasks.plan.lengths import Lengths, Measure, assumed_clusters
 from tasks.plan.model import PlannedModel
-from tasks.plan.text import TaskPlan
-from tasks.plan.work import NOTHING, Below, Work, answer, likelihoods, pretrain, sign, states, train
+from tasks.plan.work import NO_BANK, Below, TaskPlan, Work
 from tasks.prepare import ROLES
 from tasks.record import File, Result, key_of
 from tasks.results import models
@@ -84,7 +83,7 @@ class Planner:
         self, tiny: TinyModelOptions, lessons: Lessons, users: File, **_: object
     ) -> Base:
         samples = self._measure.tokens("profile", lessons.questions, users)
-        work = pretrain(self._model, samples, tiny.steps, tiny.batch_size)
+        work = cost_of.pretrain(self._model, samples, tiny.steps, tiny.batch_size)
         self._add("base model", work, disk=4 * self._model.shape.parameters)
         return NOT_LOADED
 
@@ -96,8 +95,7 @@ class Planner:
         found = chain(*(self._measure.tokens(kind, questions, users) for kind in kinds))
         samples = [*chain(*found)]
         chosen = [samples[place] for place in chosen_items(options, len(samples), seed)]
-        seeds = [derive_seed(seed, "task_adapt")]
-        work = train(self._model, options, [chosen], seeds, base.gradient_checkpointing)
+        work = cost_of.train(self._model, options, [chosen])
         work.users = len(self._measure.users(users))
         self._add("task adaptation", work, disk=self._adapter_bytes(options))
         return base
@@ -116,20 +114,19 @@ class Planner:
             sizes = (options.signature_vocabulary, options.signature_hidden)
             width = min(sizes[0], model.shape.head[1]) * min(sizes[1], model.shape.head[0])
             lengths = [own for table in new for own in measure.tokens("profile", questions, table)]
-            work = sign(model, lengths, sizes, at_input)
+            work = cost_of.sign(model, lengths, sizes, at_input)
             first = next(table for table, count in counts.items() if count)
             if at_input and first in new:
-                # Whitening asks the first users again; it has the eigenvectors of their scatter.
+                # Whitening asks the first users again.
                 taught = measure.tokens("profile", questions, first)[:WHITENED]
-                work += sign(model, taught, sizes, at_input)
-                work.memory = max(work.memory, model.weights + 3 * 8 * width**2)
+                work += cost_of.sign(model, taught, sizes, at_input)
             whitening = 4 * width**2 * (at_input + (at_input and first in new))
         elif method.encoder:
             note = f"the work of {method.encoder.model} is small and not counted"
             width, work = 0, Work(note=note)
         else:
             users = [user for table in new for user in measure.users(table).values()]
-            width, work = model.shape.hidden, states(model, method.task, users)
+            width, work = model.shape.hidden, cost_of.states(model, method.task, users)
         work.users = sum(counts[table] for table in new)
         disk = whitening + sum(counts.values()) * (4 * width + ROW)
         return models.Embedded(
@@ -139,7 +136,7 @@ class Planner:
 
     def refit(
         self, anchors: AnchorOptions, training: TrainingOptions, candidates: File,
-        questions: Questions, base: Base, number: int, seed: int, **_: object,
+        questions: Questions, number: int, seed: int, **_: object,
     ) -> Clusters:  # fmt: skip
         """Clusters' LoRAs are trained on every second item, and each is asked for all the others.
 
@@ -150,11 +147,10 @@ class Planner:
         shown: list[Lengths] = [[] for _ in range(count)]
         for label, own in zip(labels, samples, strict=True):
             shown[label] += own[0::2]
-        seeds = [derive_seed(seed, "refit", str(number), str(k)) for k in range(count)]
-        work = train(model, training, shown, seeds, base.gradient_checkpointing)
+        work = cost_of.train(model, training, shown)
         alone = Below(model.lora(training), anchors=1, each=1)
         held_out = [*chain(*(own[1::2] for own in samples))]
-        work += likelihoods(model, [held_out], alone, times=count)
+        work += cost_of.likelihoods(model, [held_out], alone, times=count)
         # All rounds are of the same users.
         first = number == 0
         work.users, work.items = first * len(samples), first * sum(map(len, samples))
@@ -181,15 +177,14 @@ class Planner:
 
     def meta_lora(
         self, options: TrainingOptions, anchors: Sequence[models.Anchor], candidates: File,
-        questions: Questions, base: Base, seed: int, **_: object,
+        questions: Questions, **_: object,
     ) -> models.MetaLoras:  # fmt: skip
         tokens = self._measure.tokens
         samples = [
             [*chain(*tokens("profile", questions, candidates, anchor.members))]
             for anchor in anchors
         ]
-        seeds = [derive_seed(seed, "meta_lora", anchor.name) for anchor in anchors]
-        work = train(self._model, options, samples, seeds, base.gradient_checkpointing)
+        work = cost_of.train(self._model, options, samples)
         disk = len(anchors) * self._adapter_bytes(options) + 22 * work.steps
         file = self._add("meta-LoRAs", work, disk=disk)
         self._trained[file] = options
@@ -217,7 +212,7 @@ class Planner:
             # One anchor's LoRA at a time, as it is.
             alone = replace(self._below(bank, each=1, how=options.merge), anchors=1)
             times = min(options.shortlist or anchors, anchors)
-            work = likelihoods(self._model, [samples], alone, times=times)
+            work = cost_of.likelihoods(self._model, [samples], alone, times=times)
             work.users = users
             self._add("evidence", work, disk=users * (ROW + 8 * anchors))
         file = self._add("fusion", Work(users=users), disk=users * (ROW + each * 40))
@@ -228,26 +223,24 @@ class Planner:
 
     def answers(
         self, method: MethodRef, training: TrainingOptions | None, how: HowAnswered, users: File,
-        user_ids: tuple[str, ...], questions: Questions, base: Base, merged: Merged | None,
-        seed: int, **_: object,
+        user_ids: tuple[str, ...], questions: Questions, merged: Merged | None, **_: object,
     ) -> models.Answers:  # fmt: skip
-        model, tokens, below = self._model, self._measure.tokens, NOTHING
+        model, tokens, below = self._model, self._measure.tokens, NO_BANK
         if merged:
             for work in self._behind.pop(merged.recipes.table, ()):
                 work.method = method.name
             below = self._below(merged.bank, merged.recipes.anchors_per_user, merged.how)
         if training:
-            seeds = [derive_seed(seed, "stacking", user_id) for user_id in user_ids]
             samples = tokens("profile", questions, users, user_ids)
-            work = train(model, training, samples, seeds, base.gradient_checkpointing, below)
+            work = cost_of.train(model, training, samples, below)
             own = 4 * model.lora(training).width
             self._add("training", work, method.name, disk=len(user_ids) * (own + 2 * ROW))
         if how.answer == "likelihood" and questions.task.labels:
             samples = tokens("choices", questions, users, user_ids)
-            work = likelihoods(model, samples, below, training)
+            work = cost_of.likelihoods(model, samples, below, training)
         else:
             samples = tokens("queries", questions, users, user_ids)
-            work = answer(model, samples, questions.task.max_new_tokens, below, training)
+            work = cost_of.answer(model, samples, questions.task.max_new_tokens, below, training)
         by_id = self._measure.users(users)
         # Predictions twice as tables, and in LaMP's own format; what each user took.
         queries = [query for user_id in user_ids for query in by_id[user_id]["query"]]

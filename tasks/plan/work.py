@@ -1,17 +1,20 @@
-"""What one piece of work costs: steps, tokens, FLOPs, memory and time, from lengths of samples."""
+"""What work costs: steps, tokens, FLOPs, memory and time, from lengths of samples."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
+
+from humanize import metric
 
 from tasks.config.options import TrainingOptions
 from tasks.embed import CHUNK
 from tasks.lamp.definitions import LampTask
 from tasks.lora import cost
-from tasks.lora.cost import Flops, Loras, Pass
+from tasks.lora.cost import NOTHING, Flops, Loras, Pass
 from tasks.lora.grouped import Shapes
 from tasks.lora.merge import KEPT_BYTES
 from tasks.lora.passes import (
@@ -33,9 +36,9 @@ class Work:
     """One row of a plan.
 
     users: users or anchors. items: the questions they are asked. steps: optimiser steps, of all
-    users together. tokens: as often as they go through the model. memory: the most at once, bytes.
-    seconds: an estimate, for the plan's machine. disk: what stays in the store, bytes. note: what
-    was assumed.
+    users together. tokens: as often as they go through the model. seconds: an estimate, for the
+    plan's machine. memory: bytes of what stays there: weights, LoRAs, their optimiser, the bank; a
+    pass takes up to half of what is left. disk: bytes in the store. note: what was assumed.
     """
 
     stage: str = ""
@@ -58,6 +61,36 @@ class Work:
 
 
 @dataclass(frozen=True)
+class TaskPlan:
+    """What one LaMP task takes: all work in its order, and what was assumed of lengths."""
+
+    title: str
+    users: dict[str, int]
+    works: list[Work]
+    assumed: list[str]
+
+    @property
+    def rows(self) -> list[Work]:
+        """The work of each stage and method together."""
+        rows: dict[tuple[str, str], Work] = {}
+        for work in self.works:
+            key = (work.stage, work.method)
+            rows[key] = rows.get(key, Work(*key)) + work
+        return [work for work in rows.values() if work.users]
+
+    def notes(self, model: PlannedModel) -> list[str]:
+        """What was assumed, and what does not fit."""
+        notes = self.assumed + [f"{one.stage}: {one.note}" for one in self.works if one.note]
+        most = max(work.memory for work in self.works)
+        if model.gpu and most > model.machine.memory_gb * 1e9:
+            notes.append(
+                f"{metric(most, 'B')} is more than the machine has (plan.memory_gb): lower "
+                "stacking.users_per_job or anchors.per_job, or set base.gradient_checkpointing"
+            )
+        return list(dict.fromkeys(notes))
+
+
+@dataclass(frozen=True)
 class Below:
     """The merged LoRAs under what is trained or asked: a bank of `anchors`, and how its members,
     `each` per user, are merged."""
@@ -68,40 +101,33 @@ class Below:
     how: str = "exact"
 
     @property
-    def times(self) -> int:
-        """The rank when merged, in those of an anchor's LoRA."""
-        return self.each if self.how == "exact" else 1
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        """The rank on each layer when merged."""
-        return dict.fromkeys(self.shapes.sizes, self.shapes.rank * self.times)
+    def merged(self) -> Shapes:
+        """One user's merged LoRA."""
+        times = self.each if self.how == "exact" else 1
+        return Shapes(self.shapes.sizes, self.shapes.rank * times)
 
     def bytes(self, users: int) -> int:
         """The bank on the device, and the users' merged LoRAs where they are kept."""
-        merged = 4 * self.shapes.width * users * self.times
+        merged = 4 * self.merged.width * users
         kept = merged if merged <= KEPT_BYTES or self.how == "svd" else 0
         return 4 * self.shapes.width * self.anchors + kept
 
 
-NOTHING = Below(Shapes({}, 1), anchors=0, each=0)
+NO_BANK = Below(NOTHING, anchors=0, each=0)
 
 
 def train(
     model: PlannedModel, options: TrainingOptions, samples: Sequence[Lengths],
-    seeds: Sequence[int], checkpointing: bool, below: Below = NOTHING,
+    below: Below = NO_BANK,
 ) -> Work:  # fmt: skip
-    """Training one LoRA per user, all users' at once."""
+    """Training one LoRA per user, all users' at once, in an order of items that some seeds give."""
     shapes, taken = model.lora(options), below.bytes(len(samples))
-    loras = Loras(shapes, below.ranks, checkpointing)
-    most = _positions(model, taken, checkpointing)
-    steps = training_passes(samples, training_from(options), seeds, most, model.shape.packs)
+    most = _positions(model, taken, model.checkpointing)
+    seeds, how = range(len(samples)), training_from(options)
+    steps = training_passes(samples, how, seeds, most, model.shape.packs)
+    flops = Flops(model.shape, Loras(shapes, below.merged, model.checkpointing)).training
     # Users' LoRAs, their gradients and AdamW's two moments, in float32.
-    taken += 4 * 4 * shapes.width * len(samples)
-    work = _work(
-        model, samples, chain(*steps), Flops(model.shape, loras).training,
-        lambda one: taken + cost.training_bytes(model.shape, one, loras, model.each),
-    )  # fmt: skip
+    work = _work(model, samples, chain(*steps), flops, taken + 4 * 4 * shapes.width * len(samples))
     batches = [math.ceil(len(own) / options.batch_size) for own in samples]
     work.steps = options.epochs * sum(math.ceil(n / options.accumulation) for n in batches)
     work.tokens *= options.epochs
@@ -113,10 +139,10 @@ def pretrain(model: PlannedModel, samples: Sequence[Lengths], steps: int, batch_
 
     Kaplan et al. 2020: six FLOPs per parameter and token, with the weights' own gradients.
     """
-    work = Work(users=len(samples), items=sum(map(len, samples)), steps=steps)
-    work.tokens = sum(map(count_tokens, samples)) * steps * batch_size // max(1, work.items)
+    work = _work(model, samples, (), lambda _: 0, 3 * model.weights)
+    work.steps, work.tokens = steps, work.tokens * steps * batch_size // max(1, work.items)
     work.flops = 6 * model.shape.parameters * work.tokens
-    work.seconds, work.memory = model.seconds(work.flops), 4 * model.weights
+    work.seconds = model.seconds(work.flops)
     return work
 
 
@@ -125,15 +151,11 @@ def likelihoods(
     options: TrainingOptions | None = None, times: int = 1,
 ) -> Work:  # fmt: skip
     """Log-likelihoods of all users' samples, `times` over; options: of the users' own LoRAs."""
-    taken = below.bytes(len(samples))
-    loras = Loras(model.lora(options) if options else None, below.ranks)
+    own, taken = _own(model, options), below.bytes(len(samples))
     most = cost.forward_limit(_positions(model, taken), model.gpu)
     passes = likelihood_passes(samples, most, model.shape.packs)
-    return _work(
-        model, samples, passes, Flops(model.shape, loras).forward,
-        lambda one: taken + cost.forward_bytes(model.shape, one, model.each, loras, states=3),
-        times,
-    )  # fmt: skip
+    flops = Flops(model.shape, Loras(own, below.merged)).forward
+    return _work(model, samples, passes, flops, taken + 4 * own.width * len(samples), times)
 
 
 def answer(
@@ -141,16 +163,10 @@ def answer(
     options: TrainingOptions | None,
 ) -> Work:  # fmt: skip
     """Greedy answers of `new` tokens each, the most there may be, to all users' questions."""
-    shape, taken = model.shape, below.bytes(len(questions))
-    loras = Loras(model.lora(options) if options else None, below.ranks)
+    own, taken = _own(model, options), below.bytes(len(questions))
     passes = answer_passes(questions, new, cost.BATCH_FACTOR * _positions(model, taken))
-
-    def needed(one: Pass) -> int:
-        cache = 2 * model.each * shape.kv * shape.blocks * one.labels * (one.width + new)
-        return taken + cache + cost.forward_bytes(shape, one, model.each, loras)
-
-    decode = Flops(shape, loras).decode
-    work = _work(model, questions, passes, lambda one: decode(one, new), needed)
+    decode = partial(Flops(model.shape, Loras(own, below.merged)).decode, new=new)
+    work = _work(model, questions, passes, decode, taken + 4 * own.width * len(questions))
     work.tokens += work.items * new
     # All weights are read for each token.
     read = len(passes) * new * model.weights
@@ -162,20 +178,11 @@ def sign(
     model: PlannedModel, users: Sequence[Lengths], sizes: tuple[int, int], at_input: bool
 ) -> Work:
     """Signatures of users' items; `at_input`: with a backward pass."""
-    shape, flops = model.shape, Flops(model.shape, Loras())
-    most = _positions(model, model.weights) if at_input else POSITIONS
+    most = _positions(model, 0) if at_input else POSITIONS
     parts = [[*chain(*users[start : start + CHUNK])] for start in range(0, len(users), CHUNK)]
-
-    def needed(one: Pass) -> int:
-        forward = cost.forward_bytes(shape, one, model.each)
-        if not at_input:
-            return forward
-        # As in training without any LoRA.
-        kept = one.positions * cost.position_bytes(shape, model.each, False)
-        return max(forward, kept + cost.loss_bytes(shape, one, model.each))
-
     passes = [one for part in parts for one in signature_passes(part, most)]
-    return _work(model, users, passes, lambda one: flops.signature(one, sizes, at_input), needed)
+    flops = partial(Flops(model.shape, Loras()).signature, sizes=sizes, at_input=at_input)
+    return _work(model, users, passes, flops)
 
 
 def states(model: PlannedModel, task: LampTask, users: Sequence[User]) -> Work:
@@ -185,19 +192,14 @@ def states(model: PlannedModel, task: LampTask, users: Sequence[User]) -> Work:
     ids = (base.tokenizer(text, split_special_tokens=True)["input_ids"] for text in texts)
     samples = [blank(min(base.max_tokens, len(one)), 0) for one in ids]
     passes = [replace(one, labels=0) for one in signature_passes(samples, STATE_POSITIONS)]
-    forward = Flops(model.shape, Loras()).forward
-    return _work(
-        model, [samples], passes, forward,
-        lambda one: cost.forward_bytes(model.shape, one, model.each),
-    )  # fmt: skip
+    return _work(model, [samples], passes, Flops(model.shape, Loras()).forward)
 
 
 def _work(
     model: PlannedModel, samples: Sequence[Lengths], passes: Iterable[Pass],
-    flops: Callable[[Pass], int], needed: Callable[[Pass], int], times: int = 1,
+    flops: Callable[[Pass], int], beside: int = 0, times: int = 1,
 ) -> Work:  # fmt: skip
-    """All users' samples in these passes, `times` over; needed: bytes beside the weights."""
-    passes = list(passes)
+    """All users' samples in these passes, `times` over; beside: bytes beside the weights."""
     total = times * sum(map(flops, passes))
     return Work(
         users=len(samples),
@@ -205,8 +207,13 @@ def _work(
         tokens=times * sum(map(count_tokens, samples)),
         flops=total,
         seconds=model.seconds(total),
-        memory=model.weights + max(map(needed, {*passes}), default=0),
+        memory=model.weights + beside,
     )
+
+
+def _own(model: PlannedModel, options: TrainingOptions | None) -> Shapes:
+    """The shapes of users' own LoRAs, if they have any."""
+    return model.lora(options) if options else NOTHING
 
 
 def _positions(model: PlannedModel, taken: int, checkpointing: bool = False) -> int:

@@ -44,7 +44,7 @@ from transformers.utils import logging
 from tasks.lora.base import load_base
 from tasks.lora.batches import Encoded
 from tasks.lora.cost import Flops, Loras, Pass, shape_of
-from tasks.lora.grouped import fresh
+from tasks.lora.grouped import Shapes, fresh
 from tasks.lora.merge import MergedUsers
 from tasks.lora.train import Outcome, epochs
 from tests.benchmarks.engine import SCALE, STACKED_RANK, Engine
@@ -198,7 +198,7 @@ def measure(
     outcome = outcomes[0]
     tokens = sum(outcome.tokens)
     labels = shape["epochs"] * sum(len(item.answer) for own in users for item in own)
-    loras = Loras(engine.shapes, dict.fromkeys(engine.shapes.sizes, engine.merged_rank))
+    loras = Loras(engine.shapes, Shapes(engine.shapes.sizes, engine.merged_rank))
     # In rows of one position attention, which depends on the company, is next to nothing.
     alone = Pass(1, tokens, 1, labels, labels)
     flops = Flops(shape_of(engine.base.model), loras).training(alone)

@@ -15,17 +15,18 @@ from tasks.lora.answer import answer_users, forward_positions, log_likelihoods
 from tasks.lora.bank import Bank
 from tasks.lora.batches import Encoded
 from tasks.lora.cost import (
+    NOTHING,
     Flops,
     Loras,
+    ModelShape,
     Pass,
     gpu_positions,
     position_bytes,
     shape_of,
-    training_bytes,
     widths_of,
 )
 from tasks.lora.group_train import default_positions, train_group
-from tasks.lora.grouped import grouped, shapes_of
+from tasks.lora.grouped import Shapes, grouped, shapes_of
 from tasks.lora.merge import MergedUsers
 from tasks.lora.passes import (
     answer_passes,
@@ -79,9 +80,9 @@ class Work:
         self.options: Training = training(epochs=2, batch_size=3)
         self.shapes = shapes_of(self.base.model, targets, 4)
         self.merged = self._merged(under) if under else None
-        below = None
+        below = NOTHING
         if self.merged:
-            below = dict.fromkeys(self.merged.layers, self.merged.parts([0]).rank)
+            below = below_of(self.merged.parts([0]))
         self.loras = Loras(self.shapes, below, checkpointing)
         self.shape = shape_of(self.base.model)
 
@@ -110,6 +111,36 @@ class Work:
         positions = default_positions(self.base)
         seeds = list(range(USERS))
         return list(training_passes(blanks, self.options, seeds, positions, self.shape.packs))
+
+
+def below_of(loras: LoraBatch) -> Shapes:
+    """The shapes of one user's frozen LoRA."""
+    sizes = {name: (a.shape[2], b.shape[1]) for name, (a, b) in loras.layers.items()}
+    return Shapes(sizes, loras.rank)
+
+
+def training_bytes(shape: ModelShape, done: Pass, loras: Loras, each: int) -> int:
+    """What `position_bytes` comes to in one forward and backward pass, with all that is beside it:
+    the LoRAs, and what the layers without one and the last block do not keep."""
+    sizes, below = loras.trained.sizes, loras.below
+    kept = done.positions * position_bytes(shape, each, loras.checkpointing)
+    if shape.known and not loras.checkpointing:
+        # After its attention the last block goes on with the labels' positions only.
+        after = 4 * shape.hidden + each * (shape.hidden + 4 * shape.wide)
+        kept -= (done.positions - done.picked) * after
+        # Layers without a LoRA do not keep what goes in.
+        ends = {layer.rpartition(".")[2] for layer in (*sizes, *below.sizes)}
+        unseen = shape.hidden * ends.isdisjoint({"q_proj", "k_proj", "v_proj"})
+        unseen += shape.hidden * ends.isdisjoint({"gate_proj", "up_proj"})
+        unseen += shape.wide * ("down_proj" not in ends)
+        kept -= done.positions * (shape.blocks - 1) * each * unseen
+    kept += 4 * done.positions * loras.trained.rank * len(sizes)
+    # Logits, in the model's dtype and in float32; their log-softmax and its gradient.
+    kept += done.labels * shape.head[1] * (each + (12 if each < 4 else 8))
+    # The users' LoRAs by layer and beside the frozen ones, which are copies, too; at the end, when
+    # nothing else is left, their gradients by layer and in one row.
+    factors = 4 * done.users * 2 * (loras.trained.width + below.width)
+    return factors + max(kept, 4 * done.users * 2 * loras.trained.width)
 
 
 CASES: list[dict[str, Any]] = [
@@ -170,7 +201,7 @@ def test_likelihoods(spread: int) -> None:
             log_likelihoods(work.base, layers, work.samples, parts)
 
     passes = likelihood_passes(work.samples, forward_positions(work.base), work.shape.packs)
-    loras = Loras(below=dict.fromkeys(below.layers, 3))
+    loras = Loras(below=below_of(below))
     assert sum(map(Flops(work.shape, loras).forward, passes)) == flops(measure)
 
 

@@ -1,7 +1,7 @@
-"""A plan against the run that it is of: steps, tokens, FLOPs, memory and disk, stage by stage.
+"""A plan against the run that it is of: steps, tokens, FLOPs and disk, stage by stage.
 
-The stages run on a small model and a few users; torch's own counters count what is multiplied and
-allocated while they do, and the store is weighed. A plan has to be within a fifth.
+The stages run on a small model and a few users; torch's own counter counts what is multiplied while
+they do, and the store is weighed. A plan has to be within a fifth.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tasks.results.store import store
 from tasks.stacking import read_work
 from tasks.stand_in import planned_by
 from tasks.task_adapt import task_adapt
-from tests.unit.lora.counters import flops, peak_bytes
+from tests.unit.lora.counters import flops
 from tests.unit.lora.helpers import tiny_base
 from tests.unit.stages.pipeline import prepared_place, run_config
 from tests.unit.stages.users import user
@@ -173,8 +173,8 @@ def test_users_steps_and_tokens(case: Case) -> None:
     ] * 3
 
 
-def test_flops_and_memory(case: Case) -> None:
-    """FLOPs to a fiftieth: an answer may end before its full length."""
+def test_flops(case: Case) -> None:
+    """To a fiftieth: an answer may end before its full length."""
     looked = 0
     for row in rows(case):
         if not case.sum(row, "flops"):
@@ -183,9 +183,6 @@ def test_flops_and_memory(case: Case) -> None:
         case.again(row)  # found; from here on the model is loaded
         measured = without(row, lambda row=row: flops(lambda: case.again(row)))
         assert case.sum(row, "flops") == pytest.approx(measured, rel=0.02), row
-        beside = max(work.memory for work in case.works(row)) - case.model.weights
-        measured = without(row, lambda row=row: peak_bytes(lambda: case.again(row)))
-        assert beside == pytest.approx(measured, rel=0.2), row
     assert looked >= 4
 
 

@@ -16,9 +16,9 @@ from tasks.lora.batches import Encoded
 from tasks.method.clusters import members_of
 from tasks.plan.lengths import Measure, assumed_clusters
 from tasks.plan.model import CHARACTERS_PER_TOKEN, Characters, plan_model
+from tasks.plan.run import hours, plan_text
 from tasks.plan.stages import Planner
-from tasks.plan.text import TaskPlan, hours, plan_text
-from tasks.plan.work import Work
+from tasks.plan.work import TaskPlan, Work
 from tasks.prepare import prepared_users
 from tasks.record import File
 from tasks.results.models import Base, Prepared
@@ -245,6 +245,11 @@ def test_the_papers_plan_by_hand(tmp_path: Path) -> None:
     numbers = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14_336)
     # Forward, forward again and the gradient of x: three times two FLOPs per number and token.
     assert 6 * numbers * own.tokens < own.flops < 1.1 * 6 * numbers * own.tokens
+    # The bank of anchors' LoRAs, each user's merged from them, and the user's own with its
+    # gradient and AdamW's two moments.
+    own_size, anchor_size = 20_971_520 // 2, 20_971_520
+    loras = 6 * anchor_size + 3 * anchor_size + 3 * 4 * own_size
+    assert own.memory == 2 * 8_030_261_248 + 4 * loras
     # 989 TFLOP/s, a quarter of them.
     assert own.seconds == pytest.approx(own.flops / 247.25e12)
     text = plan_text(config, plan_model(config), [plan])
