@@ -121,7 +121,7 @@ def tiny_model(
             "base.model: tiny is trained on base users and the data has none; raise "
             "split.base_share, add user_base_LLM.json, or give base.model"
         )
-    lamp_task = lessons.questions.lamp_task
+    lamp_task = lessons.questions.task.name
     progress = Progress("base-model", f"{lamp_task}: training the tiny base model", tiny.steps)
     key = tiny_model.key(tiny, max_tokens, lessons, users, seed, compute)
     with (

@@ -3,8 +3,7 @@
     python -m tasks.databases prefect .mta/prefect/prefect.db COMMAND...
 
 makes sure of the file and becomes COMMAND, a server on it. Both make their tables in hundreds of
-steps, and cannot go on from every step that a kill cut short: each later run would end with
-"table _alembic_tmp_experiments already exists".
+steps, and cannot go on from every step at which they were killed.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def make_whole(arguments: tuple[str, ...], file: Path) -> None:
             return  # another process made it meanwhile
         for left in file.parent.glob(f"{PARTIAL}*"):  # of processes that were killed
             shutil.rmtree(left, ignore_errors=True)
-        # Not one place for all: who makes it outlives, for seconds, the process that asked for it.
+        # A new place each time: who makes it outlives, for seconds, the process that asked for it.
         with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=file.parent) as folder:
             made = Path(folder, file.name)
             address = f"sqlite+aiosqlite:///{made}"

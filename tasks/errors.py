@@ -28,9 +28,9 @@ _FULL_TEXTS = {f"(os error {code})": name for code, name in _FULL.items()} | {
 class InputError(ValueError):
     """Something the user gave cannot be used.
 
-    The message is one line that names the file or option, the record, what was wrong and
-    what to do. Entry points print it without a traceback and exit with a code other than 0.
-    Whatever it was made of, it shows no password of a URL and no control characters.
+    The message is one line that names the file or option, the record, what was wrong and what to
+    do; it shows no password of a URL and no control characters. Commands print it without a
+    traceback.
     """
 
     def __init__(self, message: str) -> None:
@@ -58,8 +58,6 @@ def printable(text: str) -> str:
 
     Line ends, NUL, and signs that reorder or hide text (Unicode categories Other and Separator).
     """
-    if text.isprintable():
-        return text
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape", "backslashreplace").decode()
         for one in text
@@ -75,10 +73,9 @@ def short(error: BaseException, length: int = 200) -> str:
 
 
 def label(identifier: str) -> str:
-    """An id of the data as a name that people read: a log, a run's name, a tag.
+    """An id of the data, which may be anything, as a name that people read: in a log, as a tag.
 
-    Ids are data and may be anything. A long one is cut, with a piece of its sha256, so that two ids
-    keep two names.
+    A long one is cut, with a piece of its sha256, so that two ids keep two names.
     """
     shown = printable(identifier)
     if len(shown) <= LABEL_LENGTH:
@@ -88,10 +85,7 @@ def label(identifier: str) -> str:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that it was raised from or because of, as a traceback would show them.
-
-    What `raise ... from None` hides is left out: who wrote that says that it explains nothing.
-    """
+    """The error, and those that it was raised from or because of, as a traceback shows them."""
     seen: list[BaseException] = []
     one: BaseException | None = error
     while one is not None and one not in seen:
@@ -105,12 +99,11 @@ def disk_full(error: BaseException) -> str | None:
     if isinstance(error, DiskFull):
         return str(error)
     for one in chain(error):
-        found = _FULL.get(one.errno or 0) if isinstance(one, OSError) else None
-        if found is None:
-            text = str(one)
-            found = next((name for part, name in _FULL_TEXTS.items() if part in text), None)
-        if found:
-            return f"{found}: {short(one)}; make room and run it again, what is finished is kept"
+        names = [name for part, name in _FULL_TEXTS.items() if part in str(one)]
+        if isinstance(one, OSError) and one.errno in _FULL:
+            names = [_FULL[one.errno]]
+        if names:
+            return f"{names[0]}: {short(one)}; make room and run it again, what is finished is kept"
     return None
 
 
@@ -129,16 +122,14 @@ def _passes(error: BaseException) -> bool:
     import requests
     import urllib3
 
+    status: int | None = None
     if isinstance(error, httpx.HTTPStatusError | requests.HTTPError):
-        return error.response is not None and _status_passes(error.response.status_code)
-    if status := getattr(error, "get_http_status_code", None):  # MLflow's
-        return _status_passes(int(status()))
-    if "database is locked" in str(error):  # sqlite's, when another process writes
-        return True
+        status = error.response.status_code if error.response is not None else 400
+    elif asked := getattr(error, "get_http_status_code", None):  # MLflow's
+        status = int(asked())
+    if status is not None:
+        return status >= 500 or status in (408, 429)
     kinds = (ConnectionError, TimeoutError, httpx.TransportError, requests.ConnectionError,
              requests.Timeout, urllib3.exceptions.HTTPError)  # fmt: skip
-    return isinstance(error, kinds)
-
-
-def _status_passes(status: int) -> bool:
-    return status >= 500 or status in (408, 429)
+    # sqlite says so when another process writes.
+    return isinstance(error, kinds) or "database is locked" in str(error)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 # A file that is being written begins so. A process that is killed leaves one behind.
 PARTIAL = ".partial-"
-# The hash of each file that this process has read, by all that changes when the file does.
+# By all that changes when the file does.
 _HASHES: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 over a file's bytes; read once as long as the file's size and times stay."""
+    """sha256 over a file's bytes; read again only when its size or times have changed."""
     stat = path.stat()
     key = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     if key not in _HASHES:

@@ -27,7 +27,7 @@ from tasks.results.models import (
     Questions,
     Training,
 )
-from tasks.results.rows import known_rows, name_rows, remember_rows
+from tasks.results.rows import known_rows, name_rows
 from tasks.results.stage import stage
 from tasks.results.store import store
 from tasks.running.slots import gpu_slot
@@ -140,7 +140,6 @@ def _keep(
         }
         (folder.path / META).write_text(json.dumps(about, ensure_ascii=False))
         name_rows(folder, [key])
-    remember_rows(folder, [key])
     # Not in the folder: made again, it has the same content, and so the same place.
     return _read(folder.file())[0].model_copy(update={"seconds": seconds})
 

@@ -16,7 +16,7 @@ SPLITS = {"grouped": "split by author", "published": "split by user, as publishe
 
 def describe(users: Prepared) -> list[str]:
     """What was read, how it was split and what was left out, in lines for a log."""
-    lamp_task, counts, authors = users.lamp_task, users.counts, users.authors
+    lamp_task, counts, authors = users.task.name, users.counts, users.authors
     lines = [
         f"{lamp_task}: {counts['users']} users by {counts['groups']} authors; "
         f"{SPLITS[users.split['kind']]}: {counts['base_users']} base users, "

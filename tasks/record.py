@@ -17,16 +17,15 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-
-class _OutsideKey:
-    """The mark of a field that decides no number of any result."""
-
-
-OUTSIDE_KEY = _OutsideKey()
+# The mark of a field that decides no number of any result.
+OUTSIDE_KEY = "outside the key"
 
 
 class Record(BaseModel):
-    """A frozen value with named, typed fields; unknown fields fail."""
+    """A frozen value with named, typed fields; unknown fields fail.
+
+    outside_key: whether nothing in it decides a number of a result.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     outside_key: ClassVar[bool] = False
@@ -49,7 +48,7 @@ class File(Record):
     uri: its path below the store. sha256: over its bytes; of a folder over names and hashes.
     """
 
-    uri: str
+    uri: Annotated[str, OUTSIDE_KEY]
     sha256: str
 
     @field_validator("uri")
@@ -68,8 +67,8 @@ class File(Record):
 class Result(Record):
     """What a stage gives. Numbers and names that decide later numbers, and files by reference.
 
-    seconds: how long it took to make. made_of: the uris of the stored folders that it was made of.
-    cached: whether this run found it.
+    seconds: to make it. made_of: the uris of the stored folders that it was made of. cached:
+    whether this run found it.
     """
 
     seconds: Annotated[float, OUTSIDE_KEY] = 0.0
@@ -99,7 +98,7 @@ def files_of(*values: Any) -> Iterator[File]:
     for value in values:
         if isinstance(value, File):
             yield value
-        elif isinstance(value, BaseModel):
+        elif isinstance(value, Record):
             yield from files_of(*(getattr(value, name) for name in type(value).model_fields))
         elif isinstance(value, Mapping):
             yield from files_of(*value.values())
@@ -108,10 +107,8 @@ def files_of(*values: Any) -> Iterator[File]:
 
 
 def _deciding(value: Any) -> Any:
-    if isinstance(value, File):
-        return value.sha256
-    if isinstance(value, BaseModel):
-        if getattr(value, "outside_key", False):
+    if isinstance(value, Record):
+        if value.outside_key:
             return None
         return {name: _deciding(getattr(value, name)) for name in _inside(type(value))}
     if is_dataclass(value):
@@ -124,10 +121,6 @@ def _deciding(value: Any) -> Any:
 
 
 @cache
-def _inside(kind: type[BaseModel]) -> tuple[str, ...]:
+def _inside(kind: type[Record]) -> list[str]:
     """The fields of a class that count."""
-    return tuple(
-        name
-        for name, field in kind.model_fields.items()
-        if not any(isinstance(one, _OutsideKey) for one in field.metadata)
-    )
+    return [name for name, field in kind.model_fields.items() if OUTSIDE_KEY not in field.metadata]

@@ -63,7 +63,7 @@ def task_adapt(
     from tasks.lora.tokens import joined
 
     names = [user["user_id"] for user in each_user(users)]
-    title = f"{questions.lamp_task}: adapting the base model to the task"
+    title = f"{questions.task.name}: adapting the base model to the task"
     key = task_adapt.key(options, questions, users, base, seed, compute)
     with (
         checkpoint(compute, "task_adapt", key, names) as kept,

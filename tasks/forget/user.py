@@ -15,7 +15,6 @@ from tasks.forget.servers import forget_in_prefect, traces_in_mlflow
 from tasks.forget.sources import in_sources
 from tasks.meta_lora import META
 from tasks.report.files import REPORT_FILE, REPORTS_FOLDER, RUNS_FOLDER, TABLE_FILE
-from tasks.results.rows import INDEX
 from tasks.results.store import CHECKPOINTS, Store
 from tasks.tracking.server import mlflow_uris
 
@@ -114,7 +113,6 @@ def _remove(store: Store, gone: set[str], files: list[Path]) -> list[str]:
             file.unlink()
     for uri in sorted(gone, key=lambda uri: (stage_of(uri) == "prepare", uri)):
         store.remove(store.root / uri)
-    (store.root / INDEX).unlink(missing_ok=True)  # made again from what is there
     counts = sorted(Counter(map(stage_of, gone)).items())
     lines = [f"store: {stage}: {count} folders removed" for stage, count in counts]
     return lines + ([f"checkpoints removed: {len(cut_off)}"] if cut_off else [])

@@ -1,5 +1,4 @@
-"""What stages hand on: typed results, the files they point to, and the cache that finds them again.
+"""What stages hand on: typed results (`models`), their files (`store`), users one by one (`rows`).
 
-`record` has the base classes, `models` the results of every stage, `store` the files, `rows` the
-index of what was made user by user, `stage` the decorator that makes a function a cached stage.
+`stage` makes a function a cached stage, `run` is what a whole run leaves.
 """

@@ -1,6 +1,6 @@
-"""The results of the stages, in their order: what each hands to those after it.
+"""The results of the stages, in their order. Tables are parquet, weights safetensors.
 
-U users, K anchors, N items, D dimensions. Tables are parquet, weights safetensors.
+U users, K anchors, N items, D dimensions, m anchors of a user.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ class Given(Record):
 
 
 class Prepared(Result):
-    """The users of one LaMP task on three sides.
+    """The users of one LaMP task on three sides: tables of user_id, group (author), profile, query.
 
-    base, anchor, few_shot: tables of user_id, group (author), profile, query. pooled: user_id, row
-    of base users and candidates that stand in their author's row. optimum: the best answers to the
-    few-shot users' queries; population: user_id, first, second (archetypes), mixture; both of
-    generated worlds only. longest_candidate: items of the longest history of an anchor candidate.
+    pooled: user_id, row of base users and candidates that stand in their author's row. Of generated
+    worlds: optimum, the best answers to few-shot users' queries; population: user_id, first, second
+    (archetypes), mixture. longest_candidate: items of the longest history of an anchor candidate.
     audit: tasks/lamp/audit.py.
     """
 
@@ -48,10 +47,6 @@ class Prepared(Result):
     audit: Note
     authors: Annotated[dict[str, list[str]], OUTSIDE_KEY]
 
-    @property
-    def lamp_task(self) -> str:
-        return self.task.name
-
     def side(self, role: str) -> File:
         """The table of `base`, `anchor` or `few_shot`."""
         return {"base": self.base, "anchor": self.anchor, "few_shot": self.few_shot}[role]
@@ -70,10 +65,6 @@ class Questions(Record):
     layout: int | str | None = None
     retrieval: int | str | None = None
 
-    @property
-    def lamp_task(self) -> str:
-        return self.task.name
-
 
 class Training(Record):
     """How one training went: items, optimiser steps, tokens, cut samples, a loss per step."""
@@ -88,10 +79,8 @@ class Training(Record):
 class Base(Result):
     """The frozen base model, and how it is loaded.
 
-    model: `tiny`, a folder or a hub id. weights: the model's folder in the store, of `tiny` only.
-    content: the hash of its files. adapter: a PEFT folder that is added to it when it is loaded.
-    dtype: of the weights in memory. kind: the model's type. coverage: which layers the methods'
-    LoRAs are on, in lines.
+    model: `tiny`, a folder or a hub id. content: the hash of its files. weights: its folder in the
+    store, of `tiny` only. adapter: a PEFT folder that is added when it is loaded. dtype: in memory.
     """
 
     model: Annotated[str, OUTSIDE_KEY]
@@ -125,8 +114,8 @@ class Embedded(Result):
 class Clusters(Result):
     """One round of `refit`: a cluster per anchor candidate in their order, -1 is noise.
 
-    nearest: each candidate's likeliest clusters, best first. moved: how many changed. bank: the
-    clusters' LoRAs. log_likelihood: the mean per held-out item.
+    nearest: each candidate's likeliest clusters, best first. moved: how many candidates changed.
+    log_likelihood: the mean per held-out item. bank: the clusters' LoRAs.
     """
 
     clusters: tuple[int, ...]
@@ -137,10 +126,7 @@ class Clusters(Result):
 
 
 class Anchor(Record):
-    """An anchor user, or a whole cluster (`cluster-<number>`) of several members.
-
-    items: of all members together. cluster: -1 is noise.
-    """
+    """An anchor user, or a whole cluster (`cluster-<number>`); items: of all members together."""
 
     name: str
     items: int
@@ -151,8 +137,8 @@ class Anchor(Record):
 class Anchors(Result):
     """The anchors in order of choice, and how they were chosen.
 
-    table: role, user_id, items, cluster, x, y (principal components), order (null for who is no
-    anchor alone). asked: how many single users were wanted. eligible: candidates with enough items.
+    table: role, user_id, items, cluster (-1 is noise), x, y (principal components), order (null for
+    who is no anchor alone). asked: single users that were wanted. eligible: with enough items.
     """
 
     table: File
@@ -228,8 +214,8 @@ class Answers(Result):
     """The answers of one method to a batch of users.
 
     predictions: user_id, query_id, gold, prediction. work: user_id, seconds, and of methods that
-    train steps, tokens, truncated, failed. merged: whether a LoRA is merged below.
-    stacked: the users' own LoRAs, a bank in their order. bytes_per_user: of one in float32.
+    train steps, tokens, truncated, failed. merged: a LoRA is merged below. stacked: the users' own
+    LoRAs, a bank in their order; bytes_per_user: of one in float32.
     """
 
     users: tuple[str, ...]
@@ -241,10 +227,9 @@ class Answers(Result):
 
 
 class Scored(Record):
-    """One method's scores; `predictions` of all users, `golds` in LaMP's format of submissions.
+    """One method's scores; `predictions` and `golds` in LaMP's format of submissions.
 
-    no_label: the share (0..1) of the answers that are no label, by the rules of the scores; None
-    for tasks without labels.
+    no_label: the share (0..1) of answers that are no label; None for tasks without labels.
     """
 
     method: str
@@ -284,9 +269,9 @@ class Difference(Estimate):
 class Compared(Result):
     """Methods of one LaMP task and seed (a cell), or of the mean over cells.
 
-    intervals: method -> metric -> estimate. differences: method -> opponent -> metric. In worlds
-    whose optimum is known `nonpersonal`, `bayes` and `oracle` are methods, too. draws: the
-    bootstrap's (tasks/lamp/statistics.py), of a cell only.
+    intervals: method -> metric -> estimate. differences: method -> opponent -> metric. Worlds with
+    an optimum have `nonpersonal`, `bayes` and `oracle`, too. draws: the bootstrap's
+    (tasks/lamp/statistics.py), of a cell only.
     """
 
     task: LampTask | None = None

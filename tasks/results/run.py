@@ -1,7 +1,6 @@
-"""A run as it is written down: what was asked, and what every cell's stages gave.
+"""A run as it is written down, `.mta/runs/<id>.json`: what was asked, and what stages gave.
 
-One file per flow run, `.mta/runs/<id>.json`. Report, MLflow, export and forget read it; all that it
-points to is in the store.
+Report, MLflow, export and forget read it; all that it points to is in the store.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Merging(Record):
 
 
 def merging_of(mergings: Iterable[Merging], method: MethodName) -> Merging | None:
-    """The one that a method takes; None for one that merges nothing, or whose bank is missing."""
+    """The bank and recipes that a method takes; None for one that merges nothing or has no bank."""
     return next((one for one in mergings if method in one.methods), None)
 
 
@@ -59,11 +58,9 @@ class Cell(Record):
 
     @property
     def name(self) -> str:
-        """The LaMP task, and the seed where a run has several."""
         return self.config.name
 
     def merging(self, method: MethodName) -> Merging | None:
-        """The bank and recipes that a method takes; None for one that merges nothing."""
         return merging_of(self.mergings, method)
 
     def scored(self, method: str) -> Scored | None:
@@ -74,9 +71,8 @@ class Cell(Record):
 class Run(Record):
     """A whole run. id: of the flow run. report: the name of its files in `.mta/reports`.
 
-    config: the resolved configuration (RunConfig) as JSON, so that a run of another version can
-    still be read in part. overall: the mean over cells. date: when it ended. summary: in two
-    lines, for where no page is.
+    date: when it ended. config: RunConfig as JSON, so that a run of another version can be read in
+    part. overall: the mean over cells. summary: in two lines, for where no page is.
     """
 
     id: str
@@ -91,5 +87,5 @@ class Run(Record):
 
     def cell(self, lamp_task: str, seed: int) -> Cell | None:
         """The cell of a LaMP task and seed, if the run has it."""
-        found = (c for c in self.cells if (c.config.lamp_task, c.config.seed) == (lamp_task, seed))
-        return next(found, None)
+        cells = {(cell.config.lamp_task, cell.config.seed): cell for cell in self.cells}
+        return cells.get((lamp_task, seed))

@@ -114,9 +114,8 @@ class Stage(Generic[P, R]):
         if FlowRunContext.get() is None:
             return Job(self, arguments, Completed(data=self.made(arguments)))
         storage, key = _result_storage(), self._key(arguments)
-        record = None if refresh else _record(storage, key)
-        found = record is not None and _as_written(record)
-        task = self._task(storage, key, refresh or (record is not None and not found))
+        found = None if refresh else _plain(storage, key)
+        task = self._task(storage, key, refresh or found is False)
         runner = RUNNER.get()
         # What is there needs no process: this thread finds it.
         if runner is None or not self.uses_model or found:
@@ -178,9 +177,7 @@ class Job(Generic[R]):
                 ) from error
             state = state.state
         if not state.is_completed():
-            failure = _failure(state, name)
-            _remove_error(state)
-            raise failure
+            raise _failure(state, name)
         result = state.result()
         if state.name != "Cached":
             return result
@@ -216,19 +213,8 @@ def _block(url: str, _server: str) -> RemoteFileSystem:
     return block
 
 
-def _record(storage: Path | RemoteFileSystem, key: str) -> bytes | None:
-    """What Prefect kept under a key, if anything."""
-    try:
-        if isinstance(storage, Path):
-            return (storage / key).read_bytes()
-        content: bytes = storage.read_path(key, _sync=True)  # type: ignore[call-arg]
-        return content
-    except (ValueError, OSError):
-        return None
-
-
-def _as_written(record: bytes) -> bool:
-    """Whether a record is plain JSON of one result; one that is broken is not.
+def _plain(storage: Path | RemoteFileSystem, key: str) -> bool | None:
+    """Whether Prefect kept plain JSON of one result under a key; None where it kept nothing.
 
     Prefect reads a record as the record itself says: as a pickle, or as JSON whose `__class__` may
     be any function. Whoever can write to a shared store could run code here.
@@ -236,9 +222,16 @@ def _as_written(record: bytes) -> bool:
     named: list[Any] = []
 
     def note(fields: dict[str, Any]) -> dict[str, Any]:
-        named.extend(fields[key] for key in ("__class__", "__exc_type__") if key in fields)
+        named.extend(fields[mark] for mark in ("__class__", "__exc_type__") if mark in fields)
         return fields
 
+    try:
+        if isinstance(storage, Path):
+            record = (storage / key).read_bytes()
+        else:
+            record = storage.read_path(key, _sync=True)  # type: ignore[call-arg]
+    except (ValueError, OSError):
+        return None
     try:
         whole = json.loads(record, object_hook=note)
         json.loads(whole["result"], object_hook=note)
@@ -262,26 +255,20 @@ def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
 
 def _failure(state: State[Any], name: str) -> Exception:
     """Why a run did not complete, as an exception whose message is one line."""
-    error = state.result(raise_on_failure=False)
+    error, data = state.result(raise_on_failure=False), state.data
+    # Prefect keeps an error as a result, too. It is none, and may name a user.
+    metadata = data.metadata if isinstance(data, ResultRecord) else data
+    key = metadata.storage_key if isinstance(metadata, ResultRecordMetadata) else None
+    if key and not isinstance(error, StorageError):  # else it could not be written
+        with suppress(StorageError):
+            store().remove(store().root / RESULTS / PurePath(key).name)
     if isinstance(error, InputError):
         return StageFailed(str(error))
     if isinstance(error, BaseException) and (line := disk_full(error)):
         return DiskFull(line)
     message = " ".join((state.message or state.name or "no reason given").split())
-    return StageFailed(
-        f"{name}: {message.removeprefix('Task run encountered an exception ')[:500]}"
-    )
-
-
-def _remove_error(state: State[Any]) -> None:
-    """Prefect keeps an error as a result, too. It is none, and may name a user."""
-    data = state.data
-    if isinstance(data, ResultRecord) and isinstance(data.result, StorageError):
-        return  # it could not be written, and cannot be removed
-    metadata = data.metadata if isinstance(data, ResultRecord) else data
-    if isinstance(metadata, ResultRecordMetadata) and metadata.storage_key:
-        with suppress(StorageError):
-            store().remove(store().root / RESULTS / PurePath(metadata.storage_key).name)
+    shown = message.removeprefix("Task run encountered an exception ")[:500]
+    return StageFailed(f"{name}: {shown}")
 
 
 @functools.cache

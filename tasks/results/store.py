@@ -2,7 +2,6 @@
 
     <store>/<stage>/<sha256[:2]>/<sha256>/...    what one piece of work wrote
     <store>/results/<stage>-<key>                what stages gave, kept by Prefect (stage.py)
-    <store>/rows.sqlite                          what was made user by user (rows.py)
     <store>/memo/<kind>-<key>.json               small values (`remembered`)
     <store>/.making, <store>/.locks              work under way
 
@@ -60,11 +59,12 @@ class Folder:
         return File(uri=f"{self.uri}/{name}".rstrip("/"), sha256=sha256_of(self.path / name))
 
 
+@dataclass
 class Store:
     """The files under one folder, `root`; with `remote`, `root` is the cache of what lies there."""
 
-    def __init__(self, root: Path, remote: Remote | None = None) -> None:
-        self.root, self.remote = root, remote
+    root: Path
+    remote: Remote | None = None
 
     @property
     def state(self) -> Path:
@@ -191,41 +191,30 @@ class Store:
         return [lock for lock in sorted(locks) if not _free(lock)]
 
 
-def store() -> Store:
-    """The store of this process: `MTA_STORE`, a folder or a URL; else `.mta/store` below here.
-
-    Raises InputError for a URL that nothing here can read.
-    """
-    return store_at(store_place())
-
-
-def store_place() -> str:
-    """Where the store is, for any process of any machine: a URL, or a whole path."""
-    place = os.environ.get("MTA_STORE", ".mta/store")
-    return str(store_folder(place) or place)
-
-
-def store_at(place: str) -> Store:
-    """The store in a folder (`file://` is one), or at an fsspec URL."""
-    if folder := store_folder(place):
-        return Store(folder)
+def store(place: str | None = None) -> Store:
+    """The store at a place (`store_place`). Raises InputError for a URL that nothing here reads."""
+    place = store_place(place)
+    if "://" not in place:
+        return Store(Path(place))
     cache = Path(os.environ.get("MTA_STORE_CACHE", ".mta/cache")).absolute()
     return Store(cache, Remote(place))
 
 
-def store_folder(place: str) -> Path | None:
-    """The folder that a place of a store names, by a path or as `file:///path`; None for a URL.
+def store_place(place: str | None = None) -> str:
+    """Where a store is, for any process of any machine: an fsspec URL, or a whole path.
 
-    Raises InputError for a `file://` without a whole path.
+    place: a path, `file:///path` or a URL; else `MTA_STORE`, else `.mta/store`. Raises InputError
+    for a `file://` without a whole path.
     """
+    place = place or os.environ.get("MTA_STORE", ".mta/store")
     protocol, divided, path = place.partition("://")
     if not divided:
-        return Path(place).absolute()
+        return str(Path(place).absolute())
     if not place.startswith(FOLDER_URLS):
-        return None
+        return place
     if not path.startswith("/"):
         raise InputError(f"MTA_STORE {place}: write a whole path: {protocol}:///path/of/a/folder")
-    return Path(path)
+    return path
 
 
 def remembered(kind: str, about: Any, make: Callable[[], Any]) -> Any:

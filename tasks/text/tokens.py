@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.record import File, key_of, library_versions
 from tasks.results.models import Base, Questions
-from tasks.results.rows import known_rows, name_rows, remember_rows
+from tasks.results.rows import known_rows, name_rows
 from tasks.results.store import store
 from tasks.running.progress import Progress
 from tasks.text.questions import User, content, encode_all, profile_questions, user_queries
@@ -49,7 +49,7 @@ def tokens_of(
     found = known_rows("tokens", keys, _read)
     encoded = (
         (key, samples_of(questions, loaded, kind, user))
-        for key, user in _unknown(f"{questions.lamp_task}: tokenising users", keys, users, found)
+        for key, user in _unknown(f"{questions.task.name}: tokenising users", keys, users, found)
     )
     for part in _portions(encoded):
         found |= _keep(part)
@@ -114,7 +114,6 @@ def _keep(part: Mapping[str, list[Encoded]]) -> dict[str, Samples]:
     with store().new("tokens") as folder:
         write_tokens(folder.path / FILE, list(part.values()))
         name_rows(folder, list(part))
-    remember_rows(folder, list(part))
     return dict(zip(part, _read(folder.file()), strict=True))
 
 

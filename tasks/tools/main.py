@@ -79,9 +79,9 @@ def forget(
     such user.
     """
     from tasks.forget.user import forget as remove
-    from tasks.results.store import store_at, store_place
+    from tasks.results.store import store as store_of
 
-    done, left = remove(store_at(store or store_place()), user, data)
+    done, left = remove(store_of(store), user, data)
     for line in done:
         print(f"mta: {line}")
     for line in left:

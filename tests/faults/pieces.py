@@ -6,9 +6,8 @@ Read by the store's format, not by the store: that mends.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from safetensors.numpy import load_file
 
 from tasks.files import sha256_of
 from tasks.record import File
-from tasks.results.rows import INDEX
+from tasks.results.rows import NAMES
 from tasks.results.store import RESULTS
 
 TOLERANCE = 1e-5
@@ -45,17 +44,14 @@ def whole(root: Path) -> dict[str, Piece]:
                 folders = frozenset(file.folder for file in files)
                 mark = f"{RESULTS} {path.stat().st_mtime_ns}"
                 found[f"{RESULTS}/{path.name}"] = Piece(mark, folders)
-    for key, uri, sha256 in _rows(root / INDEX):
+    for names in sorted(root.glob(f"*/??/*/{NAMES}")):
+        folder = names.parent
+        uri = folder.relative_to(root).as_posix()
         with suppress(OSError):
-            if sha256_of(root / uri) == sha256:
-                found[f"rows/{key}"] = Piece(uri, frozenset([uri]))
+            if sha256_of(folder) == folder.name:
+                for key in json.loads(names.read_bytes()):
+                    found.setdefault(f"rows/{key}", Piece(uri, frozenset([uri])))
     return found
-
-
-def _rows(index: Path) -> list[tuple[str, str, str]]:
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{index}?mode=ro", uri=True)) as db:
-        return list(db.execute("select key, uri, sha256 from rows"))
-    return []
 
 
 def files_in(value: Any) -> Iterator[File]:

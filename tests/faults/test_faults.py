@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tasks.record import File
-from tasks.results.rows import name_rows, remember_rows
+from tasks.results.rows import name_rows
 from tasks.results.store import Store, store
 from tests.faults.pieces import Given, Ledger
 
@@ -47,7 +47,6 @@ def make(value: float, *keys: str) -> File:
     with store().new("stage") as folder:
         save_file({"weight": np.array([value], np.float32)}, folder.path / "x.safetensors")
         name_rows(folder, keys)
-    remember_rows(folder, keys)
     return folder.file("x.safetensors")
 
 

@@ -81,7 +81,14 @@ def test_a_key_says_nothing_of_what_is_marked() -> None:
     )  # fmt: skip
     assert key_of(noted) == key_of(OUTER)
     assert key_of(OUTER) == digest(
-        [{"inner": {"counts": 1}, "table": "1" * 64, "listed": [{"counts": 2}], "named": {}}]
+        [
+            {
+                "inner": {"counts": 1},
+                "table": {"sha256": "1" * 64},
+                "listed": [{"counts": 2}],
+                "named": {},
+            }
+        ]
     )
 
 

@@ -14,7 +14,7 @@ from filelock import FileLock
 from tasks.errors import InputError
 from tasks.forget.closure import stage_of
 from tasks.forget.user import forget
-from tasks.results.rows import INDEX, known_rows, name_rows, remember_rows
+from tasks.results.rows import known_rows, name_rows
 from tasks.results.store import LOCKS, RESULTS, Store, store
 
 USERS = {
@@ -55,7 +55,6 @@ class Made:
                 else:
                     (folder.path / f"{stem}.json").write_text(json.dumps(held))
             name_rows(folder, [f"row of {name}"])
-        remember_rows(folder, [f"row of {name}"])
         self.uris[name] = folder.file().uri
 
     def result(self, name: str, made_of: list[str], *others: str, **values: Any) -> None:
@@ -152,7 +151,6 @@ def test_rows_are_found_as_far_as_they_are_there(made: Made) -> None:
     keys = {name: f"row of {name}" for name in ALL}
     assert set(known_rows("*", list(keys.values()), lambda _: ["x"])) == {*keys.values()}
     forget(store(), "few-1")
-    assert not (store().root / INDEX).exists()
     found = known_rows("*", list(keys.values()), lambda _: ["x"])
     assert set(found) == {keys[name] for name in left(made)}
 

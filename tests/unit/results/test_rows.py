@@ -11,7 +11,7 @@ import pytest
 
 from tasks.record import File
 from tasks.results.remote import Remote
-from tasks.results.rows import INDEX, Rows, known_rows, name_rows, remember_rows
+from tasks.results.rows import Rows, known_rows, name_rows
 from tasks.results.store import Store, store
 from tests.unit.results.files import flip
 
@@ -27,7 +27,6 @@ def keep(keys: Sequence[str], rows: Sequence[str], stage: str = STAGE) -> File:
     with store().new(stage) as folder:
         (folder.path / "rows.txt").write_text("\n".join(rows))
         name_rows(folder, keys)
-    remember_rows(folder, keys)
     return folder.file()
 
 
@@ -73,15 +72,31 @@ def test_how_many_are_known_is_said(where: Store) -> None:
 def test_rows_are_found_in_any_folder_at_any_place(where: Store) -> None:
     keep(["r1", "r2"], ["1", "2"])
     keep(["r3", "r1"], ["3", "another 1"])
-    assert known_rows(STAGE, ["r1", "r2", "r3", "r4"], read) == {
-        "r1": "another 1",  # the folder that has it last
+    keep(["r0", "r2", "r1"], ["0", "2", "1"])
+    assert known_rows(STAGE, ["r0", "r1", "r2", "r3", "r4"], read) == {
+        "r1": "1",  # the folder that has most of them
+        "r0": "0",
         "r2": "2",
         "r3": "3",
     }
 
 
-def test_many_keys_are_asked_at_once(where: Store) -> None:
-    """More than SQLite takes parameters."""
+def test_one_folder_is_read_where_it_has_all(where: Store) -> None:
+    """However many others have some: each may be large."""
+    seen: list[str] = []
+
+    def noted(folder: File) -> list[str]:
+        seen.append(folder.uri)
+        return read(folder)
+
+    for keys in (["r1"], ["r1", "r2"], ["r2", "r3"]):
+        keep(keys, [key.upper() for key in keys])
+    whole = keep(["r1", "r2", "r3"], ["R1", "R2", "R3"])
+    assert len(known_rows(STAGE, ["r1", "r2", "r3"], noted)) == 3
+    assert seen == [whole.uri]
+
+
+def test_many_keys(where: Store) -> None:
     keys = [f"k{number}" for number in range(40_000)]
     keep(keys, [key.upper() for key in keys])
     assert known_rows(STAGE, keys[::-1], read) == {key: key.upper() for key in keys}
@@ -100,23 +115,14 @@ def test_a_damaged_folder_is_as_if_not_there(where: Store, damage: str) -> None:
     assert known_rows(STAGE, ["r1"], read) == {"r1": "row of r1"}
 
 
-def test_a_lost_index_is_made_again_of_the_folders(where: Store) -> None:
-    keep(["r1", "r2"], ["1", "2"])
-    keep(["r9"], ["9"], stage="evidence")
-    with store().new("bank") as folder:  # has no rows
-        (folder.path / "file").touch()
-    (where.root / INDEX).unlink()
-    assert known_rows(STAGE, ["r1", "r2", "r9"], read) == {"r1": "1", "r2": "2", "r9": "9"}
-
-
-def test_a_folder_that_was_stored_but_not_remembered_costs_its_rows(where: Store) -> None:
-    """A process that was killed between the two: they are made again, and nothing is wrong."""
-    keep(["r1"], ["1"])
-    with store().new(STAGE) as folder:
-        (folder.path / "rows.txt").write_text("2")
-        name_rows(folder, ["r2"])
-    assert known_rows(STAGE, ["r1", "r2"], read) == {"r1": "1"}
-    assert batch(["r1", "r2"])[1] == ["r2"]
+def test_names_that_cannot_be_read_cost_their_rows(where: Store) -> None:
+    folder = keep(["r1"], ["1"])
+    keep(["r2"], ["2"])
+    with store().new(STAGE) as other:  # has no rows
+        (other.path / "file").touch()
+    (where.root / folder.uri / "rows.json").write_text('["r1"')
+    assert known_rows(STAGE, ["r1", "r2"], read) == {"r2": "2"}
+    assert batch(["r1", "r2"]) == (["row of r1", "2"], ["r1"])
 
 
 NASTY = ["../../x", "/etc/passwd", "..", "a/b", "", "x" * 5000, "\n", "用户", "'; drop table rows"]
@@ -126,7 +132,7 @@ def test_any_text_is_a_key_and_none_is_a_path(where: Store, tmp_path: Path) -> N
     keep(NASTY, [str(number) for number in range(len(NASTY))])
     assert known_rows(STAGE, NASTY, read) == {key: str(n) for n, key in enumerate(NASTY)}
     names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert names == {INDEX, "rows.txt", "rows.json"}
+    assert names == {"rows.txt", "rows.json"}
 
 
 WRITER = """
@@ -153,7 +159,7 @@ def test_two_processes_write_at_once(where: Store) -> None:
 def test_rows_of_other_machines_are_found(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a machine that has seen none, and by one that has an index of its own."""
+    """By a machine that has seen none, and by one that has rows of its own."""
     place = request.getfixturevalue("s3") if kind == "s3" else f"memory://{tmp_path.name}/store"
     monkeypatch.setenv("MTA_STORE", place)
 

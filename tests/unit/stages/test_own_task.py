@@ -100,7 +100,7 @@ def test_every_method_answers_and_is_scored(
 ) -> None:
     """The answers are those of stock PEFT to the prompts as docs/method.md has them."""
     cell = run(place, tmp_path, metric, style)
-    assert (cell.name, cell.users.lamp_task, cell.missing) == ("Reviews", "Reviews", ())
+    assert (cell.name, cell.users.task.name, cell.missing) == ("Reviews", "Reviews", ())
     assert cell.users.counts["few_shot_users"] == 3
     for method in ("base", "rag", "oppu", "merge_only", "mta"):
         scored = cell.scored(method)

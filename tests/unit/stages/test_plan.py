@@ -24,7 +24,6 @@ from tasks.plan.model import plan_model
 from tasks.plan.stages import Planner
 from tasks.plan.work import Work
 from tasks.refit import refit
-from tasks.results.rows import INDEX
 from tasks.results.store import store
 from tasks.stacking import read_work
 from tasks.stand_in import planned_by
@@ -137,7 +136,6 @@ def without(row: str, call: Callable[[], Any]) -> Any:
     """`call` with a store that has no results of the stage; they are put back afterwards."""
     root = store().root
     aside = {root / name: root / f".{name}" for name in STAGES[row][1] if (root / name).exists()}
-    index = (root / INDEX).read_bytes()
     for folder, kept in aside.items():
         folder.rename(kept)
     try:
@@ -146,7 +144,6 @@ def without(row: str, call: Callable[[], Any]) -> Any:
         for folder, kept in aside.items():
             shutil.rmtree(folder, ignore_errors=True)
             kept.rename(folder)
-        (root / INDEX).write_bytes(index)
 
 
 def rows(case: Case) -> list[str]:
