@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tasks.checkpoints import checkpoint
 from tasks.config.options import ComputeOptions, TinyModelOptions
 from tasks.config.task import TaskConfig, derive_seed
 from tasks.errors import InputError
@@ -22,6 +21,7 @@ from tasks.stand_in import plannable
 from tasks.task_adapt import adapted_to_task
 from tasks.text.loading import HUB_FILES, LIBRARIES, dtype_of, find_model, folder_hash, use_threads
 from tasks.text.questions import profile_questions, questions_of, user_queries
+from tasks.training import checkpoint
 
 if TYPE_CHECKING:
     from tasks.lamp.prompts import Sample

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from tasks.checkpoints import checkpoint
 from tasks.config.options import ComputeOptions, TrainingOptions
 from tasks.config.task import derive_seed
 from tasks.errors import label
@@ -27,14 +26,14 @@ from tasks.results.models import (
     Questions,
     Training,
 )
-from tasks.results.rows import known_rows, name_rows
+from tasks.results.rows import known_rows
 from tasks.results.stage import stage
 from tasks.results.store import store
 from tasks.running.slots import gpu_slot
 from tasks.text.loading import LIBRARIES, load, model_name
 from tasks.text.questions import Item, content
 from tasks.text.tokens import tokens_of
-from tasks.training import train_loras, training_of_user
+from tasks.training import checkpoint, train_loras, training_of_user
 
 if TYPE_CHECKING:
     from tasks.lora.adapters import Lora
@@ -131,7 +130,7 @@ def _keep(
 ) -> MetaLora:
     from tasks.lora.adapters import write_peft
 
-    with store().new("meta_lora") as folder:
+    with store().new("meta_lora", [key]) as folder:
         write_peft(folder.path / "adapter", lora, model_name(model))
         about = {
             "anchor": anchor.name,
@@ -139,7 +138,6 @@ def _keep(
             "training": training.model_dump(),
         }
         (folder.path / META).write_text(json.dumps(about, ensure_ascii=False))
-        name_rows(folder, [key])
     # Not in the folder: made again, it has the same content, and so the same place.
     return _read(folder.file())[0].model_copy(update={"seconds": seconds})
 

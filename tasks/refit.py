@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.checkpoints import checkpoint
 from tasks.config.options import AnchorOptions, ComputeOptions, TrainingOptions
 from tasks.config.task import derive_seed
 from tasks.embed import read_embeddings
@@ -41,7 +40,7 @@ from tasks.results.store import store
 from tasks.running.slots import gpu_slot
 from tasks.text.loading import LIBRARIES, load
 from tasks.text.tokens import tokens_of
-from tasks.training import engine_of, train_loras
+from tasks.training import checkpoint, engine_of, train_loras
 
 if TYPE_CHECKING:
     from tasks.lora.base import Base as LoadedBase

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.checkpoints import checkpoint
 from tasks.config.options import ComputeOptions, TrainingOptions
 from tasks.config.task import derive_seed
 from tasks.fusion import Recipe, read_recipes
@@ -24,7 +23,7 @@ from tasks.running.slots import gpu_slot
 from tasks.text.loading import LIBRARIES, load
 from tasks.text.questions import User, content
 from tasks.text.tokens import tokens_of
-from tasks.training import train_loras
+from tasks.training import checkpoint, train_loras
 
 if TYPE_CHECKING:
     from tasks.lora.adapters import Lora

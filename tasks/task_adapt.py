@@ -11,7 +11,6 @@ import random
 from collections.abc import Sequence
 from itertools import chain
 
-from tasks.checkpoints import checkpoint
 from tasks.config.options import ComputeOptions, TaskAdaptOptions
 from tasks.config.task import TaskConfig, derive_seed
 from tasks.errors import InputError
@@ -24,7 +23,7 @@ from tasks.running.progress import Progress
 from tasks.running.slots import gpu_slot
 from tasks.text.loading import load, model_name
 from tasks.text.tokens import Kind, tokens_of
-from tasks.training import train_loras, training_of_user
+from tasks.training import checkpoint, train_loras, training_of_user
 
 # What is asked, all users' of one kind before the next.
 KINDS: dict[str, tuple[Kind, ...]] = {

@@ -1,13 +1,21 @@
-"""Training one LoRA per user with the engine, by the options of a section."""
+"""Training with the engine, by the options of a section; and checkpoints to go on from.
+
+A job that trains has one, <store>/../checkpoints/<stage>/<key>.safetensors, until its result is
+there. What it holds was trained on users, so it names them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from tasks.config.options import TrainingOptions
+from tasks.config.options import ComputeOptions, TrainingOptions
+from tasks.log import log
+from tasks.record import digest
 from tasks.results.models import Training
+from tasks.results.store import store
 
 if TYPE_CHECKING:
     from tasks.lora.adapters import Lora
@@ -87,3 +95,23 @@ def engine_of(name: str) -> Any:
     from tasks.lora import grouped_engine
 
     return grouped_engine
+
+
+@contextmanager
+def checkpoint(
+    compute: ComputeOptions, stage: str, key: str, users: Sequence[str]
+) -> Iterator[Checkpoint | None]:
+    """Where the training of `key` keeps its state; None where it is to keep none.
+
+    key: of all that the training depends on. users: all whom it trains on. The file is removed when
+    the block ends well: keep what was trained inside it.
+    """
+    from tasks.lora.checkpoint import VERSION, Checkpoint
+
+    if not compute.checkpoint_seconds:
+        yield None
+        return
+    path = store().checkpoints / stage / f"{key}.safetensors"
+    about, work = {"stage": stage, "users": list(users)}, digest([VERSION, stage, key])
+    yield Checkpoint(path, work, about, compute.checkpoint_seconds, log)
+    path.unlink(missing_ok=True)

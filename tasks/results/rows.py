@@ -8,17 +8,16 @@ rows that are not known, and writes all of the batch into one folder, which name
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from tasks.record import File
-from tasks.results.store import Folder, Store, store
+from tasks.results.store import ROWS, Folder, Store, store
 
 Row = TypeVar("Row")
-NAMES = "rows.json"
 
 
 class Rows(Generic[Row]):
@@ -47,12 +46,9 @@ class Rows(Generic[Row]):
         """Every row, in the order of the keys."""
         return [self._known[key] for key in self.keys]
 
-    @contextmanager
-    def folder(self) -> Iterator[Folder]:
+    def folder(self) -> AbstractContextManager[Folder]:
         """A folder to write all rows into; once it is stored they are found there."""
-        with store().new(self.stage) as folder:
-            yield folder
-            name_rows(folder, self.keys)
+        return store().new(self.stage, self.keys)
 
     def counted(self) -> str:
         """How many are to be made, and how many are known, for a log."""
@@ -79,17 +75,12 @@ def known_rows(
     return found
 
 
-def name_rows(folder: Folder, keys: Sequence[str]) -> None:
-    """Write down, in a folder that is being filled, which rows it will hold."""
-    (folder.path / NAMES).write_text(json.dumps(list(keys)))
-
-
 def _folders(where: Store, stage: str) -> list[Path]:
     """The folders of a stage; those with rows that only lie at the URL are fetched."""
     if where.remote:
         for path in where.remote.list("" if stage == "*" else stage):
             uri, _, name = path.rpartition("/")
-            if name == NAMES and uri.count("/") == 2 and not (where.root / uri).exists():
+            if name == ROWS and uri.count("/") == 2 and not (where.root / uri).exists():
                 where.intact(File(uri=uri, sha256=Path(uri).name))
     return where.folders(stage)
 
@@ -105,5 +96,5 @@ def _numbers(folder: Path) -> dict[str, int]:
 @cache
 def _read_names(folder: Path) -> dict[str, int]:
     """Kept: a folder's content never changes under its name."""
-    names = json.loads((folder / NAMES).read_text())
+    names = json.loads((folder / ROWS).read_text())
     return {key: number for number, key in enumerate(names)}

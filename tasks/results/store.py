@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ MAKING = ".making"
 LOCKS = ".locks"
 MEMO = "memo"
 RESULTS = "results"
+# In a folder that has users one by one: their keys, in order.
+ROWS = "rows.json"
 CHECKPOINTS = "checkpoints"
 # The folders beside the store that files are written into.
 BESIDE = (CHECKPOINTS, "reports", "runs")
@@ -73,14 +75,19 @@ class Store:
 
     @property
     def checkpoints(self) -> Path:
-        """Where trainings keep their state (tasks/checkpoints.py); it is no result."""
+        """Where trainings keep their state (tasks/training.py); it is no result."""
         return self.state / CHECKPOINTS
 
     @contextmanager
-    def new(self, stage: str) -> Iterator[Folder]:
-        """A fresh folder; what stands in it at the end of the block is stored."""
+    def new(self, stage: str, rows: Sequence[str] | None = None) -> Iterator[Folder]:
+        """A fresh folder; what stands in it at the end of the block is stored.
+
+        rows: the keys of the rows that it will hold (rows.py).
+        """
         with self._aside() as path:
             path.mkdir()
+            if rows is not None:
+                (path / ROWS).write_text(json.dumps(list(rows)))
             folder = Folder(path)
             yield folder
             content = sha256_of(path)

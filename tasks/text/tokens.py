@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.record import File, key_of, library_versions
 from tasks.results.models import Base, Questions
-from tasks.results.rows import known_rows, name_rows
+from tasks.results.rows import known_rows
 from tasks.results.store import store
 from tasks.running.progress import Progress
 from tasks.text.questions import User, content, encode_all, profile_questions, user_queries
@@ -111,9 +111,8 @@ def _keep(part: Mapping[str, list[Encoded]]) -> dict[str, Samples]:
     """Store the users' samples, by key; `part` may then be forgotten."""
     from tasks.lora.tokens import write_tokens
 
-    with store().new("tokens") as folder:
+    with store().new("tokens", list(part)) as folder:
         write_tokens(folder.path / FILE, list(part.values()))
-        name_rows(folder, list(part))
     return dict(zip(part, _read(folder.file()), strict=True))
 
 

@@ -18,8 +18,7 @@ from safetensors.numpy import load_file
 
 from tasks.files import sha256_of
 from tasks.record import File
-from tasks.results.rows import NAMES
-from tasks.results.store import RESULTS
+from tasks.results.store import RESULTS, ROWS
 
 TOLERANCE = 1e-5
 # Fields that decide no number: when and how long, and what the run is called.
@@ -44,7 +43,7 @@ def whole(root: Path) -> dict[str, Piece]:
                 folders = frozenset(file.folder for file in files)
                 mark = f"{RESULTS} {path.stat().st_mtime_ns}"
                 found[f"{RESULTS}/{path.name}"] = Piece(mark, folders)
-    for names in sorted(root.glob(f"*/??/*/{NAMES}")):
+    for names in sorted(root.glob(f"*/??/*/{ROWS}")):
         folder = names.parent
         uri = folder.relative_to(root).as_posix()
         with suppress(OSError):

@@ -12,7 +12,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from tasks.record import File
-from tasks.results.rows import name_rows
 from tasks.results.store import Store, store
 from tests.faults.pieces import Given, Ledger
 
@@ -44,9 +43,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def make(value: float, *keys: str) -> File:
     """Store a folder with these rows."""
-    with store().new("stage") as folder:
+    with store().new("stage", keys) as folder:
         save_file({"weight": np.array([value], np.float32)}, folder.path / "x.safetensors")
-        name_rows(folder, keys)
     return folder.file("x.safetensors")
 
 

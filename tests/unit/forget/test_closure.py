@@ -14,7 +14,7 @@ from filelock import FileLock
 from tasks.errors import InputError
 from tasks.forget.closure import stage_of
 from tasks.forget.user import forget
-from tasks.results.rows import known_rows, name_rows
+from tasks.results.rows import known_rows
 from tasks.results.store import LOCKS, RESULTS, Store, store
 
 USERS = {
@@ -46,7 +46,7 @@ class Made:
 
     def folder(self, name: str, **files: pl.DataFrame | dict[str, Any]) -> None:
         stage = name.split()[0]
-        with store().new(stage) as folder:
+        with store().new(stage, [f"row of {name}"]) as folder:
             (folder.path / "about.json").write_text(json.dumps({"made": name.split()[:1]}))
             (folder.path / "rows.bin").write_text(name)
             for stem, held in files.items():
@@ -54,7 +54,6 @@ class Made:
                     held.write_parquet(folder.path / f"{stem}.parquet")
                 else:
                     (folder.path / f"{stem}.json").write_text(json.dumps(held))
-            name_rows(folder, [f"row of {name}"])
         self.uris[name] = folder.file().uri
 
     def result(self, name: str, made_of: list[str], *others: str, **values: Any) -> None:

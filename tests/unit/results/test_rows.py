@@ -11,7 +11,7 @@ import pytest
 
 from tasks.record import File
 from tasks.results.remote import Remote
-from tasks.results.rows import Rows, known_rows, name_rows
+from tasks.results.rows import Rows, known_rows
 from tasks.results.store import Store, store
 from tests.unit.results.files import flip
 
@@ -24,9 +24,8 @@ def read(folder: File) -> list[str]:
 
 def keep(keys: Sequence[str], rows: Sequence[str], stage: str = STAGE) -> File:
     """Store rows as a stage does."""
-    with store().new(stage) as folder:
+    with store().new(stage, keys) as folder:
         (folder.path / "rows.txt").write_text("\n".join(rows))
-        name_rows(folder, keys)
     return folder.file()
 
 

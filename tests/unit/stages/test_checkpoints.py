@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from tasks.base_model import base_model
-from tasks.checkpoints import checkpoint
 from tasks.config.options import ComputeOptions
 from tasks.files import PARTIAL
 from tasks.forget.user import forget
@@ -27,6 +26,7 @@ from tasks.results.models import Base
 from tasks.results.store import CHECKPOINT_SECONDS, Store, store
 from tasks.stacking import Batch, merged_and_trained
 from tasks.text.questions import questions_of
+from tasks.training import checkpoint
 from tests.unit.stages import pipeline
 from tests.unit.stages.pipeline import Killed, config_of, prepared_place, run, until_done
 
