@@ -10,12 +10,10 @@ from collections.abc import Iterator
 # user:password@ of any URL, up to the last @ before the path. MLflow's, Prefect's, a proxy's.
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/?#'\"]+@")
 LABEL_LENGTH = 80
-# What a file is not let grow beyond: a limit of the process, or of the file system.
-_LIMITED = "disk full or limited (ulimit -f)"
 _FULL = {
     errno.ENOSPC: "disk full",
     errno.EDQUOT: "disk full",
-    errno.EFBIG: _LIMITED,
+    errno.EFBIG: "disk full or limited (ulimit -f)",
     errno.EROFS: "disk is read-only",
 }
 # As libraries say it that do not raise OSError: Rust's (safetensors, polars) and sqlite.
@@ -38,10 +36,7 @@ class InputError(ValueError):
 
 
 class StorageError(InputError):
-    """The storage of the store cannot be used now: no answer, no permission, no such bucket.
-
-    Whether it has what was asked for is not known.
-    """
+    """The storage of the store cannot be used now: no answer, no permission, no such bucket."""
 
 
 class DiskFull(Exception):
