@@ -106,11 +106,10 @@ def _remove(store: Store, gone: set[str], files: list[Path]) -> list[str]:
     the user, or go on from what goes: all begin anew.
     """
     cut_off = [file for file in store.checkpoints.rglob("*") if file.is_file()]
-    for file in (*cut_off, *files):
-        if file.is_relative_to(store.root):
-            store.remove(file)
-        else:
-            file.unlink()
+    for file in cut_off:
+        file.unlink()
+    for file in files:
+        store.remove(file)
     for uri in sorted(gone, key=lambda uri: (stage_of(uri) == "prepare", uri)):
         store.remove(store.root / uri)
     counts = sorted(Counter(map(stage_of, gone)).items())
