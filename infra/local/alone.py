@@ -1,7 +1,7 @@
 """`mta run`: the flow in this process, with a Prefect server of its own and no MLflow.
 
-A run that is killed cannot end its server, give back its slots or say that it is over; the next
-one does that before it begins. A run whose server is killed could only wait for it: it ends.
+What a killed run leaves (its server, its slots, its state), the next one clears up before it
+begins. A run whose server is killed ends.
 """
 
 from __future__ import annotations
@@ -71,19 +71,17 @@ def local_server(home: Path) -> Iterator[None]:
     over = threading.Event()
     try:
         server = _start(home, mine)
-        # With the process, after what Prefect still has to send it: an exit without the server
-        # would take a minute of waiting.
+        # With the process, after what Prefect still has to send: without it an exit takes a minute.
         atexit.register(lambda: end(family(**mine)))
         api = PrefectApi(f"http://{HOST}:{server.port}/api")
         wait_until(server, lambda: answers(f"{api.url}/health"))
         if no_other:
-            # Runs that the server takes to be under way were killed. It has just started and knows
-            # no leases, so no lease's end would ever free their slots.
+            # What is under way there was killed. The server has just started and knows no leases,
+            # so no lease's end would ever free the slots.
             crash(api, api.rows("flow_runs", flow_runs=UNDER_WAY), "It was killed.")
             free_slots(api, home, GPU_LIMIT)
         threading.Thread(target=_watch, args=(server, over), daemon=True).start()
-        # Before Prefect is imported: without them its own threads, here and in worker processes,
-        # would start another server.
+        # Before Prefect is imported: else its threads, here and in workers, start another server.
         os.environ.update(mine, PREFECT_API_URL=api.url)
         from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
@@ -128,7 +126,5 @@ def _watch(server: Record, over: threading.Event) -> None:
     """End this process when its server ends before it: every call would wait for an answer."""
     psutil.Process(server.pid).wait()
     if not over.is_set():
-        say(
-            "the run's own Prefect server has ended; start the run again, what was finished is kept"
-        )
+        say("the run's own Prefect server has ended; start the run again: what is finished is kept")
         os._exit(1)

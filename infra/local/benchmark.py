@@ -17,9 +17,9 @@ STAGES_SHOWN = 8
 
 
 def benchmark(env: Mapping[str, str], arguments: Sequence[str]) -> int:
-    """Run, watch, print the comparison, or a dry run's plan; return the exit code of the run.
+    """Run, watch, print the comparison, or a dry run's plan; the exit code of the run.
 
-    env: that of the worker. `arguments` go to `prefect deployment run` as they stand.
+    env: of the worker. arguments: go to `prefect deployment run` as they stand.
     """
     api = PrefectApi(env["PREFECT_API_URL"])
     began = datetime.now(UTC)

@@ -50,8 +50,8 @@ class PrefectApi:
     def call(self, method: str, path: str, body: object = None) -> Any:
         """The reply's JSON; None where the server says 404 or sends nothing.
 
-        A server that is too busy (503: sqlite is locked) is asked again for BUSY_SECONDS. Raises
-        StackError where it refuses or does not answer.
+        A server that is too busy (503: sqlite is locked) is asked again. Raises StackError where
+        it refuses or does not answer.
         """
         limit = time.monotonic() + BUSY_SECONDS
         while True:
@@ -85,10 +85,7 @@ class PrefectApi:
 
 
 def ensure_pool_and_limit(api: PrefectApi, slots: int) -> None:
-    """Make sure of the work pool, and that the `gpu` limit has so many slots (0: as it is).
-
-    A flow run that finds no limit makes one.
-    """
+    """Make sure of the work pool, and that the `gpu` limit has so many slots (0: as it is)."""
     if api.call("GET", f"/work_pools/{WORK_POOL}") is None:
         # The worker fills in the job template when it first reports.
         api.call("POST", "/work_pools/", {"name": WORK_POOL, "type": "process"})
@@ -137,10 +134,9 @@ def crash(api: PrefectApi, runs: Rows, reason: str) -> None:
 
 
 def free_slots(api: PrefectApi, home: Path, *limits: str) -> None:
-    """Give back all slots of limits, by name or id. `home`: the server's; it keeps leases there.
+    """Give back all slots of limits (names or ids); only where no run is under way.
 
-    Only where no run is under way. Leases go first: one that outlives its slot would later take
-    one away from a run that came after.
+    home: of the server, with its leases. One that outlives its slot would take another's later.
     """
     for lease in (home / "concurrency_leases").glob("*.json"):
         lease.unlink(missing_ok=True)
@@ -150,16 +146,14 @@ def free_slots(api: PrefectApi, home: Path, *limits: str) -> None:
 
 
 def end_worker(layout: Layout, api: PrefectApi, reason: str) -> None:
-    """End the worker and its jobs, say that their runs are over, and give back what they held.
-
-    There is one worker: whatever the server believes to be running without it, nobody looks after.
-    """
+    """End the only worker and its jobs, say that their runs are over, give back what they held."""
     deployment = api.call("GET", f"/deployments/name/{DEPLOYMENT}")
-    own = {"deployments": {"id": {"any_": [deployment and deployment["id"]]}}}
-    left = api.rows("flow_runs", flow_runs=UNDER_WAY, **own) if deployment else []
-    end(part(layout, WORKER))
     if deployment is None:
+        end(part(layout, WORKER))
         return
+    own = {"id": {"any_": [deployment["id"]]}}
+    left = api.rows("flow_runs", flow_runs=UNDER_WAY, deployments=own)
+    end(part(layout, WORKER))
     # A job that is told to end reports that it was, not why: its words are replaced. One that came
     # to its end just then keeps its state.
     ids = {"any_": [run["id"] for run in left]}
@@ -171,7 +165,7 @@ def end_worker(layout: Layout, api: PrefectApi, reason: str) -> None:
     # by the name Late: a server that has just started has not given it yet.
     past = {"next_scheduled_start_time": {"before_": datetime.now(UTC).isoformat()}}
     scheduled = {"state": {"type": {"any_": ["SCHEDULED"]}}, **past}
-    late = api.rows("flow_runs", flow_runs=scheduled, **own)
+    late = api.rows("flow_runs", flow_runs=scheduled, deployments=own)
     missed = [run["id"] for run in late if run["auto_scheduled"]]
     for identity in missed:
         api.set_state("flow_runs", identity, "CANCELLED", "Skipped", "The local stack was down.")

@@ -62,8 +62,8 @@ class RunConfig(TaskSections):
     def _curve_of_the_same_users(self) -> RunConfig:
         if self.items_curve and self.split.kind == "published":
             raise ValueError(
-                "items_curve needs split.kind grouped, published chooses users by their number of "
-                "items: give items_curve=[]"
+                "items_curve needs split.kind grouped, as published chooses users by their items: "
+                "give items_curve=[]"
             )
         return self
 
@@ -97,19 +97,16 @@ class RunConfig(TaskSections):
 def resolve(given: dict[str, Any]) -> RunConfig:
     """The preset's values with `given` laid over them, section by section.
 
-    `given` maps field names to values or, for a section, to a mapping of the fields to change; and
-    has two short forms, `model` for base.model and a text as `split` for split.kind. What is given
-    for all LaMP tasks also wins over what the preset has for one.
-    Raises InputError naming each key that is unknown or out of bounds.
+    given: field -> value, or for a section the fields to change. Short forms: `model` for
+    base.model, a text as `split` for split.kind. What is given for all LaMP tasks also wins over
+    what the preset has for one. Raises InputError naming each key that is unknown or out of bounds.
     """
     given = _long_forms(given)
     preset, data = given.get("preset", "embedded"), given.get("data", "synthetic")
     named = given.get("lamp_tasks") or []
     if data == "synthetic" and set(named) - set(SYNTHETIC_TASKS):
-        raise InputError(
-            f"lamp_tasks {named}: data=synthetic holds {', '.join(SYNTHETIC_TASKS)} only; give "
-            "data=<folder>"
-        )
+        few = ", ".join(SYNTHETIC_TASKS)
+        raise InputError(f"lamp_tasks {named}: data=synthetic holds {few} only; give data=<folder>")
     values = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
     if preset == "embedded" and data == "synthetic":
         values = overlay(values, WORLDS)
@@ -188,7 +185,7 @@ def _read_task(file: Path) -> dict[str, Any]:
 def _problem(item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{name}: there is no such option (tasks/config/options.py has them all)"
+        return f"{name}: there is no such option (tasks/config and tasks/lamp/options.py have all)"
     if item["type"] == "model_type":
         return f"{name}: give a JSON object of the options to change (got {item['input']!r})"
     # A rule between sections has no name of its own, and all of the configuration as its input.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.config.run import resolve
-from tasks.forget.sources import in_sources
+from tasks.forget.user import in_sources
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
 from tests.unit.lamp.helpers import write
