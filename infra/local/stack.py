@@ -14,15 +14,9 @@ from datetime import datetime
 from functools import partial
 
 from infra.command import say
-from infra.local import processes, settings
+from infra.local import processes, server, settings
 from infra.local.processes import Record, wait_until
-from infra.local.server import (
-    PrefectApi,
-    answers,
-    end_worker,
-    ensure_deployment,
-    ensure_pool_and_limit,
-)
+from infra.local.server import PrefectApi
 from infra.local.settings import HOST, MLFLOW, PROJECT, SERVER, WORK_POOL, WORKER, StackError
 
 # What the worker calls itself at the server.
@@ -51,10 +45,10 @@ def up(prefect_port: int, mlflow_port: int, slots: int, *, deploy: bool = False)
         settings.write_prefect_toml(PROJECT, port)
         env = settings.client_environment(PROJECT, os.environ, prefect_port=port, mlflow_uri=uri)
         api = PrefectApi(env["PREFECT_API_URL"])
-        ensure_pool_and_limit(api, slots)
+        server.ensure_pool_and_limit(api, slots)
         worker = _worker(api, env)
         # A new worker comes up while the deployment is made.
-        ensure_deployment(PROJECT, api, env, always=deploy)
+        server.ensure_deployment(PROJECT, api, env, always=deploy)
         wait_until(worker, partial(_reports, api, worker))
     say(f"Prefect  http://{HOST}:{port}")
     say(f"MLflow   {uri}")
@@ -64,7 +58,7 @@ def up(prefect_port: int, mlflow_port: int, slots: int, *, deploy: bool = False)
 def _healthy(record: Record) -> bool:
     """Whether a server answers; true of what is no server."""
     path = "/api/health" if record.name == SERVER else "/health"
-    return not record.port or answers(f"http://{HOST}:{record.port}{path}")
+    return not record.port or server.answers(f"http://{HOST}:{record.port}{path}")
 
 
 def _server(name: str, port: int, taken: int = 0) -> Record:
@@ -105,7 +99,7 @@ def _worker(api: PrefectApi, env: dict[str, str]) -> Record:
         say("the environment has changed: starting the worker again")
     elif old:
         say("the worker has died: starting another")
-    end_worker(PROJECT, api, "The worker ended while this run was under way.")
+    server.end_worker(PROJECT, api, "The worker ended while this run was under way.")
     argv = [*WORKER_COMMAND, "--name", WORKER_NAME, "--install-policy", "never"]
     return _started(WORKER, argv, env)
 
@@ -114,8 +108,8 @@ def become_worker(api_url: str, slots: int) -> None:
     """Make sure of work pool, `gpu` limit and deployment, then be the worker."""
     PROJECT.make()
     api = PrefectApi(api_url)
-    ensure_pool_and_limit(api, slots)
-    ensure_deployment(PROJECT, api, {**os.environ, "MTA_ROOT": str(PROJECT.root)})
+    server.ensure_pool_and_limit(api, slots)
+    server.ensure_deployment(PROJECT, api, {**os.environ, "MTA_ROOT": str(PROJECT.root)})
     os.execv(sys.executable, WORKER_COMMAND)  # signals are the worker's own
 
 
@@ -138,12 +132,12 @@ def _reports(api: PrefectApi, worker: Record) -> bool:
 def down() -> None:
     """End what was started, the worker first; runs under way are set to CRASHED."""
     with processes.one_at_a_time(PROJECT):
-        server = Record.load(PROJECT, SERVER)
-        if server and server.process():
+        record = Record.load(PROJECT, SERVER)
+        if record and record.process():
             say("ending the worker")
             try:
-                api = PrefectApi(f"http://{HOST}:{server.port}/api")
-                end_worker(PROJECT, api, "The local stack was stopped.")
+                api = PrefectApi(f"http://{HOST}:{record.port}/api")
+                server.end_worker(PROJECT, api, "The local stack was stopped.")
             except StackError as error:
                 say(f"{error}; the next start will look after it")
         for name in (WORKER, MLFLOW, SERVER):

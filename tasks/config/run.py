@@ -1,10 +1,7 @@
-"""The configuration of a run: one typed model, two presets, any field overridable.
+"""The configuration of a run: a preset, with any field changed (`-p 'stacking={"rank": 8}'`).
 
-    prefect deployment run mta/full-benchmark -p seed=1 -p 'stacking={"rank": 8}'
-    mta run -p preset=paper -p 'base={"model": "/models/my-llama"}'
-
-A section that is given replaces only the fields it names; the rest come from the preset.
-Unknown keys and values out of bounds fail before anything runs.
+A section that is given replaces only the fields it names. Unknown keys and values out of bounds
+fail before anything runs.
 """
 
 from __future__ import annotations

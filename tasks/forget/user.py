@@ -41,8 +41,12 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     marks = marks_of(store, user_id, texts)
     gone, files = what_goes(store, marks)
     base = any(stage_of(uri) in MODELS for uri in gone)
-    anchors = {_anchor(store, uri) for uri in gone if stage_of(uri) == "meta_lora"
-               and (base or has_mark(store.root / uri, marks))}  # fmt: skip
+    # By its uri where its name cannot be read.
+    anchors = {
+        str((_json(store.root / uri / META) or {"anchor": uri})["anchor"])
+        for uri in gone
+        if stage_of(uri) == "meta_lora" and (base or has_mark(store.root / uri, marks))
+    }
     trained = base or bool(anchors)
     in_store = bool(gone or files)
     named = {file: run for file, run in runs.items() if in_store and _names(run, gone, marks)}
@@ -140,12 +144,6 @@ def _json(file: Path) -> Any:
 def _names(run: Any, gone: set[str], marks: Marks) -> bool:
     """Whether a run names the user or what goes, or cannot be read."""
     return run is None or marks.in_values(strings(run)) or bool(folders_in(run) & gone)
-
-
-def _anchor(store: Store, uri: str) -> str:
-    """The anchor of a meta-LoRA; its uri where that cannot be read."""
-    values = _json(store.root / uri / META)
-    return str(values["anchor"]) if values else uri
 
 
 def _remove(store: Store, gone: set[str], files: list[Path]) -> list[str]:
