@@ -18,7 +18,8 @@ def say(text: str) -> None:
 def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
     """Run a program; its exit code. Any trouble is one line: code 2 for bad input, else 1."""
     try:
-        return app(arguments, standalone_mode=False) or 0
+        code: int = app(arguments, standalone_mode=False) or 0
+        return code
     except typer.TyperException as error:
         say(f"{' '.join(error.format_message().split())} (--help lists what there is)")
         return error.exit_code

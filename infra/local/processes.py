@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from infra.command import say
@@ -122,15 +122,14 @@ def end(processes: Iterable[psutil.Process]) -> None:
         _, alive = psutil.wait_procs(alive, timeout=patience)
 
 
-def free_port(preferred: int = 0, taken: int = 0) -> int:
-    """`preferred` if it is free, else the next free one, else any; never `taken`."""
+def free_port(preferred: int = 0) -> int:
+    """`preferred` if it is free, else the next free one, else any."""
     for port in (*range(preferred, min(preferred + 100, 65536)), 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
             # As servers do: a port whose last owner has just gone counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((HOST, port))
-            if (free := int(probe.getsockname()[1])) != taken:
-                return free
+            return int(probe.getsockname()[1])
     raise StackError("no port of this machine is free")
 
 
@@ -161,7 +160,7 @@ def wait_until(record: Record, ready: Callable[[], bool], timeout: float = START
     )
 
 
-def one_at_a_time(layout: Layout) -> AcquireReturnProxy:
+def one_at_a_time(layout: Layout) -> contextlib.AbstractContextManager[object]:
     """Hold the stack's lock: two commands must not start or stop the same things at once."""
     layout.run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(layout.run / "lock")

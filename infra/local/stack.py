@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 from datetime import datetime
 from functools import partial
 
@@ -23,7 +22,6 @@ from infra.local.settings import HOST, MLFLOW, PROJECT, SERVER, WORK_POOL, WORKE
 WORKER_NAME = "mta-local-worker"
 WORKER_COMMAND = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process"]
 WORKER_COMMAND += ["--pool", WORK_POOL]
-RECENT_SECONDS = 30.0  # three of the worker's heartbeats
 
 
 def up(prefect_port: int, mlflow_port: int, slots: int, *, deploy: bool = False) -> dict[str, str]:
@@ -38,7 +36,8 @@ def up(prefect_port: int, mlflow_port: int, slots: int, *, deploy: bool = False)
         port = servers[0].port
         uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
         if not uri:
-            servers.append(_server(MLFLOW, mlflow_port, taken=port))
+            # Prefect may not have taken its port yet.
+            servers.append(_server(MLFLOW, mlflow_port if mlflow_port != port else port + 1))
             uri = f"http://{HOST}:{servers[1].port}"
         for record in servers:
             wait_until(record, partial(_healthy, record))
@@ -61,14 +60,14 @@ def _healthy(record: Record) -> bool:
     return not record.port or server.answers(f"http://{HOST}:{record.port}{path}")
 
 
-def _server(name: str, port: int, taken: int = 0) -> Record:
+def _server(name: str, port: int) -> Record:
     """The running server of that name, or a new one that may not answer yet."""
     if old := Record.load(PROJECT, name):
         if old.process() is not None:
             return old
         say(f"{name} has died: starting it again")
     processes.end(processes.part(PROJECT, name))
-    chosen = processes.free_port(port, taken)
+    chosen = processes.free_port(port)
     if chosen != port:
         say(f"port {port} is taken, {name} gets {chosen}")
     python = [sys.executable, "-m"]
@@ -122,11 +121,11 @@ def _started(name: str, argv: list[str], env: dict[str, str], port: int = 0) -> 
 
 
 def _reports(api: PrefectApi, worker: Record) -> bool:
-    """Whether the worker has reported to the server lately."""
-    since = max(worker.create_time, time.time() - RECENT_SECONDS)
+    """Whether the worker has reported to the server since its start."""
     known = api.call("POST", f"/work_pools/{WORK_POOL}/workers/filter", {}) or []
     beats = [one["last_heartbeat_time"] for one in known if one["name"] == WORKER_NAME]
-    return any(beat and datetime.fromisoformat(beat).timestamp() >= since for beat in beats)
+    times = [datetime.fromisoformat(beat).timestamp() for beat in beats if beat]
+    return any(time >= worker.create_time for time in times)
 
 
 def down() -> None:

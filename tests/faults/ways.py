@@ -61,7 +61,7 @@ def environment() -> dict[str, str]:
     return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PREFECT_PORT": str(first),
-        "MLFLOW_PORT": str(free_port(taken=first)),
+        "MLFLOW_PORT": str(free_port(first + 1)),
         "OMP_NUM_THREADS": "1",
     }
 
