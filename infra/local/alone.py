@@ -96,16 +96,18 @@ def local_server(home: Path) -> Iterator[None]:
 def end_orphans(home: Path) -> bool:
     """End servers on `home`, and workers, whose run was killed; whether no run is left there."""
     there = [one for one in family(PREFECT_HOME=str(home)) if OWNER in one.info["environ"]]
-    orphans = [one for one in there if one.info["environ"][OWNER] not in _above(one)]
+    orphans = [one for one in there if not _has_owner(one)]
     end(orphans)
     return len(orphans) == len(there)
 
 
-def _above(process: psutil.Process) -> list[str]:
-    """The pids of a process's parents: of one whose run was killed, the run's is not among them."""
+def _has_owner(process: psutil.Process) -> bool:
+    """Whether the run that a process belongs to lives; what has its pid may have started later."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return [str(parent.pid) for parent in process.parents()]
-    return []
+        owner = psutil.Process(int(process.info["environ"][OWNER]))
+        older = owner.create_time() <= process.create_time()
+        return older and owner.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _start(home: Path, mine: dict[str, str]) -> Record:
