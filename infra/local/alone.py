@@ -1,7 +1,6 @@
 """`mta run`: the flow in this process, with a Prefect server of its own and no MLflow.
 
-What a killed run leaves (its server, its slots, its state), the next one clears up before it
-begins. A run whose server is killed ends.
+The next run clears up what a killed one left. A run whose server is killed ends.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Processes that outlive the command that started them: start, recognise, wait for, end.
-
-Each has a record, `.mta/run/<name>.json`. What it starts in turn is known by the variables that it
-inherits.
-"""
+"""Processes that outlive the command that started them: start, recognise, wait for, end."""
 
 from __future__ import annotations
 
@@ -38,7 +34,7 @@ TELLING = ("CUDA_", "HF_", "MLFLOW_", "MTA_", "OMP_", "PREFECT_", "TOKENIZERS_",
 
 
 class Record(BaseModel, frozen=True):
-    """One started process."""
+    """One started process, in `.mta/run/<name>.json`; its children inherit PART."""
 
     name: str
     pid: int

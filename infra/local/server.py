@@ -1,8 +1,6 @@
 """What the stack tells the Prefect server: what must be there, and what is over.
 
-Work pool, `gpu` limit and deployment live in the server's database and are lost with it, so every
-start makes sure of them. Plain requests, not Prefect's own client: that takes a second to import,
-and reads the user's own Prefect settings.
+By plain requests: Prefect's own client takes a second to import, and reads the user's own settings.
 """
 
 from __future__ import annotations
@@ -134,10 +132,8 @@ def crash(api: PrefectApi, runs: Rows, reason: str) -> None:
 
 
 def free_slots(api: PrefectApi, home: Path, *limits: str) -> None:
-    """Give back all slots of limits (names or ids); only where no run is under way.
-
-    home: of the server, with its leases. One that outlives its slot would take another's later.
-    """
+    """Give back all slots of limits (names or ids), if no run is under way; home: the server's."""
+    # A lease that outlives its slot would take another's later.
     for lease in (home / "concurrency_leases").glob("*.json"):
         lease.unlink(missing_ok=True)
     for path in (f"/v2/concurrency_limits/{name}" for name in limits):

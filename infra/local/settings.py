@@ -137,10 +137,7 @@ def client_environment(
 
 
 def write_prefect_toml(layout: Layout, port: int | None) -> None:
-    """Write what Prefect reads in the project's folder: its settings, and where the server is.
-
-    port: of the server; None when the stack is down.
-    """
+    """Write what Prefect reads in the project's folder; port: of the server, None: it is down."""
     template = Path(__file__).with_name("prefect.template.toml").read_text(encoding="utf-8")
     up, down = f'[api]\nurl = "http://{HOST}:{port}/api"', "[server.ephemeral]\nenabled = false"
     # What JSON escapes, TOML does.

@@ -1,8 +1,4 @@
-"""The stack as a whole: bring it up, tell how it is, take it down.
-
-`up` may be called at any time: it keeps what is well, replaces what has died, and makes sure of
-what the server must know.
-"""
+"""The stack as a whole: bring it up, keeping what is well, tell how it is, take it down."""
 
 from __future__ import annotations
 

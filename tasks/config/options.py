@@ -1,7 +1,4 @@
-"""The sections of the configuration, one model each: types, bounds and defaults of every option.
-
-Those of the data are beside what they decide: tasks/lamp/options.py.
-"""
+"""The sections of the configuration, one model each; those of data: tasks/lamp/options.py."""
 
 from __future__ import annotations
 

@@ -75,10 +75,7 @@ class RunConfig(TaskSections):
         return get_task(lamp_task)
 
     def for_task(self, lamp_task: str, seed: int, few_shot_items: int | None = None) -> TaskConfig:
-        """The configuration of one LaMP task under one seed: `per_task` is laid over the rest.
-
-        few_shot_items: of a point of the curve, instead of those of `split`.
-        """
+        """One LaMP task under one seed, with its `per_task`; few_shot_items: of a curve's point."""
         values = overlay(self.model_dump(), self.per_task.get(lamp_task, {}))
         if few_shot_items is not None:
             values = overlay(values, {"split": {"few_shot_items": few_shot_items}})

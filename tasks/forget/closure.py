@@ -32,10 +32,7 @@ FOLDER = re.compile(r"[a-z_]+/[0-9a-f]{2}/[0-9a-f]{64}(?=/|$)")
 
 @dataclass(frozen=True)
 class Kept:
-    """A result that Prefect keeps: the folders it was made of, and those it gave.
-
-    names_user: so counts one that cannot be read.
-    """
+    """A result that Prefect keeps; one that cannot be read counts as one that names the user."""
 
     file: Path
     made_of: frozenset[str] = frozenset()
@@ -53,10 +50,7 @@ class Kept:
 
 
 def marks_of(store: Store, user_id: str, texts: set[str]) -> Marks:
-    """What is searched for: the id, names of rows that have the user's items, and the user's texts.
-
-    texts: those that the user's files have.
-    """
+    """What is searched for: the id, rows with the user's items, and texts, there and in files."""
     names, found = {user_id}, set(texts)
     for file in store.root.glob("prepare/??/*/*.parquet"):
         try:

@@ -25,15 +25,12 @@ NAMELESS = ("map.png", "golds.json", ".html")
 
 @dataclass
 class Traces:
-    """What MLflow has of a user: in how many runs, what, in lines, and what cannot be searched.
-
-    flow_runs: the Prefect runs that logged it.
-    """
+    """What MLflow has of a user, and which servers cannot be searched, in lines."""
 
     runs: int = 0
     lines: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    flow_runs: set[str] = field(default_factory=set)
+    flow_runs: set[str] = field(default_factory=set)  # Prefect's, that logged it
 
 
 def traces_in_mlflow(
