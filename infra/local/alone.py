@@ -104,8 +104,8 @@ def _has_owner(process: psutil.Process) -> bool:
     """Whether the run that a process belongs to lives; what has its pid may have started later."""
     with contextlib.suppress(psutil.NoSuchProcess):
         owner = psutil.Process(int(process.info["environ"][OWNER]))
-        older = owner.create_time() <= process.create_time()
-        return older and owner.status() != psutil.STATUS_ZOMBIE
+        older: bool = owner.create_time() <= process.create_time()
+        return older and bool(owner.status() != psutil.STATUS_ZOMBIE)
     return False
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
@@ -92,7 +93,7 @@ def _search(
         what = (*names, *(f"artifact {path}" for path in sorted(found)))
         traces.lines += [f"MLflow run {run_id}: {one}" for one in what]
         if remove:
-            files = get_artifact_repository(run.info.artifact_uri, tracking_uri=mlflow.uri)
+            files: Any = get_artifact_repository(run.info.artifact_uri, tracking_uri=mlflow.uri)
             for path in found:
                 files.delete_artifacts(path)
             for name in tags.keys() & set(names):
