@@ -50,21 +50,18 @@ def chosen_by_merging(cell: Cell) -> list[Chosen]:
     In generated worlds a sort is the true first archetype. Of other data nothing is known that is
     true of both, so an anchor's sort is its cluster, and a user's that of its most similar anchor.
     """
-    first: dict[str, str] = {}
+    by, first, config = "cluster", {}, cell.config
     if cell.users.population:
         import polars as pl
 
         table = pl.read_parquet(store().path(cell.users.population))
-        first = {user: str(sort) for user, sort in table.select("user_id", "first").iter_rows()}
-    return [
-        Chosen(
-            lamp_task=cell.config.lamp_task,
-            seed=cell.config.seed,
-            methods=merging.methods,
-            by="archetype" if first else "cluster",
-            weights=_weights(merging, first),
+        by, first = (
+            "archetype",
+            dict(table.select("user_id", pl.col("first").cast(str)).iter_rows()),
         )
-        for merging in cell.mergings
+    return [
+        Chosen(config.lamp_task, config.seed, one.methods, by, _weights(one, first))
+        for one in cell.mergings
     ]
 
 
@@ -96,17 +93,17 @@ def weights_by_sort(
     sums = {row: dict.fromkeys(columns, 0.0) for row in rows}
     size = Counter(users.values())
     own = chosen = everywhere = 0.0
-    for user_id, recipe in recipes.items():
-        sort = users[user_id]
-        for anchor, weight in zip(recipe.anchors, recipe.weights, strict=True):
-            for column, share in anchors[anchor].items():
-                sums[sort][column] += weight * share
-            own += weight * anchors[anchor].get(sort, 0.0)
-            chosen += anchors[anchor].get(sort, 0.0) / len(recipe.anchors)
-        everywhere += sum(shares.get(sort, 0.0) for shares in anchors.values()) / len(anchors)
+    for user, recipe in recipes.items():
+        mine = {name: shares.get(users[user], 0.0) for name, shares in anchors.items()}
+        for name, weight in zip(recipe.anchors, recipe.weights, strict=True):
+            for column, share in anchors[name].items():
+                sums[users[user]][column] += weight * share
+            own += weight * mine[name]
+            chosen += mine[name] / len(recipe.anchors)
+        everywhere += sum(mine.values()) / len(mine)
     return Weights(
-        rows=rows,
-        columns=columns,
+        rows,
+        columns,
         users=[size[row] for row in rows],
         anchors=[sum(shares.get(c, 0.0) for shares in anchors.values()) for c in columns],
         weights=[[sums[row][column] / size[row] for column in columns] for row in rows],

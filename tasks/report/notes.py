@@ -43,10 +43,8 @@ def data_lines(config: RunConfig) -> list[str]:
     """What must be known of the data before anything is read."""
     if config.data != "synthetic" or config.base.model == "tiny":
         return []
-    return [
-        f"data=synthetic: the users are generated, of words that mean nothing to the model "
-        f"{model_name(config.base.model)}; give data=FOLDER or data=lamp"
-    ]
+    told = "data=synthetic: the users are generated, of words that mean nothing to the model"
+    return [f"{told} {model_name(config.base.model)}; give data=FOLDER or data=lamp"]
 
 
 def run_notes(run: Run) -> list[str]:
@@ -60,11 +58,9 @@ def cell_notes(cell: Cell) -> list[str]:
     """Of a cell: what was left out, how few, what is no answer."""
     lines = [f"{cell.name}: dropped {count} x {what}" for what, count in cell.users.dropped.items()]
     for merging in cell.mergings:
-        alone, asked = merging.chosen.single_users, merging.chosen.asked
-        if 0 < alone < asked:
-            lines.append(
-                f"{cell.name}, {merging.methods[0]}: {alone} users as anchors of {asked} asked"
-            )
+        head, alone = f"{cell.name}, {merging.methods[0]}", merging.chosen.single_users
+        if 0 < alone < merging.chosen.asked:
+            lines.append(f"{head}: {alone} users as anchors of {merging.chosen.asked} asked")
     # All methods are scored by the same rules, against the same golds.
     said = remarks(cell.compared.rules, cell.compared.golds_without_token)
     counts = cell.users.counts
@@ -129,14 +125,12 @@ def difference_lines(mean: Compared, groups: Sequence[Sequence[str]]) -> list[st
 
     groups: methods that answered alike (`identical`).
     """
+    verdicts = {True: "holds", False: "not shown", None: "has no interval"}
     lines = []
     for method, opponent, one in claims(mean):
-        verdict = {True: "holds", False: "not shown", None: "has no interval"}[one.holds]
-        told = f"{one.text('+.4f')} {verdict}"
+        told = SAME if none_at_all(one) else f"{one.text('+.4f')} {verdicts[one.holds]}"
         if alike(groups, method, opponent):
             told = f"identical answers to all {mean.queries:,} queries"
-        elif none_at_all(one):
-            told = SAME
         lines.append(f"mean score, {method} - {opponent}: {told}")
     return lines
 

@@ -26,12 +26,10 @@ from tasks.report.chosen import Chosen, chosen_by_merging
 from tasks.report.notes import BELOW_ZERO, SAME, alike, claims, identical, none_at_all
 from tasks.report.since import Since
 from tasks.report.table import Row
-from tasks.results.models import Compared
+from tasks.results.models import UNKNOWN, Compared
 from tasks.results.run import Cell, Run
 from tasks.results.store import store
 
-# A cell's main metric is the first of these that it has.
-PRIMARY = ("accuracy", "mae", "rougeL")
 EXAMPLES = 3
 
 
@@ -74,15 +72,12 @@ class ReportData:
         self, column: str, method: str, task: str = "mean", seed: int | None = None
     ) -> float | None:
         """The mean of a column over a method's rows; None where none of them has it."""
-        found = [
-            row[column]
-            for row in self.table
-            if row["method"] == method
-            and task in ("mean", row["lamp_task"])
-            and seed in (None, row.get("seed"))
-            and column in row
-        ]
-        return fmean(found) if found else None
+        rows = [row for row in self.table if row["method"] == method and column in row]
+        if task != "mean":
+            rows = [row for row in rows if row["lamp_task"] == task]
+        if seed is not None:
+            rows = [row for row in rows if row.get("seed") == seed]
+        return fmean(row[column] for row in rows) if rows else None
 
 
 def report_data(run: Run, table: list[Row], notes: list[str], changed: Since | None) -> ReportData:
@@ -170,22 +165,17 @@ def leaders(mean: Compared) -> list[str]:
 
     One alone is the best: its difference to every other holds.
     """
-    scores = {
-        name: point
-        for name in METHODS
-        if name in mean.intervals and (point := mean.intervals[name]["score"].point) is not None
-    }
-    if not scores:
-        return []
-    top = max(scores, key=lambda name: scores[name])
+    own = {name: mean.intervals.get(name, {}).get("score", UNKNOWN).point for name in METHODS}
+    scores = {name: point for name, point in own.items() if point is not None}
+    top = max(scores, key=lambda name: scores[name], default="")
     below = [name for name, one in mean.differences.get(top, {}).items() if one["score"].holds]
-    return [name for name in scores if name == top or name not in below]
+    return [name for name in scores if name not in below]
 
 
 def primary(compared: Compared) -> str:
-    """The main metric."""
+    """The main metric: the first of these that it has."""
     known = {name for metrics in compared.intervals.values() for name in metrics}
-    return next(name for name in PRIMARY if name in known)
+    return next(name for name in ("accuracy", "mae", "rougeL") if name in known)
 
 
 def png(file: File) -> str:

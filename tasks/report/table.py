@@ -34,10 +34,10 @@ def _row(cell: Cell, method: str) -> Row:
         row["seed"] = cell.config.seed
     row["method"] = method
     # The metric first: MLflow's compare page draws the first it finds.
-    row |= _with_intervals(compared.intervals[method], skip="score")
-    if scored and scored.no_label is not None:
-        row["no_label"] = scored.no_label
+    metrics = compared.intervals[method]
+    row |= _with_intervals({name: one for name, one in metrics.items() if name != "score"})
     if scored:
+        row |= {"no_label": scored.no_label} if scored.no_label is not None else {}
         row |= costs(cell, method)
     users = compared.scored[0].users
     return row | {"users": users, "groups": compared.groups, "queries": compared.queries}
@@ -45,23 +45,17 @@ def _row(cell: Cell, method: str) -> Row:
 
 def mean_rows(mean: Compared) -> list[Row]:
     """One row per method: the mean over LaMP tasks (and seeds) of what they have in common."""
+    name, counts = f"mean of {mean.cells}", {"groups": mean.groups, "queries": mean.queries}
     return [
-        {
-            "lamp_task": f"mean of {mean.cells}",
-            "method": method,
-            **_with_intervals(metrics),
-            "groups": mean.groups,
-            "queries": mean.queries,
-        }
+        {"lamp_task": name, "method": method} | _with_intervals(metrics) | counts
         for method, metrics in mean.intervals.items()
     ]
 
 
-def _with_intervals(metrics: Mapping[str, Estimate], skip: str = "") -> dict[str, float | None]:
-    row: dict[str, float | None] = {}
+def _with_intervals(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
+    row = {}
     for name, value in metrics.items():
-        if name != skip:
-            row |= {name: value.point, f"{name}_lo": value.lo, f"{name}_hi": value.hi}
+        row |= {name: value.point, f"{name}_lo": value.lo, f"{name}_hi": value.hi}
     return row
 
 

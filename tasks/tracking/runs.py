@@ -101,12 +101,9 @@ def log_run(run: Run, mlflow: Mlflow) -> str:
 
 
 def log_whole(mlflow: Mlflow, entry: Entry) -> str:
-    """Log the run itself, into the one that MLflow has of it or a new one; its id."""
+    """Log the run itself, the first time or again; its id."""
     found = mlflow.search(f"tags.prefect_flow_run = '{entry.tags['prefect_flow_run']}'")
-    run_id = str(found[0].info.run_id) if found else mlflow.begin(entry)
-    mlflow.client.update_run(run_id, "RUNNING")
-    mlflow.fill(run_id, entry)
-    return run_id
+    return mlflow.log(entry, found[0] if found else None)
 
 
 def _log_parts(mlflow: Mlflow, parent: str, entries: Iterable[Entry]) -> None:
@@ -118,8 +115,7 @@ def _log_parts(mlflow: Mlflow, parent: str, entries: Iterable[Entry]) -> None:
         found = known.get(_part_of(entry.tags))
         if found and (found.info.status == "FINISHED" or found.info.lifecycle_stage == "deleted"):
             return  # it is ended last, so all of it was logged
-        run_id = found.info.run_id if found else mlflow.begin(entry, parent)
-        mlflow.fill(run_id, _without_copy(mlflow, entry))
+        run_id = mlflow.log(_without_copy(mlflow, entry), found, parent)
         mlflow.client.set_terminated(run_id, "FINISHED", entry.end)
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="mlflow") as pool:

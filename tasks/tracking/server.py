@@ -23,7 +23,7 @@ PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"
 # MLflow's pages for training runs; by itself it opens those for chats' traces.
 RUNS_VIEW = "?workflowType=machine_learning"
 # The most that MLflow takes in one call, and finds in one search.
-PARAMS_PER_CALL, METRICS_PER_CALL, RUNS_PER_SEARCH = 100, 800, 1000
+PARAMS, METRICS, RUNS = 100, 800, 1000
 SETTINGS = {
     # MLflow would try for minutes, and make a run twice where an answer was lost.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -71,40 +71,37 @@ class Mlflow:
 
         view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
         found: list[MlflowRun] = []
-        token = None
+        token: str | None = None
         while True:
-            page = self.client.search_runs(
-                [self.experiment], query, view, RUNS_PER_SEARCH, page_token=token
-            )
+            page = self.client.search_runs([self.experiment], query, view, RUNS, page_token=token)
             found += page
             token = page.token
             if not token:
                 return found
 
-    def begin(self, entry: Entry, parent: str | None = None) -> str:
-        """Make a run; its id."""
-        tags = entry.tags | ({PARENT_TAG: parent} if parent else {})
-        made = self.client.create_run(self.experiment, entry.start, tags, entry.name)
-        return str(made.info.run_id)
+    def log(self, entry: Entry, found: MlflowRun | None, parent: str | None = None) -> str:
+        """Log an entry into the run that was found of it, else into a new one; its id.
 
-    def fill(self, run_id: str, entry: Entry) -> None:
-        """Log all that a run holds; what it has already is written over by the same.
-
-        Raises InputError where a file of the store is gone.
+        What the run has already is written over by the same. Raises InputError where a file of the
+        store is gone.
         """
         from mlflow.entities import Metric, Param, RunTag
 
+        if found is None:
+            own = entry.tags | ({PARENT_TAG: parent} if parent else {})
+            found = self.client.create_run(self.experiment, entry.start, own, entry.name)
+        run_id = str(found.info.run_id)
         tags = [RunTag(name, value) for name, value in entry.tags.items()]
         params = [Param(name, str(value)[:500]) for name, value in entry.params.items()]
         points = [Metric(name, value, entry.end, step) for name, value, step in entry.metrics]
         while params or points:
-            call = points[:METRICS_PER_CALL], params[:PARAMS_PER_CALL]
-            self.client.log_batch(run_id, *call, tags)
-            params, points = params[PARAMS_PER_CALL:], points[METRICS_PER_CALL:]
+            self.client.log_batch(run_id, points[:METRICS], params[:PARAMS], tags)
+            params, points = params[PARAMS:], points[METRICS:]
         for file, folder in entry.files:
             self.client.log_artifact(run_id, str(store().path(file)), folder)
         for path, text in entry.texts.items():
             self.client.log_text(run_id, text, path)
+        return run_id
 
     def page(self, run_id: str, below: str = RUNS_VIEW) -> str | None:
         """Where a browser finds a run, or what is `below` it; None where MLflow is no server."""
@@ -146,16 +143,14 @@ def mlflow_uris(state: Path) -> list[str]:
     """
     if given := os.environ.get("MLFLOW_TRACKING_URI"):
         return [given]
-    uris = []
+    uris, running = [], state / "run" / "mlflow.json"
     if (state / "mlflow" / "mlflow.db").exists():
-        try:
-            port = json.loads((state / "run" / "mlflow.json").read_text())["port"]
-        except (OSError, ValueError, KeyError):
+        if not running.exists():
             raise InputError(
                 f"{state / 'mlflow'}: the stack's MLflow does not run, and knows users too; "
                 "`make up` first"
-            ) from None
-        uris.append(f"http://127.0.0.1:{port}")
+            )
+        uris.append(f"http://127.0.0.1:{json.loads(running.read_text())['port']}")
     if (alone := state / "local" / "mlflow.db").exists():
         uris.append(f"sqlite:///{alone}")
     return uris
