@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tasks.map import new_axes
 from tasks.methods import METHODS
 from tasks.report.chosen import Chosen
-from tasks.results.models import UNKNOWN, Compared, Estimate
+from tasks.results.models import Compared, Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,8 +51,8 @@ def bars(title: str, axis: str, names: Sequence[str], compared: Compared, metric
         [lows, highs], [rows, rows], color=INK, linewidth=1.3, marker="|", markersize=6, zorder=3
     )
     for row, name in enumerate(methods):
-        own = compared.intervals[name]
-        number = _number(own["score"]) + (f"\nMAE {_number(own['mae'])}" if metric == "mae" else "")
+        number = _number(compared.estimate(name))
+        number += f"\nMAE {_number(compared.estimate(name, metric))}" if metric == "mae" else ""
         # Beside the axes, where no line can run through it.
         axes.text(
             1.02, row, number, transform=axes.get_yaxis_transform(), va="center",
@@ -138,8 +138,7 @@ def data_uri(figure: Figure) -> str:
 
 def _scores(compared: Compared, names: Sequence[str]) -> NDArray[np.float64]:
     """Points, lower and upper bounds, [3, n]; what is not known is nan, which is not drawn."""
-    estimates = [compared.intervals.get(name, {}).get("score", UNKNOWN) for name in names]
-    rows = [[one.point, one.lo, one.hi] for one in estimates]
+    rows = [[one.point, one.lo, one.hi] for one in map(compared.estimate, names)]
     return np.array(rows, dtype=np.float64).reshape(-1, 3).T
 
 

@@ -50,19 +50,14 @@ def chosen_by_merging(cell: Cell) -> list[Chosen]:
     In generated worlds a sort is the true first archetype. Of other data nothing is known that is
     true of both, so an anchor's sort is its cluster, and a user's that of its most similar anchor.
     """
-    by, first, config = "cluster", {}, cell.config
+    first: dict[str, str] = {}
     if cell.users.population:
         import polars as pl
 
         table = pl.read_parquet(store().path(cell.users.population))
-        by, first = (
-            "archetype",
-            dict(table.select("user_id", pl.col("first").cast(str)).iter_rows()),
-        )
-    return [
-        Chosen(config.lamp_task, config.seed, one.methods, by, _weights(one, first))
-        for one in cell.mergings
-    ]
+        first = {user: str(sort) for user, sort in table.select("user_id", "first").iter_rows()}
+    task, seed, by = cell.config.lamp_task, cell.config.seed, "archetype" if first else "cluster"
+    return [Chosen(task, seed, one.methods, by, _weights(one, first)) for one in cell.mergings]
 
 
 def _weights(merging: Merging, first: Mapping[str, str]) -> Weights:

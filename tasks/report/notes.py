@@ -11,7 +11,7 @@ from tasks.adapted import coverage_notes
 from tasks.config.run import RunConfig
 from tasks.lamp.metrics import remarks
 from tasks.report.table import Row
-from tasks.results.models import UNKNOWN, Compared, Difference
+from tasks.results.models import Compared, Difference
 from tasks.results.run import Cell, Run
 from tasks.text.loading import model_name
 
@@ -104,10 +104,8 @@ def seed_lines(cells: Iterable[Cell]) -> list[str]:
 
     def means(method: str, metric: str = "score") -> NDArray[np.float64]:
         """One number per seed; nan where a cell has none."""
-        points = [
-            [one.intervals.get(method, {}).get(metric, UNKNOWN).point for one in own.values()]
-            for own in by_seed.values()
-        ]
+        seeds = by_seed.values()
+        points = [[one.estimate(method, metric).point for one in own.values()] for own in seeds]
         return np.array(points, dtype=np.float64).mean(axis=1)
 
     found = [(f"mean score, {a} - {b}", "+.4f", means(a) - means(b)) for a, b in CLAIMS]

@@ -26,7 +26,7 @@ from tasks.report.chosen import Chosen, chosen_by_merging
 from tasks.report.notes import BELOW_ZERO, SAME, alike, claims, identical, none_at_all
 from tasks.report.since import Since
 from tasks.report.table import Row
-from tasks.results.models import UNKNOWN, Compared
+from tasks.results.models import Compared
 from tasks.results.run import Cell, Run
 from tasks.results.store import store
 
@@ -165,8 +165,8 @@ def leaders(mean: Compared) -> list[str]:
 
     One alone is the best: its difference to every other holds.
     """
-    own = {name: mean.intervals.get(name, {}).get("score", UNKNOWN).point for name in METHODS}
-    scores = {name: point for name, point in own.items() if point is not None}
+    known = [(name, mean.estimate(name).point) for name in METHODS]
+    scores = {name: point for name, point in known if point is not None}
     top = max(scores, key=lambda name: scores[name], default="")
     below = [name for name, one in mean.differences.get(top, {}).items() if one["score"].holds]
     return [name for name in scores if name not in below]

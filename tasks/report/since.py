@@ -73,11 +73,10 @@ def since(run: Run) -> Since | None:
     changes: list[str] = []
     for cell in run.cells:
         then = last.cell(cell.config.lamp_task, cell.config.seed)
-        before = then.compared.intervals if then else {}
         for name in METHODS:
-            if score := cell.compared.intervals.get(name, {}).get("score"):
-                was = before.get(name, {}).get("score", UNKNOWN)
-                scores.append(ScoreChange(cell.name, name, was, score))
+            if name in cell.compared.intervals:
+                was = then.compared.estimate(name) if then else UNKNOWN
+                scores.append(ScoreChange(cell.name, name, was, cell.compared.estimate(name)))
         changes += [f"{cell.name}{line}" for line in _changes(cell, then)]
     return Since(shown_run(last), scores, changes or ["users and anchors are the same"])
 

@@ -286,3 +286,7 @@ class Compared(Result):
     scored: tuple[Scored, ...] = ()
     draws: File | None = None
     golds_without_token: Annotated[int, OUTSIDE_KEY] = 0
+
+    def estimate(self, method: str, metric: str = "score") -> Estimate:
+        """A method's metric; UNKNOWN where it has none."""
+        return self.intervals.get(method, {}).get(metric, UNKNOWN)

@@ -131,7 +131,7 @@ def _method(run: Run, cell: Cell, row: Row) -> Entry:
 def _part(
     run: Run, cell: Cell, kind: str, name: str, result: File, seconds: float, cached: bool
 ) -> Entry:
-    """What an anchor and a method have alike. A folder of the store is called by its hash."""
+    """What an anchor and a method have alike. result: its folder in the store names its content."""
     tags = {
         "kind": kind,
         kind: name,
@@ -140,7 +140,6 @@ def _part(
         "preset": run.config["preset"],
         "cached": str(cached).lower(),
         "result": result.folder,
-        "result_sha256": result.folder.rpartition("/")[2],
     }
     end = _end(run)
     return Entry(f"{cell.name} {name}", end - int(1000 * seconds), end, tags, params={})

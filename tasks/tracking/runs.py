@@ -133,7 +133,7 @@ def _without_copy(mlflow: Mlflow, entry: Entry) -> Entry:
     paths = [path for file, _ in entry.files for path in store().path(file).rglob("*")]
     if sum(path.stat().st_size for path in paths) < LARGE:
         return entry
-    same = f"tags.result_sha256 = '{entry.tags['result_sha256']}' and tags.artifacts_in IS NULL"
+    same = f"tags.result = '{entry.tags['result']}' and tags.artifacts_in IS NULL"
     holding = mlflow.search(f"{same} and attributes.status = 'FINISHED'")
     if not holding:
         return entry

@@ -8,33 +8,20 @@ from typing import Any
 import pytest
 
 from tasks.config.run import resolve
-from tasks.files import write_atomic
-from tasks.lamp.definitions import get_task
 from tasks.record import File
-from tasks.results.models import (
-    Anchor,
-    Anchors,
-    Answers,
-    Bank,
-    Base,
-    Compared,
-    Embedded,
-    Estimate,
-    Merged,
-    MetaLora,
-    Prepared,
-    Recipes,
-    Scored,
-    Training,
-)
+from tasks.report.files import REPORTS_FOLDER, write_state
+from tasks.results.models import Answers, Compared, Merged, MetaLora, Training
 from tasks.results.run import Cell, Merging, Run
 from tasks.results.store import store
 from tasks.tracking import runs
+from tests.unit.report import cells
+from tests.unit.report.cells import estimate
 
 METHODS = ("base", "merge_only", "mta")
 # The optimum has a row in the table, but no model answered.
 ROWS = (*METHODS, "oracle")
 NAME, ID = "spry-llama", "0f0e0d0c-0b0a-4908-8706-050403020100"
+GIVEN = {"methods": list(METHODS)}
 
 
 def stored(stage: str, *names: str) -> tuple[File, ...]:
@@ -64,92 +51,62 @@ def meta_lora(number: int, steps: int) -> MetaLora:
 
 
 def merging(anchors: int, steps: int) -> Merging:
-    (table,) = stored("embed", "embeddings.parquet")
-    (chosen,) = stored("anchors", "anchors.parquet")
-    bank, users_map = stored("bank", "bank.safetensors", "map.png")
-    (recipes,) = stored("fusion", "recipes.parquet")
+    file, users_map = stored("bank", "bank.safetensors", "map.png")
+    (chosen,), (table,) = stored("anchors", "anchors.parquet"), stored("fusion", "recipes.parquet")
     members = tuple(meta_lora(number, steps) for number in range(anchors))
-    listed = tuple(
-        Anchor(name=one.anchor, items=9, cluster=2, members=one.members) for one in members
+    listed = [cells.anchor(one.anchor, 2) for one in members]
+    one = cells.merging(("merge_only", "mta"), listed, asked=anchors)
+    parts = {"file": file, "members": members, "map": users_map, "cached": True}
+    merged = Merged(
+        bank=one.merged.bank.model_copy(update=parts),
+        recipes=one.merged.recipes.model_copy(update={"table": table}),
+        how="stack",
     )
-    return Merging(
-        methods=("merge_only", "mta"),
-        embedded=Embedded(table=table, centred=True, users=9, dimensions=4),
-        chosen=Anchors(
-            table=chosen, anchors=listed, whole_clusters=0, asked=anchors, candidates=9,
-            eligible=9, clusters=3, noise=0,
-        ),
-        merged=Merged(
-            bank=Bank(file=bank, members=members, rank=2, scale=1.0, map=users_map, cached=True),
-            recipes=Recipes(table=recipes, users=3, anchors_per_user=2, without_similar_anchor=0),
-            how="stack",
-        ),
-    )  # fmt: skip
+    anchors_chosen = one.chosen.model_copy(update={"table": chosen})
+    return one.model_copy(update={"chosen": anchors_chosen, "merged": merged})
 
 
 def compared() -> Compared:
-    names = [
-        f"{method}/{file}" for method in METHODS for file in ("golds.json", "predictions.parquet")
-    ]
+    names = [f"{name}/{file}" for name in METHODS for file in ("golds.json", "predictions.parquet")]
     files = dict(zip(names, stored("compare", *names), strict=True))
-    return Compared(
-        task=get_task("LaMP-2M"),
-        groups=3,
-        queries=6,
-        methods=ROWS,
-        intervals={name: {"accuracy": Estimate(point=0.5, lo=0.25, hi=None)} for name in ROWS},
-        differences={},
-        scored=tuple(
-            Scored(
-                method=name,
-                metrics={"accuracy": 0.5},
-                users=3,
-                queries=6,
-                predictions=files[f"{name}/predictions.parquet"],
-                golds=files[f"{name}/golds.json"],
-            )
-            for name in METHODS
-        ),
+    found = cells.compared(**{name: files[f"{name}/predictions.parquet"] for name in METHODS})
+    scored = [
+        one.model_copy(update={"golds": files[f"{one.method}/golds.json"]}) for one in found.scored
+    ]
+    intervals = {name: {"accuracy": estimate(0.5, 0.25)} for name in ROWS}
+    parts = {"methods": ROWS, "intervals": intervals, "scored": tuple(scored)}
+    return found.model_copy(update=parts)
+
+
+def ended_cell(anchors: int, steps: int) -> Cell:
+    sides = ("base", "anchor", "few_shot", "pooled")
+    files = stored("prepare", *(f"{side}.parquet" for side in sides))
+    (predictions, work) = stored("answers", "predictions.parquet", "work.parquet")
+    answers = Answers(users=("few-1", "few-2"), predictions=predictions, work=work, seconds=30.0)
+    users = cells.users(
+        **dict(zip(sides, files, strict=True)), few_shot_ids=("few-1", "few-2"),
+        counts={"queries": 6}, dropped={"empty": 1}, split={"kind": "x"}, audit={"looked": 1},
+        authors={"few_shot": ["few-1"]},
+    )  # fmt: skip
+    return cells.cell(
+        compared(),
+        seed=0,
+        given=GIVEN,
+        users=users,
+        mergings=(merging(anchors, steps),),
+        answers={name: (answers, answers.model_copy(update={"cached": True})) for name in METHODS},
     )
 
 
 def ended_run(anchors: int = 3, steps: int = 4, **changed: Any) -> Run:
     """A run; its table and its report lie beside the store."""
-    config = resolve({"methods": list(METHODS)})
-    sides = stored(
-        "prepare", "base.parquet", "anchor.parquet", "few_shot.parquet", "pooled.parquet"
-    )
-    (predictions, work) = stored("answers", "predictions.parquet", "work.parquet")
-    answers = Answers(users=("few-1", "few-2"), predictions=predictions, work=work, seconds=30.0)
-    score = compared()
-    cell = Cell(
-        config=config.for_task("LaMP-2M", 0),
-        users=Prepared(
-            task=get_task("LaMP-2M"), base=sides[0], anchor=sides[1], few_shot=sides[2],
-            pooled=sides[3], few_shot_ids=("few-1", "few-2"), instruction="Which tag?",
-            longest_candidate=9, counts={"queries": 6}, dropped={"empty": 1}, split={"kind": "x"},
-            audit={"looked": 1}, authors={"few_shot": ["few-1"]},
-        ),
-        base=Base(model="tiny", content="c0", dtype="float32", max_tokens=128),
-        mergings=(merging(anchors, steps),),
-        answers={name: (answers, answers.model_copy(update={"cached": True})) for name in METHODS},
-        compared=score,
-    )  # fmt: skip
-    reports = store().state / "reports"
-    reports.mkdir(parents=True, exist_ok=True)
-    write_atomic(reports / f"{NAME}.txt", b"the table\n")
-    write_atomic(reports / f"{NAME}.html", "<p>the report \u00e9</p>\n".encode())
-    run = Run(
-        id=ID,
-        name=NAME,
-        date="2026-03-04 05:06",
-        report=NAME,
-        config=config.model_dump(mode="json"),
-        cells=(cell,),
-        overall=score,
-        summary=("3 methods on LaMP-2M.", "mta is ahead."),
-    )
-    return run.model_copy(update=changed)
+    cell = ended_cell(anchors, steps)
+    write_state(f"{REPORTS_FOLDER}/{NAME}.txt", "the table\n")
+    write_state(f"{REPORTS_FOLDER}/{NAME}.html", "<p>the report \u00e9</p>\n")
+    about = {"id": ID, "name": NAME, "date": "2026-03-04 05:06", "report": NAME}
+    about |= {"config": resolve(GIVEN).model_dump(mode="json"), "overall": cell.compared}
+    about |= {"summary": ("3 methods on LaMP-2M.", "mta is ahead.")}
+    return cells.run(cell, **(about | changed))
 
 
 def begun(run: Run) -> Run:
