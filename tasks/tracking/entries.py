@@ -49,12 +49,12 @@ class Entry:
 def whole(run: Run, means: Sequence[Row] = (), texts: Mapping[str, str] | None = None) -> Entry:
     """The run itself, begun or ended. means: the rows over all cells, which are its metrics."""
     files: list[tuple[File, str | None]] = []
-    all_texts = {"config.json": _json(run.config), **(texts or {})}
+    all_texts = {"config.json": json.dumps(run.config, indent=2), **(texts or {})}
     for cell in run.cells:
-        counts = cell.users.model_dump(mode="json", include=COUNTS)
-        manifest = cell.model_dump(mode="json", exclude=NOT_IN_MANIFEST)
-        all_texts[f"{cell.name}/data_counts.json"] = _json(counts)
-        all_texts[f"{cell.name}/manifest.json"] = _json(manifest)
+        counts = cell.users.model_dump_json(indent=2, include=COUNTS)
+        manifest = cell.model_dump_json(indent=2, exclude=NOT_IN_MANIFEST)
+        all_texts[f"{cell.name}/data_counts.json"] = counts
+        all_texts[f"{cell.name}/manifest.json"] = manifest
         for one in cell.mergings:
             kept = (one.merged.bank.map, one.chosen.table, one.merged.recipes.table)
             files += [(file, f"{cell.name}/{one.methods[0]}") for file in kept if file]
@@ -149,9 +149,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested options as `section.field` -> value."""
     result: dict[str, Any] = {}
     for key, value in values.items():
-        result |= (
-            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
+        name = prefix + key
+        result |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return result
 
 
@@ -168,7 +167,3 @@ def thinned(losses: Sequence[float], most: int = LOSS_POINTS) -> list[tuple[int,
 def _end(run: Run) -> int:
     """When the run ended, in milliseconds: the same however often it is logged."""
     return int(1000 * datetime.fromisoformat(run.date).timestamp())
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2) + "\n"

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from uuid import UUID
 
 from prefect.artifacts import create_link_artifact
@@ -144,10 +143,10 @@ def _texts(run: Run, table: Sequence[Row]) -> dict[str, str]:
     """What the run shows: path in MLflow -> text."""
     import polars as pl
 
+    folder = store().state / REPORTS_FOLDER
     texts = {"comparison.csv": pl.from_dicts(table, infer_schema_length=None).write_csv()}
-    for name in ("comparison.txt", "report.html"):
-        path = store().state / REPORTS_FOLDER / f"{run.report}{Path(name).suffix}"
-        if path.exists():
+    for name, ending in (("comparison.txt", "txt"), ("report.html", "html")):
+        if (path := folder / f"{run.report}.{ending}").exists():
             texts[name] = path.read_text(encoding="utf-8")
     if run.missing:
         texts["missing.txt"] = "\n".join(run.missing) + "\n"
