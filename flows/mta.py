@@ -39,16 +39,20 @@ from tasks.config.options import (
     FusionOptions,
     PlanOptions,
     PresetName,
-    PromptOptions,
     RagOptions,
     ScoringOptions,
-    SplitOptions,
     StackingOptions,
     TrainingOptions,
 )
 from tasks.config.run import RunConfig, resolve
 from tasks.errors import DiskFull, InputError, disk_full
-from tasks.lamp.options import LampOptions, SyntheticOptions, TaskOptions
+from tasks.lamp.options import (
+    LampOptions,
+    PromptOptions,
+    SplitOptions,
+    SyntheticOptions,
+    TaskOptions,
+)
 from tasks.log import log
 from tasks.methods import MethodName
 from tasks.plan.run import planned
