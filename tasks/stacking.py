@@ -28,8 +28,8 @@ from tasks.training import checkpoint, train_loras
 if TYPE_CHECKING:
     from tasks.lora.adapters import Lora
     from tasks.lora.bank import Bank as LoadedBank
-    from tasks.lora.group_train import Outcome
     from tasks.lora.tokens import Samples
+    from tasks.lora.train import Outcome
 
 # Each user's anchors and their weights.
 MergeRecipes = list[tuple[list[str], list[float]]]

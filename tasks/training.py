@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from tasks.lora.base import Base
     from tasks.lora.batches import Encoded
     from tasks.lora.checkpoint import Checkpoint
-    from tasks.lora.group_train import Outcome
     from tasks.lora.merge import MergedUsers
     from tasks.lora.tokens import Samples
+    from tasks.lora.train import Outcome
     from tasks.lora.train import Training as EngineOptions
 
 

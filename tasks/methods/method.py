@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from tasks.config.task import MethodConfig
-    from tasks.results.models import Base, Prepared, Result
+    from tasks.record import Result
+    from tasks.results.models import Base, Prepared
     from tasks.stacking import Adapted, Batch
 
 

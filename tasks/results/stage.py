@@ -31,7 +31,6 @@ from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.context import FlowRunContext
 from prefect.filesystems import RemoteFileSystem
 from prefect.futures import PrefectFuture
-from prefect.results import ResultRecord, ResultRecordMetadata
 from prefect.serializers import JSONSerializer
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed
@@ -259,8 +258,7 @@ def _failure(state: State[Any], name: str) -> Exception:
     """Why a run did not complete, as an exception whose message is one line."""
     error, data = state.result(raise_on_failure=False), state.data
     # Prefect keeps an error as a result, too. It is none, and may name a user.
-    metadata = data.metadata if isinstance(data, ResultRecord) else data
-    key = metadata.storage_key if isinstance(metadata, ResultRecordMetadata) else None
+    key = getattr(getattr(data, "metadata", data), "storage_key", None)
     if key and not isinstance(error, StorageError):  # else it could not be written
         with suppress(StorageError):
             store().remove(store().root / RESULTS / PurePath(key).name)

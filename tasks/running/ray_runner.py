@@ -63,7 +63,8 @@ def ray_runner(config: RunConfig) -> Iterator[RayTaskRunner[Any]]:
 
 
 def _gpus_per_job(compute: ComputeOptions) -> float:
-    has = ray.cluster_resources().get("GPU", 0.0)
+    cluster: Any = ray  # it has no types
+    has = cluster.cluster_resources().get("GPU", 0.0)
     if compute.device == "cuda" and not has:
         log("Ray: no node has a GPU now; jobs wait until one has", warning=True)
     wanted = compute.device == "cuda" or (compute.device == "auto" and has)
