@@ -64,18 +64,6 @@ class Pass:
         return self.users * self.rows * self.width
 
 
-@dataclass(frozen=True)
-class Loras:
-    """The LoRA that is trained, and the frozen one below.
-
-    checkpointing: the forward pass is computed again in the backward pass.
-    """
-
-    trained: Shapes = NOTHING
-    below: Shapes = NOTHING
-    checkpointing: bool = False
-
-
 def shape_of(model: Any) -> ModelShape:
     """The shape of a model, which may be on torch's meta device."""
     head = model.get_output_embeddings()
@@ -118,9 +106,14 @@ class Flops:
     backward pass, which computes the scores again. Elementwise work is not counted.
     """
 
-    def __init__(self, shape: ModelShape, loras: Loras) -> None:
-        trained, below = loras.trained, loras.below
-        self.shape, self.again = shape, loras.checkpointing and bool(trained.sizes)
+    def __init__(
+        self,
+        shape: ModelShape,
+        trained: Shapes = NOTHING,
+        below: Shapes = NOTHING,
+        checkpointing: bool = False,
+    ) -> None:
+        self.shape, self.again = shape, checkpointing and bool(trained.sizes)
         # Per position: layers up to the last attention, and those after it.
         self.forth, self.back = [0, 0], [0, 0]
         first = min(map(_place, trained.sizes), default=(shape.blocks, 0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -20,6 +19,7 @@ from tasks.config.options import (
 )
 from tasks.embed import WHITENED, Embedding, Population
 from tasks.fusion import Asked
+from tasks.lora.grouped import Shapes
 from tasks.method.clusters import members_of
 from tasks.plan import work as cost_of
 from tasks.plan.lengths import Lengths, Measure, assumed_clusters
@@ -180,20 +180,16 @@ class Planner:
         questions: Questions, **_: object,
     ) -> models.MetaLoras:  # fmt: skip
         tokens = self._measure.tokens
-        samples = [
-            [*chain(*tokens("profile", questions, candidates, anchor.members))]
-            for anchor in anchors
-        ]
-        work = cost_of.train(self._model, options, samples)
+        found = (tokens("profile", questions, candidates, anchor.members) for anchor in anchors)
+        work = cost_of.train(self._model, options, [[*chain(*own)] for own in found])
         disk = len(anchors) * self._adapter_bytes(options) + 22 * work.steps
         file = self._add("meta-LoRAs", work, disk=disk)
         self._trained[file] = options
-        return models.MetaLoras(
-            loras=tuple(
-                MetaLora(anchor=one.name, members=one.members, adapter=file, training=UNTRAINED)
-                for one in anchors
-            )
+        loras = (
+            MetaLora(anchor=one.name, members=one.members, adapter=file, training=UNTRAINED)
+            for one in anchors
         )
+        return models.MetaLoras(loras=tuple(loras))
 
     def bank(self, loras: tuple[MetaLora, ...], **_: object) -> Bank:
         options = self._trained[loras[0].adapter]
@@ -210,7 +206,7 @@ class Planner:
         if asked:
             samples = [*chain(*self._measure.tokens("profile", asked.questions, asked.users))]
             # One anchor's LoRA at a time, as it is.
-            alone = replace(self._below(bank, each=1, how=options.merge), anchors=1)
+            alone = Below(self._shapes(bank), anchors=1, each=1)
             times = min(options.shortlist or anchors, anchors)
             work = cost_of.likelihoods(self._model, [samples], alone, times=times)
             work.users = users
@@ -229,7 +225,8 @@ class Planner:
         if merged:
             for work in self._behind.pop(merged.recipes.table, ()):
                 work.method = method.name
-            below = self._below(merged.bank, merged.recipes.anchors_per_user, merged.how)
+            each, anchors = merged.recipes.anchors_per_user, len(merged.bank.members)
+            below = Below(self._shapes(merged.bank), anchors, each, merged.how)
         if training:
             samples = tokens("profile", questions, users, user_ids)
             work = cost_of.train(model, training, samples, below)
@@ -242,8 +239,8 @@ class Planner:
             samples = tokens("queries", questions, users, user_ids)
             work = cost_of.answer(model, samples, questions.task.max_new_tokens, below, training)
         by_id = self._measure.users(users)
-        # Predictions twice as tables, and in LaMP's own format; what each user took.
         queries = [query for user_id in user_ids for query in by_id[user_id]["query"]]
+        # Predictions twice as tables, and in LaMP's own format; what each user took.
         disk = len(user_ids) * ROW + sum(ROW + 3 * len(query["gold"]) for query in queries)
         file = self._add("scoring", work, method.name, disk)
         return models.Answers(users=user_ids, predictions=file, work=file)
@@ -266,9 +263,8 @@ class Planner:
         self._works.append(work)
         return File(uri=f"plan/{len(self.plans)}/{len(self._works)}", sha256="")
 
-    def _below(self, bank: Bank, each: int, how: str) -> Below:
-        shapes = self._model.lora(self._trained[bank.members[0].adapter])
-        return Below(shapes, len(bank.members), each, how)
+    def _shapes(self, bank: Bank) -> Shapes:
+        return self._model.lora(self._trained[bank.members[0].adapter])
 
     def _adapter_bytes(self, options: TrainingOptions) -> int:
         """A PEFT folder and its record: weights, and their names."""

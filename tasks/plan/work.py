@@ -14,7 +14,7 @@ from tasks.config.options import TrainingOptions
 from tasks.embed import CHUNK
 from tasks.lamp.definitions import LampTask
 from tasks.lora import cost
-from tasks.lora.cost import NOTHING, Flops, Loras, Pass
+from tasks.lora.cost import NOTHING, Flops, Pass
 from tasks.lora.grouped import Shapes
 from tasks.lora.merge import KEPT_BYTES
 from tasks.lora.passes import (
@@ -85,7 +85,7 @@ class TaskPlan:
         if model.gpu and most > model.machine.memory_gb * 1e9:
             notes.append(
                 f"{metric(most, 'B')} is more than the machine has (plan.memory_gb): lower "
-                "stacking.users_per_job or anchors.per_job, or set base.gradient_checkpointing"
+                "stacking.users_per_job or anchors.per_job"
             )
         return list(dict.fromkeys(notes))
 
@@ -125,7 +125,7 @@ def train(
     most = _positions(model, taken, model.checkpointing)
     seeds, how = range(len(samples)), training_from(options)
     steps = training_passes(samples, how, seeds, most, model.shape.packs)
-    flops = Flops(model.shape, Loras(shapes, below.merged, model.checkpointing)).training
+    flops = Flops(model.shape, shapes, below.merged, model.checkpointing).training
     # Users' LoRAs, their gradients and AdamW's two moments, in float32.
     work = _work(model, samples, chain(*steps), flops, taken + 4 * 4 * shapes.width * len(samples))
     batches = [math.ceil(len(own) / options.batch_size) for own in samples]
@@ -154,7 +154,7 @@ def likelihoods(
     own, taken = _own(model, options), below.bytes(len(samples))
     most = cost.forward_limit(_positions(model, taken), model.gpu)
     passes = likelihood_passes(samples, most, model.shape.packs)
-    flops = Flops(model.shape, Loras(own, below.merged)).forward
+    flops = Flops(model.shape, own, below.merged).forward
     return _work(model, samples, passes, flops, taken + 4 * own.width * len(samples), times)
 
 
@@ -165,7 +165,7 @@ def answer(
     """Greedy answers of `new` tokens each, the most there may be, to all users' questions."""
     own, taken = _own(model, options), below.bytes(len(questions))
     passes = answer_passes(questions, new, cost.BATCH_FACTOR * _positions(model, taken))
-    decode = partial(Flops(model.shape, Loras(own, below.merged)).decode, new=new)
+    decode = partial(Flops(model.shape, own, below.merged).decode, new=new)
     work = _work(model, questions, passes, decode, taken + 4 * own.width * len(questions))
     work.tokens += work.items * new
     # All weights are read for each token.
@@ -181,7 +181,7 @@ def sign(
     most = _positions(model, 0) if at_input else POSITIONS
     parts = [[*chain(*users[start : start + CHUNK])] for start in range(0, len(users), CHUNK)]
     passes = [one for part in parts for one in signature_passes(part, most)]
-    flops = partial(Flops(model.shape, Loras()).signature, sizes=sizes, at_input=at_input)
+    flops = partial(Flops(model.shape).signature, sizes=sizes, at_input=at_input)
     return _work(model, users, passes, flops)
 
 
@@ -192,7 +192,7 @@ def states(model: PlannedModel, task: LampTask, users: Sequence[User]) -> Work:
     ids = (base.tokenizer(text, split_special_tokens=True)["input_ids"] for text in texts)
     samples = [blank(min(base.max_tokens, len(one)), 0) for one in ids]
     passes = [replace(one, labels=0) for one in signature_passes(samples, STATE_POSITIONS)]
-    return _work(model, [samples], passes, Flops(model.shape, Loras()).forward)
+    return _work(model, [samples], passes, Flops(model.shape).forward)
 
 
 def _work(

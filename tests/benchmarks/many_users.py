@@ -43,7 +43,7 @@ from transformers.utils import logging
 
 from tasks.lora.base import load_base
 from tasks.lora.batches import Encoded
-from tasks.lora.cost import Flops, Loras, Pass, shape_of
+from tasks.lora.cost import Flops, Pass, shape_of
 from tasks.lora.grouped import Shapes, fresh
 from tasks.lora.merge import MergedUsers
 from tasks.lora.train import Outcome, epochs
@@ -198,10 +198,10 @@ def measure(
     outcome = outcomes[0]
     tokens = sum(outcome.tokens)
     labels = shape["epochs"] * sum(len(item.answer) for own in users for item in own)
-    loras = Loras(engine.shapes, Shapes(engine.shapes.sizes, engine.merged_rank))
+    merged = Shapes(engine.shapes.sizes, engine.merged_rank)
     # In rows of one position attention, which depends on the company, is next to nothing.
     alone = Pass(1, tokens, 1, labels, labels)
-    flops = Flops(shape_of(engine.base.model), loras).training(alone)
+    flops = Flops(shape_of(engine.base.model), engine.shapes, merged).training(alone)
     each = median["engine"]
     return {
         "users": count,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tasks.lamp.synthetic.population import Floats, Ints, Taste
+from tasks.lamp.synthetic.population import Floats, Ints
 from tasks.lamp.synthetic.world import User, World
 
 PREDICTORS = ("nonpersonal", "bayes", "oracle")
@@ -37,11 +37,10 @@ def optimal_answers(world: World, items: int | None = None) -> pl.DataFrame:
 
 def answers_to(world: World, user: User, items: int | None) -> list[dict[str, Any]]:
     """One user's rows of `optimal_answers`."""
-    beliefs = (
-        posterior_of(world, user.items[:0]),
-        posterior_of(world, user.items[:items]),
-        certain(world, user.taste),
-    )
+    unknown, taste = posterior_of(world, user.items[:0]), user.taste
+    certain = np.zeros_like(unknown)
+    certain[np.arange(len(certain)), taste.first, taste.values] = 1.0
+    beliefs = (unknown, posterior_of(world, user.items[:items]), certain)
     rows = []
     for (query_id, written), (theme, context, _) in zip(
         user.asked.items(), user.queries.tolist(), strict=True
@@ -63,14 +62,6 @@ def posterior_of(world: World, items: Ints) -> Floats:
     # The table's axes [A, C, contexts, answers], looked up at two: [A, C, k].
     likelihoods = world.family.joint[:, :, contexts, answers]
     return world.population.posterior(themes, np.moveaxis(likelihoods, -1, 0))
-
-
-def certain(world: World, taste: Taste) -> Floats:
-    """[S, A, C]: the belief that is certain of the user's first archetype and values."""
-    options = world.options
-    belief = np.zeros((options.themes, options.archetypes, options.choices))
-    belief[np.arange(options.themes), taste.first, taste.values] = 1.0
-    return belief
 
 
 def expected_gains(world: World, belief: Floats) -> Floats:

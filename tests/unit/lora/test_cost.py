@@ -17,8 +17,6 @@ from tasks.lora.batches import Encoded
 from tasks.lora.cost import (
     NOTHING,
     Flops,
-    Loras,
-    ModelShape,
     Pass,
     gpu_positions,
     position_bytes,
@@ -83,8 +81,9 @@ class Work:
         below = NOTHING
         if self.merged:
             below = below_of(self.merged.parts([0]))
-        self.loras = Loras(self.shapes, below, checkpointing)
+        self.below, self.checkpointing = below, checkpointing
         self.shape = shape_of(self.base.model)
+        self.flops = Flops(self.shape, self.shapes, below, checkpointing)
 
     def _merged(self, how: str) -> MergedUsers:
         bank = bank_of(self.base.model)
@@ -119,28 +118,28 @@ def below_of(loras: LoraBatch) -> Shapes:
     return Shapes(sizes, loras.rank)
 
 
-def training_bytes(shape: ModelShape, done: Pass, loras: Loras, each: int) -> int:
+def training_bytes(work: Work, done: Pass) -> int:
     """What `position_bytes` comes to in one forward and backward pass, with all that is beside it:
     the LoRAs, and what the layers without one and the last block do not keep."""
-    sizes, below = loras.trained.sizes, loras.below
-    kept = done.positions * position_bytes(shape, each, loras.checkpointing)
-    if shape.known and not loras.checkpointing:
+    shape, trained, each = work.shape, work.shapes, work.base.model.dtype.itemsize
+    kept = done.positions * position_bytes(shape, each, work.checkpointing)
+    if shape.known and not work.checkpointing:
         # After its attention the last block goes on with the labels' positions only.
         after = 4 * shape.hidden + each * (shape.hidden + 4 * shape.wide)
         kept -= (done.positions - done.picked) * after
         # Layers without a LoRA do not keep what goes in.
-        ends = {layer.rpartition(".")[2] for layer in (*sizes, *below.sizes)}
+        ends = {layer.rpartition(".")[2] for layer in (*trained.sizes, *work.below.sizes)}
         unseen = shape.hidden * ends.isdisjoint({"q_proj", "k_proj", "v_proj"})
         unseen += shape.hidden * ends.isdisjoint({"gate_proj", "up_proj"})
         unseen += shape.wide * ("down_proj" not in ends)
         kept -= done.positions * (shape.blocks - 1) * each * unseen
-    kept += 4 * done.positions * loras.trained.rank * len(sizes)
+    kept += 4 * done.positions * trained.rank * len(trained.sizes)
     # Logits, in the model's dtype and in float32; their log-softmax and its gradient.
     kept += done.labels * shape.head[1] * (each + (12 if each < 4 else 8))
     # The users' LoRAs by layer and beside the frozen ones, which are copies, too; at the end, when
     # nothing else is left, their gradients by layer and in one row.
-    factors = 4 * done.users * 2 * (loras.trained.width + below.width)
-    return factors + max(kept, 4 * done.users * 2 * loras.trained.width)
+    factors = 4 * done.users * 2 * (trained.width + work.below.width)
+    return factors + max(kept, 4 * done.users * 2 * trained.width)
 
 
 CASES: list[dict[str, Any]] = [
@@ -165,10 +164,9 @@ def test_training(case: dict[str, Any]) -> None:
     assert [len(losses) for losses in outcome.losses] == [len(steps)] * USERS == [4] * USERS
     passes = [one for step in steps for one in step]
     assert sum(one.positions for one in passes) == outcome.computed
-    counted = sum(map(Flops(work.shape, work.loras).training, passes))
+    counted = sum(map(work.flops.training, passes))
     assert counted == flops(work.train)
-    each = work.base.model.dtype.itemsize
-    needed = max(training_bytes(work.shape, one, work.loras, each) for one in passes)
+    needed = max(training_bytes(work, one) for one in passes)
     total = needed + 4 * 4 * work.shapes.width * USERS
     assert total == pytest.approx(peak_bytes(work.train), rel=1 / 6)
 
@@ -181,7 +179,7 @@ def test_of_one_length_only_attention_is_more() -> None:
     assert outcome.padding == 0.0
     tokens = sum(outcome.tokens)
     labels = 2 * USERS * 3 * 4
-    alone = Flops(work.shape, work.loras).training(Pass(1, tokens, 1, labels, labels))
+    alone = work.flops.training(Pass(1, tokens, 1, labels, labels))
     # Four blocks of attention 128 wide, seven products in all: of 48 rows of 34 by 34, less what
     # each token has to do with itself.
     attention = 4 * 128 * 7 * 2 * (48 * 34 * 34 - tokens)
@@ -201,8 +199,8 @@ def test_likelihoods(spread: int) -> None:
             log_likelihoods(work.base, layers, work.samples, parts)
 
     passes = likelihood_passes(work.samples, forward_positions(work.base), work.shape.packs)
-    loras = Loras(below=below_of(below))
-    assert sum(map(Flops(work.shape, loras).forward, passes)) == flops(measure)
+    counted = sum(map(Flops(work.shape, below=below_of(below)).forward, passes))
+    assert counted == flops(measure)
 
 
 def test_signatures() -> None:
@@ -211,7 +209,7 @@ def test_signatures() -> None:
     flat = [one for own in work.samples for one in own]
     passes = signature_passes(flat, 600)
     assert len(passes) > 1
-    costs = Flops(work.shape, Loras())
+    costs = Flops(work.shape)
     for size, width in ((300, 128), (64, 32), (1000, 32)):
         counted = sum(costs.signature(one, (size, width), at_input=False) for one in passes)
         sign = partial(item_signatures, work.base, flat, size, width, 0, positions=600)
@@ -236,7 +234,7 @@ def test_answers(questions: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     passes = answer_passes(asked, new, 400)
     assert len(passes) > 1
-    costs = Flops(work.shape, Loras())
+    costs = Flops(work.shape)
     counted = sum(costs.decode(one, new) for one in passes)
     assert counted == pytest.approx(flops(answer), rel=0.02)
 
