@@ -80,7 +80,8 @@ class TaskPlan:
 
     def notes(self, model: PlannedModel) -> list[str]:
         """What was assumed, and what does not fit."""
-        notes = self.assumed + [f"{one.stage}: {one.note}" for one in self.works if one.note]
+        said = [(f"{one.stage} {one.method}".strip(), one.note) for one in self.works if one.note]
+        notes = self.assumed + [f"{name}: {note}" for name, note in said]
         most = max(work.memory for work in self.works)
         if model.gpu and most > model.machine.memory_gb * 1e9:
             notes.append(
