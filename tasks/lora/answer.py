@@ -147,7 +147,9 @@ def _log_p(base: Base, samples: Sequence[Sequence[Encoded]], rows: int) -> Seque
     """log p of each sample's answer, user by user, in one pass; rows: as the limit of `pack`."""
     packed = pack(samples, base.tokenizer.pad_token_id, rows).to(base.device)
     counts = [len(own) for own in samples]
-    return (-sum_by(label_losses(base, packed), packed.sample, sum(counts))).cpu().split(counts)
+    losses = sum_by(label_losses(base, packed), packed.sample, sum(counts))
+    log_p: Sequence[Tensor] = (-losses).cpu().split(counts)
+    return log_p
 
 
 def _greedy(base: Base, questions: Sequence[Encoded], max_new_tokens: int) -> list[str]:

@@ -63,7 +63,8 @@ def _labels_only(model: Any, packed: Packed) -> Iterator[None]:
         normed = layer.input_layernorm(hidden_states)
         attended = layer.self_attn(hidden_states=normed, **options)[0]
         x = picked(hidden_states) + attended
-        return x + layer.mlp(layer.post_attention_layernorm(x))
+        out: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
+        return out
 
     hooks = [model.get_output_embeddings().register_forward_pre_hook(pick)]
     try:

@@ -73,7 +73,8 @@ def answer_passes(
 
 def _passes(samples: ByUser, positions: int, packs: bool) -> list[Pass]:
     """The passes of packed users, as `pack` would lay them."""
-    limit, passes = layout(samples.values()) if packs else ONE_PER_ROW, []
+    limit = layout(samples.values()) if packs else ONE_PER_ROW
+    passes = []
     for batch in span_batches(samples, limit, positions):
         users = [samples[user][span] for user, span in batch]
         sizes = [footprint(own, limit) for own in users]

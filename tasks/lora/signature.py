@@ -121,7 +121,8 @@ def projection(size: int, to: int, seed: int) -> Tensor | None:
     if size <= to:
         return None
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(size, to, generator=generator, dtype=torch.float32) / to**0.5
+    drawn = torch.randn(size, to, generator=generator, dtype=torch.float32)
+    return drawn / float(to**0.5)
 
 
 def _projections(
