@@ -128,7 +128,7 @@ def test_names_of_task_runs_and_missing_pieces(
         try:
             return real_begin(self, arguments, refresh)
         except StageFailed as error:
-            return Job(self, arguments, state=Failed(message=str(error)))
+            return Job(self, arguments, Failed(message=str(error)))
 
     real_begin = Stage.begin
     monkeypatch.setattr(Stage, "made", made)
