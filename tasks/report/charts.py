@@ -90,12 +90,12 @@ def curves(title: str, axis: str, names: Sequence[str], points: Mapping[int, Com
         if name in LINES:
             axes.plot(places, values, color=INK, linestyle=LINES[name], linewidth=1.2, label=name)
             continue
-        places = places + 0.05 * (methods.index(name) - (len(methods) - 1) / 2)
+        beside = places + 0.05 * (methods.index(name) - (len(methods) - 1) / 2)
         colour, marker = style(name)
         axes.plot(
-            places, values, color=colour, marker=marker, markersize=6, linewidth=1.6, label=name
+            beside, values, color=colour, marker=marker, markersize=6, linewidth=1.6, label=name
         )
-        axes.plot([places, places], [lows, highs], color=colour, linewidth=1.0)
+        axes.plot([beside, beside], [lows, highs], color=colour, linewidth=1.0)
     axes.set(xticks=range(len(points)), xticklabels=points, xlim=(-0.4, len(points) - 0.6))
     axes.set(xlabel="items per few-shot user (at most)", ylabel=axis)
     axes.grid(axis="y", color="#d0d0d0", linewidth=0.6)

@@ -118,7 +118,7 @@ def no_labels(cell: Cell) -> list[NoLabel]:
     for one in cell.compared.scored:
         if one.no_label:
             table = pl.read_parquet(store().path(one.predictions))
-            answers = dict(table.select("query_id", "prediction").iter_rows())
+            answers: dict[str, str] = dict(table.select("query_id", "prediction").iter_rows())
             ids = unlabelled(cell.users.task, answers, cell.compared.rules)[:EXAMPLES]
             examples = [(query_id, answers[query_id]) for query_id in ids]
             found.append(NoLabel(cell.name, one.method, one.no_label, examples))

@@ -53,7 +53,7 @@ def mean_rows(mean: Compared) -> list[Row]:
 
 
 def _with_intervals(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
-    row = {}
+    row: dict[str, Any] = {}
     for name, value in metrics.items():
         row |= {name: value.point, f"{name}_lo": value.lo, f"{name}_hi": value.hi}
     return row
