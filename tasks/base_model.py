@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from tasks.config.options import ComputeOptions, TinyModelOptions
 from tasks.config.task import TaskConfig, derive_seed
 from tasks.errors import InputError
-from tasks.prepare import each_user
-from tasks.prepare_lines import naming_dropped
+from tasks.prepare import each_user, naming_dropped
 from tasks.record import OUTSIDE_KEY, File, Record
 from tasks.results.models import Base, Prepared, Questions, Training
 from tasks.results.stage import stage

@@ -43,9 +43,7 @@ class Prepared(Result):
     longest_candidate: Annotated[int, OUTSIDE_KEY]
     counts: Counts
     dropped: Counts
-    split: Note
     audit: Note
-    authors: Annotated[dict[str, list[str]], OUTSIDE_KEY]
 
     def side(self, role: str) -> File:
         """The table of `base`, `anchor` or `few_shot`."""

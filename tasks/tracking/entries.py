@@ -16,7 +16,7 @@ from tasks.results.run import Cell, Merging, Run
 
 # A cluster's LoRA has thousands of steps, and no chart shows so many points.
 LOSS_POINTS = 200
-COUNTS = {"counts", "dropped", "split", "authors", "audit"}
+COUNTS = {"counts", "dropped", "audit"}
 # Of a cell: what stands elsewhere, losses of thousands of steps, and users' ids.
 NOT_IN_MANIFEST: Any = {
     "config": True,

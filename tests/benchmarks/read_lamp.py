@@ -52,13 +52,17 @@ with open(sys.argv[1] + "/dev_questions.json", encoding="utf-8") as file:
 """
 PREPARE = """
 import sys
+from collections import Counter
 from pathlib import Path
-from tasks.lamp.options import SplitOptions
+from tasks.lamp.dataset import write_dataset
 from tasks.lamp.definitions import get_task
-from tasks.prepare import _write
-out = Path(sys.argv[1]) / "prepared"
-out.mkdir()
-_write(out, Path(sys.argv[1]), SplitOptions(), get_task("LaMP-3"), 0)
+from tasks.lamp.formats import copy_users
+from tasks.lamp.options import SplitOptions
+everyone = Path(sys.argv[1]) / "prepared" / "everyone.arrow"
+everyone.parent.mkdir()
+task = get_task("LaMP-3")
+found = copy_users(Path(sys.argv[1]), task, everyone)
+write_dataset(everyone, Counter(found.dropped), SplitOptions(), task, 0)
 """
 
 

@@ -92,7 +92,6 @@ def test_preset_paper_on_a_model_of_llama_3s_shape(
     assert state.is_completed(), state.message
     (prepared,) = records(workplace, "prepare").values()
     # Published: users, not authors; exactly ten items each; a third of 16 users, at most 100.
-    assert prepared["split"]["kind"] == "published"
     assert prepared["counts"]["few_shot_users"] == 5
     assert prepared["counts"]["unseen_few_shot_items"] == 5 * 2
     (shard,) = folders(workplace, "stacking")

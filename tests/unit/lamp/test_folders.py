@@ -12,8 +12,7 @@ from tasks.config.task import TaskConfig
 from tasks.errors import InputError
 from tasks.lamp.definitions import TASKS
 from tasks.lamp.folders import find_files, of_task
-from tasks.prepare import prepare, prepared_users
-from tasks.prepare_files import source
+from tasks.prepare import prepare, prepared_users, source
 from tasks.results.models import Prepared
 from tasks.results.store import Store
 from tests.unit.lamp.helpers import write
@@ -68,7 +67,6 @@ def test_roles_as_json_lines(where: Store, tmp_path: Path) -> None:
         (tmp_path / FILES[role]).with_suffix(".jsonl").write_text(lines)
     found = prepared(tmp_path, "LaMP-2M")
     assert found.few_shot_ids == ("few-1",)
-    assert found.authors["anchor"] == ["anchor-1"]
     with (tmp_path / "user_few_shot.jsonl").open("a") as file:
         file.write(json.dumps(user("few-2", 2, queries=1)))
     assert prepared(tmp_path, "LaMP-2M").few_shot_ids == ("few-1", "few-2")

@@ -22,7 +22,7 @@ import tasks.lamp.kept as kept
 from tasks.config.run import resolve
 from tasks.errors import InputError
 from tasks.lamp.definitions import TASKS, LampTask
-from tasks.prepare import POOLED_FILE, ROLES, prepared_users
+from tasks.prepare import ROLES, prepared_users
 from tasks.results.store import store
 
 pytestmark = pytest.mark.timeout(20)
@@ -242,7 +242,7 @@ def outcome(folder: Path, data: Path, task: LampTask) -> Outcome:
             return Outcome(str(error), {}, 0)
         sizes = [pl.read_parquet(store().path(made.side(role))).height for role in ROLES]
         names = {path.name for path in (store().root / made.base.folder).iterdir()}
-    assert names == {POOLED_FILE, *(f"{role}.parquet" for role in ROLES)}
+    assert names == {"pooled.parquet", *(f"{role}.parquet" for role in ROLES)}
     return Outcome(None, made.dropped, sum(sizes))
 
 

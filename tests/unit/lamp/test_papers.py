@@ -15,8 +15,7 @@ from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import Loaded, read_users
 from tasks.lamp.groups import find_groups
 from tasks.lamp.kept import EMPTY_ITEM
-from tasks.prepare import prepared_users, users_of
-from tasks.prepare_lines import describe
+from tasks.prepare import described, prepared_users, users_of
 from tasks.results.store import Store
 from tests.unit.lamp.helpers import user, write
 
@@ -138,7 +137,7 @@ def test_prepare_counts_and_says_it(where: Store, tmp_path: Path) -> None:
         config = resolve({"data": str(file), "anchors": {"min_items": 1}})
         prepared = prepared_users(config.for_task("LaMP-1", seed))
         assert prepared.counts["papers_asked_by_a_drawn_citation"] == 100
-        assert "LaMP-1: papers asked by a drawn citation: 100" in describe(prepared)
+        assert "papers asked by a drawn citation: 100" in described(prepared, "grouped")
         texts = {
             item["text"]
             for table in (prepared.base, prepared.anchor, prepared.few_shot)

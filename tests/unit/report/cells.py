@@ -106,8 +106,8 @@ def users(lamp_task: str = "LaMP-2M", **parts: Any) -> Prepared:
     """The users of a LaMP task. parts: instead of no files and few counts."""
     files = dict.fromkeys(("base", "anchor", "few_shot", "pooled"), NOWHERE)
     about: dict[str, Any] = {
-        "counts": COUNTS, "dropped": {}, "split": {}, "audit": {}, "authors": {},
-        "few_shot_ids": (), "instruction": "", "longest_candidate": 9,
+        "counts": COUNTS, "dropped": {}, "audit": {}, "few_shot_ids": (), "instruction": "",
+        "longest_candidate": 9,
     }  # fmt: skip
     return Prepared(task=get_task(lamp_task), **(files | about | parts))
 

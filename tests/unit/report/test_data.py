@@ -68,13 +68,12 @@ def scored(seed: int, base: float, mta: float, curve: dict[int, Compared]) -> Ce
         "base": ["comedy", "no label"] if seed == 3 else ["no", "none"],
         "rag": ["comedy", "action" if seed == 3 else "comedy"],
     }
-    named = {"base": [AUTHOR]}
     return cell(
         drawn(base, mta, **said),
         seed,
         CONFIG,
         curve=curve,
-        users=users(counts=COUNTS, audit=AUDIT, authors=named),
+        users=users(counts=COUNTS, audit=AUDIT, few_shot_ids=(AUTHOR,)),
     )
 
 

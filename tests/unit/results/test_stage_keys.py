@@ -57,8 +57,7 @@ OUTSIDE = {
     "File.uri",
     "Result.seconds", "Result.made_of", "Result.cached",
     "Given.path", "GivenModel.model", "Encoder.model",
-    "Prepared.longest_candidate", "Prepared.counts", "Prepared.dropped", "Prepared.split",
-    "Prepared.audit", "Prepared.authors",
+    "Prepared.longest_candidate", "Prepared.counts", "Prepared.dropped", "Prepared.audit",
     "Base.model", "Base.weights", "Base.gradient_checkpointing", "Base.kind", "Base.parameters",
     "Base.training",
     "Embedded.users", "Embedded.dimensions",
@@ -89,8 +88,7 @@ PREPARED = Prepared(
     task=TASKS["LaMP-2M"], base=file("base"), anchor=file("anchor"), few_shot=file("few_shot"),
     pooled=file("pooled"), optimum=file("optimum"), population=file("population"),
     few_shot_ids=("u1", "u2"), instruction="Which?", longest_candidate=3, counts={"users": 1},
-    dropped={"empty": 1}, split={"kind": "grouped"}, audit={"groups": 1},
-    authors={"base": ["a"]}, **NOTED,
+    dropped={"empty": 1}, audit={"groups": 1}, **NOTED,
 )  # fmt: skip
 BASE = Base(
     model="/models/a", content="hash", revision="main", weights=file("weights"),

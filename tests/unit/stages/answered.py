@@ -35,9 +35,7 @@ def prepared(
         longest_candidate=1,
         counts={},
         dropped={},
-        split={},
         audit={},
-        authors={},
     )
 
 

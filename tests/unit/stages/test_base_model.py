@@ -38,7 +38,7 @@ CPU = ComputeOptions(device="cpu")
 USERS = Prepared(
     task=TASKS["LaMP-2M"], base=NO_FILE, anchor=NO_FILE, few_shot=NO_FILE, pooled=NO_FILE,
     few_shot_ids=("u1",), instruction="Which tag? description: ", longest_candidate=1, counts={},
-    dropped={}, split={}, audit={}, authors={},
+    dropped={}, audit={},
 )  # fmt: skip
 
 

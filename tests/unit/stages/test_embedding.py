@@ -18,8 +18,7 @@ from tasks.config.run import resolve
 from tasks.embed import embedded_users, read_embeddings
 from tasks.errors import InputError
 from tasks.lamp.definitions import LampTask, get_task
-from tasks.prepare import prepare
-from tasks.prepare_files import source
+from tasks.prepare import prepare, source
 from tasks.record import library_versions
 from tasks.results.models import Base, Embedded
 from tasks.results.store import store

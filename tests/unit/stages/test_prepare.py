@@ -16,15 +16,14 @@ from tasks.lamp.citations import ASKS, LABELS, parts
 from tasks.lamp.formats import copy_users
 from tasks.lamp.synthetic import World
 from tasks.prepare import (
-    POOLED_FILE,
     ROLES,
     each_user,
     prepare,
     prepared_users,
+    source,
     users_in_order,
     users_of,
 )
-from tasks.prepare_files import source
 from tasks.record import File
 from tasks.results.models import Prepared
 from tasks.results.store import MAKING, Store, store
@@ -97,7 +96,6 @@ def test_tables_and_counts(where: Store, tmp_path: Path, capsys: pytest.CaptureF
     }
     assert prepared.dropped == {"profile item with a label outside the task's set": 1}
     assert prepared.few_shot_ids == ("few-1", "few-2")
-    assert prepared.authors["base"] == ["base-1", "base-2"]
     assert prepared.instruction == "Which tag? description: "
     assert (prepared.optimum, prepared.population) == (None, None)
     for role in ROLES:
@@ -249,7 +247,7 @@ def test_an_author_on_two_sides_is_an_error_unless_allowed(where: Store, tmp_pat
     prepared = run(data, split={"allow_shared_groups": True})
     assert prepared.counts["removed_shared_group"] == 1
     assert prepared.audit["shared_groups"] == {"anchor": 1, "base": 0}
-    assert prepared.authors["anchor"] == ["anchor-1"]
+    assert ids(prepared.anchor) == ["anchor-1"]
 
 
 def test_the_benchmarks_own_files(
@@ -265,7 +263,7 @@ def test_the_benchmarks_own_files(
         def update(self, done: int, total: int) -> None:
             shown.append((self.what, done, total))
 
-    monkeypatch.setattr("tasks.prepare_files.Progress", Bar)
+    monkeypatch.setattr("tasks.prepare.Progress", Bar)
     monkeypatch.delenv("HTTP_PROXY", raising=False)
     monkeypatch.delenv("http_proxy", raising=False)
     questions, outputs = official(users=12, items=3)
@@ -299,7 +297,7 @@ def test_a_users_id_is_no_path(where: Store, tmp_path: Path, user_id: str) -> No
     written = {
         path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".json"
     }
-    assert written == {"base.parquet", "anchor.parquet", "few_shot.parquet", POOLED_FILE}
+    assert written == {"base.parquet", "anchor.parquet", "few_shot.parquet", "pooled.parquet"}
 
 
 def test_bad_input_is_one_line(where: Store, tmp_path: Path) -> None:
@@ -320,9 +318,7 @@ def test_no_candidate_has_a_long_enough_history(where: Store, tmp_path: Path) ->
     assert run(data, anchors={"min_items": 6}, methods=["mta"]).longest_candidate == 5
 
 
-def test_the_published_split_is_recorded(
-    where: Store, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_published_split(where: Store, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Two windows over one author among twelve users: users are divided, and that is said."""
     users = [user(f"u{n:02d}", 4, queries=1) for n in range(10)]
     window = user("author", 5, queries=1)
@@ -331,9 +327,6 @@ def test_the_published_split_is_recorded(
     file.write_text(json.dumps(users))
     split = {"kind": "published", "few_shot_items": 3, "few_shot_users": 2}
     prepared = run(file, split=split)
-    assert prepared.split == resolve({"split": split, "items_curve": []}).split.model_dump() | {
-        "seed": 0
-    }
     few_shot = users_of(prepared.few_shot)
     assert list(prepared.few_shot_ids) == [item["user_id"] for item in few_shot]
     # The two with fewest items above three, of which they keep the last three.

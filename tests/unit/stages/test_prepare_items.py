@@ -11,8 +11,7 @@ import pytest
 from tasks.config.run import resolve
 from tasks.lamp.synthetic import World
 from tasks.lamp.synthetic.optimum import optimal_answers
-from tasks.prepare import prepared_users, users_of
-from tasks.prepare_lines import describe
+from tasks.prepare import described, prepared_users, users_of
 from tasks.results.models import Prepared
 from tasks.results.store import Store
 from tests.unit.stages.users import user, write_users
@@ -46,8 +45,8 @@ def test_the_first_items_are_kept_and_the_rest_is_counted(
     ]
     assert [[item["id"] for item in found["profile"]] for found in users] == wanted
     assert prepared.counts["unseen_few_shot_items"] == unseen
-    lines = [line for line in describe(prepared) if "unseen" in line]
-    assert lines == ([f"LaMP-2M: unseen few shot items: {unseen}"] if unseen else [])
+    lines = [line for line in described(prepared, "grouped") if "unseen" in line]
+    assert lines == ([f"unseen few shot items: {unseen}"] if unseen else [])
     # Nobody else loses anything; queries stay.
     assert len(users_of(prepared.anchor)[0]["profile"]) == 5
     assert len(users_of(prepared.base)[0]["profile"]) == 3

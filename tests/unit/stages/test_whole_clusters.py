@@ -14,8 +14,7 @@ from tasks.config.options import AnchorOptions
 from tasks.config.run import resolve
 from tasks.errors import InputError
 from tasks.fusion import unit_vectors
-from tasks.prepare import prepare
-from tasks.prepare_files import source
+from tasks.prepare import prepare, source
 from tasks.record import File
 from tasks.results.models import Anchors
 from tasks.results.store import store

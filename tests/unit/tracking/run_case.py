@@ -85,8 +85,7 @@ def ended_cell(anchors: int, steps: int) -> Cell:
     answers = Answers(users=("few-1", "few-2"), predictions=predictions, work=work, seconds=30.0)
     users = cells.users(
         **dict(zip(sides, files, strict=True)), few_shot_ids=("few-1", "few-2"),
-        counts={"queries": 6}, dropped={"empty": 1}, split={"kind": "x"}, audit={"looked": 1},
-        authors={"few_shot": ["few-1"]},
+        counts={"queries": 6}, dropped={"empty": 1}, audit={"looked": 1},
     )  # fmt: skip
     return cells.cell(
         compared(),

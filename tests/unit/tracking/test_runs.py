@@ -69,7 +69,7 @@ def test_the_whole_run(uri: str) -> None:
     assert (table[0]["accuracy"], table[0]["accuracy_hi"]) == ("0.5", "")
     assert (table[4]["accuracy"], table[4]["score"]) == ("", "0.75")
     counts = json.loads(text(uri, parent, "LaMP-2M/data_counts.json"))
-    assert counts.keys() == {"counts", "dropped", "split", "authors", "audit"}
+    assert counts.keys() == {"counts", "dropped", "audit"}
 
 
 def test_the_manifest_says_where_each_result_came_from(uri: str) -> None:

@@ -1,0 +1,115 @@
+"""From all users of a LaMP task, as they were read, to the tables of three sides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tasks.errors import InputError
+from tasks.lamp.audit import audit
+from tasks.lamp.content import keyed
+from tasks.lamp.definitions import LampTask
+from tasks.lamp.kept import EMPTY_QUERY, EMPTY_USER, UNKNOWN_GOLD
+from tasks.lamp.options import SplitOptions
+from tasks.lamp.prompts import instruction_of
+from tasks.lamp.related import NO_RELATED, ask_related, has_unasked
+from tasks.lamp.splits import SIDES, split_users
+from tasks.lamp.tables import pooled, read_table, row_groups, write_side, write_sides
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What is known of written tables; longest_candidate: items of an anchor candidate."""
+
+    few_shot_ids: tuple[str, ...]
+    longest_candidate: int
+    instruction: str
+    counts: dict[str, int]
+    audit: dict[str, Any]
+
+
+def write_dataset(
+    everyone: Path, dropped: Counter[str], options: SplitOptions, task: LampTask, seed: int
+) -> Dataset:
+    """Write `<side>.parquet` and `pooled.parquet` (`tables.pooled`) in place of `everyone`.
+
+    everyone: the file of `formats.copy_users`. dropped: counts by reason, which grow with papers
+    that cannot be asked about. Raises InputError where a side, or every query, is empty.
+    """
+    out = everyone.parent
+    users = keyed(everyone, task)
+    _check_left(users, dropped)
+    split = split_users(users, task, options, seed)
+    audited = audit(split.users, dropped, task)
+    frames = {"base": split.base, "anchor": split.anchor, "few_shot": split.few_shot}
+    counts = dict(split.counts)
+    if options.few_shot_items is not None:
+        shown = pl.col("profile").list.head(options.few_shot_items)
+        frames["few_shot"] = split.few_shot.with_columns(shown)
+        counts["unseen_few_shot_items"] += _items(split.few_shot) - _items(frames["few_shot"])
+    write_sides(everyone, frames, out)
+    everyone.unlink()
+    rows = {side: frames[side] for side in ("base", "anchor")}
+    pooled(split.users, rows).write_parquet(out / "pooled.parquet")
+    if task.items == "built" and any(map(has_unasked, frames.values())):
+        frames = _ask_papers(out, dropped, task.name, seed)
+        counts["papers_asked_by_their_author"] = sum(map(_items, frames.values()))
+    return Dataset(
+        few_shot_ids=tuple(frames["few_shot"]["user_id"]),
+        longest_candidate=max(frames["anchor"]["profile"].list.len().to_list()),
+        instruction=instruction_of(_inputs(out), task),
+        counts=counts,
+        audit=audited,
+    )
+
+
+def _items(users: pl.DataFrame) -> int:
+    return int(users["profile"].list.len().sum())
+
+
+def _check_left(users: pl.DataFrame, dropped: Mapping[str, int]) -> None:
+    """More users of the same kind would not help where all were dropped."""
+    if users.is_empty():
+        raise InputError("no user is left; mend what was dropped")
+    if not users["query"].list.len().sum() and {EMPTY_QUERY, UNKNOWN_GOLD} & dropped.keys():
+        raise InputError("no query is left to be scored on; mend what was dropped")
+
+
+def _ask_papers(
+    folder: Path, dropped: Counter[str], lamp_task: str, seed: int
+) -> dict[str, pl.DataFrame]:
+    """The sides written again, and given back, with a question for every paper.
+
+    No few-shot user's paper is shown to others.
+    """
+    # LaMP-1 is small: its texts may be in memory.
+    frames = {side: read_table(folder / f"{side}.parquet") for side in SIDES}
+    others = pl.concat([frames["base"], frames["anchor"]])
+    for side, frame in frames.items():
+        asked, lost = ask_related(frame, others, seed)
+        frames[side] = asked.filter(pl.col("profile").list.len() > 0)
+        dropped[NO_RELATED] += lost
+        dropped[EMPTY_USER] += frame.height - frames[side].height
+    for side in ("anchor", "few_shot"):
+        if frames[side].is_empty():
+            raise InputError(
+                f"{lamp_task}: the papers name no citation, and no {side.replace('_', '-')} user "
+                "has two papers to ask against another author's; give more users, or papers with "
+                "their citation"
+            )
+    for side, frame in frames.items():
+        write_side(frame, folder / f"{side}.parquet")
+    return frames
+
+
+def _inputs(folder: Path) -> Iterator[str]:
+    """The inputs of all queries, side by side."""
+    for side in SIDES:
+        for table in row_groups(folder / f"{side}.parquet", columns=["query"]):
+            for queries in table["query"].to_pylist():
+                yield from (query["input"] for query in queries)
