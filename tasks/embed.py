@@ -6,18 +6,16 @@ input (tasks/lora/signature.py), `text` the mean vector of the items' texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tasks.config.options import ComputeOptions, EmbeddingOptions
 from tasks.config.task import MethodConfig, derive_seed
 from tasks.lamp.definitions import LampTask
 from tasks.log import log
 from tasks.method.whitening import unit_rows, whitening
-from tasks.prepare import ROLES, each_user
+from tasks.prepare import ROLES, Users, each_user
 from tasks.record import File, Record, key_of
 from tasks.results.models import Base, Embedded, Prepared, Questions
 from tasks.results.rows import Rows
@@ -27,7 +25,7 @@ from tasks.running.progress import Progress
 from tasks.running.slots import gpu_slot
 from tasks.text.encoder import Encoder, encoder_of, text_vectors
 from tasks.text.loading import LIBRARIES, load, unload
-from tasks.text.questions import content
+from tasks.text.questions import User, content
 from tasks.text.tokens import tokens_of
 
 if TYPE_CHECKING:
@@ -37,12 +35,11 @@ if TYPE_CHECKING:
     from tasks.lora.base import Base as LoadedBase
     from tasks.lora.batches import Encoded
 
-Item = TypeVar("Item")
 T = TypeVar("T")
 
 # `anchors.text_model` of this name: no encoder but the base model.
 OWN_MODEL = "base"
-# Users embedded at once, between two reports of progress.
+# Users embedded at once, between two reports of progress: single ones are small batches.
 CHUNK = 20
 # Embeddings by gradients of the base model.
 SIGNATURES = ("signature", "input_signature")
@@ -50,13 +47,6 @@ TABLE = "embeddings.parquet"
 WHITENING_FILE = "whitening.safetensors"
 # So many users of the population teach the whitening: their items are thousands.
 WHITENED = 100
-
-
-class Population(Record):
-    """Whose users are embedded: the tables of these roles."""
-
-    roles: tuple[str, ...]
-    tables: tuple[File, ...]
 
 
 class Embedding(Record):
@@ -83,8 +73,6 @@ def embedded_users(
     encoder = None
     if not signed and options.text_model != OWN_MODEL:
         encoder = encoder_of(options.text_model)
-    # Base users are there for the centre, which texts have not.
-    roles = roles_of(options)
     method = Embedding(
         # By what name it was asked for decides nothing: `encoder` has its content.
         options=options.model_copy(update={"text_model": OWN_MODEL}),
@@ -94,116 +82,102 @@ def embedded_users(
         questions=questions if signed else None,
         encoder=encoder,
     )
-    tables = tuple(users.side(role) for role in roles)
-    return embed(method, Population(roles=roles, tables=tables), compute)
+    # Base users are there for the centre, which texts have not.
+    roles = ROLES if signed else ("anchor", "few_shot")
+    return embed(method, {role: users.side(role) for role in roles}, compute)
 
 
-def roles_of(options: EmbeddingOptions) -> tuple[str, ...]:
-    """Whose users are embedded."""
-    return ROLES if options.embedding in SIGNATURES else ("anchor", "few_shot")
+@stage(version=6, libraries=(*LIBRARIES, "numpy"), uses_model=True)
+def embed(method: Embedding, population: Mapping[str, File], compute: ComputeOptions) -> Embedded:
+    """The users' vectors; a user whose history did not change is taken from an earlier table.
 
-
-@stage(version=5, libraries=(*LIBRARIES, "numpy"), uses_model=True)
-def embed(method: Embedding, population: Population, compute: ComputeOptions) -> Embedded:
-    """The users' vectors; a user whose history did not change is taken from an earlier table."""
+    population: role -> its users.
+    """
     import numpy as np
     import polars as pl
 
     shared = key_of(embed.identity, method)
     names: list[tuple[str, str]] = []
     keys: list[str] = []
-    for role, table in zip(population.roles, population.tables, strict=True):
+    for role, table in population.items():
         for user in each_user(table):
             names.append((role, user["user_id"]))
             keys.append(key_of(shared, content(user["profile"])))
-
+    tables = tuple(population.values())
     rows = Rows("embed", keys, _read_rows)
     if rows.missing:
         log(f"embedding {rows.counted()}")
-        chosen = _Users(population, [names[number] for number in rows.missing])
-        rows.add(_vectors(method, chosen, compute))
-    vectors = rows.all()
-    whitened = method.options.embedding == "input_signature"
+        users = Users(tables, rows.missing)
+        rows.add(_vectors(method, users, len(rows.missing), compute))
+    vectors = np.stack(rows.all()).astype(np.float32)
     with rows.folder() as folder:
-        pl.DataFrame(
-            {
-                "role": [role for role, _ in names],
-                "user_id": [user_id for _, user_id in names],
-                "vector": pl.Series(np.stack(vectors).astype(np.float32)).arr.to_list(),
-            }
-        ).write_parquet(folder.path / TABLE)
-        if whitened:
-            # The base users stand first, or the candidates where there are none.
-            first = [number for number, name in enumerate(names) if name[0] == names[0][0]]
-            teachers = first[:WHITENED]
-            matrix = _whitening(
-                method, _Users(population, [names[n] for n in teachers]),
-                key_of("whitening", shared, [keys[n] for n in teachers]), compute,
-            )  # fmt: skip
-            write_whitening(folder.path / WHITENING_FILE, matrix)
+        frame = pl.DataFrame(names, ["role", "user_id"], orient="row")
+        frame = frame.with_columns(vector=pl.Series(vectors).arr.to_list())
+        frame.write_parquet(folder.path / TABLE)
+    matrix = None
+    if method.options.embedding == "input_signature":
+        # The base users stand first, or the candidates where there are none.
+        teachers = [n for n, (role, _) in enumerate(names) if role == names[0][0]][:WHITENED]
+        key = key_of("whitening", shared, [keys[n] for n in teachers])
+        matrix = _whitening(method, Users(tables, teachers), len(teachers), key, compute)
     return Embedded(
         table=folder.file(TABLE),
-        whitening=folder.file(WHITENING_FILE) if whitened else None,
+        whitening=matrix,
         centred=method.options.embedding in SIGNATURES,
         users=len(keys),
-        dimensions=len(vectors[0]),
+        dimensions=vectors.shape[1],
     )
 
 
-@dataclass(frozen=True)
-class _Users:
-    """Some users (role, id) in the order of the tables, which are read whenever they are gone
-    through: together they may be gigabytes."""
-
-    population: Population
-    names: list[tuple[str, str]]
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        wanted = set(self.names)
-        for role, table in zip(self.population.roles, self.population.tables, strict=True):
-            if any(name[0] == role for name in self.names):
-                for user in each_user(table):
-                    if (role, user["user_id"]) in wanted:
-                        yield user
-
-
-def _vectors(method: Embedding, users: _Users, compute: ComputeOptions) -> list[np.ndarray]:
-    """One vector [D] per user: the mean over the user's items."""
-    if method.questions:
-        return [items.mean(0).numpy() for items in _signatures(method, users, compute)]
-    profiles = (user["profile"] for user in users)
-    parts = _parts(profiles, len(users.names), f"{method.task.name}: embeddings of users")
+def _vectors(
+    method: Embedding, users: Iterable[User], count: int, compute: ComputeOptions
+) -> list[np.ndarray]:
+    """One vector [D] for each of `count` users: the mean over the user's items."""
     if method.encoder:
+        profiles = (user["profile"] for user in users)
+        parts = _parts(profiles, count, f"{method.task.name}: embeddings of users")
         return text_vectors(method.encoder, method.task, parts, compute)
-    return [items.mean(0).numpy() for items in _own_states(method, parts, compute)]
+    return [items.mean(0).numpy() for items in _item_vectors(method, users, count, compute)]
 
 
-def _whitening(method: Embedding, users: _Users, key: str, compute: ComputeOptions) -> np.ndarray:
-    """The matrix that these users teach, kept as a row of its own: it changes with them alone."""
+def _item_vectors(
+    method: Embedding, users: Iterable[User], count: int, compute: ComputeOptions
+) -> Iterator[Tensor]:
+    """The vectors [N, D] of each user's items by the base model: signatures, or mean states."""
+    import torch
 
-    def read(folder: File) -> list[np.ndarray]:
-        return [read_whitening(store().path(folder) / WHITENING_FILE)]
+    from tasks.lora.signature import input_signatures, item_signatures, mean_states
 
-    rows = Rows("whitening", [key], read)
-    if rows.missing:
-        matrix = whitening(own.numpy() for own in _signatures(method, users, compute))
-        rows.add([matrix])
-        with rows.folder() as folder:
-            write_whitening(folder.path / WHITENING_FILE, matrix)
-    return rows.all()[0]
+    base, options, questions = method.base, method.options, method.questions
+    assert base
+    sizes = (options.signature_vocabulary, options.signature_hidden)
+    sign = input_signatures if options.embedding == "input_signature" else item_signatures
+    with gpu_slot():
+        loaded = load(base, compute)
+        samples: Iterable[Iterable[Encoded]]
+        if questions:
+            samples = tokens_of(questions, base, loaded, "profile", users)
+        else:
+            samples = (_texts(loaded, method.task, user) for user in users)
+        for part in _parts(samples, count, f"{method.task.name}: embeddings of users"):
+            own = [list(one) for one in part]
+            items = [*chain(*own)]
+            if questions and method.seed is not None:
+                found = sign(loaded, items, *sizes, derive_seed(method.seed, "signature"))
+            else:
+                found = mean_states(loaded, items)
+            yield from torch.split(found, [len(one) for one in own])
+        # This thread may embed no more: a large model would stay in memory.
+        unload()
 
 
-def write_whitening(path: Path, matrix: np.ndarray) -> None:
-    import numpy as np
-    from safetensors.numpy import save_file
+def _texts(base: LoadedBase, task: LampTask, user: User) -> list[Encoded]:
+    """Each item's text and answer."""
+    from tasks.lora.batches import Encoded
 
-    save_file({"whitening": np.ascontiguousarray(matrix)}, path)
-
-
-def read_whitening(path: Path) -> np.ndarray:
-    from safetensors.numpy import load_file
-
-    return load_file(path)["whitening"]
+    texts = [task.whole(item["text"], item["answer"]) for item in user["profile"]]
+    ids = base.tokenizer(texts, split_special_tokens=True)["input_ids"]
+    return [Encoded(one[: base.max_tokens], []) for one in ids]
 
 
 def _parts(users: Iterable[T], count: int, title: str) -> Iterator[list[T]]:
@@ -214,6 +188,37 @@ def _parts(users: Iterable[T], count: int, title: str) -> Iterator[list[T]]:
         yield part
         done += len(part)
         progress.update(done)
+
+
+def _whitening(
+    method: Embedding, users: Users, count: int, key: str, compute: ComputeOptions
+) -> File:
+    """The matrix that these users teach, kept as a row of its own: it changes with them alone."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    rows = Rows("whitening", [key], lambda folder: [folder])
+    if not rows.missing:
+        return rows.all()[0]
+    items = _item_vectors(method, users, count, compute)
+    matrix = whitening(own.numpy() for own in items)
+    with rows.folder() as folder:
+        save_file({"whitening": np.ascontiguousarray(matrix)}, folder.path / WHITENING_FILE)
+    return folder.file()
+
+
+def read_whitening(folder: File) -> np.ndarray:
+    """The matrix [D, D] of `Embedded.whitening`."""
+    from safetensors.numpy import load_file
+
+    return load_file(store().path(folder) / WHITENING_FILE)["whitening"]
+
+
+def _read_rows(folder: File) -> list[np.ndarray]:
+    import polars as pl
+
+    vectors = pl.read_parquet(store().path(folder) / TABLE)["vector"]
+    return list(vectors.explode().to_numpy().reshape(len(vectors), -1))
 
 
 def read_embeddings(embedded: Embedded) -> dict[str, tuple[list[str], np.ndarray]]:
@@ -228,9 +233,9 @@ def read_embeddings(embedded: Embedded) -> dict[str, tuple[list[str], np.ndarray
     import polars as pl
 
     table = pl.read_parquet(store().path(embedded.table))
-    matrix = read_whitening(store().path(embedded.whitening)) if embedded.whitening else None
+    matrix = read_whitening(embedded.whitening) if embedded.whitening else None
     sides = {}
-    for role in dict.fromkeys([*ROLES, *table["role"]]):
+    for role in ROLES:
         part = table.filter(pl.col("role") == role)
         # Not through Python lists: thousands of users times thousands of numbers.
         flat = part["vector"].explode().to_numpy().astype(np.float64)
@@ -239,71 +244,4 @@ def read_embeddings(embedded: Embedded) -> dict[str, tuple[list[str], np.ndarray
     if embedded.centred:
         population = sides["base"] if sides["base"][0] else sides["anchor"]
         centre = population[1].mean(0)
-    return {
-        role: (ids, unit_rows(vectors, centre, matrix)) for role, (ids, vectors) in sides.items()
-    }
-
-
-def _read_rows(folder: File) -> list[np.ndarray]:
-    import polars as pl
-
-    vectors = pl.read_parquet(store().path(folder) / TABLE)["vector"]
-    return list(vectors.explode().to_numpy().reshape(len(vectors), -1))
-
-
-def _signatures(method: Embedding, users: _Users, compute: ComputeOptions) -> Iterator[Tensor]:
-    from tasks.lora.signature import input_signatures, item_signatures
-
-    options, questions = method.options, method.questions
-    assert questions
-    assert method.base
-    assert method.seed is not None
-    sign = input_signatures if options.embedding == "input_signature" else item_signatures
-    seed, own_base = derive_seed(method.seed, "signature"), method.base
-
-    def samples(base: LoadedBase) -> Iterable[Sequence[Sequence[Encoded]]]:
-        tokens = tokens_of(questions, own_base, base, "profile", users)
-        return _parts(tokens, len(tokens), f"{method.task.name}: signatures of users")
-
-    def items(base: LoadedBase, part: Sequence[Sequence[Encoded]]) -> Tensor:
-        sizes = (options.signature_vocabulary, options.signature_hidden)
-        return sign(base, list(chain(*part)), *sizes, seed)
-
-    return _vectors_of_items(own_base, compute, samples, items)
-
-
-def _own_states(
-    method: Embedding, parts: Iterable[Sequence[Any]], compute: ComputeOptions
-) -> Iterator[Tensor]:
-    """The vectors of each user's texts by the base model itself: mean over tokens."""
-    from tasks.lora.batches import Encoded
-    from tasks.lora.signature import mean_states
-
-    task = method.task
-
-    def items(base: LoadedBase, part: Sequence[Sequence[dict[str, str]]]) -> Tensor:
-        texts = [task.whole(item["text"], item["answer"]) for own in part for item in own]
-        ids = base.tokenizer(texts, split_special_tokens=True)["input_ids"]
-        return mean_states(base, [Encoded(one[: base.max_tokens], []) for one in ids])
-
-    assert method.base is not None
-    return _vectors_of_items(method.base, compute, lambda _base: parts, items)
-
-
-def _vectors_of_items(
-    base: Base,
-    compute: ComputeOptions,
-    given: Callable[[LoadedBase], Iterable[Sequence[Sequence[Item]]]],
-    items: Callable[[LoadedBase, Sequence[Sequence[Item]]], Tensor],
-) -> Iterator[Tensor]:
-    """The vectors [N, D] that `items` makes of each user's items, user by user, in order.
-
-    given: the items of every user, some users at a time: single ones are small batches. Each item
-    is its own row.
-    """
-    with gpu_slot():
-        loaded = load(base, compute)
-        for part in given(loaded):
-            yield from items(loaded, part).split([len(own) for own in part])
-        # This thread may embed no more: a large model would stay in memory.
-        unload()
+    return {role: (ids, unit_rows(own, centre, matrix)) for role, (ids, own) in sides.items()}

@@ -242,14 +242,13 @@ class Users:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         from tasks.lamp.tables import row_groups
 
-        first = 0
+        first, wanted = 0, None if self.places is None else {*self.places}
         for file in self.tables:
             for part in row_groups(store().path(file)):
-                end = first + len(part)
-                if self.places is not None:
-                    part = part.take([n - first for n in range(first, end) if n in self.places])
-                yield from part.to_pylist()
-                first = end
+                for row in range(len(part)):
+                    if wanted is None or first + row in wanted:
+                        yield from part.slice(row, 1).to_pylist()
+                first += len(part)
 
 
 def each_user(table: File) -> Users:

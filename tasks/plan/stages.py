@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -17,7 +17,7 @@ from tasks.config.options import (
     TinyModelOptions,
     TrainingOptions,
 )
-from tasks.embed import WHITENED, Embedding, Population
+from tasks.embed import WHITENED, Embedding
 from tasks.fusion import Asked
 from tasks.lora.grouped import Shapes
 from tasks.method.clusters import members_of
@@ -100,11 +100,13 @@ class Planner:
         self._add("task adaptation", work, disk=self._adapter_bytes(options))
         return base
 
-    def embed(self, method: Embedding, population: Population, **_: object) -> models.Embedded:
+    def embed(
+        self, method: Embedding, population: Mapping[str, File], **_: object
+    ) -> models.Embedded:
         """Users who are embedded already, for another method or point, cost nothing."""
         model, measure, options = self._model, self._measure, method.options
         self._start = len(self._works)
-        keys = {table: key_of(method, table) for table in population.tables}
+        keys = {table: key_of(method, table) for table in population.values()}
         new = [table for table, key in keys.items() if key not in self._embedded]
         self._embedded |= {*keys.values()}
         counts = {table: len(measure.users(table)) for table in keys}
@@ -120,7 +122,7 @@ class Planner:
                 # Whitening asks the first users again.
                 taught = measure.tokens("profile", questions, first)[:WHITENED]
                 work += cost_of.sign(model, taught, sizes, at_input)
-            whitening = 4 * width**2 * (at_input + (at_input and first in new))
+            whitening = 4 * width**2 * (at_input and first in new)
         elif method.encoder:
             note = f"the work of {method.encoder.model} is small and not counted"
             width, work = 0, Work(note=note)
@@ -131,7 +133,7 @@ class Planner:
         disk = whitening + sum(counts.values()) * (4 * width + ROW)
         return models.Embedded(
             table=self._add("embedding", work, disk=disk), centred=False,
-            users=counts[population.tables[-1]], dimensions=width,
+            users=counts[population["few_shot"]], dimensions=width,
         )  # fmt: skip
 
     def refit(

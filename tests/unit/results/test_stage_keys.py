@@ -24,7 +24,7 @@ from tasks.config.options import (
     TinyModelOptions,
     TrainingOptions,
 )
-from tasks.embed import Embedding, Population
+from tasks.embed import Embedding
 from tasks.fusion import Asked
 from tasks.lamp.definitions import TASKS
 from tasks.lamp.options import PromptOptions, SplitOptions, SyntheticOptions
@@ -138,7 +138,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
                    longer=QUESTIONS), file("base"), 3, COMPUTE),
     "given_model": (GivenModel(model="/models/a", content="hash", revision="main"), COMPUTE),
     "task_adapt": (TaskAdaptOptions(max_items=3), QUESTIONS, file("base"), BASE, 3, COMPUTE),
-    "embed": (EMBEDDING, Population(roles=("anchor",), tables=(file("anchor"),)), COMPUTE),
+    "embed": (EMBEDDING, {"anchor": file("anchor")}, COMPUTE),
     "refit": (AnchorOptions(), TRAINED, EMBEDDED, file("anchor"), QUESTIONS, BASE, CLUSTERS, 1, 3,
               COMPUTE),
     "anchors": (AnchorOptions(), EMBEDDED, file("anchor"), CLUSTERS, 3),

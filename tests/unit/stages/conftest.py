@@ -31,9 +31,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     """What is made user by user from here on, by stage: for each call for whom, or for how many."""
     note = partial(pipeline.noted, monkeypatch)
     return {
-        "embed": note(
-            "tasks.embed._vectors", lambda _method, users, _: [name for _, name in users.names]
-        ),
+        "embed": note("tasks.embed._vectors", pipeline.embedded_for),
         "meta_lora": note(
             "tasks.meta_lora._train", lambda _options, chosen, *_: [one.name for one in chosen]
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -125,6 +125,11 @@ def noted(patch: pytest.MonkeyPatch, target: str, about: Callable[..., T]) -> li
 
     patch.setattr(target, call)
     return calls
+
+
+def embedded_for(_method: Any, users: Iterable[dict[str, Any]], *_: Any) -> list[str]:
+    """Whom a call of `embed._vectors` is for."""
+    return [user["user_id"] for user in users]
 
 
 def predictions(cell: Cell, method: str) -> dict[str, str]:

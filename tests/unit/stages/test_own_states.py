@@ -18,7 +18,14 @@ from tasks.lora.signature import mean_states
 from tasks.results.models import Embedded
 from tasks.results.store import store
 from tests.unit.lora.helpers import HIDDEN, sample, tiny_base
-from tests.unit.stages.pipeline import ONE_MORE_ITEM, ROLES, merging, noted, stage_keys
+from tests.unit.stages.pipeline import (
+    ONE_MORE_ITEM,
+    ROLES,
+    embedded_for,
+    merging,
+    noted,
+    stage_keys,
+)
 
 LENGTHS = (3, 17, 5, 1, 40, 17)
 
@@ -80,9 +87,9 @@ def test_one_users_new_item_is_one_users_work(place: Path, monkeypatch: pytest.M
         first = embedded(place, ROLES)
         embedded(place, ROLES)
         assert len(set(keys["embed"])) == 1
-        asked = noted(monkeypatch, "tasks.embed._vectors", lambda _method, users, _: users.names)
+        asked = noted(monkeypatch, "tasks.embed._vectors", embedded_for)
         changed = embedded(place, ONE_MORE_ITEM)
-    assert asked == [[("few_shot", "few-0")]]
+    assert asked == [["few-0"]]
     assert len(set(keys["embed"])) == 2
     before, after = vectors(first), vectors(changed)
     assert [name for name in before if before[name] != after[name]] == ["few-0"]

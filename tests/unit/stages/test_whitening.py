@@ -9,18 +9,19 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tasks.embed import WHITENING_FILE, read_embeddings, read_whitening, write_whitening
+from tasks.embed import read_embeddings, read_whitening
 from tasks.method.whitening import whitening
 from tasks.results.models import Embedded
 from tasks.results.store import store
-from tests.unit.stages.pipeline import ONE_MORE_ITEM, ROLES, merging, noted, stage_keys
+from tests.unit.stages.pipeline import (
+    ONE_MORE_ITEM,
+    ROLES,
+    embedded_for,
+    merging,
+    noted,
+    stage_keys,
+)
 from tests.unit.stages.users import user
-
-
-def test_the_file_gives_it_back(tmp_path: Path) -> None:
-    matrix = np.random.default_rng(1).normal(size=(4, 4)).astype(np.float32)
-    write_whitening(tmp_path / WHITENING_FILE, matrix.T)
-    np.testing.assert_array_equal(read_whitening(tmp_path / WHITENING_FILE), matrix.T)
 
 
 def embedded(place: Path, roles: dict[str, Any]) -> Embedded:
@@ -41,7 +42,7 @@ def table(found: Embedded) -> dict[str, np.ndarray]:
 
 def matrix_of(found: Embedded) -> np.ndarray:
     assert found.whitening is not None
-    return read_whitening(store().path(found.whitening))
+    return read_whitening(found.whitening)
 
 
 def test_vectors_are_centred_whitened_and_of_unit_length(place: Path) -> None:
@@ -72,11 +73,11 @@ def test_a_new_item_of_one_user_asks_nobody_else(
     with stage_keys() as keys:
         first = embedded(place, ROLES)
         monkeypatch.setattr("tasks.embed.whitening", counted)
-        asked = noted(monkeypatch, "tasks.embed._vectors", lambda _method, users, _: users.names)
+        asked = noted(monkeypatch, "tasks.embed._vectors", embedded_for)
         embedded(place, ROLES)
         assert len(set(keys["embed"])) == 1
         changed = embedded(place, ONE_MORE_ITEM)
-    assert asked == [[("few_shot", "few-0")]]
+    assert asked == [["few-0"]]
     assert made == []
     before, after = table(first), table(changed)
     assert [name for name in before if not np.array_equal(before[name], after[name])] == ["few-0"]
