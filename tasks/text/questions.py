@@ -1,18 +1,14 @@
-"""From users' profiles and queries to questions, and to token ids."""
+"""From users' profiles and queries to questions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tasks.lamp import history
 from tasks.lamp.options import PromptOptions
 from tasks.lamp.prompts import LAYOUT, Sample, profile_samples, query_samples
 from tasks.results.models import Prepared, Questions
-
-if TYPE_CHECKING:
-    from tasks.lora.base import Base as LoadedBase
-    from tasks.lora.batches import Encoded
 
 # What a user's row in any table is about; item ids are carried along but decide nothing.
 Item = Mapping[str, str]
@@ -53,10 +49,3 @@ def user_queries(questions: Questions, user: User) -> list[Sample]:
     """The questions a few-shot user is scored on."""
     how = questions.task, questions.prompt, questions.instruction
     return query_samples(user["profile"], user["query"], *how)
-
-
-def encode_all(base: LoadedBase, samples: Iterable[Sample], answers: bool) -> list[Encoded]:
-    """Samples as token ids; `answers` adds the answer, to train on or to measure."""
-    from tasks.lora.batches import encode
-
-    return [encode(base, item.prompt, item.answer if answers else None) for item in samples]

@@ -16,7 +16,7 @@ from tasks.config.run import resolve
 from tasks.errors import InputError
 from tasks.export import export
 from tasks.lora.base import Base
-from tasks.lora.batches import Encoded, answer_logits, collate
+from tasks.lora.batches import Encoded, answer_logits, collate, encode
 from tasks.prepare import prepared_users, users_of
 from tasks.record import key_of
 from tasks.results.models import Training
@@ -24,7 +24,7 @@ from tasks.results.run import Cell, Run
 from tasks.results.store import store
 from tasks.task_adapt import chosen_items
 from tasks.text.loading import load
-from tasks.text.questions import encode_all, questions_of, user_queries
+from tasks.text.questions import questions_of, user_queries
 from tests.unit.stages.pipeline import (
     ROLES,
     config_of,
@@ -63,7 +63,7 @@ def samples_of(base: Base, cell: Cell) -> list[Encoded]:
     asked = [
         question for user in users_of(cell.users.base) for question in user_queries(questions, user)
     ]
-    return encode_all(base, asked, answers=True)
+    return [encode(base, one.prompt, one.answer) for one in asked]
 
 
 def loss(base: Base, samples: list[Encoded]) -> float:

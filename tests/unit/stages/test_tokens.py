@@ -177,19 +177,18 @@ def test_jobs_at_once_get_the_same(base: LoadedBase) -> None:
         assert got == [by_hand(base, "profile", who) for who in people]
 
 
-def test_what_takes_long_is_shown(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_shown(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
 
     class Progress:
         def __init__(self, *about: Any) -> None:
             shown.append(about)
 
-        def advance(self) -> None:
-            shown.append("one more")
+        def update(self, done: int) -> None:
+            shown.append(done)
 
     monkeypatch.setattr(tokens_module, "Progress", Progress)
-    ask(base, "profile", PEOPLE)
-    assert shown == []
-    monkeypatch.setattr(tokens_module, "SHOWN_USERS", 3)
-    ask(base, "queries", PEOPLE)
-    assert shown == [("tokens", "LaMP-2M: tokenising users", 3), *["one more"] * 3]
+    monkeypatch.setattr(tokens_module, "PIECE_TOKENS", 1)
+    for _ in range(2):
+        ask(base, "queries", PEOPLE)
+    assert shown == [("tokens", "LaMP-2M: tokenising users", 3), 1, 2, 3]
