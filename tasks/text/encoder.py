@@ -13,12 +13,15 @@ from tasks.lamp.definitions import LampTask
 from tasks.record import OUTSIDE_KEY, Record, library_versions
 from tasks.running.slots import gpu_slot
 from tasks.stand_in import plannable
-from tasks.text.loading import HUB_FILES, folder_hash, use_threads
+from tasks.text.loading import HUB_FILES, check_content, folder_hash, use_threads
 
 if TYPE_CHECKING:
     import numpy as np
+    from sentence_transformers import SentenceTransformer
 
 Profile = list[dict[str, str]]
+# Those of the modules in folders of their own, too.
+ENCODER_FILES = [f"**/{name}" for name in HUB_FILES]
 
 
 class Encoder(Record):
@@ -39,19 +42,15 @@ def encoder_of(model: str) -> Encoder:
             "anchors.embedding: text needs the extra `text` (pip install -e '.[text]'), "
             "or use signature"
         ) from error
-    return Encoder(model=model, content=encoder_hash(encoder_folder(model)), libraries=libraries)
-
-
-def encoder_hash(folder: Path) -> str:
-    """sha256 over the encoder's files, those of the modules in folders of their own, too."""
-    return folder_hash(folder, [f"**/{name}" for name in HUB_FILES])
+    content = folder_hash(encoder_folder(model), ENCODER_FILES)
+    return Encoder(model=model, content=content, libraries=libraries)
 
 
 def encoder_folder(model: str) -> Path:
     """The encoder's folder: the one named, or the local snapshot of a hub id (fetched once).
 
-    Raises InputError where there is neither, or a pickle would be read: an encoder has modules in
-    folders of their own, which take one where no safetensors is.
+    Raises InputError where there is neither, or a module has no safetensors: a pickle would be
+    read.
     """
     from tasks.lora.base import pickled_files
 
@@ -60,7 +59,7 @@ def encoder_folder(model: str) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            # Both with and without a folder's name before the file's: `*` stands for any of it.
+            # Its patterns match whole paths: `*` stands for folders, too.
             folder = Path(snapshot_download(model, allow_patterns=HUB_FILES))
         except Exception as error:
             raise _not_loaded(model, error) from error
@@ -81,26 +80,11 @@ def text_vectors(
     Raises InputError where the encoder is another one by now.
     """
     import numpy as np
-    from sentence_transformers import SentenceTransformer
 
-    folder = encoder_folder(encoder.model)
-    try:
-        loaded = SentenceTransformer(
-            str(folder),
-            device=None if compute.device == "auto" else compute.device,
-            trust_remote_code=False,
-            model_kwargs={"use_safetensors": True},
-        )
-    except Exception as error:
-        raise _not_loaded(encoder.model, error) from error
-    if encoder_hash(folder) != encoder.content:
-        raise InputError(
-            f"anchors.text_model {encoder.model}: {folder} is not the encoder that "
-            "this run began with; start the run again"
-        )
     use_threads(encoder.model, compute)
     vectors: list[np.ndarray] = []
     with gpu_slot():
+        loaded = _load(encoder, compute.device)
         for part in parts:
             texts = [task.whole(item["text"], item["answer"]) for own in part for item in own]
             items = loaded.encode(
@@ -111,9 +95,25 @@ def text_vectors(
     return vectors
 
 
+def _load(encoder: Encoder, device: str) -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer
+
+    folder = encoder_folder(encoder.model)
+    try:
+        loaded = SentenceTransformer(
+            str(folder),
+            device=None if device == "auto" else device,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
+        )
+    except Exception as error:
+        raise _not_loaded(encoder.model, error) from error
+    check_content(f"anchors.text_model {encoder.model}", folder, ENCODER_FILES, encoder.content)
+    return loaded
+
+
 def _not_loaded(model: str, error: Exception) -> InputError:
-    why = short(error)
     return InputError(
-        f"anchors.text_model {model}: cannot be loaded ({why}); "
+        f"anchors.text_model {model}: cannot be loaded ({short(error)}); "
         "give a sentence-transformers id or folder, or `base` for the base model's own states"
     )

@@ -29,9 +29,8 @@ _LOADED = threading.local()
 def load(base: Base, compute: ComputeOptions, quantisation: str = "none") -> LoadedBase:
     """The loaded base model; `quantisation` is for answering.
 
-    Each thread keeps the last one: the next job most likely wants the same, and a large model
-    takes longer to load than a batch of users to train. Raises InputError where the files are not
-    those that the run began with.
+    Each thread keeps the last one, which its next job most likely wants. Raises InputError where
+    the files are not those that the run began with.
     """
     from tasks.lora.adapters import read_peft
     from tasks.lora.base import load_base
@@ -92,20 +91,25 @@ def model_name(model: str) -> str:
 
 
 def model_folder(base: Base) -> Path:
-    """The model's folder, its content verified.
-
-    A given model lies outside the store: another machine may have another one there, and anybody
-    may change it while a run is under way. Raises InputError where it is another one.
-    """
+    """The model's folder. Raises InputError where its content is not that of `base`."""
     if base.weights:
         return store().path(base.weights)
     folder = find_model(base.model, base.revision)
-    if folder_hash(folder, HUB_FILES) != base.content:
-        raise InputError(
-            f"base.model {base.model}: {folder} on {socket.gethostname()} is not the model that "
-            "this run began with; give every machine the same files and start the run again"
-        )
+    check_content(f"base.model {base.model}", folder, HUB_FILES, base.content)
     return folder
+
+
+def check_content(model: str, folder: Path, patterns: list[str], content: str) -> None:
+    """Raises InputError where a given model's files have another hash than `content`.
+
+    It lies outside the store: another machine may have another one there, and anybody may change
+    it while a run is under way. model: the option and its value.
+    """
+    if folder_hash(folder, patterns) != content:
+        raise InputError(
+            f"{model}: {folder} on {socket.gethostname()} is not the model that this run began "
+            "with; give every machine the same files and start the run again"
+        )
 
 
 def folder_hash(folder: Path, patterns: list[str]) -> str:
@@ -113,15 +117,12 @@ def folder_hash(folder: Path, patterns: list[str]) -> str:
 
     Gigabytes are read once per machine, as long as the files' names, sizes and times stay.
     """
-    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    names = [file.relative_to(folder).as_posix() for file in files]
-    stats = [[n, f.stat().st_size, f.stat().st_mtime_ns] for n, f in zip(names, files, strict=True)]
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    files = {path.relative_to(folder).as_posix(): path for path in paths}
+    stats = [[n, file.stat().st_size, file.stat().st_mtime_ns] for n, file in files.items()]
     about = [socket.gethostname(), str(folder.resolve()), stats]
-
-    def make() -> str:
-        return digest({n: file_sha256(file) for n, file in zip(names, files, strict=True)})
-
-    return str(remembered("folder", about, make))
+    made = remembered("folder", about, lambda: digest({n: file_sha256(files[n]) for n in files}))
+    return str(made)
 
 
 def find_model(model: str, revision: str | None = None, weights: bool = True) -> Path:
@@ -137,12 +138,11 @@ def find_model(model: str, revision: str | None = None, weights: bool = True) ->
         raise InputError(f"base.model {model}: there is no such folder, and it is no hub id")
     from huggingface_hub import snapshot_download
 
+    wanted = [name for name in HUB_FILES if weights or not name.endswith(".safetensors")]
     try:
-        wanted = [name for name in HUB_FILES if weights or not name.endswith(".safetensors")]
         return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
     except Exception as error:
-        why = short(error)
         raise InputError(
             f"base.model {model}: neither a folder nor a model the hub gives "
-            f"({type(error).__name__}: {why}); check the id, the network and HF_TOKEN"
+            f"({type(error).__name__}: {short(error)}); check the id, the network and HF_TOKEN"
         ) from error

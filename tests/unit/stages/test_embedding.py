@@ -22,7 +22,8 @@ from tasks.prepare import prepare, source
 from tasks.record import library_versions
 from tasks.results.models import Base, Embedded
 from tasks.results.store import store
-from tasks.text.encoder import Encoder, Profile, encoder_hash, text_vectors
+from tasks.text.encoder import ENCODER_FILES, Encoder, Profile, text_vectors
+from tasks.text.loading import folder_hash
 from tasks.text.questions import questions_of
 from tests.unit.stages.pipeline import stage_keys
 from tests.unit.stages.users import user, write_users
@@ -46,7 +47,7 @@ def minilm() -> Path:
 
 
 def given(folder: Path) -> Encoder:
-    return Encoder(model=str(folder), content=encoder_hash(folder), libraries={})
+    return Encoder(model=str(folder), content=folder_hash(folder, ENCODER_FILES), libraries={})
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -206,7 +207,7 @@ def test_an_encoder_that_changed_is_not_used(tmp_path: Path) -> None:
     encoder = given(folder)
     pooling = folder / "1_Pooling" / "config.json"
     pooling.write_text(pooling.read_text() + " ")
-    with pytest.raises(InputError, match=r"anchors\.text_model .*is not the encoder that this run"):
+    with pytest.raises(InputError, match=r"anchors\.text_model .*is not the model that this run"):
         text_vectors(encoder, MOVIES, [], ComputeOptions())
 
 
