@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from tasks.adapted import coverage_lines
 from tasks.anchors import anchors, described
 from tasks.answer import MethodRef, answers, failed_users, how_answered
-from tasks.base_model import base_model
+from tasks.base_model import base_model, coverage_lines
 from tasks.compare import compared
 from tasks.config.task import MethodConfig, TaskConfig
 from tasks.embed import embedded_users

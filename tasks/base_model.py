@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tasks.config.options import ComputeOptions, TinyModelOptions
+from tasks.config.options import ComputeOptions, TinyModelOptions, TrainingOptions
 from tasks.config.task import TaskConfig, derive_seed
 from tasks.errors import InputError
+from tasks.log import log
+from tasks.methods import METHODS
 from tasks.prepare import each_user, naming_dropped
-from tasks.record import OUTSIDE_KEY, File, Record
+from tasks.record import OUTSIDE_KEY, File, Record, library_versions
 from tasks.results.models import Base, Prepared, Questions, Training
 from tasks.results.stage import stage
-from tasks.results.store import store
+from tasks.results.store import remembered, store
 from tasks.running.progress import Progress
 from tasks.running.slots import gpu_slot
 from tasks.stand_in import plannable
 from tasks.task_adapt import adapted_to_task
-from tasks.text.loading import HUB_FILES, LIBRARIES, dtype_of, find_model, folder_hash, use_threads
-from tasks.text.questions import profile_questions, questions_of, user_queries
+from tasks.text.loading import (
+    HUB_FILES,
+    LIBRARIES,
+    dtype_of,
+    find_model,
+    folder_hash,
+    model_folder,
+    use_threads,
+)
+from tasks.text.questions import User, profile_questions, questions_of, user_queries
 from tasks.training import checkpoint
 
 if TYPE_CHECKING:
@@ -75,18 +86,17 @@ class Lessons(Record):
     share: float
     longer: Questions | None
 
-    def of(self, user: dict[str, object], seed: int) -> list[Sample]:
+    def of(self, user: User, seed: int) -> list[Sample]:
         """What it learns from one user: each item once, some with history before it.
 
         Where items are no questions (LaMP-7), it learns from the queries what a question is.
         """
-        profile: list[dict[str, str]] = user["profile"]  # type: ignore[assignment]
-        plain = profile_questions(self.questions, profile)
+        plain = profile_questions(self.questions, user["profile"])
         if self.questions.task.items == "completed":
             return plain + user_queries(self.questions, user)
         if self.longer is None:
             return plain
-        with_items = profile_questions(self.longer, profile)
+        with_items = profile_questions(self.longer, user["profile"])
         generator = random.Random(derive_seed(seed, "lessons", str(user["user_id"])))
         return [
             long if generator.random() < self.share else short
@@ -120,8 +130,8 @@ def tiny_model(
             "base.model: tiny is trained on base users and the data has none; raise "
             "split.base_share, add user_base_LLM.json, or give base.model"
         )
-    lamp_task = lessons.questions.task.name
-    progress = Progress("base-model", f"{lamp_task}: training the tiny base model", tiny.steps)
+    title = f"{lessons.questions.task.name}: training the tiny base model"
+    progress = Progress("base-model", title, tiny.steps)
     key = tiny_model.key(tiny, max_tokens, lessons, users, seed, compute)
     with (
         checkpoint(compute, "tiny_model", key, names) as kept,
@@ -129,29 +139,17 @@ def tiny_model(
         gpu_slot(),
     ):
         trained = train_tiny(
-            folder.path / "model",
-            questions,
-            hidden=tiny.hidden,
-            layers=tiny.layers,
-            heads=tiny.heads,
-            steps=tiny.steps,
-            batch_size=tiny.batch_size,
-            learning_rate=tiny.learning_rate,
-            vocabulary=tiny.max_vocabulary,
-            max_tokens=max_tokens,
-            seed=seed,
-            device=pick_device(compute.device),
-            progress=progress.update,
-            checkpoint=kept,
-        )
+            folder.path / "model", questions, hidden=tiny.hidden, layers=tiny.layers,
+            heads=tiny.heads, steps=tiny.steps, batch_size=tiny.batch_size,
+            learning_rate=tiny.learning_rate, vocabulary=tiny.max_vocabulary,
+            max_tokens=max_tokens, seed=seed, device=pick_device(compute.device),
+            progress=progress.update, checkpoint=kept,
+        )  # fmt: skip
     weights = folder.file("model")
     training = Training(
-        items=len(questions),
-        steps=tiny.steps,
-        tokens=trained.tokens,
-        truncated=trained.truncated,
-        losses=tuple(trained.losses),
-    )
+        items=len(questions), steps=tiny.steps, tokens=trained.tokens,
+        truncated=trained.truncated, losses=tuple(trained.losses),
+    )  # fmt: skip
     return Base(model="tiny", content=weights.sha256, weights=weights, dtype="float32",
                 max_tokens=max_tokens, training=training)  # fmt: skip
 
@@ -170,14 +168,10 @@ def given_model(given: GivenModel, compute: ComputeOptions) -> Base:
         loaded = load_base(folder, max_tokens=8, device=compute.device)
         check_causal(loaded)
     return Base(
-        model=given.model,
-        content=given.content,
-        revision=given.revision,
-        kind=loaded.model.config.model_type,
+        model=given.model, content=given.content, revision=given.revision, dtype="float32",
+        max_tokens=8, kind=loaded.model.config.model_type,
         parameters=loaded.model.num_parameters(),
-        dtype="float32",
-        max_tokens=8,
-    )
+    )  # fmt: skip
 
 
 @plannable
@@ -198,3 +192,43 @@ def given(model: str) -> GivenModel:
     # A snapshot's folder is named by its commit.
     revision = None if Path(model).expanduser().is_dir() else folder.name
     return GivenModel(model=model, content=folder_hash(folder, HUB_FILES), revision=revision)
+
+
+@plannable
+def coverage_lines(config: TaskConfig, base: Base) -> tuple[str, ...]:
+    """What of the model the run's LoRAs are on: a line for each choice of layers.
+
+    Logged, and counted once per model. Raises InputError where no layer is so named.
+    """
+    used: dict[str, TrainingOptions] = {}
+    if config.base.task_adapt.enabled:
+        used["base.task_adapt"] = config.base.task_adapt
+    for name in config.methods:
+        own, method = config.method(name), METHODS[name]
+        if method.merged:
+            used["meta_lora"] = own.meta_lora
+        if method.trained and own.training:
+            used[method.trained] = own.training
+    sections: dict[str, list[str]] = {}
+    for section, how in used.items():
+        sections.setdefault(json.dumps(how.target_modules), []).append(section)
+    lines = tuple(f"{', '.join(own)}: {_coverage(base, names)}" for names, own in sections.items())
+    for line in lines:
+        log(line)
+    return lines
+
+
+def _coverage(base: Base, modules: str) -> str:
+    """modules: `target_modules` as JSON."""
+
+    def count() -> str:
+        from transformers import AutoConfig
+
+        from tasks.lora.base import without_weights
+        from tasks.lora.targets import coverage
+
+        shape = AutoConfig.from_pretrained(model_folder(base), trust_remote_code=False)
+        return coverage(without_weights(shape), json.loads(modules)).text()
+
+    about = [library_versions(("transformers", "peft")), base.content, modules]
+    return str(remembered("coverage", about, count))

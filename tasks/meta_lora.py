@@ -13,7 +13,6 @@ from tasks.config.options import ComputeOptions, TrainingOptions
 from tasks.config.task import derive_seed
 from tasks.errors import label
 from tasks.files import sha256_of
-from tasks.map import draw_map
 from tasks.prepare import users_of
 from tasks.record import File, digest, key_of
 from tasks.results.models import (
@@ -34,6 +33,7 @@ from tasks.text.loading import LIBRARIES, load, model_name
 from tasks.text.questions import Item, content
 from tasks.text.tokens import tokens_of
 from tasks.training import checkpoint, train_loras, training_of_user
+from tasks.users_map import draw_map
 
 if TYPE_CHECKING:
     from tasks.lora.adapters import Lora

@@ -12,15 +12,18 @@ each.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from itertools import zip_longest
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tasks.config.options import AnchorOptions
 
-if TYPE_CHECKING:
-    import numpy as np
+Floats = NDArray[np.floating]
 
 
-def cluster(points: np.ndarray, options: AnchorOptions, seed: int) -> list[int]:
+def cluster(points: Floats, options: AnchorOptions, seed: int) -> list[int]:
     """Cluster number of each unit vector in `points` [U, D]; -1 is noise (HDBSCAN only).
 
     HDBSCAN runs on the first principal components, scaled to unit length: in hundreds of
@@ -28,14 +31,14 @@ def cluster(points: np.ndarray, options: AnchorOptions, seed: int) -> list[int]:
     on from its clusters with k-means (Lloyd 1982) until nobody moves: everybody, noise too, is with
     the nearest centre then.
     """
-    import numpy as np
+    from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
 
+    labels: NDArray[np.integer]
     if options.clustering == "kmeans":
-        from sklearn.cluster import KMeans
-
         count = min(options.count, len(points))
-        return KMeans(count, n_init=10, random_state=seed).fit_predict(points).tolist()
+        labels = KMeans(count, n_init=10, random_state=seed).fit_predict(points)
+        return [int(label) for label in labels]
     if len(points) < 2 * options.min_cluster_size:
         # Too few for two clusters: one density estimate over all of them would call all noise.
         return [0] * len(points)
@@ -44,39 +47,30 @@ def cluster(points: np.ndarray, options: AnchorOptions, seed: int) -> list[int]:
     dimensions = min(options.pca_dimensions, *points.shape)
     reduced = PCA(dimensions, svd_solver="full").fit_transform(points)
     reduced /= np.maximum(np.linalg.norm(reduced, axis=1, keepdims=True), 1e-12)
-    model = hdbscan.HDBSCAN(
+    labels = hdbscan.HDBSCAN(
         min_cluster_size=options.min_cluster_size,
         min_samples=options.min_samples,
         cluster_selection_method=options.selection,
-    )
-    labels = model.fit_predict(reduced)
+    ).fit_predict(reduced)
     if options.reassign and labels.max() >= 0:
-        from sklearn.cluster import KMeans
-
         centres = np.stack([reduced[labels == k].mean(axis=0) for k in range(labels.max() + 1)])
         labels = KMeans(len(centres), init=centres, n_init=1, tol=0.0).fit_predict(reduced)
-    return labels.tolist()
+    return [int(label) for label in labels]
 
 
 def choose(
     ids: list[str], items: list[int], labels: list[int], options: AnchorOptions
 ) -> list[str]:
     """Anchor ids in order of choice, at most `options.count` (the rule stands above)."""
-    groups: dict[int, list[tuple[int, str]]] = {}
-    sizes: dict[int, int] = {}
-    for user_id, count, label in zip(ids, items, labels, strict=True):
-        sizes[label] = sizes.get(label, 0) + 1
-        if count >= options.min_items:
-            groups.setdefault(label, []).append((-count, user_id))
-    noise = [user_id for _, user_id in sorted(groups.pop(-1, []))]
-    clusters = [
-        [user_id for _, user_id in sorted(groups[label])]
-        for label in sorted(groups, key=lambda label: (-sizes[label], label))
-    ]
+    groups: dict[int, list[str]] = {}
+    for count, user_id, label in sorted(zip((-n for n in items), ids, labels, strict=True)):
+        if -count >= options.min_items:
+            groups.setdefault(label, []).append(user_id)
+    noise, sizes = groups.pop(-1, []), Counter(labels)
+    clusters = [groups[k] for k in sorted(groups, key=lambda label: (-sizes[label], label))]
     if options.clustering == "kmeans":
         clusters = [members[:1] for members in clusters]
-    rounds = max((len(members) for members in clusters), default=0)
-    order = [members[turn] for turn in range(rounds) for members in clusters if turn < len(members)]
+    order = [one for turn in zip_longest(*clusters) for one in turn if one is not None]
     if options.noise == "last":
         order += noise
     return order[: options.count]
@@ -104,16 +98,15 @@ def members_of(
 
 def whole_clusters(ids: list[str], labels: list[int]) -> dict[str, list[str]]:
     """`cluster-<number>` -> its candidates, in the order of the numbers; noise is no cluster."""
-    members: dict[str, list[str]] = {}
-    for label in sorted(set(labels) - {-1}):
-        own = [user_id for user_id, other in zip(ids, labels, strict=True) if other == label]
-        members[f"cluster-{label}"] = own
-    return members
+    found = list(zip(ids, labels, strict=True))
+    return {
+        f"cluster-{k}": [user_id for user_id, label in found if label == k]
+        for k in sorted(set(labels) - {-1})
+    }
 
 
-def plane(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+def plane(points: Floats, others: Floats) -> Floats:
     """Candidates and few-shot users on the candidates' first two principal components [U, 2]."""
-    import numpy as np
     from sklearn.decomposition import PCA
 
     if min(points.shape) < 2:

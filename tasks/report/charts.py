@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.map import new_axes
 from tasks.methods import METHODS
 from tasks.report.chosen import Chosen
 from tasks.results.models import Compared, Estimate
+from tasks.users_map import new_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

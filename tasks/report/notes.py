@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.adapted import coverage_notes
 from tasks.config.run import RunConfig
 from tasks.lamp.metrics import remarks
 from tasks.report.table import Row
@@ -52,6 +51,19 @@ def run_notes(run: Run) -> list[str]:
     lines = data_lines(RunConfig.model_validate(run.config))
     lines += [line for cell in run.cells for line in cell_notes(cell)]
     return lines + coverage_notes(run.cells) + seed_lines(run.cells)
+
+
+def coverage_notes(cells: Sequence[Cell]) -> list[str]:
+    """What the LoRAs are on, each line once; with the LaMP tasks where these differ."""
+    tasks: dict[str, list[str]] = {}
+    for cell in cells:
+        for line in cell.coverage:
+            tasks.setdefault(line, []).append(cell.config.lamp_task)
+    everyone = {cell.config.lamp_task for cell in cells}
+    return [
+        line if {*own} == everyone else f"{', '.join(dict.fromkeys(own))}: {line}"
+        for line, own in tasks.items()
+    ]
 
 
 def cell_notes(cell: Cell) -> list[str]:

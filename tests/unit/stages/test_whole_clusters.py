@@ -181,7 +181,7 @@ def test_noise_is_named_where_it_is_left_out(tmp_path: Path) -> None:
 
 def test_the_map_rings_what_the_bank_holds() -> None:
     """Middles by hand: of p (0, 0), (2, 0), (1, 3) it is (1, 1). An anchor that failed has none."""
-    from tasks.map import users_map
+    from tasks.users_map import users_map
 
     frame = pl.DataFrame(
         {

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tasks.adapted import coverage_lines, coverage_notes
-from tasks.base_model import base_model
+from tasks.base_model import base_model, coverage_lines
 from tasks.config.run import resolve
 from tasks.errors import InputError
 from tasks.lora.base import without_weights
 from tasks.lora.tiny import train_tokenizer
+from tasks.report.notes import coverage_notes
 from tasks.results.run import Cell
 from tests.unit.lora.helpers import TEXTS
 from tests.unit.lora.test_architectures import ARCHITECTURES
