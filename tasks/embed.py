@@ -6,9 +6,9 @@ input (tasks/lora/signature.py), `text` the mean vector of the items' texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, islice
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate, chain, islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks.config.options import ComputeOptions, EmbeddingOptions
 from tasks.config.task import MethodConfig, derive_seed
@@ -23,17 +23,15 @@ from tasks.results.stage import stage
 from tasks.results.store import store
 from tasks.running.progress import Progress
 from tasks.running.slots import gpu_slot
-from tasks.text.encoder import Encoder, encoder_of, text_vectors
+from tasks.text.encoder import Encoder, encoder_of, load_encoder
 from tasks.text.loading import LIBRARIES, load, unload
 from tasks.text.questions import User, content
 from tasks.text.tokens import tokens_of
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
-
-    from tasks.lora.base import Base as LoadedBase
-    from tasks.lora.batches import Encoded
 
 T = TypeVar("T")
 
@@ -131,53 +129,53 @@ def embed(method: Embedding, population: Mapping[str, File], compute: ComputeOpt
 
 def _vectors(
     method: Embedding, users: Iterable[User], count: int, compute: ComputeOptions
-) -> list[np.ndarray]:
+) -> list[NDArray[np.floating]]:
     """One vector [D] for each of `count` users: the mean over the user's items."""
-    if method.encoder:
-        profiles = (user["profile"] for user in users)
-        parts = _parts(profiles, count, f"{method.task.name}: embeddings of users")
-        return text_vectors(method.encoder, method.task, parts, compute)
-    return [items.mean(0).numpy() for items in _item_vectors(method, users, count, compute)]
+    import numpy as np
+
+    return [np.asarray(items.mean(0)) for items in _item_vectors(method, users, count, compute)]
 
 
 def _item_vectors(
     method: Embedding, users: Iterable[User], count: int, compute: ComputeOptions
-) -> Iterator[Tensor]:
-    """The vectors [N, D] of each user's items by the base model: signatures, or mean states."""
-    import torch
-
-    from tasks.lora.signature import input_signatures, item_signatures, mean_states
-
-    base, options, questions = method.base, method.options, method.questions
-    assert base
-    sizes = (options.signature_vocabulary, options.signature_hidden)
-    sign = input_signatures if options.embedding == "input_signature" else item_signatures
+) -> Iterator[Tensor | NDArray[np.floating]]:
+    """The vectors [N, D] of each user's items."""
     with gpu_slot():
-        loaded = load(base, compute)
-        samples: Iterable[Iterable[Encoded]]
-        if questions:
-            samples = tokens_of(questions, base, loaded, "profile", users)
-        else:
-            samples = (_texts(loaded, method.task, user) for user in users)
+        samples, vectors_of = _embedder(method, users, compute)
         for part in _parts(samples, count, f"{method.task.name}: embeddings of users"):
-            own = [list(one) for one in part]
-            items = [*chain(*own)]
-            if questions and method.seed is not None:
-                found = sign(loaded, items, *sizes, derive_seed(method.seed, "signature"))
-            else:
-                found = mean_states(loaded, items)
-            yield from torch.split(found, [len(one) for one in own])
+            items = [list(one) for one in part]
+            found = vectors_of([*chain(*items)])
+            ends = accumulate(map(len, items))
+            yield from (found[end - len(own) : end] for own, end in zip(items, ends, strict=True))
         # This thread may embed no more: a large model would stay in memory.
         unload()
 
 
-def _texts(base: LoadedBase, task: LampTask, user: User) -> list[Encoded]:
-    """Each item's text and answer."""
+def _embedder(
+    method: Embedding, users: Iterable[User], compute: ComputeOptions
+) -> tuple[Iterable[Iterable[Any]], Callable[[list[Any]], Tensor | NDArray[np.floating]]]:
+    """What of each user's items is embedded, and what gives the vectors [N, D] of many of these."""
     from tasks.lora.batches import Encoded
+    from tasks.lora.signature import input_signatures, item_signatures, mean_states
 
-    texts = [task.whole(item["text"], item["answer"]) for item in user["profile"]]
-    ids = base.tokenizer(texts, split_special_tokens=True)["input_ids"]
-    return [Encoded(one[: base.max_tokens], []) for one in ids]
+    task, base, options = method.task, method.base, method.options
+    texts = ([task.whole(i["text"], i["answer"]) for i in user["profile"]] for user in users)
+    if method.encoder:
+        return texts, load_encoder(method.encoder, compute)
+    assert base
+    loaded = load(base, compute)
+    if method.questions and method.seed is not None:
+        seed = derive_seed(method.seed, "signature")
+        sizes = (options.signature_vocabulary, options.signature_hidden)
+        sign = input_signatures if options.embedding == "input_signature" else item_signatures
+        samples = tokens_of(method.questions, base, loaded, "profile", users)
+        return samples, lambda items: sign(loaded, items, *sizes, seed)
+
+    def states(texts: list[str]) -> Tensor:
+        ids = loaded.tokenizer(texts, split_special_tokens=True)["input_ids"]
+        return mean_states(loaded, [Encoded(one[: loaded.max_tokens], []) for one in ids])
+
+    return texts, states
 
 
 def _parts(users: Iterable[T], count: int, title: str) -> Iterator[list[T]]:
@@ -201,27 +199,27 @@ def _whitening(
     if not rows.missing:
         return rows.all()[0]
     items = _item_vectors(method, users, count, compute)
-    matrix = whitening(own.numpy() for own in items)
+    matrix = whitening(map(np.asarray, items))
     with rows.folder() as folder:
         save_file({"whitening": np.ascontiguousarray(matrix)}, folder.path / WHITENING_FILE)
     return folder.file()
 
 
-def read_whitening(folder: File) -> np.ndarray:
+def read_whitening(folder: File) -> NDArray[np.floating]:
     """The matrix [D, D] of `Embedded.whitening`."""
     from safetensors.numpy import load_file
 
     return load_file(store().path(folder) / WHITENING_FILE)["whitening"]
 
 
-def _read_rows(folder: File) -> list[np.ndarray]:
+def _read_rows(folder: File) -> list[NDArray[np.floating]]:
     import polars as pl
 
     vectors = pl.read_parquet(store().path(folder) / TABLE)["vector"]
     return list(vectors.explode().to_numpy().reshape(len(vectors), -1))
 
 
-def read_embeddings(embedded: Embedded) -> dict[str, tuple[list[str], np.ndarray]]:
+def read_embeddings(embedded: Embedded) -> dict[str, tuple[list[str], NDArray[np.floating]]]:
     """role -> (user ids, unit vectors [U, D]).
 
     Signatures are centred first: raw ones all point along the population's mean, and their

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tasks.config.options import ComputeOptions
 from tasks.errors import InputError, short
-from tasks.lamp.definitions import LampTask
 from tasks.record import OUTSIDE_KEY, Record, library_versions
-from tasks.running.slots import gpu_slot
 from tasks.stand_in import plannable
 from tasks.text.loading import HUB_FILES, check_content, folder_hash, use_threads
 
 if TYPE_CHECKING:
     import numpy as np
-    from sentence_transformers import SentenceTransformer
+    from numpy.typing import NDArray
 
-Profile = list[dict[str, str]]
 # Those of the modules in folders of their own, too.
 ENCODER_FILES = [f"**/{name}" for name in HUB_FILES]
 
@@ -72,44 +70,28 @@ def encoder_folder(model: str) -> Path:
     return folder
 
 
-def text_vectors(
-    encoder: Encoder, task: LampTask, parts: Iterable[Sequence[Profile]], compute: ComputeOptions
-) -> list[np.ndarray]:
-    """Mean over items of the vector of the item's text and answer (docs/method.md).
+def load_encoder(
+    encoder: Encoder, compute: ComputeOptions
+) -> Callable[[list[str]], NDArray[np.floating]]:
+    """What gives the vectors [N, D] of texts.
 
-    Raises InputError where the encoder is another one by now.
+    Raises InputError where the encoder cannot be loaded, or is another one by now.
     """
-    import numpy as np
-
-    use_threads(encoder.model, compute)
-    vectors: list[np.ndarray] = []
-    with gpu_slot():
-        loaded = _load(encoder, compute.device)
-        for part in parts:
-            texts = [task.whole(item["text"], item["answer"]) for own in part for item in own]
-            items = loaded.encode(
-                texts, batch_size=64, show_progress_bar=False, convert_to_numpy=True
-            )
-            ends = np.cumsum([len(profile) for profile in part])
-            vectors += [own.mean(0) for own in np.split(items, ends[:-1])]
-    return vectors
-
-
-def _load(encoder: Encoder, device: str) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
 
+    use_threads(encoder.model, compute)
     folder = encoder_folder(encoder.model)
     try:
         loaded = SentenceTransformer(
             str(folder),
-            device=None if device == "auto" else device,
+            device=None if compute.device == "auto" else compute.device,
             trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
         )
     except Exception as error:
         raise _not_loaded(encoder.model, error) from error
     check_content(f"anchors.text_model {encoder.model}", folder, ENCODER_FILES, encoder.content)
-    return loaded
+    return partial(loaded.encode, batch_size=64, show_progress_bar=False, convert_to_numpy=True)
 
 
 def _not_loaded(model: str, error: Exception) -> InputError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ from tasks.config.options import ComputeOptions
 from tasks.config.run import resolve
 from tasks.embed import embedded_users, read_embeddings
 from tasks.errors import InputError
-from tasks.lamp.definitions import LampTask, get_task
 from tasks.prepare import prepare, source
 from tasks.record import library_versions
 from tasks.results.models import Base, Embedded
 from tasks.results.store import store
-from tasks.text.encoder import ENCODER_FILES, Encoder, Profile, text_vectors
+from tasks.text.encoder import ENCODER_FILES, Encoder, load_encoder
 from tasks.text.loading import folder_hash
 from tasks.text.questions import questions_of
 from tests.unit.stages.pipeline import stage_keys
@@ -30,7 +28,6 @@ from tests.unit.stages.users import user, write_users
 from tests.unit.stages.vectors import SCHEMA, embedded
 
 pytestmark = pytest.mark.usefixtures("where")
-MOVIES = get_task("LaMP-2M")
 NO_BASE = Base(model="none", content="none", dtype="float32", max_tokens=64)
 TEXT = {"anchors": {"embedding": "text", "text_model": "some/encoder", "min_items": 1}}
 
@@ -51,29 +48,25 @@ def given(folder: Path) -> Encoder:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_texts_are_the_mean_of_the_encoders_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_the_mean_of_the_encoders_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against sentence-transformers' own `encode`, one item at a time, no network."""
     folder = minilm()
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(name, "1")
     from sentence_transformers import SentenceTransformer
 
-    profiles = [
-        [
-            {"text": "two brothers inherit a farm", "answer": "classic"},
-            {"text": "robots dream " * 20, "answer": "sci-fi"},
-            {"text": "a ship", "answer": "comedy"},
-        ],
-        [{"text": "an old letter changes a life", "answer": "romance"}],
-    ]
-    parts = [profiles[:1], profiles[1:]]
-    got = text_vectors(given(folder), MOVIES, parts, ComputeOptions())
+    anchors = TEXT["anchors"] | {"text_model": str(folder)}
+    got = table(run(write_users(tmp_path / "data", **ROLES), anchors=anchors))
     encoder = SentenceTransformer(str(folder))
-    for vector, profile in zip(got, profiles, strict=True):
-        single = [encoder.encode(f"{item['text']} {item['answer']}") for item in profile]
-        assert len(vector) == 384
-        np.testing.assert_allclose(vector, np.mean(single, axis=0), atol=1e-5)
-    assert np.abs(np.array(got[0]) - np.array(got[1])).max() > 0.05
+    users = [*ROLES["anchor"], *ROLES["few_shot"]]
+    assert list(got) == [one["user_id"] for one in users]
+    for one in users:
+        single = [encoder.encode(f"{i['description']} {i['tag']}") for i in one["profile"]]
+        assert len(got[one["user_id"]]) == 384
+        np.testing.assert_allclose(got[one["user_id"]], np.mean(single, axis=0), atol=1e-5)
+    assert np.abs(np.array(got["few-1"]) - np.array(got["anchor-1"])).max() > 0.02
 
 
 def test_an_encoder_that_is_not_there(tmp_path: Path) -> None:
@@ -96,17 +89,14 @@ ROLES = {
 
 @pytest.fixture
 def encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Stands in for the encoder: a vector is (items, 1); keeps whom it was asked for."""
+    """Stands in for the encoder: an item's vector is (its number, 1). For whom it was asked."""
     asked: list[list[str]] = []
 
-    def texts(
-        _encoder: Encoder, _task: LampTask, parts: Iterable[list[Profile]], _: ComputeOptions
-    ) -> list[np.ndarray]:
-        profiles = [profile for part in parts for profile in part]
-        asked.append([profile[0]["text"].split()[0] for profile in profiles])
-        return [np.array([len(profile), 1.0]) for profile in profiles]
+    def encode(texts: list[str]) -> np.ndarray:
+        asked.append(list(dict.fromkeys(text.split()[0] for text in texts)))
+        return np.array([[float(text.split()[3]), 1.0] for text in texts])
 
-    monkeypatch.setattr("tasks.embed.text_vectors", texts)
+    monkeypatch.setattr("tasks.embed.load_encoder", lambda _encoder, _compute: encode)
     monkeypatch.setattr(
         "tasks.text.encoder.library_versions", lambda names: dict.fromkeys(names, "1")
     )
@@ -165,8 +155,9 @@ def test_one_users_new_item_costs_one_users_work(tmp_path: Path, encoded: list[l
     assert other != key
     assert encoded[1:] == [["few-2"]]
     before, after = table(first), table(changed)
-    assert before["few-2"] == [3.0, 1.0]
-    assert after == before | {"few-2": [4.0, 1.0]}
+    # The mean of 0, 1, 2; then of 3, too.
+    assert before["few-2"] == [1.0, 1.0]
+    assert after == before | {"few-2": [1.5, 1.0]}
     # Back to what was: nothing to do, and a user who left takes nothing along.
     assert keyed(write_users(tmp_path / "data", **ROLES))[0] == key
     roles = ROLES | {"few_shot": [ROLES["few_shot"][1]]}
@@ -208,7 +199,7 @@ def test_an_encoder_that_changed_is_not_used(tmp_path: Path) -> None:
     pooling = folder / "1_Pooling" / "config.json"
     pooling.write_text(pooling.read_text() + " ")
     with pytest.raises(InputError, match=r"anchors\.text_model .*is not the model that this run"):
-        text_vectors(encoder, MOVIES, [], ComputeOptions())
+        load_encoder(encoder, ComputeOptions())
 
 
 FEW = {"f": [4.0, 7.0]}
