@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 import polars as pl
@@ -162,5 +163,5 @@ def _balance(answers: pl.Series, task: LampTask) -> dict[str, Any] | None:
 def _lengths(users: pl.DataFrame) -> dict[str, float] | None:
     if users.is_empty():
         return None
-    lengths = users["profile"].list.len()
-    return {"min": lengths.min(), "median": lengths.median(), "max": lengths.max()}  # type: ignore[dict-item]
+    lengths = users["profile"].list.len().to_list()
+    return {"min": min(lengths), "median": float(median(lengths)), "max": max(lengths)}
