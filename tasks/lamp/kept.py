@@ -52,6 +52,8 @@ def usable(
 
 def _label(answer: str, task: LampTask) -> str:
     """A label stripped, as LaMP scores it, and a rating "4.0" as "4"."""
+    if answer in task.labels:
+        return answer
     if task.kind == "rating":
         with suppress(ValueError):
             rating = float(answer)

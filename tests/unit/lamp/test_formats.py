@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,15 @@ def test_what_is_no_rating(tmp_path: Path, score: Any) -> None:
     items = [{"text": "good", "score": score}, {"text": "bad", "score": 1}]
     loaded = read_users(write(tmp_path / "u.json", [user(1, *items, query=[query])]), RATINGS)
     assert loaded.dropped == {UNKNOWN_LABEL: 1, UNKNOWN_GOLD: 1}
+
+
+def test_a_label_is_kept_as_it_is(tmp_path: Path) -> None:
+    """Of a task of one's own, whose labels may look like other ratings."""
+    halves = replace(RATINGS, labels=("1.0", "1.5"))
+    items = [{"text": f"text {score}", "score": score} for score in ("1.0", " 1.5", "2.0")]
+    loaded = read_users(write(tmp_path / "u.json", [user(1, *items)]), halves)
+    assert [item["answer"] for item in loaded.users["profile"][0]] == ["1.0", "1.5"]
+    assert loaded.dropped == {UNKNOWN_LABEL: 1}
 
 
 def test_ratings_are_numbers_for_ratings_alone(tmp_path: Path) -> None:
