@@ -129,13 +129,8 @@ def _paper(paper: Any, number: int, where: str, named: bool, task: str, seed: in
                     "of the papers that are cited"
                 )
         cited = {text(one, where, "citation") for one in paper["citation"] if one.strip()}
-    return Paper(
-        paper_id,
-        title,
-        *(text(paper.get(name), where, name) for name in ("abstract", "negative")),
-        citation=one_of(cited, title, seed),
-        cited=cited,
-    )
+    abstract, negative = (text(paper.get(name), where, name) for name in ("abstract", "negative"))
+    return Paper(paper_id, title, abstract, negative, one_of(cited, title, seed), cited)
 
 
 def one_of(cited: Collection[str], title: str, seed: int) -> str:

@@ -171,7 +171,8 @@ class _Reader:
         left = held > 0
         self.dropped[kept.EMPTY_USER] += int((~left).sum())
         self.dropped[kept.ORPHAN_QUERY] += int(asked[~left].sum())
-        queries = queries.filter(left[queries["user"]]).select("id", input="text", gold="answer")
+        queries = queries.filter(left[queries["user"].to_numpy()])
+        queries = queries.select("id", input="text", gold="answer")
         user_ids, roles = zip(*self._users, strict=True)
         columns = [
             pl.Series(user_ids).filter(left).to_arrow(),

@@ -38,7 +38,8 @@ def mean_over(
     groups = sum(len(_all_groups(own)) for own in families.values())
     cells = _together(cells, families)
     rows = [[cell.methods.index(name) for name in methods] for cell in cells]
-    points, draws = {}, {}
+    points: dict[str, Floats] = {}
+    draws: dict[str, Floats] = {}
     for name in cells[0].points if metrics is None else metrics:
         if all(name in cell.points for cell in cells):
             own = list(zip(cells, rows, strict=True))

@@ -88,9 +88,9 @@ def from_sums(
         counted, hits, uses = sums[..., 0], sums[..., 1::2], sums[..., 2::2]
         # 2 tp / (predicted + gold) per label, 0 for a label that nobody uses.
         f1 = 2 * hits / np.where(uses > 0, uses, 1.0)
-        labels = (
-            np.maximum((uses > 0).sum(axis=-1), 1) if rules == "mta_published" else f1.shape[-1]
-        )
+        labels: Floats | int = len(task.labels)
+        if rules == "mta_published":
+            labels = np.maximum((uses > 0).sum(axis=-1), 1)
         accuracy = hits.sum(axis=-1) / np.maximum(counted, 1.0)
         return {"accuracy": accuracy, "macro_f1": f1.sum(axis=-1) / labels}
     first, second = sums[..., 0] / count, sums[..., 1] / count
