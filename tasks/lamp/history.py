@@ -145,7 +145,8 @@ class Neighbours:
             scores[np.arange(len(own)), own] = -np.inf
             most -= 1
         order = np.argsort(-scores, axis=1, kind="stable")
-        return order[:, : min(count, most)].tolist()
+        best: list[list[int]] = order[:, : min(count, most)].tolist()
+        return best
 
 
 def _idf(items: np.ndarray, size: int) -> np.ndarray:

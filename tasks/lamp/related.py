@@ -43,9 +43,9 @@ def ask_related(users: pl.DataFrame, others: pl.DataFrame, seed: int) -> tuple[p
         _ask(profile, _pool(titles, names, group, seed))
         for group, profile in users.select("group", "profile").iter_rows()
     ]
-    asked = users.with_columns(pl.Series("profile", profiles, dtype=users.schema["profile"]))
-    lost = users["profile"].list.len().sum() - asked["profile"].list.len().sum()
-    return asked, int(lost)
+    lost = int(users["profile"].list.len().sum()) - sum(map(len, profiles))
+    column = pl.Series("profile", profiles, dtype=users.schema["profile"])
+    return users.with_columns(column), lost
 
 
 def _ask(profile: list[dict[str, str]], pool: list[str]) -> list[dict[str, str]]:
