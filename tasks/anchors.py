@@ -1,17 +1,13 @@
-"""Stage 4: cluster the anchor candidates and choose the anchors (tasks/method/clusters.py).
-
-`anchors.refits` fits the clusters again by evidence before that (tasks/refit.py).
-"""
+"""Stage 4: choose the anchors from the clusters of their candidates (tasks/method/clusters.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from tasks.config.options import AnchorOptions
-from tasks.config.task import derive_seed
 from tasks.embed import read_embeddings
 from tasks.errors import InputError
-from tasks.method.clusters import cluster, members_of, plane
+from tasks.method.clusters import members_of, plane
 from tasks.prepare import each_user
 from tasks.record import File
 from tasks.results.models import Anchor, Anchors, Clusters, Embedded
@@ -19,15 +15,13 @@ from tasks.results.stage import stage
 from tasks.results.store import store
 
 
-@stage(version=6, libraries=("hdbscan", "scikit-learn", "numpy", "polars"))
+@stage(version=7, libraries=("scikit-learn", "numpy", "polars"))
 def anchors(
-    options: AnchorOptions, embedded: Embedded, candidates: File, refitted: Clusters | None,
-    seed: int,
-) -> Anchors:  # fmt: skip
+    options: AnchorOptions, embedded: Embedded, candidates: File, clusters: Clusters
+) -> Anchors:
     """The anchors in order of choice, with their members.
 
-    candidates: the table of anchor candidates. refitted: their clusters by evidence, where
-    `refits` asks for it. Raises InputError where nobody can be an anchor.
+    candidates: the table of anchor candidates. Raises InputError where nobody can be an anchor.
     """
     import polars as pl
 
@@ -35,10 +29,7 @@ def anchors(
     ids, points = vectors["anchor"]
     sizes = {user["user_id"]: len(user["profile"]) for user in each_user(candidates)}
     items = [sizes[user_id] for user_id in ids]
-    if refitted:
-        labels = list(refitted.clusters)
-    else:
-        labels = cluster(points, options, derive_seed(seed, "cluster"))
+    labels = list(clusters.clusters)
     members = members_of(ids, items, labels, options)
     if not members:
         raise InputError(_no_anchor(items, options))

@@ -9,12 +9,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tasks.config.task import TaskConfig
-from tasks.lamp.definitions import LampTask
-from tasks.methods import METHODS
-from tasks.record import Record
+from tasks.methods import METHODS, MethodName
 from tasks.results.models import Answers, Compared, Prepared, Scored
 from tasks.results.stage import stage
 from tasks.results.store import store
@@ -24,85 +22,88 @@ if TYPE_CHECKING:
 
     from tasks.lamp.metrics import Rules
     from tasks.lamp.statistics import Resampled
-    from tasks.lamp.statistics import Scored as ScoredAnswers
 
+# Answers of no model, in worlds whose optimum is known.
+OPTIMUM = ("nonpersonal", "bayes", "oracle")
 DRAWS_FILE = "draws.safetensors"
 LIBRARIES = ("numpy", "polars", "rouge-score")
+# The answers of each method, batch by batch.
+Batches = dict[MethodName, tuple[Answers, ...]]
 
 
-class Answered(Record):
-    """The answers of one method, batch by batch."""
-
-    method: str
-    batches: tuple[Answers, ...]
-
-
-def compared(config: TaskConfig, users: Prepared, answered: dict[str, list[Answers]]) -> Compared:
+def compared(config: TaskConfig, users: Prepared, answered: Batches) -> Compared:
     """The comparison of a cell's methods, by the rules that the configuration asks for."""
     from tasks.lamp.metrics import rules_of
 
     rules = rules_of(config.task, config.scoring.metrics, config.scoring.tokens)
     # A world of another seed has other users; a file's are the same, wherever it lies.
     sample = f"synthetic {config.seed}" if config.data == "synthetic" else "given"
-    methods = tuple(
-        Answered(method=name, batches=tuple(batches)) for name, batches in answered.items()
-    )
-    return compare(users, methods, rules, sample)
+    return compare(users, answered, rules, sample)
 
 
-@stage(version=6, libraries=LIBRARIES)
-def compare(users: Prepared, answered: tuple[Answered, ...], rules: Rules, sample: str) -> Compared:
+@stage(version=7, libraries=LIBRARIES)
+def compare(users: Prepared, answered: Batches, rules: Rules, sample: str) -> Compared:
     """Scores of each method, their intervals, and its difference to each other one.
 
     rules: those that answers are scored by (tasks/lamp/metrics.py). sample: cells of one sample
-    share users. In worlds whose optimum is known the answers of `nonpersonal`, `bayes` and
-    `oracle` are methods, too.
+    share users. In worlds whose optimum is known the answers of OPTIMUM are methods, too.
     """
-    from tasks.lamp.metrics import from_sums, golds_without_token, unlabelled
+    import polars as pl
+
+    from tasks.lamp.metrics import golds_json, golds_without_token, unlabelled
+    from tasks.lamp.statistics import Scored as ScoredAnswers
     from tasks.lamp.statistics import bootstrap
 
-    tables = {one.method: _predictions(one) for one in answered}
-    predictions = {method: _by_query(table, "prediction") for method, table in tables.items()}
+    task = users.task
+    tables = {name: _table(answered[name]) for name in METHODS if name in answered}
+    given = {method: _by_query(table, "prediction") for method, table in tables.items()}
     first = next(iter(tables.values()))
-    scored = _scored_answers(users, first, predictions, rules, sample)
+    golds, user_of = _by_query(first, "gold"), _by_query(first, "user_id")
+    few_shot = pl.read_parquet(store().path(users.few_shot), columns=["user_id", "group"])
+    group_of = dict(few_shot.iter_rows())
+    optimum = {}
+    if users.optimum:
+        best = pl.read_parquet(store().path(users.optimum))
+        asked = best.filter(pl.col("query_id").is_in(list(golds)))
+        optimum = {name: _by_query(asked, name) for name in OPTIMUM}
+    groups = {query: group_of[user] for query, user in user_of.items()}
+    scored = ScoredAnswers.of(task, golds, groups, given | optimum, sample=sample, rules=rules)
     resampled = bootstrap(scored, 0)
     with store().new("compare") as folder:
-        _write(folder.path, scored, resampled)
+        _write_draws(folder.path / DRAWS_FILE, resampled)
         for method, table in tables.items():
-            _write_answers(folder.path / method, users.task, table, predictions[method])
-    no_label = {
-        method: len(unlabelled(users.task, given, rules)) / len(given)
-        for method, given in predictions.items()
-        if users.task.labels
-    }
-    # The optimum's rows of `scored` come after the methods'.
-    scores = tuple(
+            own = folder.path / method
+            own.mkdir()
+            table.write_parquet(own / "predictions.parquet")
+            # The format that LaMP takes submissions in.
+            golds_file = json.dumps(golds_json(task, given[method]), indent=1, ensure_ascii=False)
+            (own / "golds.json").write_text(golds_file + "\n")
+    files = tuple(
         Scored(
             method=method,
-            metrics={
-                name: float(value)
-                for name, value in from_sums(users.task, sums, len(table), rules).items()
-            },
             users=table["user_id"].n_unique(),
             queries=len(table),
             predictions=folder.file(f"{method}/predictions.parquet"),
             golds=folder.file(f"{method}/golds.json"),
-            no_label=no_label.get(method),
+            no_label=len(unlabelled(task, given[method], rules)) / len(table)
+            if task.labels
+            else None,
         )
-        for (method, table), sums in zip(tables.items(), scored.totals, strict=False)
+        for method, table in tables.items()
     )
-    return Compared(
-        task=users.task,
-        rules=rules,
-        sample=sample,
-        scored=scores,
-        draws=folder.file(DRAWS_FILE),
-        golds_without_token=golds_without_token(users.task, first["gold"], rules),
-        **_values(resampled),
+    return _compared(resampled).model_copy(
+        update={
+            "task": task,
+            "rules": rules,
+            "sample": sample,
+            "scored": files,
+            "draws": folder.file(DRAWS_FILE),
+            "golds_without_token": golds_without_token(task, first["gold"], rules),
+        }
     )
 
 
-@stage(version=5, libraries=LIBRARIES)
+@stage(version=6, libraries=LIBRARIES)
 def overall(cells: tuple[Compared, ...]) -> Compared:
     """The mean over cells: `score` and the share of the attainable."""
     from tasks.lamp.means import COMMON_METRICS
@@ -115,7 +116,7 @@ def mean_of(cells: Sequence[Compared], metrics: Sequence[str] | None = None) -> 
     from tasks.lamp.means import mean_over
 
     mean = mean_over([read_draws(cell) for cell in cells], metrics=metrics)
-    return Compared(cells=len(cells), **_values(mean))
+    return _compared(mean).model_copy(update={"cells": len(cells)})
 
 
 def read_draws(cell: Compared) -> Resampled:
@@ -127,7 +128,7 @@ def read_draws(cell: Compared) -> Resampled:
     assert cell.draws is not None
     assert cell.task is not None
     tensors = load_file(store().path(cell.draws))
-    names = [name.removeprefix("points.") for name in tensors if name.startswith("points.")]
+    names = sorted(name.removeprefix("points.") for name in tensors if name.startswith("points."))
     scored = Scored(
         cell.task,
         cell.methods,
@@ -138,24 +139,35 @@ def read_draws(cell: Compared) -> Resampled:
         cell.sample,
         cell.rules,
     )
-    return Resampled(
-        cell.methods,
-        cell.groups,
-        cell.queries,
-        {name: tensors[f"points.{name}"] for name in sorted(names)},
-        {name: tensors[f"draws.{name}"] for name in sorted(names)},
-        scored,
+    points = {name: tensors[f"points.{name}"] for name in names}
+    draws = {name: tensors[f"draws.{name}"] for name in names}
+    return Resampled(cell.methods, cell.groups, cell.queries, points, draws, scored)
+
+
+def _compared(resampled: Resampled) -> Compared:
+    """What a cell and a mean over cells say alike."""
+    from tasks.lamp import statistics
+
+    opponents = [name for name in METHODS if name in resampled.methods]
+    return Compared.model_validate(
+        {
+            "groups": resampled.groups,
+            "queries": resampled.queries,
+            "methods": resampled.methods,
+            "intervals": statistics.intervals(resampled),
+            "differences": statistics.differences(resampled, opponents),
+        }
     )
 
 
-def _predictions(answered: Answered) -> pl.DataFrame:
+def _table(batches: tuple[Answers, ...]) -> pl.DataFrame:
     """user_id, query_id, gold, prediction of all batches."""
     import polars as pl
 
-    files = [store().path(batch.predictions) for batch in answered.batches]
-    return pl.concat(pl.read_parquet(file) for file in files).select(
-        "user_id", "query_id", "gold", "prediction"
-    )
+    files = [store().path(batch.predictions) for batch in batches]
+    columns = ["user_id", "query_id", "gold", "prediction"]
+    table = pl.concat(pl.read_parquet(file, columns=columns) for file in files)
+    return table.explode(columns[1:]).drop_nulls("query_id")
 
 
 def _by_query(table: pl.DataFrame, column: str) -> dict[str, str]:
@@ -163,52 +175,13 @@ def _by_query(table: pl.DataFrame, column: str) -> dict[str, str]:
     return dict(table.select("query_id", column).iter_rows())
 
 
-def _write_answers(
-    folder: Path, task: LampTask, table: pl.DataFrame, predictions: dict[str, str]
-) -> None:
-    """The predictions as a table, and in the format that LaMP takes submissions in."""
-    from tasks.lamp.metrics import golds_json
-
-    folder.mkdir()
-    table.write_parquet(folder / "predictions.parquet")
-    text = json.dumps(golds_json(task, predictions), indent=1, ensure_ascii=False)
-    (folder / "golds.json").write_text(text + "\n")
-
-
-def _scored_answers(
-    users: Prepared,
-    table: pl.DataFrame,
-    predictions: dict[str, dict[str, str]],
-    rules: Rules,
-    sample: str,
-) -> ScoredAnswers:
-    """All methods' predictions, scored; and the optimum's where it is known. table: of any."""
-    import polars as pl
-
-    from tasks.lamp.statistics import Scored
-
-    golds, user_of = _by_query(table, "gold"), _by_query(table, "user_id")
-    few_shot = pl.read_parquet(store().path(users.few_shot), columns=["user_id", "group"])
-    group = dict(few_shot.iter_rows())
-    if users.optimum:
-        optimum = pl.read_parquet(store().path(users.optimum))
-        asked = optimum.filter(pl.col("query_id").is_in(list(golds)))
-        known = {name: _by_query(asked, name) for name in ("nonpersonal", "bayes", "oracle")}
-        predictions = predictions | known
-    return Scored.of(
-        users.task,
-        golds,
-        {query: group[user] for query, user in user_of.items()},
-        predictions,
-        sample=sample,
-        rules=rules,
-    )
-
-
-def _write(out: Path, scored: ScoredAnswers, resampled: Resampled) -> None:
+def _write_draws(file: Path, resampled: Resampled) -> None:
+    """What `read_draws` reads."""
     import numpy as np
     from safetensors.numpy import save_file
 
+    scored = resampled.scored
+    assert scored is not None
     # Cells of other seeds have some of the groups, too; to see which it takes no names.
     digests = [hashlib.sha256(group.encode()).digest()[:8] for group in scored.groups]
     tensors = {
@@ -219,18 +192,4 @@ def _write(out: Path, scored: ScoredAnswers, resampled: Resampled) -> None:
     }
     for name, values in resampled.points.items():
         tensors |= {f"points.{name}": values, f"draws.{name}": resampled.draws[name]}
-    save_file({name: np.ascontiguousarray(one) for name, one in tensors.items()}, out / DRAWS_FILE)
-
-
-def _values(resampled: Resampled) -> dict[str, Any]:
-    """What a cell and a mean over cells say alike."""
-    from tasks.lamp import statistics
-
-    opponents = [name for name in METHODS if name in resampled.methods]
-    return {
-        "groups": resampled.groups,
-        "queries": resampled.queries,
-        "methods": list(resampled.methods),
-        "intervals": statistics.intervals(resampled),
-        "differences": statistics.differences(resampled, opponents),
-    }
+    save_file({name: np.ascontiguousarray(one) for name, one in tensors.items()}, file)

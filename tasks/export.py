@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.errors import InputError, label
-from tasks.fusion import read_recipes
+from tasks.fusion import Merger
 from tasks.methods import METHODS, MethodName
 from tasks.report.files import shown_run
 from tasks.results.run import Cell, Run
@@ -42,7 +42,12 @@ def export(
     from tasks.lora.adapters import write_peft
     from tasks.lora.merge import concatenate
 
-    cell = _cell(run, lamp_task, seed)
+    seeds = list(dict.fromkeys(one.config.seed for one in run.cells))
+    seed = seeds[0] if seed is None else seed
+    _listed("--seed", str(seed), map(str, seeds))
+    cells = {one.config.lamp_task: one for one in run.cells if one.config.seed == seed}
+    _listed("--lamp-task", lamp_task, cells)
+    cell = cells[lamp_task]
     adapted = [name for name in METHODS
                if any(one.merged or one.stacked for one in cell.answers.get(name, ()))]  # fmt: skip
     _listed("--method", method, adapted)
@@ -54,32 +59,24 @@ def export(
             f"--user {user_id}: no few-shot user of {shown_run(run)}; there are {few}, ..."
         )
     lora = reduce(concatenate, _loras(cell, method, user_id))
-    base = model_folder(cell.base)
-    scratch = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    write_peft(scratch, lora, model_name(cell.base.model))
+    base, own = model_folder(cell.base), cell.config.method(method)
+    questions = questions_of(own.prompt, cell.users, own.base.model)
+    query = {"id": "", "input": f"{cell.users.instruction}<text>", "gold": ""}
+    (sample,) = user_queries(questions, {"profile": [], "query": [query]})
     about = {
         "lamp_task": lamp_task,
         "method": method,
         "user": user_id,
         "base": base.name,
-        **_prompt(cell, method),
+        "prompt": sample.prompt,
+        "chat": own.prompt.chat,
     }
+    scratch = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    write_peft(scratch, lora, model_name(cell.base.model))
     (scratch / "mta.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     scratch.rename(folder)
     return base
-
-
-def _cell(run: Run, lamp_task: str, seed: int | None) -> Cell:
-    """The cell that is asked for."""
-    seeds = list(dict.fromkeys(one.config.seed for one in run.cells))
-    chosen = seeds[0] if seed is None else seed
-    _listed("--seed", str(chosen), map(str, seeds))
-    cells: dict[str, Cell] = {
-        one.config.lamp_task: one for one in run.cells if one.config.seed == chosen
-    }
-    _listed("--lamp-task", lamp_task, cells)
-    return cells[lamp_task]
 
 
 def _loras(cell: Cell, method: MethodName, user_id: str) -> list[Lora]:
@@ -87,9 +84,10 @@ def _loras(cell: Cell, method: MethodName, user_id: str) -> list[Lora]:
 
     Raises InputError where the user's batch failed: a part of it is not what the method gives.
     """
+    import torch
+
     from tasks.lora.adapters import read_peft
     from tasks.lora.bank import read_bank
-    from tasks.lora.merge import merge
 
     batch = next((one for one in cell.answers[method] if user_id in one.users), None)
     if batch is None:
@@ -100,22 +98,11 @@ def _loras(cell: Cell, method: MethodName, user_id: str) -> list[Lora]:
         loras.append(read_peft(store().path(cell.base.adapter)))
     merging = cell.merging(method)
     if batch.merged and merging:
-        bank = read_bank(store().path(merging.merged.bank.file))
-        recipe = read_recipes(merging.merged.recipes)[user_id]
-        members = [bank.lora(anchor) for anchor in recipe.anchors]
-        loras.append(merge(members, list(recipe.weights), merging.merged.how))
+        merged = Merger(merging.merged).loras([user_id], torch.device("cpu"))
+        loras.append(merged.parts([0]).one(0))
     if batch.stacked:
         loras.append(read_bank(store().path(batch.stacked)).lora(user_id))
     return loras
-
-
-def _prompt(cell: Cell, method: MethodName) -> dict[str, str]:
-    """How prompts look: a LoRA is good for those that it was trained on."""
-    own = cell.config.method(method)
-    questions = questions_of(own.prompt, cell.users, own.base.model)
-    asked = {"id": "", "input": f"{cell.users.instruction}<text>", "gold": ""}
-    (sample,) = user_queries(questions, {"profile": [], "query": [asked]})
-    return {"prompt": sample.prompt, "chat": own.prompt.chat}
 
 
 def _listed(option: str, value: str, known: Iterable[str]) -> None:

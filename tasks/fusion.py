@@ -2,35 +2,45 @@
 
 A merged LoRA is computed from its recipe when it is needed and never stored. The arithmetic is in
 tasks/method/weights.py.
+
+Evidence, which recipes may go by, is log p(items of u | anchor k), summed over the items' answers:
+what Bayesian model averaging over the bank weighs its members by (docs/method.md, Fusion). It costs
+one pass of the items per anchor and no training; where the bank is large, `fusion.shortlist`
+narrows it to the most similar anchors.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tasks.config.options import ComputeOptions, FusionOptions
+from tasks.config.options import FusionOptions
 from tasks.embed import read_embeddings
 from tasks.errors import InputError, label
-from tasks.evidence import evidence_of
-from tasks.record import OUTSIDE_KEY, File, Record
-from tasks.results.models import Bank, Base, Embedded, Questions, Recipes
+from tasks.log import log
+from tasks.prepare import users_in_order
+from tasks.record import OUTSIDE_KEY, File, Record, key_of
+from tasks.results.models import Bank, Embedded, Evidence, Merged, Recipes, Setting
+from tasks.results.rows import Rows
 from tasks.results.stage import stage
 from tasks.results.store import store
-from tasks.text.loading import LIBRARIES
+from tasks.running.slots import gpu_slot
+from tasks.text.loading import LIBRARIES, load
+from tasks.text.questions import content
+from tasks.text.tokens import tokens_of
+from tasks.training import log_likelihoods
 
 if TYPE_CHECKING:
-    import numpy as np
+    import torch
+
+    from tasks.lora.bank import Bank as LoadedBank
+    from tasks.lora.merge import MergedUsers
+    from tasks.method.weights import Floats
 
 TABLE = "recipes.parquet"
-
-
-class Asked(Record):
-    """What evidence is asked of: the few-shot users' table, their questions, the base model."""
-
-    users: File
-    questions: Questions
-    base: Base
+EVIDENCE_FILE = "evidence.parquet"
 
 
 class Recipe(Record):
@@ -42,18 +52,58 @@ class Recipe(Record):
     seconds: Annotated[float, OUTSIDE_KEY] = 0.0
 
 
-@stage(version=4, libraries=("numpy", "polars", *LIBRARIES), uses_model=True)
-def fusion(
-    options: FusionOptions,
-    embedded: Embedded,
-    bank: Bank,
-    asked: Asked | None,
-    compute: ComputeOptions,
-) -> Recipes:
-    """Every few-shot user's recipe: anchors by similarity, or by the evidence of the user's items.
+@stage(version=3, libraries=(*LIBRARIES, "numpy"), uses_model=True)
+def evidence(
+    shortlist: int | None, embedded: Embedded, bank: Bank, users: File, setting: Setting
+) -> Evidence:
+    """Each few-shot user's evidence for all anchors, or for the `shortlist` most similar ones.
 
-    asked: where `fusion.weights` is `evidence`. Raises InputError where the published rule gives
-    no mixture.
+    users: the few-shot users' table. Who did not change, like the anchors asked, is taken from an
+    earlier table.
+    """
+    import polars as pl
+
+    from tasks.lora.bank import read_bank
+    from tasks.method.weights import shortlists
+
+    ids, vectors, anchors = unit_vectors(embedded, bank)
+    asked = shortlists(vectors @ anchors.T, shortlist).tolist()
+    questions, base = setting.questions, setting.base
+    profiles = [user["profile"] for user in users_in_order(users, ids)]
+    adapters = [member.adapter for member in bank.members]
+    shared = key_of(evidence.identity, setting)
+    keys = []
+    for profile, own in zip(profiles, asked, strict=True):
+        whom = [lora if ask else None for lora, ask in zip(adapters, own, strict=True)]
+        keys.append(key_of(shared, content(profile), whom))
+
+    rows = Rows("evidence", keys, _read_evidence)
+    if rows.missing:
+        log(f"evidence for {len(adapters)} anchors of {rows.counted()}")
+        with gpu_slot():
+            started = time.perf_counter()
+            loaded, loras = load(base, setting.compute), read_bank(store().path(bank.file))
+            chosen = [{"profile": profiles[number]} for number in rows.missing]
+            samples = [list(own) for own in tokens_of(questions, base, loaded, "profile", chosen)]
+            pairs = [asked[number] for number in rows.missing]
+            table = log_likelihoods(loaded, loras, samples, pairs, base.engine)
+            each = round((time.perf_counter() - started) / len(chosen), 4)
+        rows.add([(row, each) for row in table.tolist()])
+    likelihoods, seconds = zip(*rows.all(), strict=True)
+    with rows.folder() as folder:
+        columns = {"user_id": ids, "log_likelihoods": likelihoods, "seconds": seconds}
+        kinds = {"log_likelihoods": pl.List(pl.Float64)}
+        pl.DataFrame(columns, schema_overrides=kinds).write_parquet(folder.path / EVIDENCE_FILE)
+    return Evidence(table=folder.file(EVIDENCE_FILE))
+
+
+@stage(version=5, libraries=("numpy", "polars"))
+def fusion(
+    options: FusionOptions, embedded: Embedded, bank: Bank, evidence: Evidence | None
+) -> Recipes:
+    """Every few-shot user's recipe: anchors by similarity, or by `evidence` where it is given.
+
+    Raises InputError where the published rule gives no mixture.
     """
     import numpy as np
     import polars as pl
@@ -62,29 +112,25 @@ def fusion(
 
     ids, users, anchors = unit_vectors(embedded, bank)
     seconds = [0.0] * len(ids)
-    if asked:
-        # Rounded, so that company, which moves the last bits, moves nobody in or out.
-        shortlist = method.shortlists(np.round(users @ anchors.T, 6), options.shortlist)
-        evidence = evidence_of(
-            asked.users, ids, shortlist, bank, asked.questions, asked.base, compute
-        )
-        found = method.by_evidence(users @ anchors.T, evidence.log_likelihoods, options)
-        seconds = evidence.seconds
+    if evidence:
+        table = pl.read_parquet(store().path(evidence.table))
+        seconds = table["seconds"].to_list()
+        known = np.array(table["log_likelihoods"].to_list(), dtype=float)
+        found = method.by_evidence(users @ anchors.T, known, options)
     else:
         found = method.search(users, anchors, options)
         _refuse_no_mixture(ids, *found[1:])
     chosen, similarities, weights = found
     names = pl.Series(bank.names).gather(chosen.ravel()).reshape(chosen.shape)
     with store().new("fusion") as folder:
-        pl.DataFrame(
-            {
-                "user_id": ids,
-                "anchors": names.arr.to_list(),
-                "similarities": pl.Series(similarities).arr.to_list(),
-                "weights": pl.Series(weights).arr.to_list(),
-                "seconds": seconds,
-            }
-        ).write_parquet(folder.path / TABLE)
+        columns = {
+            "user_id": ids,
+            "anchors": names.arr.to_list(),
+            "similarities": pl.Series(similarities).arr.to_list(),
+            "weights": pl.Series(weights).arr.to_list(),
+            "seconds": seconds,
+        }
+        pl.DataFrame(columns).write_parquet(folder.path / TABLE)
     return Recipes(
         table=folder.file(TABLE),
         users=len(ids),
@@ -102,7 +148,7 @@ def described(recipes: Recipes, options: FusionOptions) -> str:
     )
 
 
-def unit_vectors(embedded: Embedded, bank: Bank) -> tuple[list[str], np.ndarray, np.ndarray]:
+def unit_vectors(embedded: Embedded, bank: Bank) -> tuple[list[str], Floats, Floats]:
     """(few-shot user ids, their unit vectors [U, D], the bank's [K, D] in its order).
 
     Cosines between them are similarities. An anchor that was trained on several users stands in
@@ -129,7 +175,37 @@ def read_recipes(recipes: Recipes) -> dict[str, Recipe]:
     return {row.pop("user_id"): Recipe.model_validate(row) for row in table.to_dicts()}
 
 
-def _refuse_no_mixture(users: Sequence[str], similarities: np.ndarray, weights: np.ndarray) -> None:
+class Merger:
+    """Merges users' LoRAs by their recipes; recipes and bank are read once."""
+
+    def __init__(self, merged: Merged) -> None:
+        self.merged = merged
+        self.recipes = read_recipes(merged.recipes)
+
+    @cached_property
+    def bank(self) -> LoadedBank:
+        """The meta-LoRAs, by the names of their anchors."""
+        from tasks.lora.bank import read_bank
+
+        return read_bank(store().path(self.merged.bank.file))
+
+    def made_of(self, user_id: str) -> list[Any]:
+        """What decides the user's merged LoRA: how it is merged, each anchor's LoRA and weight."""
+        adapters = {member.anchor: member.adapter.sha256 for member in self.merged.bank.members}
+        recipe = self.recipes[user_id]
+        pairs = zip(recipe.anchors, recipe.weights, strict=True)
+        return [self.merged.how, [[anchor, adapters[anchor], weight] for anchor, weight in pairs]]
+
+    def loras(self, user_ids: Sequence[str], device: torch.device) -> MergedUsers:
+        """The merged LoRAs of many users, as the engine takes them."""
+        from tasks.lora.merge import MergedUsers
+
+        recipes = [self.recipes[user_id] for user_id in user_ids]
+        chosen = [(one.anchors, one.weights) for one in recipes]
+        return MergedUsers(self.bank, chosen, self.merged.how, device)
+
+
+def _refuse_no_mixture(users: Sequence[str], similarities: Floats, weights: Floats) -> None:
     """Raises InputError for a user with a weight outside 0 to 1, as the published merger does."""
     import numpy as np
 
@@ -142,3 +218,10 @@ def _refuse_no_mixture(users: Sequence[str], similarities: np.ndarray, weights: 
             "users), and the published merger raises there, too; use order=right or "
             "weights=softmax, or leave out the method mta_published, which has this order"
         )
+
+
+def _read_evidence(folder: File) -> list[tuple[list[float], float]]:
+    import polars as pl
+
+    table = pl.read_parquet(store().path(folder) / EVIDENCE_FILE)
+    return list(table.select("log_likelihoods", "seconds").iter_rows())

@@ -5,26 +5,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from tasks.config.options import ComputeOptions, TrainingOptions
+from tasks.config.options import TrainingOptions
 from tasks.config.task import derive_seed
 from tasks.errors import label
 from tasks.files import sha256_of
 from tasks.prepare import users_of
 from tasks.record import File, digest, key_of
-from tasks.results.models import (
-    Anchor,
-    Anchors,
-    Bank,
-    Base,
-    MetaLora,
-    MetaLoras,
-    Questions,
-    Training,
-)
+from tasks.results.models import Anchor, Anchors, Bank, MetaLora, MetaLoras, Setting, Training
 from tasks.results.rows import known_rows
 from tasks.results.stage import stage
 from tasks.results.store import store
@@ -32,7 +23,7 @@ from tasks.running.slots import gpu_slot
 from tasks.text.loading import LIBRARIES, load, model_name
 from tasks.text.questions import Item, content
 from tasks.text.tokens import tokens_of
-from tasks.training import checkpoint, train_loras, training_of_user
+from tasks.training import checkpoint, train_loras, trainings
 from tasks.users_map import draw_map
 
 if TYPE_CHECKING:
@@ -42,15 +33,9 @@ if TYPE_CHECKING:
 META = "meta_lora.json"
 
 
-@stage(version=6, libraries=LIBRARIES, uses_model=True)
+@stage(version=7, libraries=LIBRARIES, uses_model=True)
 def meta_lora(
-    options: TrainingOptions,
-    anchors: tuple[Anchor, ...],
-    candidates: File,
-    questions: Questions,
-    base: Base,
-    seed: int,
-    compute: ComputeOptions,
+    options: TrainingOptions, anchors: tuple[Anchor, ...], candidates: File, setting: Setting
 ) -> MetaLoras:
     """Train the LoRAs of one job's anchors on the frozen base, at once, each as if alone.
 
@@ -59,7 +44,7 @@ def meta_lora(
     """
     members = [name for anchor in anchors for name in anchor.members]
     profiles = {user["user_id"]: user["profile"] for user in users_of(candidates, members)}
-    shared = key_of(meta_lora.identity, options, questions, base, seed)
+    shared = key_of(meta_lora.identity, options, setting)
     keys = [
         key_of(shared, anchor.name, [content(profiles[name]) for name in anchor.members])
         for anchor in anchors
@@ -71,13 +56,17 @@ def meta_lora(
         chosen = [anchors[number] for number in missing]
         users = [name for anchor in chosen for name in (anchor.name, *anchor.members)]
         job = digest([keys[number] for number in missing])
-        with checkpoint(compute, "meta_lora", job, users) as kept:
-            made = _train(options, chosen, profiles, questions, base, seed, compute, kept)
-            for number, found in zip(missing, made, strict=True):
-                if isinstance(found, str):
-                    failed.append(found)
+        with checkpoint(setting.compute, "meta_lora", job, users) as kept:
+            made = _train(options, chosen, profiles, setting, kept)
+            for number, lora, training in zip(missing, *made, strict=True):
+                if training.failed:
+                    failed.append(
+                        f"anchor {label(anchors[number].name)}: the loss was not finite at step "
+                        f"{training.steps}; lower meta_lora.learning_rate"
+                    )
                 else:
-                    known[keys[number]] = _keep(keys[number], anchors[number], *found, base.model)
+                    key, anchor = keys[number], anchors[number]
+                    known[key] = _keep(key, anchor, lora, training, setting.base.model)
     loras = tuple(known[key] for key in keys if key in known)
     return MetaLoras(loras=loras, failed=tuple(failed))
 
@@ -86,15 +75,13 @@ def _train(
     options: TrainingOptions,
     chosen: Sequence[Anchor],
     profiles: Mapping[str, Sequence[Item]],
-    questions: Questions,
-    base: Base,
-    seed: int,
-    compute: ComputeOptions,
+    setting: Setting,
     kept: Checkpoint | None,
-) -> Iterator[tuple[Lora, Training, float] | str]:
-    """Per anchor its LoRA, how its training went and its seconds; or why there is none."""
+) -> tuple[list[Lora], list[Training]]:
+    """Each anchor's LoRA, and how its training went."""
     from tasks.lora.tokens import joined
 
+    questions, base = setting.questions, setting.base
     # Without history in the prompts a cluster's questions are its users' own, known or not.
     apart = not questions.prompt.history_items
     histories: list[list[Sequence[Item]]] = [
@@ -105,41 +92,30 @@ def _train(
     ]
     with gpu_slot():
         started = time.perf_counter()
-        loaded = load(base, compute)
+        loaded = load(base, setting.compute)
         flat = [{"profile": profile} for own in histories for profile in own]
         tokens = iter(tokens_of(questions, base, loaded, "profile", flat))
         samples = [joined(islice(tokens, len(own))) for own in histories]
-        seeds = [derive_seed(seed, "meta_lora", anchor.name) for anchor in chosen]
+        seeds = [derive_seed(setting.seed, "meta_lora", anchor.name) for anchor in chosen]
         loras, outcome = train_loras(
             loaded, options, samples, seeds, checkpoint=kept, engine=base.engine
         )
-        seconds = round((time.perf_counter() - started) / len(samples), 3)
-    for number, anchor in enumerate(chosen):
-        training = training_of_user(outcome, number, samples[number])
-        if number in outcome.failed:
-            yield (
-                f"anchor {label(anchor.name)}: the loss was not finite at step {training.steps}; "
-                "lower meta_lora.learning_rate"
-            )
-        else:
-            yield loras[number], training, seconds
+        each = round((time.perf_counter() - started) / len(samples), 3)
+    return loras, trainings(outcome, samples, each)
 
 
-def _keep(
-    key: str, anchor: Anchor, lora: Lora, training: Training, seconds: float, model: str
-) -> MetaLora:
+def _keep(key: str, anchor: Anchor, lora: Lora, training: Training, model: str) -> MetaLora:
+    """Store one in a folder of its own, as the bank points to it."""
     from tasks.lora.adapters import write_peft
 
+    # Without the seconds: made again, it has the same content, and so the same place.
+    kept = training.model_dump(exclude={"seconds"})
+    about = {"anchor": anchor.name, "members": anchor.members, "training": kept}
     with store().new("meta_lora", [key]) as folder:
         write_peft(folder.path / "adapter", lora, model_name(model))
-        about = {
-            "anchor": anchor.name,
-            "members": anchor.members,
-            "training": training.model_dump(),
-        }
         (folder.path / META).write_text(json.dumps(about, ensure_ascii=False))
-    # Not in the folder: made again, it has the same content, and so the same place.
-    return _read(folder.file())[0].model_copy(update={"seconds": seconds})
+    (found,) = _read(folder.file())
+    return found.model_copy(update={"training": training})
 
 
 def _read(folder: File) -> list[MetaLora]:
@@ -149,7 +125,7 @@ def _read(folder: File) -> list[MetaLora]:
     return [MetaLora.model_validate(about | {"adapter": adapter})]
 
 
-@stage(version=6, libraries=("torch", "safetensors"))
+@stage(version=7, libraries=("torch", "safetensors"))
 def bank(loras: tuple[MetaLora, ...], chosen: Anchors, title: str) -> Bank:
     """The meta-LoRAs side by side, in the order of choice, and the users' map."""
     from tasks.lora.adapters import read_peft
@@ -163,7 +139,5 @@ def bank(loras: tuple[MetaLora, ...], chosen: Anchors, title: str) -> Bank:
     return Bank(
         file=folder.file("bank.safetensors"),
         members=loras,
-        rank=stacked.rank,
-        scale=stacked.scale,
         map=folder.file("map.png"),
     )

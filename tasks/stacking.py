@@ -6,97 +6,94 @@ Either way it is the same work."""
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.config.options import ComputeOptions, TrainingOptions
+from tasks.config.options import TrainingOptions
 from tasks.config.task import derive_seed
-from tasks.fusion import Recipe, read_recipes
+from tasks.fusion import Merger
 from tasks.log import log
-from tasks.record import File, Record, Result, digest, key_of, library_versions
-from tasks.results.models import Base, Merged, Questions
+from tasks.record import File, Result, digest, key_of, library_versions
+from tasks.results.models import Setting, Training
 from tasks.results.rows import Rows
-from tasks.results.store import store
+from tasks.results.store import LOCKS, file_lock, store
 from tasks.running.slots import gpu_slot
 from tasks.text.loading import LIBRARIES, load
 from tasks.text.questions import User, content
 from tasks.text.tokens import tokens_of
-from tasks.training import checkpoint, train_loras
+from tasks.training import checkpoint, train_loras, trainings
 
 if TYPE_CHECKING:
     from tasks.lora.adapters import Lora
-    from tasks.lora.bank import Bank as LoadedBank
-    from tasks.lora.tokens import Samples
-    from tasks.lora.train import Outcome
+    from tasks.lora.bank import Bank
+    from tasks.lora.checkpoint import Checkpoint
 
-# Each user's anchors and their weights.
-MergeRecipes = list[tuple[list[str], list[float]]]
+# Raised when other LoRAs are trained than before.
+VERSION = 7
 SHARD = "stacked.safetensors"
 WORK = "work.parquet"
-
-
-class Work(Record):
-    """What one user's training took. failed: the loss stopped being finite at the last step."""
-
-    steps: int = 0
-    tokens: int = 0
-    truncated: int = 0
-    failed: bool = False
-    seconds: float = 0.0
+# A user's own LoRA, and what making it took.
+Made = tuple["Lora", Training]
+# Makes those of a batch's users of these numbers, with a place for the state of their training.
+Make = Callable[[Sequence[int], "Checkpoint | None"], Iterable[Made]]
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """The LoRAs of a batch's users that the engine applies when it answers.
+    """The LoRAs of a batch's users, in their order, that the engine applies when it answers.
 
-    merged: what is merged below, if anything. own: a bank of the users' own LoRAs, in their order.
-    keys: what each user's LoRAs depend on. works: what making each user's took.
+    keys: what each user's LoRAs depend on. works: what making each user's took. merger: of the
+    merged LoRAs below, if there are any. own: the users' own, and the file with them.
     """
 
-    merged: Merged | None
-    own: File | None
     keys: list[Any]
-    works: list[Work]
+    works: list[Training]
+    merger: Merger | None = None
+    own: Bank | None = None
+    file: File | None = None
+
+    @property
+    def bytes_per_user(self) -> int:
+        """What one user's own LoRA takes in float32."""
+        layers = self.own.layers.values() if self.own else ()
+        return sum(4 * (a[0].numel() + b[0].numel()) for a, b in layers)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of few-shot users, and what their method made for all: `merged`, `fitted`."""
+    """A batch of few-shot users, and what their method made for all: `merger`, `fitted`."""
 
     users: Sequence[User]
     training: TrainingOptions | None
-    questions: Questions
-    base: Base
-    merged: Merged | None
+    merger: Merger | None
     fitted: Result | None
-    seed: int
-    compute: ComputeOptions
+    setting: Setting
 
     @property
     def names(self) -> list[str]:
         return [str(user["user_id"]) for user in self.users]
 
-    def merged_keys(self) -> list[Any]:
-        """Per user what the merged LoRA is made of; None for a method that merges nothing."""
-        recipes = read_recipes(self.merged.recipes) if self.merged else {}
-        return [merged_key(self.merged, recipes.get(name)) for name in self.names]
-
-    def rows(self, keys: Sequence[str]) -> Rows[tuple[Lora, Work]]:
-        """The users' own LoRAs, known or missing, by keys of what each depends on."""
-        return Rows("stacking", keys, _read)
-
-    def keep(self, rows: Rows[tuple[Lora, Work]]) -> tuple[File, list[Work]]:
-        """Store the users' own LoRAs, in their order; what making each took."""
+    def stacked(self, keys: Sequence[str], make: Make) -> Adapted:
+        """The users' own LoRAs: by `keys` of what each depends on, from earlier batches or new."""
         from tasks.lora.bank import stack, write_bank
 
-        loras = [lora for lora, _ in rows.all()]
-        works = [work for _, work in rows.all()]
-        with rows.folder() as folder:
-            write_bank(folder.path / SHARD, stack(self.names, loras))
-            write_work(folder.path / WORK, self.names, works)
-        return folder.file(SHARD), works
+        # Methods that train the same thing share it: one trains, the others find it.
+        with file_lock(store().root / LOCKS / f"stacking-{digest([*keys])}.lock"):
+            rows: Rows[Made] = Rows("stacking", keys, _read)
+            job, who = [keys[n] for n in rows.missing], [self.names[n] for n in rows.missing]
+            with checkpoint(self.setting.compute, "stacking", digest(job), who) as kept:
+                if rows.missing:
+                    log(f"training {rows.counted()}")
+                    rows.add(make(rows.missing, kept))
+                loras, works = zip(*rows.all(), strict=True)
+                own = stack(self.names, loras)
+                with rows.folder() as folder:
+                    write_bank(folder.path / SHARD, own)
+                    write_work(folder.path / WORK, self.names, works)
+        return Adapted(keys=[*keys], works=[*works], own=own, file=folder.file(SHARD))
 
 
 def merged_and_trained(batch: Batch) -> Adapted:
@@ -105,105 +102,62 @@ def merged_and_trained(batch: Batch) -> Adapted:
     They are trained at once, each as if alone. A user whose loss stops being finite keeps the
     weights of the step before, as `failed`.
     """
-    from tasks.lora.merge import MergedUsers
-
-    below = batch.merged_keys()
+    merger = batch.merger
+    below = [merger.made_of(name) if merger else None for name in batch.names]
     if batch.training is None:
-        return Adapted(batch.merged, None, below, [Work()] * len(below))
-    shared = key_of(
-        "stacking", 6, library_versions(LIBRARIES), batch.training, batch.questions, batch.base,
-        batch.seed,
-    )  # fmt: skip
+        return Adapted(below, [Training()] * len(below), merger)
     # Not by the method's name: methods that train the same thing share it.
+    shared = key_of("stacking", VERSION, library_versions(LIBRARIES), batch.training, batch.setting)
     keys = [
         key_of(shared, user["user_id"], content(user["profile"]), own)
         for user, own in zip(batch.users, below, strict=True)
     ]
-    rows = batch.rows(keys)
-    if rows.missing:
-        log(f"training {rows.counted()}")
-        users = [batch.users[number] for number in rows.missing]
-        names = [str(user["user_id"]) for user in users]
-        job = digest([keys[number] for number in rows.missing])
-        with checkpoint(batch.compute, "stacking", job, names) as kept, gpu_slot():
-            started = time.perf_counter()
-            loaded = load(batch.base, batch.compute)
-            samples = tokens_of(batch.questions, batch.base, loaded, "profile", users)
-            seeds = [derive_seed(batch.seed, "stacking", name) for name in names]
-            merged = None
-            if batch.merged:
-                merged = MergedUsers(*merged_of(batch.merged, names), loaded.device)
-            loras, outcome = train_loras(
-                loaded,
-                batch.training,
-                samples,
-                seeds,
-                merged,
-                checkpoint=kept,
-                engine=batch.base.engine,
-            )
-            seconds = round((time.perf_counter() - started) / len(users), 4)
-        rows.add(zip(loras, works_of(outcome, samples, seconds), strict=True))
-    shard, works = batch.keep(rows)
-    return Adapted(batch.merged, shard, [*zip(below, keys, strict=True)], works)
+    adapted = batch.stacked(keys, partial(_trained, batch))
+    return replace(adapted, merger=merger)
 
 
-def works_of(outcome: Outcome, samples: Sequence[Samples], seconds: float) -> list[Work]:
-    """What training took of each user; `seconds` each."""
-    return [
-        Work(
-            steps=len(outcome.losses[number]),
-            tokens=outcome.tokens[number],
-            truncated=own.truncated,
-            failed=number in outcome.failed,
-            seconds=seconds,
+def _trained(batch: Batch, numbers: Sequence[int], kept: Checkpoint | None) -> Iterable[Made]:
+    """The LoRAs of the batch's users of these numbers, trained over their merged ones."""
+    assert batch.training is not None
+    setting, base = batch.setting, batch.setting.base
+    users, names = [batch.users[n] for n in numbers], [batch.names[n] for n in numbers]
+    with gpu_slot():
+        started = time.perf_counter()
+        loaded = load(base, setting.compute)
+        samples = tokens_of(setting.questions, base, loaded, "profile", users)
+        loras, outcome = train_loras(
+            loaded,
+            batch.training,
+            samples,
+            [derive_seed(setting.seed, "stacking", name) for name in names],
+            batch.merger.loras(names, loaded.device) if batch.merger else None,
+            checkpoint=kept,
+            engine=base.engine,
         )
-        for number, own in enumerate(samples)
-    ]
+        each = round((time.perf_counter() - started) / len(users), 4)
+    return zip(loras, trainings(outcome, samples, each), strict=True)
 
 
-def merged_key(merged: Merged | None, recipe: Recipe | None) -> list[Any] | None:
-    """What a user's merged LoRA is made of: each anchor's LoRA and its weight."""
-    if merged is None or recipe is None:
-        return None
-    adapters = {member.anchor: member.adapter.sha256 for member in merged.bank.members}
-    pairs = zip(recipe.anchors, recipe.weights, strict=True)
-    return [merged.how, [[anchor, adapters[anchor], weight] for anchor, weight in pairs]]
-
-
-def merged_of(merged: Merged, user_ids: Sequence[str]) -> tuple[LoadedBank, MergeRecipes, str]:
-    """What `MergedUsers` takes: the bank, each user's anchors and weights, and how to merge."""
-    from tasks.lora.bank import read_bank
-
-    recipes = read_recipes(merged.recipes)
-    chosen = [(list(recipes[u].anchors), list(recipes[u].weights)) for u in user_ids]
-    return read_bank(store().path(merged.bank.file)), chosen, merged.how
-
-
-def write_work(path: Path, users: Sequence[str], works: Sequence[Work]) -> None:
-    """A table of user_id and the fields of `Work`."""
+def write_work(path: Path, users: Sequence[str], works: Sequence[Training]) -> None:
+    """A table of user_id and what was done for each; losses are not kept."""
     import polars as pl
 
-    columns: Mapping[str, Any] = {
-        name: [getattr(work, name) for work in works] for name in Work.model_fields
-    }
+    names = [name for name in Training.model_fields if name != "losses"]
+    columns: dict[str, list[Any]] = {name: [getattr(one, name) for one in works] for name in names}
     pl.DataFrame({"user_id": list(users), **columns}).write_parquet(path)
 
 
-def read_work(file: File) -> list[Work]:
-    """The users' work, in the order of the table."""
-    return _works(store().path(file))
-
-
-def _works(path: Path) -> list[Work]:
+def read_work(path: Path) -> list[Training]:
+    """What was done for each user, in the order of the table."""
     import polars as pl
 
-    return [Work.model_validate(row) for row in pl.read_parquet(path).drop("user_id").to_dicts()]
+    rows = pl.read_parquet(path).drop("user_id").to_dicts()
+    return [Training.model_validate(row) for row in rows]
 
 
-def _read(folder: File) -> list[tuple[Lora, Work]]:
+def _read(folder: File) -> list[Made]:
     from tasks.lora.bank import read_bank
 
     place = store().path(folder)
     shard = read_bank(place / SHARD)
-    return list(zip(map(shard.lora, shard.ids), _works(place / WORK), strict=True))
+    return list(zip(map(shard.lora, shard.ids), read_work(place / WORK), strict=True))

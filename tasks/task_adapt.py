@@ -16,14 +16,14 @@ from tasks.config.task import TaskConfig, derive_seed
 from tasks.errors import InputError
 from tasks.prepare import each_user
 from tasks.record import File
-from tasks.results.models import Base, Prepared, Questions, Training
+from tasks.results.models import Base, Prepared, Questions
 from tasks.results.stage import stage
 from tasks.results.store import store
 from tasks.running.progress import Progress
 from tasks.running.slots import gpu_slot
 from tasks.text.loading import load, model_name
 from tasks.text.tokens import Kind, tokens_of
-from tasks.training import checkpoint, train_loras, training_of_user
+from tasks.training import checkpoint, train_loras, trainings
 
 # What is asked, all users' of one kind before the next.
 KINDS: dict[str, tuple[Kind, ...]] = {
@@ -87,7 +87,7 @@ def task_adapt(
                 "lower base.task_adapt.learning_rate"
             )
         write_peft(folder.path / "adapter", loras[0], model_name(base.model))
-    training: Training = training_of_user(outcome, 0, samples)
+    (training,) = trainings(outcome, [samples])
     return base.model_copy(update={"adapter": folder.file("adapter"), "training": training})
 
 

@@ -18,7 +18,11 @@ from tasks.results.models import Training
 from tasks.results.store import store
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tasks.lora.adapters import Lora
+    from tasks.lora.bank import Bank
     from tasks.lora.base import Base
     from tasks.lora.batches import Encoded
     from tasks.lora.checkpoint import Checkpoint
@@ -66,16 +70,44 @@ def train_loras(
     return shapes.loras(outcome.flat.cpu(), scale), outcome
 
 
-def training_of_user(outcome: Outcome, user: int, samples: Samples) -> Training:
-    """How the training of one user went."""
-    losses = outcome.losses[user]
-    return Training(
-        items=len(samples),
-        steps=len(losses),
-        tokens=outcome.tokens[user],
-        truncated=samples.truncated,
-        losses=tuple(losses),
-    )
+def log_likelihoods(
+    base: Base,
+    bank: Bank,
+    samples: Sequence[Sequence[Encoded]],
+    asked: Sequence[Sequence[bool]] | None = None,
+    engine: str = "grouped",
+) -> NDArray[np.float64]:
+    """[U, K]: log p of each user's answers under each of the bank's LoRAs; NaN where not `asked`.
+
+    In four decimals: the company of other users moves the last bits of a sum.
+    """
+    import numpy as np
+    import torch
+
+    own = engine_of(engine)
+    # One at a time: a large bank need not fit on the device.
+    parts = (bank.of([k]).to(base.device) for k in range(len(bank.ids)))
+    with own.grouped(base.model, list(bank.layers)) as layers:
+        whom = None if asked is None else torch.tensor(asked)
+        table = own.evidence(base, layers, samples, parts, asked=whom)
+    found: NDArray[np.float64] = np.round(table.double().numpy(), 4)
+    return found
+
+
+def trainings(outcome: Outcome, samples: Sequence[Samples], seconds: float = 0.0) -> list[Training]:
+    """How each user's training went; `seconds` each."""
+    return [
+        Training(
+            items=len(own),
+            steps=len(outcome.losses[number]),
+            tokens=outcome.tokens[number],
+            truncated=own.truncated,
+            losses=tuple(outcome.losses[number]),
+            failed=number in outcome.failed,
+            seconds=seconds,
+        )
+        for number, own in enumerate(samples)
+    ]
 
 
 def training_from(options: TrainingOptions) -> EngineOptions:

@@ -61,11 +61,6 @@ class MethodConfig(MethodSections):
         section = METHODS[self.method].trained
         return None if section is None else TrainingOptions.of(getattr(self, section))
 
-    @property
-    def bank_kind(self) -> str:
-        """What decides the method's bank and recipes: methods alike share them."""
-        return key_of(self.anchors, self.meta_lora, self.fusion)
-
 
 class TaskConfig(TaskSections):
     """One LaMP task under one seed. `per_task` has been applied and is gone."""
@@ -86,6 +81,16 @@ class TaskConfig(TaskSections):
             settings = overlay(settings, {"prompt": {"history_items": self.rag.history_items}})
         values = overlay(self.model_dump(include=set(MethodConfig.model_fields)), settings)
         return MethodConfig.model_validate(values | {"method": name})
+
+    def sharing_a_bank(self) -> list[tuple[MethodName, ...]]:
+        """The methods that merge; those whose bank and recipes are decided alike together."""
+        alike: dict[str, tuple[MethodName, ...]] = {}
+        for name in self.methods:
+            if METHODS[name].merged:
+                own = self.method(name)
+                key = key_of(own.anchors, own.meta_lora, own.fusion)
+                alike[key] = (*alike.get(key, ()), name)
+        return list(alike.values())
 
 
 def overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,4 @@
 
 from tasks.methods.method import Method
 
-
-class BaseModel(Method):
-    name = "base"
-    order = 0
-
-
-METHOD = BaseModel()
+METHOD = Method("base", order=0)

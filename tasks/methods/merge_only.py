@@ -2,11 +2,4 @@
 
 from tasks.methods.method import Method
 
-
-class MergeOnly(Method):
-    name = "merge_only"
-    order = 30
-    merged = True
-
-
-METHOD = MergeOnly()
+METHOD = Method("merge_only", order=30, merged=True)

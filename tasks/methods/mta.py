@@ -2,12 +2,4 @@
 
 from tasks.methods.method import Method
 
-
-class MergeThenAdapt(Method):
-    name = "mta"
-    order = 50
-    merged = True
-    trained = "stacking"
-
-
-METHOD = MergeThenAdapt()
+METHOD = Method("mta", order=50, merged=True, trained="stacking")

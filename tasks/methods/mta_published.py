@@ -16,18 +16,9 @@ STACKING = {
     "batch_size": 2,
     "accumulation": 4,
 }
-
-
-class MtaPublished(Method):
-    name = "mta_published"
-    order = 60
-    merged = True
-    trained = "stacking"
-    settings = {  # noqa: RUF012
-        "anchors": {"embedding": "text", "clustering": "kmeans", "train_on": "user"},
-        "fusion": {**FUSION, "weights": "cosine", "order": "published"},
-        "stacking": STACKING,
-    }
-
-
-METHOD = MtaPublished()
+SETTINGS = {
+    "anchors": {"embedding": "text", "clustering": "kmeans", "train_on": "user"},
+    "fusion": {**FUSION, "weights": "cosine", "order": "published"},
+    "stacking": STACKING,
+}
+METHOD = Method("mta_published", order=60, settings=SETTINGS, merged=True, trained="stacking")

@@ -2,11 +2,4 @@
 
 from tasks.methods.method import Method
 
-
-class Oppu(Method):
-    name = "oppu"
-    order = 20
-    trained = "oppu"
-
-
-METHOD = Oppu()
+METHOD = Method("oppu", order=20, trained="oppu")

@@ -5,11 +5,4 @@ BM25 picks them, as in the LaMP paper (Salemi et al. 2023, section 4).
 
 from tasks.methods.method import Method
 
-
-class Retrieval(Method):
-    name = "rag"
-    order = 10
-    history = True
-
-
-METHOD = Retrieval()
+METHOD = Method("rag", order=10, history=True)

@@ -2,11 +2,4 @@
 
 from tasks.methods.method import Method
 
-
-class StackOnly(Method):
-    name = "stack_only"
-    order = 40
-    trained = "stacking"
-
-
-METHOD = StackOnly()
+METHOD = Method("stack_only", order=40, trained="stacking")

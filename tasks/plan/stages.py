@@ -7,9 +7,9 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from tasks.answer import HowAnswered, MethodRef
+from tasks.answer import HowAnswered
 from tasks.base_model import GivenModel, Lessons
-from tasks.compare import Answered
+from tasks.compare import Batches
 from tasks.config.options import (
     AnchorOptions,
     FusionOptions,
@@ -18,7 +18,6 @@ from tasks.config.options import (
     TrainingOptions,
 )
 from tasks.embed import WHITENED, Embedding
-from tasks.fusion import Asked
 from tasks.lora.grouped import Shapes
 from tasks.method.clusters import members_of
 from tasks.plan import work as cost_of
@@ -28,14 +27,13 @@ from tasks.plan.work import NO_BANK, Below, TaskPlan, Work
 from tasks.prepare import ROLES
 from tasks.record import File, Result, key_of
 from tasks.results import models
-from tasks.results.models import Anchors, Bank, Base, Clusters, Merged, MetaLora, Questions
+from tasks.results.models import Anchors, Bank, Base, Clusters, Merged, MetaLora, Questions, Setting
 from tasks.results.stage import CELL
 from tasks.task_adapt import KINDS, chosen_items
 from tasks.text.encoder import Encoder
 
 # Bytes of a row in a table, about.
 ROW = 100
-UNTRAINED = models.Training(items=0, steps=0, tokens=0, truncated=0, losses=())
 NOT_LOADED = Base(model="", content="", dtype="float32", max_tokens=0)
 
 
@@ -55,12 +53,12 @@ class Planner:
         self._embedded: set[str] = set()
         # The work behind recipes, which is the first method's that asks for it.
         self._behind: dict[File, list[Work]] = {}
-        self._start = 0
+        self._start = self._candidates = 0
 
     def __call__(self, name: str) -> Callable[..., Any] | None:
         if name == "prepare":
             return None
-        if name in ("log", "coverage_lines", "failed_users"):
+        if name in ("log", "coverage_lines"):
             return lambda *_, **__: ()  # there is no result to look at
         return getattr(self, name, None) or partial(self._unknown, name)
 
@@ -110,6 +108,7 @@ class Planner:
         new = [table for table, key in keys.items() if key not in self._embedded]
         self._embedded |= {*keys.values()}
         counts = {table: len(measure.users(table)) for table in keys}
+        self._candidates = counts[population["anchor"]]
         whitening = 0
         if questions := method.questions:
             at_input = options.embedding == "input_signature"
@@ -136,16 +135,22 @@ class Planner:
             users=counts[population["few_shot"]], dimensions=width,
         )  # fmt: skip
 
+    def clusters(self, options: AnchorOptions, embedded: models.Embedded, seed: int) -> Clusters:
+        labels, count = assumed_clusters(options, self._candidates, seed)
+        if options.refits and options.train_on != "user":
+            self._add("refit", Work(note=f"{options.refits} rounds of {count} clusters, the most"))
+        return Clusters(clusters=tuple(labels))
+
     def refit(
-        self, anchors: AnchorOptions, training: TrainingOptions, candidates: File,
-        questions: Questions, number: int, seed: int, **_: object,
+        self, before: Clusters, training: TrainingOptions, candidates: File, number: int,
+        setting: Setting, **_: object,
     ) -> Clusters:  # fmt: skip
         """Clusters' LoRAs are trained on every second item, and each is asked for all the others.
 
         Everybody moves, so that there are all rounds.
         """
-        model, samples = self._model, self._measure.tokens("profile", questions, candidates)
-        labels, count = assumed_clusters(anchors, len(samples), seed)
+        model, samples = self._model, self._measure.tokens("profile", setting.questions, candidates)
+        labels, count = before.clusters, len(set(before.clusters))
         shown: list[Lengths] = [[] for _ in range(count)]
         for label, own in zip(labels, samples, strict=True):
             shown[label] += own[0::2]
@@ -156,17 +161,17 @@ class Planner:
         # All rounds are of the same users.
         first = number == 0
         work.users, work.items = first * len(samples), first * sum(map(len, samples))
-        work.note = f"{anchors.refits} rounds of {count} clusters, the most"
-        bank = self._add("refit", work, disk=4 * count * model.lora(training).width)
-        return Clusters(
-            clusters=tuple(labels), nearest=(), moved=len(labels), log_likelihood=None, bank=bank
-        )
+        self._add("refit", work, disk=4 * count * model.lora(training).width)
+        return Clusters(clusters=labels, moved=len(labels))
 
-    def anchors(self, options: AnchorOptions, candidates: File, seed: int, **_: object) -> Anchors:
+    def anchors(
+        self, options: AnchorOptions, candidates: File, clusters: Clusters, **_: object
+    ) -> Anchors:
         """Those that the run would choose of clusters that are dealt at random."""
         items = {name: len(u["profile"]) for name, u in self._measure.users(candidates).items()}
-        labels, count = assumed_clusters(options, len(items), seed)
+        labels = [*clusters.clusters]
         members = members_of([*items], [*items.values()], labels, options)
+        count = len(set(labels))
         note = f"{len(members)} of candidates at random in {count} clusters (assumed)"
         found = tuple(
             models.Anchor(name=name, members=own, items=sum(map(items.__getitem__, own)), cluster=0)
@@ -179,16 +184,16 @@ class Planner:
 
     def meta_lora(
         self, options: TrainingOptions, anchors: Sequence[models.Anchor], candidates: File,
-        questions: Questions, **_: object,
+        setting: Setting, **_: object,
     ) -> models.MetaLoras:  # fmt: skip
-        tokens = self._measure.tokens
+        tokens, questions = self._measure.tokens, setting.questions
         found = (tokens("profile", questions, candidates, anchor.members) for anchor in anchors)
         work = cost_of.train(self._model, options, [[*chain(*own)] for own in found])
         disk = len(anchors) * self._adapter_bytes(options) + 22 * work.steps
         file = self._add("meta-LoRAs", work, disk=disk)
         self._trained[file] = options
         loras = (
-            MetaLora(anchor=one.name, members=one.members, adapter=file, training=UNTRAINED)
+            MetaLora(anchor=one.name, members=one.members, adapter=file, training=models.Training())
             for one in anchors
         )
         return models.MetaLoras(loras=tuple(loras))
@@ -197,22 +202,25 @@ class Planner:
         options = self._trained[loras[0].adapter]
         disk = 4 * len(loras) * self._model.lora(options).width
         file = self._add("meta-LoRAs", Work(), disk=disk)
-        return Bank(file=file, members=loras, rank=options.rank, scale=1.0)
+        return Bank(file=file, members=loras)
+
+    def evidence(
+        self, shortlist: int | None, embedded: models.Embedded, bank: Bank, users: File,
+        setting: Setting,
+    ) -> models.Evidence:  # fmt: skip
+        anchors, count = len(bank.members), embedded.users
+        samples = [*chain(*self._measure.tokens("profile", setting.questions, users))]
+        # One anchor's LoRA at a time, as it is.
+        alone = Below(self._shapes(bank), anchors=1, each=1)
+        times = min(shortlist or anchors, anchors)
+        work = cost_of.likelihoods(self._model, [samples], alone, times=times)
+        work.users = count
+        return models.Evidence(table=self._add("evidence", work, disk=count * (ROW + 8 * anchors)))
 
     def fusion(
-        self, options: FusionOptions, embedded: models.Embedded, bank: Bank, asked: Asked | None,
-        **_: object,
-    ) -> models.Recipes:  # fmt: skip
-        anchors, users = len(bank.members), embedded.users
-        each = min(options.top_m, anchors)
-        if asked:
-            samples = [*chain(*self._measure.tokens("profile", asked.questions, asked.users))]
-            # One anchor's LoRA at a time, as it is.
-            alone = Below(self._shapes(bank), anchors=1, each=1)
-            times = min(options.shortlist or anchors, anchors)
-            work = cost_of.likelihoods(self._model, [samples], alone, times=times)
-            work.users = users
-            self._add("evidence", work, disk=users * (ROW + 8 * anchors))
+        self, options: FusionOptions, embedded: models.Embedded, bank: Bank, **_: object
+    ) -> models.Recipes:
+        each, users = min(options.top_m, len(bank.members)), embedded.users
         file = self._add("fusion", Work(users=users), disk=users * (ROW + each * 40))
         self._behind[file] = self._works[self._start :]
         return models.Recipes(
@@ -220,20 +228,21 @@ class Planner:
         )
 
     def answers(
-        self, method: MethodRef, training: TrainingOptions | None, how: HowAnswered, users: File,
-        user_ids: tuple[str, ...], questions: Questions, merged: Merged | None, **_: object,
+        self, how: HowAnswered, users: File, user_ids: tuple[str, ...], merged: Merged | None,
+        setting: Setting, **_: object,
     ) -> models.Answers:  # fmt: skip
         model, tokens, below = self._model, self._measure.tokens, NO_BANK
+        questions, training = setting.questions, how.training
         if merged:
             for work in self._behind.pop(merged.recipes.table, ()):
-                work.method = method.name
+                work.method = how.method
             each, anchors = merged.recipes.anchors_per_user, len(merged.bank.members)
             below = Below(self._shapes(merged.bank), anchors, each, merged.how)
         if training:
             samples = tokens("profile", questions, users, user_ids)
             work = cost_of.train(model, training, samples, below)
             own = 4 * model.lora(training).width
-            self._add("training", work, method.name, disk=len(user_ids) * (own + 2 * ROW))
+            self._add("training", work, how.method, disk=len(user_ids) * (own + 2 * ROW))
         if how.answer == "likelihood" and questions.task.labels:
             samples = tokens("choices", questions, users, user_ids)
             work = cost_of.likelihoods(model, samples, below, training)
@@ -244,19 +253,17 @@ class Planner:
         queries = [query for user_id in user_ids for query in by_id[user_id]["query"]]
         # Predictions twice as tables, and in LaMP's own format; what each user took.
         disk = len(user_ids) * ROW + sum(ROW + 3 * len(query["gold"]) for query in queries)
-        file = self._add("scoring", work, method.name, disk)
+        file = self._add("scoring", work, how.method, disk)
         return models.Answers(users=user_ids, predictions=file, work=file)
 
-    def compare(
-        self, users: models.Prepared, answered: Sequence[Answered], **_: object
-    ) -> models.Compared:
+    def compare(self, users: models.Prepared, answered: Batches, **_: object) -> models.Compared:
         """A plan is made of all work since the last one."""
         measure = self._measure
         counts = {role: len(measure.users(users.side(role))) for role in ROLES}
         self._add("tokens kept", Work(users=sum(counts.values())), disk=measure.kept)
         self.plans.append(TaskPlan(CELL.get(), counts, self._works, measure.notes))
         self._works, measure.measured, measure.notes = [], {}, []
-        names = tuple(one.method for one in answered)
+        names = tuple(answered)
         return models.Compared(groups=0, queries=0, methods=names, intervals={}, differences={})
 
     def _add(self, stage: str, work: Work, method: str = "", disk: int = 0) -> File:

@@ -15,9 +15,9 @@ from tasks.methods import METHODS
 from tasks.prepare import each_user
 from tasks.record import File, digest
 from tasks.report.files import all_runs, shown_run
-from tasks.results.models import UNKNOWN, Estimate
+from tasks.results.models import Estimate
 from tasks.results.run import Cell, Merging, Run
-from tasks.text.questions import content
+from tasks.text.questions import asked, content
 
 ROLES = {"base": "base users", "anchor": "anchor candidates", "few_shot": "few-shot users"}
 # What of a configuration decides no result.
@@ -27,7 +27,7 @@ SHOWN_IDS = 10
 
 @dataclass(frozen=True)
 class ScoreChange:
-    """A method's `score` in a cell, in the last run (UNKNOWN: it was not there) and in this one."""
+    """A method's `score` in a cell, in the last run (empty: it was not there) and in this one."""
 
     cell: str
     method: str
@@ -75,7 +75,7 @@ def since(run: Run) -> Since | None:
         then = last.cell(cell.config.lamp_task, cell.config.seed)
         for name in METHODS:
             if name in cell.compared.intervals:
-                was = then.compared.estimate(name) if then else UNKNOWN
+                was = then.compared.estimate(name) if then else Estimate()
                 scores.append(ScoreChange(cell.name, name, was, cell.compared.estimate(name)))
         changes += [f"{cell.name}{line}" for line in _changes(cell, then)]
     return Since(shown_run(last), scores, changes or ["users and anchors are the same"])
@@ -128,9 +128,6 @@ def _anchors(merging: Merging | None) -> dict[str, str]:
 def _users(table: File) -> dict[str, str]:
     """user_id -> hash of the user's history and queries."""
     return {
-        user["user_id"]: digest(
-            [content(user["profile"])]
-            + [[item["id"], item["input"], item["gold"]] for item in user["query"]]
-        )
+        user["user_id"]: digest([content(user["profile"]), *asked(user)])
         for user in each_user(table)
     }

@@ -11,6 +11,7 @@ from tasks.methods import MethodName
 from tasks.prepare import each_user
 from tasks.results.models import Compared, Estimate
 from tasks.results.run import Cell
+from tasks.results.store import store
 from tasks.stacking import read_work
 
 Row = Mapping[str, Any]
@@ -68,7 +69,7 @@ def costs(cell: Cell, method: MethodName) -> dict[str, float]:
     and answering, as measured when the work was done.
     """
     batches = cell.answers[method]
-    work = [one for batch in batches for one in read_work(batch.work)]
+    work = [one for batch in batches for one in read_work(store().path(batch.work))]
     stored, seconds = float(batches[0].bytes_per_user), fmean(one.seconds for one in work)
     if cell.config.method(method).prompt.history_items:
         stored += fmean(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from tasks.config.options import ComputeOptions
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.options import PromptOptions
 from tasks.record import OUTSIDE_KEY, File, Record, Result
@@ -65,13 +66,18 @@ class Questions(Record):
 
 
 class Training(Record):
-    """How one training went: items, optimiser steps, tokens, cut samples, a loss per step."""
+    """How one training went: items, optimiser steps, tokens, cut samples, a loss per step.
 
-    items: int
-    steps: int
-    tokens: int
-    truncated: int
-    losses: tuple[float, ...]
+    failed: the loss stopped being finite at the last step. seconds: of its share of its job.
+    """
+
+    items: int = 0
+    steps: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    losses: tuple[float, ...] = ()
+    failed: bool = False
+    seconds: float = 0.0
 
 
 class Base(Result):
@@ -96,6 +102,15 @@ class Base(Result):
     training: Annotated[Training | None, OUTSIDE_KEY] = None
 
 
+class Setting(Record):
+    """What a stage that runs the model is given: the base model, how it is asked, and where."""
+
+    base: Base
+    questions: Questions
+    seed: int
+    compute: ComputeOptions
+
+
 class Embedded(Result):
     """One vector per user: `table` of role, user_id, vector [D] (float32).
 
@@ -110,17 +125,15 @@ class Embedded(Result):
 
 
 class Clusters(Result):
-    """One round of `refit`: a cluster per anchor candidate in their order, -1 is noise.
+    """A cluster per anchor candidate in their order, -1 is noise.
 
-    nearest: each candidate's likeliest clusters, best first. moved: how many candidates changed.
-    log_likelihood: the mean per held-out item. bank: the clusters' LoRAs.
+    Of a round of `refit`, nearest: the likeliest, best first; moved: how many changed; bank: LoRAs.
     """
 
     clusters: tuple[int, ...]
-    nearest: tuple[tuple[int, ...], ...]
-    moved: int
-    log_likelihood: float | None
-    bank: File | None
+    nearest: tuple[tuple[int, ...], ...] = ()
+    moved: int = 0
+    bank: File | None = None
 
 
 class Anchor(Record):
@@ -155,13 +168,12 @@ class Anchors(Result):
 
 
 class MetaLora(Record):
-    """The LoRA of one anchor: a PEFT folder `adapter`. seconds: of its share of its job."""
+    """The LoRA of one anchor: a PEFT folder `adapter`."""
 
     anchor: str
     members: tuple[str, ...]
     adapter: File
     training: Annotated[Training, OUTSIDE_KEY]
-    seconds: Annotated[float, OUTSIDE_KEY] = 0.0
 
 
 class MetaLoras(Result):
@@ -172,15 +184,10 @@ class MetaLoras(Result):
 
 
 class Bank(Result):
-    """The meta-LoRAs side by side: `file` of `A [K, r, in]` and `B [K, out, r]` per layer.
-
-    members: each anchor's LoRA, in the bank's order. map: a picture of the users.
-    """
+    """The meta-LoRAs side by side in `file`, in the order of `members`. map: of the users."""
 
     file: File
     members: tuple[MetaLora, ...]
-    rank: int
-    scale: float
     map: Annotated[File | None, OUTSIDE_KEY] = None
 
     @property
@@ -188,11 +195,14 @@ class Bank(Result):
         return [member.anchor for member in self.members]
 
 
-class Recipes(Result):
-    """Per few-shot user the anchors of the merged LoRA and their weights.
+class Evidence(Result):
+    """`table`: user_id, log_likelihoods [K] under the bank's LoRAs (NaN: not asked), seconds."""
 
-    table: user_id, anchors [m], similarities [m], weights [m], best first, seconds (of evidence).
-    """
+    table: File
+
+
+class Recipes(Result):
+    """`table`: user_id, anchors, similarities, weights [m], best first, seconds (of evidence)."""
 
     table: File
     users: int
@@ -211,9 +221,9 @@ class Merged(Record):
 class Answers(Result):
     """The answers of one method to a batch of users.
 
-    predictions: user_id, query_id, gold, prediction. work: user_id, seconds, and of methods that
-    train steps, tokens, truncated, failed. merged: a LoRA is merged below. stacked: the users' own
-    LoRAs, a bank in their order; bytes_per_user: of one in float32.
+    predictions: user_id and lists of query_id, gold, prediction. work: user_id, and `Training` with
+    the seconds of answering. merged: whether a LoRA is merged below. stacked: the users' own, a
+    bank in their order. bytes_per_user: of one. failed: whose training stopped, in a line each.
     """
 
     users: tuple[str, ...]
@@ -222,16 +232,16 @@ class Answers(Result):
     merged: bool = False
     stacked: File | None = None
     bytes_per_user: int = 0
+    failed: Annotated[tuple[str, ...], OUTSIDE_KEY] = ()
 
 
 class Scored(Record):
-    """One method's scores; `predictions` and `golds` in LaMP's format of submissions.
+    """What a method was scored on: `predictions`, and `golds` in LaMP's format of submissions.
 
     no_label: the share (0..1) of answers that are no label; None for tasks without labels.
     """
 
     method: str
-    metrics: dict[str, float]
     users: int
     queries: int
     predictions: File
@@ -242,9 +252,9 @@ class Scored(Record):
 class Estimate(Record):
     """A number with its 95 % interval; None where it is not known."""
 
-    point: float | None
-    lo: float | None
-    hi: float | None
+    point: float | None = None
+    lo: float | None = None
+    hi: float | None = None
 
     def text(self, form: str = ".3f") -> str:
         """The number, and its interval if there is one; `-` where it is not known."""
@@ -253,9 +263,6 @@ class Estimate(Record):
         if self.lo is None or self.hi is None:
             return f"{self.point:{form}}"
         return f"{self.point:{form}} [{self.lo:{form}}, {self.hi:{form}}]"
-
-
-UNKNOWN = Estimate(point=None, lo=None, hi=None)
 
 
 class Difference(Estimate):
@@ -268,8 +275,7 @@ class Compared(Result):
     """Methods of one LaMP task and seed (a cell), or of the mean over cells.
 
     intervals: method -> metric -> estimate. differences: method -> opponent -> metric. Worlds with
-    an optimum have `nonpersonal`, `bayes` and `oracle`, too. draws: the bootstrap's
-    (tasks/lamp/statistics.py), of a cell only.
+    an optimum have `nonpersonal`, `bayes` and `oracle`, too. draws: the bootstrap's, of a cell.
     """
 
     task: LampTask | None = None
@@ -286,5 +292,5 @@ class Compared(Result):
     golds_without_token: Annotated[int, OUTSIDE_KEY] = 0
 
     def estimate(self, method: str, metric: str = "score") -> Estimate:
-        """A method's metric; UNKNOWN where it has none."""
-        return self.intervals.get(method, {}).get(metric, UNKNOWN)
+        """A method's metric; an empty one where it has none."""
+        return self.intervals.get(method, {}).get(metric, Estimate())

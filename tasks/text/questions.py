@@ -40,6 +40,11 @@ def content(profile: Sequence[Item]) -> list[list[str]]:
     return [[item["text"], item["answer"]] for item in profile]
 
 
+def asked(user: User) -> list[list[str]]:
+    """What of a user's queries counts, for cache keys: ids too, as they stand in tables."""
+    return [[query["id"], query["input"], query["gold"]] for query in user["query"]]
+
+
 def profile_questions(questions: Questions, profile: Sequence[Item]) -> list[Sample]:
     """Each profile item asked about itself, without itself in the history (docs/method.md)."""
     return profile_samples(profile, questions.task, questions.prompt, questions.instruction)

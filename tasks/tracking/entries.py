@@ -98,13 +98,13 @@ def parts(run: Run, tables: Sequence[Sequence[Row]]) -> Iterator[Entry]:
 def _anchor(run: Run, cell: Cell, merging: Merging, lora: MetaLora) -> Entry:
     clusters = {one.name: one.cluster for one in merging.chosen.anchors}
     options = cell.config.method(merging.methods[0]).meta_lora.model_dump(mode="json")
-    totals = lora.training.model_dump(exclude={"losses"}) | {"seconds": lora.seconds}
+    totals = lora.training.model_dump(exclude={"losses", "failed"})
     losses = [("loss", loss, step) for step, loss in thinned(lora.training.losses)]
     name, cached = label(lora.anchor), merging.merged.bank.cached
     # Not the anchor's id: a tag can be taken back, a parameter cannot.
     params = {"lamp_task": cell.config.lamp_task, "cluster": clusters[lora.anchor]}
     return replace(
-        _part(run, cell, "anchor", name, lora.adapter, lora.seconds, cached),
+        _part(run, cell, "anchor", name, lora.adapter, lora.training.seconds, cached),
         name=f"{cell.name} anchor {name}",
         params=params | flat({"meta_lora": options}),
         metrics=losses + [(key, float(value), 0) for key, value in totals.items()],

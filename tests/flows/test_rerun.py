@@ -49,7 +49,7 @@ def another(user: dict[str, Any]) -> dict[str, Any]:
 def test_one_new_user_costs_one_user(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its id lies between the others', so that batches behind it hold other users than before."""
     said: list[str] = []
-    for stage in ("stacking", "answer", "embed", "evidence"):
+    for stage in ("stacking", "answer", "embed", "fusion"):
         monkeypatch.setattr(f"tasks.{stage}.log", lambda line, **_more: said.append(line))
 
     def run(**given: Any) -> str:

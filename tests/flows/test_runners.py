@@ -46,8 +46,7 @@ def contents(cell: Cell) -> dict[str, Any]:
         "base": cell.base.content,
         "anchors": merging.chosen.table.sha256,
         "bank": merging.merged.bank.file.sha256,
-        "scores": {one.method: [one.metrics, one.predictions.sha256] for one in
-                   cell.compared.scored},
+        "answers": {one.method: one.predictions.sha256 for one in cell.compared.scored},
         "stacked": [one.stacked and one.stacked.sha256 for one in cell.answers["mta"]],
         "intervals": cell.compared.intervals,
     }  # fmt: skip

@@ -78,7 +78,6 @@ def compared(
         scored=tuple(
             Scored(
                 method=method,
-                metrics={},
                 users=2,
                 queries=9,
                 predictions=file,
@@ -150,8 +149,6 @@ def merging(
                     _meta_lora(name, members.get(name, (name,)), sha256)
                     for name, sha256 in (trained or {}).items()
                 ),
-                rank=2,
-                scale=1.0,
             ),
             recipes=Recipes(table=table, users=3, anchors_per_user=2, without_similar_anchor=0),
             how="stack",

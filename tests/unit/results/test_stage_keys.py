@@ -12,9 +12,8 @@ import pytest
 from pydantic import BaseModel
 
 import tasks
-from tasks.answer import HowAnswered, MethodRef
+from tasks.answer import HowAnswered
 from tasks.base_model import GivenModel, Lessons
-from tasks.compare import Answered
 from tasks.config.options import (
     AnchorOptions,
     ComputeOptions,
@@ -25,7 +24,6 @@ from tasks.config.options import (
     TrainingOptions,
 )
 from tasks.embed import Embedding
-from tasks.fusion import Asked
 from tasks.lamp.definitions import TASKS
 from tasks.lamp.options import PromptOptions, SplitOptions, SyntheticOptions
 from tasks.record import File, Result
@@ -40,6 +38,7 @@ from tasks.results.models import (
     Difference,
     Embedded,
     Estimate,
+    Evidence,
     Given,
     Merged,
     MetaLora,
@@ -47,6 +46,7 @@ from tasks.results.models import (
     Questions,
     Recipes,
     Scored,
+    Setting,
     Training,
 )
 from tasks.results.stage import Stage
@@ -61,7 +61,7 @@ OUTSIDE = {
     "Base.model", "Base.weights", "Base.gradient_checkpointing", "Base.kind", "Base.parameters",
     "Base.training",
     "Embedded.users", "Embedded.dimensions",
-    "MetaLora.training", "MetaLora.seconds", "Bank.map", "Answers.work",
+    "MetaLora.training", "Bank.map", "Answers.work", "Answers.failed",
     "Compared.golds_without_token",
     "AnchorOptions.per_job",
     "ComputeOptions.device", "ComputeOptions.threads", "ComputeOptions.runner",
@@ -95,33 +95,32 @@ BASE = Base(
     adapter=file("adapter"), dtype="float32", max_tokens=64, kind="llama", parameters=9,
     training=TRAINING, **NOTED,
 )  # fmt: skip
+SETTING = Setting(base=BASE, questions=QUESTIONS, seed=3, compute=COMPUTE)
 EMBEDDED = Embedded(
     table=file("vectors"), whitening=file("whitening"), centred=True, users=3, dimensions=4, **NOTED
 )
-CLUSTERS = Clusters(
-    clusters=(0, 1), nearest=((0, 1),), moved=1, log_likelihood=-1.0, bank=file("rounds"), **NOTED
-)
+CLUSTERS = Clusters(clusters=(0, 1), nearest=((0, 1),), moved=1, bank=file("rounds"), **NOTED)
 ANCHOR = Anchor(name="u1", items=3, cluster=0, members=("u1",))
 ANCHORS = Anchors(
     table=file("anchors"), anchors=(ANCHOR,), whole_clusters=0, asked=1, candidates=2, eligible=1,
     clusters=1, noise=0, **NOTED,
 )  # fmt: skip
-LORA = MetaLora(anchor="u1", members=("u1",), adapter=file("lora"), training=TRAINING, seconds=1.0)
-BANK = Bank(file=file("bank"), members=(LORA,), rank=2, scale=1.0, map=file("map"), **NOTED)
+LORA = MetaLora(anchor="u1", members=("u1",), adapter=file("lora"), training=TRAINING)
+BANK = Bank(file=file("bank"), members=(LORA,), map=file("map"), **NOTED)
 RECIPES = Recipes(
     table=file("recipes"), users=2, anchors_per_user=1, without_similar_anchor=0, **NOTED
 )
 MERGED = Merged(bank=BANK, recipes=RECIPES, how="exact")
 ANSWERS = Answers(
     users=("u1",), predictions=file("answers"), work=file("work"), merged=True,
-    stacked=file("stacked"), bytes_per_user=4, **NOTED,
+    stacked=file("stacked"), bytes_per_user=4, failed=("u1",), **NOTED,
 )  # fmt: skip
 COMPARED = Compared(
     task=TASKS["LaMP-2M"], groups=1, queries=2, methods=("base", "mta"), sample="given",
     intervals={"base": {"accuracy": Estimate(point=0.5, lo=0.4, hi=0.6)}},
     differences={"mta": {"base": {"accuracy": Difference(point=0.1, lo=0.0, hi=0.2, holds=True)}}},
     scored=(
-        Scored(method="base", metrics={"accuracy": 0.5}, users=1, queries=2,
+        Scored(method="base", users=1, queries=2,
                predictions=file("predictions"), golds=file("golds")),
     ),
     draws=file("draws"), golds_without_token=1, **NOTED,
@@ -131,6 +130,10 @@ EMBEDDING = Embedding(
     encoder=Encoder(model="/models/e", content="hash", libraries={"torch": "1"}),
 )  # fmt: skip
 TRAINED = TrainingOptions(target_modules=["q_proj"], target_parameters=["experts"])
+HOW = HowAnswered(
+    method="mta", version=1, training=TRAINED, answer="generate", quantisation="nf4",
+    libraries={"bitsandbytes": "1"},
+)  # fmt: skip
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "prepare": (Given(path="/data", files={"a.json": "hash"}), SplitOptions(few_shot_items=3),
                 TASKS["LaMP-2M"], 3),
@@ -139,17 +142,16 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "given_model": (GivenModel(model="/models/a", content="hash", revision="main"), COMPUTE),
     "task_adapt": (TaskAdaptOptions(max_items=3), QUESTIONS, file("base"), BASE, 3, COMPUTE),
     "embed": (EMBEDDING, {"anchor": file("anchor")}, COMPUTE),
-    "refit": (AnchorOptions(), TRAINED, EMBEDDED, file("anchor"), QUESTIONS, BASE, CLUSTERS, 1, 3,
-              COMPUTE),
-    "anchors": (AnchorOptions(), EMBEDDED, file("anchor"), CLUSTERS, 3),
-    "meta_lora": (TRAINED, (ANCHOR,), file("anchor"), QUESTIONS, BASE, 3, COMPUTE),
+    "clusters": (AnchorOptions(), EMBEDDED, 3),
+    "refit": (CLUSTERS, 3, TRAINED, file("anchor"), 1, SETTING),
+    "anchors": (AnchorOptions(), EMBEDDED, file("anchor"), CLUSTERS),
+    "meta_lora": (TRAINED, (ANCHOR,), file("anchor"), SETTING),
     "bank": ((LORA,), ANCHORS, "LaMP-2M, mta"),
+    "evidence": (3, EMBEDDED, BANK, file("few_shot"), SETTING),
     "fusion": (FusionOptions(shortlist=3), EMBEDDED, BANK,
-               Asked(users=file("few_shot"), questions=QUESTIONS, base=BASE), COMPUTE),
-    "answers": (MethodRef(name="mta", version=1), TRAINED,
-                HowAnswered(answer="generate", quantisation="nf4", libraries={"bitsandbytes": "1"}),
-                file("few_shot"), ("u1",), QUESTIONS, BASE, MERGED, Result(**NOTED), 3, COMPUTE),
-    "compare": (PREPARED, (Answered(method="mta", batches=(ANSWERS,)),), "lamp", "given"),
+               Evidence(table=file("evidence"), **NOTED)),
+    "answers": (HOW, file("few_shot"), ("u1",), MERGED, Result(**NOTED), SETTING),
+    "compare": (PREPARED, {"mta": (ANSWERS,)}, "lamp", "given"),
     "overall": ((COMPARED,),),
 }  # fmt: skip
 WORLD = (SyntheticOptions(), SplitOptions(few_shot_items=3), TASKS["LaMP-2M"], 3)

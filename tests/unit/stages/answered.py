@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from tasks.compare import Answered
 from tasks.lamp.definitions import get_task
 from tasks.prepare import OPTIMUM_FILE
 from tasks.results.models import Answers, Prepared
@@ -39,17 +38,16 @@ def prepared(
     )
 
 
-def answered(
-    method: str, queries: Mapping[str, tuple[str, str]], predictions: Mapping[str, str]
-) -> Answered:
+def answered(queries: Mapping[str, tuple[str, str]], predictions: Mapping[str, str]) -> Answers:
     """A method's answers in one batch. queries: query -> user, gold; predictions: query -> text."""
-    rows = [
-        {"row": 0, "user_id": user, "query_id": query, "gold": gold,
-         "prediction": predictions[query], "seconds": 0.0}
-        for query, (user, gold) in queries.items()
-    ]  # fmt: skip
+    rows = pl.DataFrame(
+        [
+            {"user_id": user, "query_id": query, "gold": gold, "prediction": predictions[query]}
+            for query, (user, gold) in queries.items()
+        ]
+    )
     with store().new("answers") as folder:
-        pl.DataFrame(rows).write_parquet(folder.path / "predictions.parquet")
-    users = tuple(dict.fromkeys(user for user, _ in queries.values()))
-    batch = Answers(users=users, predictions=folder.file("predictions.parquet"), work=NO_FILE)
-    return Answered(method=method, batches=(batch,))
+        users = rows.group_by("user_id", maintain_order=True).all()
+        users.write_parquet(folder.path / "predictions.parquet")
+    file = folder.file("predictions.parquet")
+    return Answers(users=tuple(users["user_id"]), predictions=file, work=NO_FILE)

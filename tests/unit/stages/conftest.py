@@ -35,12 +35,13 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
         "meta_lora": note(
             "tasks.meta_lora._train", lambda _options, chosen, *_: [one.name for one in chosen]
         ),
-        "evidence": note("tasks.evidence._asked", lambda *given: len(given[3])),
+        "evidence": note("tasks.fusion.log_likelihoods", lambda *given: len(given[2])),
         "stacking": note(
             "tasks.stacking.train_loras", lambda _base, _options, samples, *_, **__: len(samples)
         ),
         "answers": note(
-            "tasks.answer._answer", lambda *given: [user["user_id"] for user in given[4]]
+            "tasks.answer._answer",
+            lambda _how, batch, _adapted, numbers: [batch.names[number] for number in numbers],
         ),
     }
 

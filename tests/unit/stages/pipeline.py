@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flows.lamp_task import banks, lamp_task
+from flows.lamp_task import bank_and_recipes, lamp_task
 from tasks.base_model import base_model
 from tasks.config.run import RunConfig, resolve
 from tasks.config.task import TaskConfig
@@ -90,7 +90,8 @@ def merging(place: Path, roles: dict[str, Any], **given: Any) -> Merging:
     config = config_of(place, roles, **({"methods": ["merge_only"]} | given))
     users = prepared_users(config)
     missing: list[str] = []
-    (found,) = banks(config, users, base_model(config, users), None, missing)
+    (names,) = config.sharing_a_bank()
+    found = bank_and_recipes(config, names, users, base_model(config, users), None, missing)
     assert missing == []
     return found
 

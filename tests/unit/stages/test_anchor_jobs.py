@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from flows.lamp_task import setting_of
 from tasks.config.options import TrainingOptions
 from tasks.lora import group_train
 from tasks.lora.adapters import Lora, read_peft
@@ -19,7 +20,6 @@ from tasks.record import key_of
 from tasks.results.models import Anchor, MetaLora, MetaLoras
 from tasks.results.run import Cell
 from tasks.results.store import store
-from tasks.text.questions import questions_of
 from tests.unit.lora.helpers import same
 from tests.unit.lora.peft_reference import largest_difference
 from tests.unit.stages.pipeline import LORA, ROLES, run
@@ -43,10 +43,9 @@ def job(done: Cell, anchors: tuple[Anchor, ...], seed: int = 0, **changes: Any) 
     """One job's run."""
     method, users = done.config.method("merge_only"), done.users
     options = TrainingOptions(**(method.meta_lora.model_dump() | changes))
-    questions = questions_of(method.prompt, users, method.base.model)
-    return meta_lora(
-        options, anchors, users.anchor, questions, done.base, seed, done.config.compute
-    )
+    setting = setting_of(done.config, method, users, done.base)
+    own = setting.model_copy(update={"seed": seed})
+    return meta_lora(options, anchors, users.anchor, own)
 
 
 def adapter(found: MetaLora) -> Lora:
@@ -79,7 +78,8 @@ def test_each_is_the_one_it_gets_alone(
 
 def untimed(lora: MetaLora) -> MetaLora:
     """As it is found again: how long it took is not kept with it."""
-    return lora.model_copy(update={"seconds": 0.0})
+    training = lora.training.model_copy(update={"seconds": 0.0})
+    return lora.model_copy(update={"training": training})
 
 
 def test_a_known_anchor_is_not_trained_again(done: Cell, work: dict[str, list[Any]]) -> None:
@@ -115,7 +115,7 @@ def test_the_bank_is_the_loras_in_the_order_of_choice(done: Cell) -> None:
     made = merging.merged.bank
     stacked = read_bank(store().path(made.file))
     assert stacked.ids == tuple(made.names) == tuple(one.name for one in merging.chosen.anchors)
-    assert (made.rank, made.scale) == (3, 1.0)
+    assert (stacked.rank, stacked.scale) == (3, 1.0)
     for member in made.members:
         assert same(stacked.lora(member.anchor), adapter(member))
     two = bank(made.members[:2], merging.chosen, "two of three")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from flows.lamp_task import setting_of
 from tasks.base_model import base_model
 from tasks.config.options import ComputeOptions
 from tasks.files import PARTIAL
@@ -25,7 +26,6 @@ from tasks.record import key_of
 from tasks.results.models import Base
 from tasks.results.store import CHECKPOINT_SECONDS, Store, store
 from tasks.stacking import Batch, merged_and_trained
-from tasks.text.questions import questions_of
 from tasks.training import checkpoint
 from tests.unit.stages import pipeline
 from tests.unit.stages.pipeline import Killed, config_of, prepared_place, run, until_done
@@ -152,10 +152,10 @@ def test_a_stacked_job_is_keyed_by_its_company(place: Path, kills: list[Path]) -
     )
     own, users = config.method("stack_only"), prepared_users(config)
     base = base_model(config, users)
-    questions = questions_of(own.prompt, users, own.base.model)
+    setting = setting_of(config, own, users, base)
     for names in (["few-0", "few-1"], ["few-1", "few-0"], ["few-0"]):
         few = users_in_order(users.few_shot, names)
-        batch = Batch(few, own.training, questions, base, None, None, own.seed, config.compute)
+        batch = Batch(few, own.training, None, None, setting)
         with pytest.raises(Killed):
             merged_and_trained(batch)
     assert len(kills) == len(set(kills)) == 3

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tasks.compare import Answered, compare, compared, overall, read_draws
+from tasks.compare import compare, compared, overall, read_draws
 from tasks.config.run import resolve
 from tasks.lamp.metrics import Rules
 from tasks.lamp.statistics import RESAMPLES
@@ -47,7 +47,7 @@ def prepared(optimum: dict[str, dict[str, str]] | None = None) -> Prepared:
 
 
 def batch_of(predictions: dict[str, str]) -> Answers:
-    return answered.answered("any", QUERIES, predictions).batches[0]
+    return answered.answered(QUERIES, predictions)
 
 
 def run(
@@ -56,7 +56,7 @@ def run(
     **given: Any,
 ) -> Compared:
     config = resolve(given)
-    answers = {name: [batch_of(own)] for name, own in methods.items()}
+    answers = {name: (batch_of(own),) for name, own in methods.items()}
     return compared(config.for_task("LaMP-2M", config.seed), prepared(optimum), answers)
 
 
@@ -97,13 +97,13 @@ def test_two_methods_by_hand() -> None:
 def test_batches_are_one_and_scores_are_in_lamps_format() -> None:
     """Two batches, a to c and d to e; LaMP's submissions name the task by its number."""
     parts = [{query: QUERIES[query] for query in own} for own in ("abc", "de")]
-    batches = tuple(answered.answered("mta", own, MTA).batches[0] for own in parts)
-    value = compare(prepared(), (Answered(method="mta", batches=batches),), "lamp", "given")
+    batches = tuple(answered.answered(own, MTA) for own in parts)
+    value = compare(prepared(), {"mta": batches}, "lamp", "given")
     whole = run({"mta": MTA}, data="given")
     assert value.intervals == whole.intervals
     (scored,) = value.scored
     assert (scored.method, scored.users, scored.queries) == ("mta", 4, 5)
-    assert scored.metrics["accuracy"] == 0.8
+    assert value.intervals["mta"]["accuracy"].point == 0.8
     table = pl.read_parquet(store().path(scored.predictions))
     assert dict(table.select("query_id", "prediction").iter_rows()) == MTA
     golds = json.loads(store().path(scored.golds).read_text())
@@ -131,9 +131,9 @@ def test_the_share_of_answers_that_are_no_label() -> None:
 
     def share(lamp_task: str, rules: Rules, said: list[str], gold: str) -> float | None:
         queries = {f"q{n}": ("u1", gold) for n in range(len(said))}
-        given = answered.answered("base", queries, dict(zip(queries, said, strict=True)))
+        given = answered.answered(queries, dict(zip(queries, said, strict=True)))
         users = answered.prepared(lamp_task, USERS)
-        return compare(users, (given,), rules, "given").scored[0].no_label
+        return compare(users, {"base": (given,)}, rules, "given").scored[0].no_label
 
     words = ["Comedy", " comedy ", "It is a comedy, based on", "", "4"]
     assert share("LaMP-2M", "lamp", words, "comedy") == 0.8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tasks.evidence import TABLE, Evidence, evidence_of
-from tasks.fusion import Recipe, read_recipes
+from tasks.fusion import EVIDENCE_FILE, Recipe, evidence, read_recipes
 from tasks.lora.adapters import read_peft
 from tasks.lora.base import load_base
 from tasks.lora.batches import encode
@@ -20,7 +20,7 @@ from tasks.results.models import Merged
 from tasks.results.run import Cell
 from tasks.results.store import store
 from tests.unit.lora.peft_reference import attached, likelihood
-from tests.unit.stages.pipeline import OPTIONS, ROLES, merging, run
+from tests.unit.stages.pipeline import OPTIONS, ROLES, merging, noted, run
 from tests.unit.stages.users import user
 
 EVIDENCE = {"weights": "evidence", "top_m": 2, "evidence_temperature": 2.0}
@@ -28,19 +28,24 @@ COSINE = {"weights": "cosine", "top_m": 2}
 NAMES = ["few-0", "few-1", "few-2"]
 
 
+@dataclass
+class Evidence:
+    """log_likelihoods [U, K], NaN off the shortlist; seconds per user."""
+
+    log_likelihoods: np.ndarray
+    seconds: list[float]
+
+
 def weigh(place: Path, roles: dict[str, Any], **given: Any) -> tuple[Cell, Evidence]:
     """A small run, and the evidence that it weighed by."""
-    found: list[Evidence] = []
-
-    def kept(*arguments: Any) -> Evidence:
-        found.append(evidence_of(*arguments))
-        return found[-1]
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.fusion.evidence_of", kept)
+        found = noted(patch, "flows.lamp_task.evidence", lambda *arguments: arguments)
         cell = run(place, roles, **given)
-    (one,) = found
-    return cell, one
+    (arguments,) = found
+    table = pl.read_parquet(store().path(evidence(*arguments).table))
+    assert table["user_id"].to_list() == NAMES
+    likelihoods = np.array(table["log_likelihoods"].to_list(), dtype=float)
+    return cell, Evidence(likelihoods, table["seconds"].to_list())
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +87,7 @@ def test_evidence_is_that_of_stock_peft(place: Path, weighed: tuple[Cell, Eviden
     # Anchors differ by far more than that.
     assert min(np.ptp(own) for own in wanted.values()) > 0.1
     (folder,) = store().folders("evidence")
-    table = pl.read_parquet(folder / TABLE)
+    table = pl.read_parquet(folder / EVIDENCE_FILE)
     assert table["user_id"].to_list() == NAMES
     assert table["log_likelihoods"].to_list() == evidence.log_likelihoods.tolist()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tasks.config.options import ComputeOptions, FusionOptions
+from tasks.config.options import FusionOptions
 from tasks.errors import InputError
 from tasks.fusion import fusion, read_recipes
 from tasks.results.models import Recipes
@@ -25,7 +25,7 @@ def fused(cosines: list[float], **options: Any) -> Recipes:
     )
     chosen = FusionOptions(**({"top_m": 2, "weights": "cosine"} | options))
     bank = bank_of({"a": ["a"], "b": ["b"]})
-    return fusion(chosen, vectors, bank, None, ComputeOptions())
+    return fusion(chosen, vectors, bank, None)
 
 
 @pytest.mark.parametrize(

@@ -22,18 +22,20 @@ from tasks.results.models import (
     Clusters,
     Compared,
     Embedded,
+    Evidence,
     MetaLora,
     MetaLoras,
     Recipes,
 )
 from tasks.results.stage import StageFailed
-from tasks.stacking import Work
 from tests.unit.stages.answered import prepared
 from tests.unit.stages.vectors import NO_FILE, NO_TRAINING
 
 USERS = ("u1", "u2", "u3", "u4", "u5")
 BASE = Base(model="none", content="none", dtype="float32", max_tokens=64)
 EMBEDDED = Embedded(table=NO_FILE, centred=True, users=5, dimensions=2)
+CLUSTERS = Clusters(clusters=(0,) * 10)
+EVIDENCE = Evidence(table=NO_FILE)
 RECIPES = Recipes(table=NO_FILE, users=5, anchors_per_user=2, without_similar_anchor=0)
 CHOSEN = Anchors(
     table=NO_FILE,
@@ -79,11 +81,11 @@ def trained(_options: Any, anchors: tuple[Anchor, ...], *_: Any) -> MetaLoras:
 
 
 def banked(loras: tuple[MetaLora, ...], *_: Any) -> Bank:
-    return Bank(file=NO_FILE, members=loras, rank=1, scale=1.0)
+    return Bank(file=NO_FILE, members=loras)
 
 
 def answered(*given: Any) -> Answers:
-    return Answers(users=given[4], predictions=NO_FILE, work=NO_FILE, merged=given[7] is not None)
+    return Answers(users=given[2], predictions=NO_FILE, work=NO_FILE, merged=given[3] is not None)
 
 
 def compared(_config: Any, _users: Any, answers: dict[str, Any]) -> Compared:
@@ -99,13 +101,13 @@ def stages(monkeypatch: pytest.MonkeyPatch, where: Any) -> dict[str, StandIn]:
         "base_model": lambda *_: BASE,
         "coverage_lines": lambda *_: ("a LoRA on 2 of 2 layers",),
         "embedded_users": lambda *_: EMBEDDED,
-        "refitted_clusters": lambda *_: None,
+        "clustered": lambda *_: CLUSTERS,
         "anchors": lambda *_: CHOSEN,
         "meta_lora": trained,
         "bank": banked,
         "fusion": lambda *_: RECIPES,
         "answers": answered,
-        "failed_users": lambda _: [],
+        "evidence": lambda *_: EVIDENCE,
         "compared": compared,
     }
     found = {name: StandIn(make) for name, make in made.items()}
@@ -138,27 +140,27 @@ def test_methods_alike_share_a_bank(stages: dict[str, StandIn]) -> None:
     assert [(one.embedding, one.clustering) for one in options] == [
         ("input_signature", "hdbscan"), ("text", "kmeans")
     ]  # fmt: skip
-    merged = {given[0].name: given[7] for given in stages["answers"].calls}
+    merged = {given[0].method: given[3] for given in stages["answers"].calls}
     assert {name: one and one.how for name, one in merged.items()} == {
         "base": None, "oppu": None, "merge_only": "exact", "mta": "exact",
         "mta_published": "factors",
     }  # fmt: skip
-    trains = {given[0].name: given[1] is not None for given in stages["answers"].calls}
+    trains = {given[0].method: given[0].training is not None for given in stages["answers"].calls}
     assert [name for name, one in trains.items() if one] == ["oppu", "mta", "mta_published"]
     assert cell.missing == ()
     assert cell.coverage == ("a LoRA on 2 of 2 layers",)
 
 
 def test_every_stage_gets_what_the_one_before_gave(stages: dict[str, StandIn]) -> None:
-    refitted = Clusters(clusters=(0,) * 10, nearest=(), moved=0, log_likelihood=None, bank=None)
-    stages["refitted_clusters"].make = lambda *_: refitted
     cell = lamp_task(config_of("mta", fusion={"weights": "evidence"}))
     (anchors,) = stages["anchors"].calls
-    assert anchors[1:4] == (EMBEDDED, cell.users.anchor, refitted)
+    assert anchors[1:4] == (EMBEDDED, cell.users.anchor, CLUSTERS)
     bank = banked(tuple(one for part in ("ab", "cd", "e") for one in loras_of(part)))
     (fused,) = stages["fusion"].calls
-    assert fused[1:3] == (EMBEDDED, bank)
-    assert (fused[3].users, fused[3].base) == (cell.users.few_shot, BASE)
+    assert fused[1:] == (EMBEDDED, bank, EVIDENCE)
+    (weighed,) = stages["evidence"].calls
+    assert weighed[1:4] == (EMBEDDED, bank, cell.users.few_shot)
+    assert weighed[4].base == BASE
     (merging,) = cell.mergings
     assert (merging.embedded, merging.chosen) == (EMBEDDED, CHOSEN)
     assert (merging.merged.bank, merging.merged.recipes) == (bank, RECIPES)
@@ -262,10 +264,10 @@ def test_what_all_need_ends_the_task(stages: dict[str, StandIn], stage: str) -> 
         lamp_task(config_of("base", "mta"))
 
 
-def lost(method: Any, *given: Any) -> Answers:
-    if (method.name, given[3]) == ("mta", ("u3", "u4")):
+def lost(how: Any, *given: Any) -> Answers:
+    if (how.method, given[1]) == ("mta", ("u3", "u4")):
         raise StageFailed("answers: killed")
-    return answered(method, *given)
+    return answered(how, *given)
 
 
 def test_a_batch_that_one_method_lacks_is_left_out_of_all(stages: dict[str, StandIn]) -> None:
@@ -278,7 +280,7 @@ def test_a_batch_that_one_method_lacks_is_left_out_of_all(stages: dict[str, Stan
     }  # fmt: skip
     assert cell.missing == ("LaMP-2M: answers of mta 1: answers: killed",)
     (compare,) = stages["compared"].calls
-    assert {name: names(tuple(own)) for name, own in compare[2].items()} == {
+    assert {name: names(own) for name, own in compare[2].items()} == {
         "base": wanted, "mta": wanted
     }  # fmt: skip
 
@@ -290,13 +292,15 @@ def test_without_any_batch_the_task_ends(stages: dict[str, StandIn]) -> None:
 
 
 def test_users_whose_training_failed_are_named(stages: dict[str, StandIn]) -> None:
-    failed = Work(steps=3, failed=True)
-    stages["failed_users"].make = lambda own: [("u5", failed)] if "u5" in own.users else []
+    line = "training of user u5: the loss stopped being finite at step 3"
+
+    def some(*given: Any) -> Answers:
+        failed = (line,) if "u5" in given[2] else ()
+        return answered(*given).model_copy(update={"failed": failed})
+
+    stages["answers"].make = some
     cell = lamp_task(config_of("oppu"))
-    assert cell.missing == (
-        "LaMP-2M: oppu, training of user u5: the loss stopped being finite at step 3; lower "
-        "oppu.learning_rate",
-    )
+    assert cell.missing == (f"LaMP-2M: oppu, {line}",)
     assert names(cell.answers["oppu"]) == [("u1", "u2"), ("u3", "u4"), ("u5",)]
 
 
@@ -318,13 +322,13 @@ def test_a_point_of_the_curve_takes_base_and_bank(stages: dict[str, StandIn]) ->
         stage.calls.clear()
     stages["fusion"].make = lambda *_: RECIPES.model_copy(update={"anchors_per_user": 1})
     point = lamp_task(config, known=cell)
-    for name in ("base_model", "refitted_clusters", "anchors", "meta_lora", "bank"):
+    for name in ("base_model", "clustered", "anchors", "meta_lora", "bank"):
         assert stages[name].calls == []
     assert (len(stages["embedded_users"].calls), len(stages["fusion"].calls)) == (1, 1)
     (before,), (after,) = cell.mergings, point.mergings
     assert (after.chosen, after.merged.bank) == (before.chosen, before.merged.bank)
     assert after.merged.recipes.anchors_per_user == 1
-    asked = [given[0].name for given in stages["answers"].calls]
+    asked = [given[0].method for given in stages["answers"].calls]
     assert asked == ["rag"] * 3 + ["merge_only"] * 3 + ["mta"] * 3
     assert point.answers["base"] == cell.answers["base"]
 
@@ -340,5 +344,5 @@ def test_the_curve_has_the_batches_that_the_task_lacked(stages: dict[str, StandI
     assert {name: names(own) for name, own in point.answers.items()} == {
         "base": batches, "mta": batches
     }  # fmt: skip
-    asked = [given[4] for given in stages["answers"].calls if given[0].name == "base"]
+    asked = [given[2] for given in stages["answers"].calls if given[0].method == "base"]
     assert asked == [("u3", "u4")]

@@ -58,12 +58,7 @@ def test_a_method_is_known_by_its_entry(monkeypatch: pytest.MonkeyPatch) -> None
         "configuration: methods.1: there is no method per_pcs; there are base, rag, oppu, "
         "merge_only, stack_only, mta, mta_published (got 'per_pcs')"
     )
-
-    class PerPcs(Method):
-        name = "per_pcs"
-        merged = True
-
-    monkeypatch.setitem(METHODS, "per_pcs", PerPcs())
+    monkeypatch.setitem(METHODS, "per_pcs", Method("per_pcs", merged=True))
     assert resolve({"methods": ["base", "per_pcs"]}).methods == ["base", "per_pcs"]
 
 

@@ -106,7 +106,7 @@ def test_every_method_answers_and_is_scored(
         scored = cell.scored(method)
         assert scored is not None
         assert (scored.users, scored.queries) == (3, 6)
-        assert set(scored.metrics) == METRICS[metric]
+        assert set(cell.compared.intervals[method]) == METRICS[metric] | {"score"}
         golds = json.loads(store().path(scored.golds).read_text())
         assert {one["id"]: one["output"] for one in golds["golds"]} == predictions(cell, method)
     assert cell.compared.methods == ("base", "rag", "oppu", "merge_only", "mta")

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from flows.lamp_task import setting_of
 from tasks.base_model import given
 from tasks.config.options import StackingOptions
 from tasks.config.task import derive_seed
 from tasks.errors import InputError
-from tasks.fusion import read_recipes
+from tasks.fusion import Merger, read_recipes
 from tasks.lora import group_train, grouped_engine
 from tasks.lora.adapters import Lora, write_peft
 from tasks.lora.bank import Bank, read_bank
@@ -33,7 +34,6 @@ from tasks.results.models import Anchor
 from tasks.results.run import Cell, Merging
 from tasks.results.store import store
 from tasks.stacking import Batch, merged_and_trained, read_work
-from tasks.text.questions import questions_of
 from tasks.training import training_from
 from tests.unit.lora import peft_reference
 from tests.unit.lora.helpers import same
@@ -74,12 +74,9 @@ def batch_of(cell: Cell, names: list[str], **changes: Any) -> Batch:
     fields = {
         "users": users_in_order(users.few_shot, names),
         "training": method.training,
-        "questions": questions_of(method.prompt, users, method.base.model),
-        "base": cell.base,
-        "merged": merging_of(cell).merged,
+        "merger": Merger(merging_of(cell).merged),
         "fitted": None,
-        "seed": method.seed,
-        "compute": cell.config.compute,
+        "setting": setting_of(cell.config, method, users, cell.base),
     }
     return Batch(**(fields | changes))
 
@@ -91,8 +88,8 @@ def test_all_is_made_and_then_found(place: Path, first: Cell, work: dict[str, li
         run(place, ROLES)
     assert before == after
     assert {name: len(keys) for name, keys in before.items()} == {
-        "prepare": 1, "given_model": 1, "embed": 1, "anchors": 1, "meta_lora": 1, "bank": 1,
-        "fusion": 1, "answers": 3, "compare": 1,
+        "prepare": 1, "given_model": 1, "embed": 1, "clusters": 1, "anchors": 1, "meta_lora": 1,
+        "bank": 1, "fusion": 1, "answers": 3, "compare": 1,
     }  # fmt: skip
     assert work == NO_WORK
     assert key_of(again) == key_of(first)
@@ -115,7 +112,7 @@ def test_with_other_libraries_all_is_made_again(
     finally:
         library_versions.cache_clear()
     assert {name for name in before if set(before[name]) & set(after[name])} <= {
-        "prepare", "anchors", "bank", "compare"
+        "prepare", "clusters", "anchors", "bank", "fusion", "compare"
     }  # fmt: skip
     assert [len(calls) for calls in work.values()] == [1, 1, 0, 1, 3]
     assert [sorted(one) for one in work["answers"]] == [FEW_SHOT] * 3
@@ -255,7 +252,7 @@ def test_what_a_stacked_lora_depends_on(first: Cell, monkeypatch: pytest.MonkeyP
 
     def key(user: dict[str, Any] = me, **changes: Any) -> str:
         mine = recipes | {"few-1": recipe.model_copy(update=changes)}
-        monkeypatch.setattr("tasks.stacking.read_recipes", lambda _: mine)
+        monkeypatch.setattr("tasks.fusion.read_recipes", lambda _: mine)
         (found,) = merged_and_trained(batch_of(first, [], users=[user])).keys
         return key_of(found)
 
@@ -287,7 +284,7 @@ def test_work_is_counted(first: Cell) -> None:
     down 48 + 32, in two blocks.
     """
     (answers,) = first.answers["mta"]
-    assert [work.steps for work in read_work(answers.work)] == [4, 4, 4]
+    assert [work.steps for work in read_work(store().path(answers.work))] == [4, 4, 4]
     sides = 2 * (2 * 64 + 2 * 48 + 3 * 80)
     assert answers.bytes_per_user == 4 * 2 * sides
     scored = first.scored("mta")
@@ -328,12 +325,12 @@ def test_a_stacked_lora_that_fails_is_named_and_finite(
 
     with monkeypatch.context() as patch:
         patch.setattr(grouped_engine, "train_group", failing)
-        made = merged_and_trained(batch_of(first, FEW_SHOT, seed=1))
+        setting = batch_of(first, FEW_SHOT).setting.model_copy(update={"seed": 1})
+        made = merged_and_trained(batch_of(first, FEW_SHOT, setting=setting))
     assert [work.failed for work in made.works] == [False, True, False]
     assert [work.steps for work in made.works] == [4, 1, 4]
     assert made.own is not None
-    shard = read_bank(store().path(made.own))
-    for a, b in shard.layers.values():
+    for a, b in made.own.layers.values():
         assert torch.isfinite(a).all()
         assert torch.isfinite(b).all()
         assert not b[1].any()
@@ -345,11 +342,10 @@ def test_an_anchor_that_fails_is_one_line(first: Cell, monkeypatch: pytest.Monke
     real = group_train.label_losses
     monkeypatch.setattr(group_train, "label_losses", lambda *given: real(*given) * float("inf"))
     method, users = first.config.method("mta"), first.users
-    questions = questions_of(method.prompt, users, method.base.model)
+    setting = setting_of(first.config, method, users, first.base)
     anchor = Anchor(name="anchor-1", items=4, cluster=0, members=("anchor-1",))
-    made = meta_lora(
-        method.meta_lora, (anchor,), users.anchor, questions, first.base, 2, first.config.compute
-    )
+    other = setting.model_copy(update={"seed": 2})
+    made = meta_lora(method.meta_lora, (anchor,), users.anchor, other)
     assert made.loras == ()
     assert made.failed == (
         "anchor anchor-1: the loss was not finite at step 1; lower meta_lora.learning_rate",

@@ -15,15 +15,15 @@ import pytest
 
 from flows.lamp_task import lamp_task
 from tasks.answer import answers
+from tasks.clusters import refit
 from tasks.compare import DRAWS_FILE
 from tasks.embed import embed
-from tasks.fusion import fusion
+from tasks.fusion import evidence
 from tasks.meta_lora import meta_lora
 from tasks.methods import MethodName
 from tasks.plan.model import plan_model
 from tasks.plan.stages import Planner
 from tasks.plan.work import Work
-from tasks.refit import refit
 from tasks.results.store import store
 from tasks.stacking import read_work
 from tasks.stand_in import planned_by
@@ -64,7 +64,7 @@ STAGES: dict[str, tuple[Any, list[str], list[str]]] = {
     "embedding": (embed, ["embed", "whitening"], []),
     "refit": (refit, ["refit"], []),
     "meta-LoRAs": (meta_lora, ["meta_lora"], ["bank"]),
-    "evidence": (fusion, ["evidence"], []),
+    "evidence": (evidence, ["evidence"], []),
     "fusion": (None, [], ["fusion"]),
     "training": (answers, ["stacking"], []),
     "scoring": (answers, ["answers"], ["compare"]),
@@ -160,7 +160,7 @@ def test_users_steps_and_tokens(case: Case) -> None:
         assert case.sum("meta-LoRAs", of) == sum(trained)
     (batch,) = case.done.answers["mta"]
     for of in ("steps", "tokens"):
-        own = [getattr(work, of) for work in read_work(batch.work)]
+        own = [getattr(work, of) for work in read_work(store().path(batch.work))]
         assert case.sum("training", of) == sum(own)
     if adapted := case.done.base.training:
         for of in ("items", "steps", "tokens"):

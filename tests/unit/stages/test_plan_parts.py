@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 
 from flows.lamp_task import lamp_task
 from tasks.config.run import RunConfig, resolve
-from tasks.config.task import TaskConfig
+from tasks.config.task import MethodConfig
 from tasks.errors import InputError
 from tasks.lora.batches import Encoded
 from tasks.method.clusters import members_of
+from tasks.methods import METHODS
 from tasks.plan.lengths import Measure, assumed_clusters
 from tasks.plan.model import CHARACTERS_PER_TOKEN, Characters, plan_model
 from tasks.plan.run import hours, plan_text
@@ -295,10 +297,10 @@ def routed(users: File, base: Base) -> Base:
 def test_a_stage_of_a_methods_own_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fit(_method: Any, _config: TaskConfig, users: Prepared, base: Base) -> Any:
+    def fit(_config: MethodConfig, users: Prepared, base: Base) -> Any:
         return routed(users.base, base)
 
-    monkeypatch.setattr("tasks.methods.base.BaseModel.fit", fit)
+    monkeypatch.setitem(METHODS, "base", replace(METHODS["base"], fit=fit))
     notes = notes_of(config_at(tmp_path, methods=["base"]))
     assert "routed: its work is not known and not counted" in notes
 

@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 
-from tasks import refit as module
+from tasks import clusters as module
 from tasks.anchors import anchors
 from tasks.base_model import base_model
+from tasks.clusters import clustered, refit
 from tasks.embed import embedded_users
 from tasks.prepare import prepared_users
 from tasks.record import key_of
-from tasks.refit import refit, refitted_clusters
-from tasks.results.models import Anchors, Clusters
+from tasks.results.models import Anchors, Clusters, Setting
+from tasks.results.stage import Stage
 from tasks.results.store import store
 from tasks.text.questions import questions_of
-from tests.unit.stages.pipeline import config_of, noted, prepared_place, until_done
+from tests.unit.stages.pipeline import config_of, noted, prepared_place, stage_keys, until_done
 from tests.unit.stages.users import user
 
 
@@ -69,11 +70,9 @@ def run(
     base = base_model(config, users)
     questions = questions_of(own.prompt, users, own.base.model)
     embedded = embedded_users(own, users, questions, base, compute)
-    found = refitted_clusters(
-        own.anchors, own.meta_lora, embedded, users.anchor, questions, base, own.seed, compute
-    )
-    assert found
-    return found, anchors(own.anchors, embedded, users.anchor, found, own.seed)
+    setting = Setting(base=base, questions=questions, seed=own.seed, compute=compute)
+    found = clustered(own.anchors, own.meta_lora, embedded, users.anchor, setting)
+    return found, anchors(own.anchors, embedded, users.anchor, found)
 
 
 def test_candidates_find_those_who_answer_alike(
@@ -92,31 +91,39 @@ def test_candidates_find_those_who_answer_alike(
 
 def test_a_run_goes_on_from_its_last_round(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rounds in one run, and the second made again from the first one's result, are alike."""
+    rounds: list[dict[str, Any]] = []
+    real = Stage.made
+
+    def made(self: Stage[..., Any], arguments: dict[str, Any]) -> Any:
+        rounds.extend([arguments] if self is refit else [])
+        return real(self, arguments)
+
     with monkeypatch.context() as patch:
-        rounds = noted(patch, "tasks.refit.refit", lambda *given: given)
+        patch.setattr(Stage, "made", made)
         whole, _ = run(place, monkeypatch, refits=2)
-    assert [given[7] for given in rounds] == [0, 1]
-    assert len({refit.key(*given) for given in rounds}) == 2
+    assert [given["number"] for given in rounds] == [0, 1]
+    assert len({refit.key(**given) for given in rounds}) == 2
     assert whole.bank is not None
     shutil.rmtree(store().path(whole.bank).parent)
-    trained = noted(monkeypatch, "tasks.refit.train_loras", lambda *_, **__: "trained")
-    assert key_of(refit(*rounds[1])) == key_of(whole)
+    trained = noted(monkeypatch, "tasks.clusters.train_loras", lambda *_, **__: "trained")
+    assert key_of(refit(**rounds[1])) == key_of(whole)
     assert trained == ["trained"]
     assert store().intact(whole.bank)
 
 
-def test_what_decides_no_round_trains_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_decides_no_round_is_no_part_of_its_key(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A few-shot user's new item; more rounds; which of the clusters are anchors."""
-    trained = noted(monkeypatch, "tasks.refit.train_loras", lambda _, options, *__, **___: options)
-    run(place, monkeypatch, refits=1)
-    assert len(trained) == 1
-    first, _ = run(place, monkeypatch, refits=2)
-    assert len(trained) == 2
-    again, _ = run(place, monkeypatch, refits=5, few_shot_items=5, min_items=5, train_on="both")
-    assert len(trained) == 2
-    assert (again.clusters, again.bank) == (first.clusters, first.bank)
-    run(place, monkeypatch, refits=1, refit_epochs=1)
-    assert [options.epochs for options in trained] == [2, 2, 1]
+    with stage_keys() as keys:
+        run(place, monkeypatch, refits=1)
+        run(place, monkeypatch, refits=2)
+        run(place, monkeypatch, refits=2, few_shot_items=5, min_items=5, train_on="both")
+        run(place, monkeypatch, refits=1, refit_epochs=1)
+    first, _, second, _, _, fewer = keys["refit"]
+    assert keys["refit"] == [first, first, second, first, second, fewer]
+    assert len({first, second, fewer}) == 3
+    assert len(set(keys["embed"])) == 2
 
 
 def test_a_round_that_was_killed_goes_on(

@@ -32,16 +32,12 @@ from tests.unit.stages.pipeline import (
 NEAREST = """
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from tasks.config.task import MethodConfig
-from tasks.fusion import read_recipes
 from tasks.methods.method import Method
-from tasks.results.models import Base, Prepared
+from tasks.results.models import Base, Prepared, Training
 from tasks.record import Result, key_of
 from tasks.results.stage import stage
-from tasks.results.store import store
-from tasks.stacking import Adapted, Batch, Work
+from tasks.stacking import Adapted, Batch
 
 
 class Strength(Result):
@@ -53,39 +49,27 @@ def strength(users: Prepared) -> Strength:
     return Strength(share=1 / len(users.few_shot_ids))
 
 
-class Nearest(Method):
-    name = "nearest"
-    order = 35
-    merged = True
-
-    def fit(self, config: MethodConfig, users: Prepared, base: Base) -> Result:
-        return strength(users)
-
-    def adaptation(self) -> Callable[[Batch], Adapted]:
-        return nearest
+def fit(config: MethodConfig, users: Prepared, base: Base) -> Result:
+    return strength(users)
 
 
 def nearest(batch: Batch) -> Adapted:
     from tasks.lora.adapters import Lora
-    from tasks.lora.bank import read_bank
 
-    recipes = read_recipes(batch.merged.recipes)
-    bank = read_bank(store().path(batch.merged.bank.file))
-    anchors = [recipes[name].anchors[0] for name in batch.names]
-    adapters = {one.anchor: one.adapter for one in batch.merged.bank.members}
+    merger = batch.merger
+    anchors = [merger.recipes[name].anchors[0] for name in batch.names]
+    adapters = {one.anchor: one.adapter for one in merger.merged.bank.members}
     keys = [key_of("nearest", 1, batch.fitted, adapters[anchor]) for anchor in anchors]
-    rows = batch.rows(keys)
-    made = []
-    for number in rows.missing:
-        lora = bank.lora(anchors[number])
+
+    def scaled(number):
+        lora = merger.bank.lora(anchors[number])
         layers = {name: (a, batch.fitted.share * b) for name, (a, b) in lora.layers.items()}
-        made.append((Lora(layers, lora.scale), Work()))
-    rows.add(made)
-    own, works = batch.keep(rows)
-    return Adapted(None, own, keys, works)
+        return Lora(layers, lora.scale), Training()
+
+    return batch.stacked(keys, lambda numbers, _: map(scaled, numbers))
 
 
-METHOD = Nearest()
+METHOD = Method("nearest", order=35, merged=True, fit=fit, adapt=nearest)
 """
 
 

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from tasks.anchors import anchors, described
+from tasks.clusters import clusters
 from tasks.config.options import AnchorOptions
 from tasks.config.run import resolve
 from tasks.errors import InputError
@@ -71,7 +72,8 @@ def candidates(tmp_path: Path) -> File:
 
 def chosen(table: File, **options: Any) -> Anchors:
     vectors = embedded(anchor=POINTS, few_shot={"few-1": [1.0, 1.0]})
-    return anchors(AnchorOptions(**options), vectors, table, None, 0)
+    chosen_by = AnchorOptions(**options)
+    return anchors(chosen_by, vectors, table, clusters(chosen_by, vectors, 0))
 
 
 KMEANS = {"clustering": "kmeans", "count": 2}
@@ -105,12 +107,13 @@ def test_the_stage_names_members_and_their_items(
     assert (found.clusters, found.eligible, found.candidates) == (2, 5, 6)
     options = AnchorOptions(clustering="kmeans", train_on=train_on)  # type: ignore[arg-type]
     vectors = embedded(anchor=POINTS, few_shot={"few-1": [1.0, 1.0]})
+    found_in = clusters(options, vectors, 0)
     keys = {
-        anchors.key(options.model_copy(update={name: 4}), vectors, table, None, 0)
+        anchors.key(options.model_copy(update={name: 4}), vectors, table, found_in)
         for name in ("per_job", "min_items")
     }
     assert len(keys) == 2
-    assert anchors.key(options, vectors, table, None, 0) in keys
+    assert anchors.key(options, vectors, table, found_in) in keys
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tasks.results.store import store
 
 SCHEMA = {"role": pl.String, "user_id": pl.String, "vector": pl.List(pl.Float32)}
 NO_FILE = File(uri="none", sha256="none")
-NO_TRAINING = Training(items=1, steps=0, tokens=0, truncated=0, losses=())
+NO_TRAINING = Training()
 
 
 def embedded(centred: bool = False, **roles: dict[str, list[float]]) -> Embedded:
@@ -31,4 +31,4 @@ def bank_of(members: dict[str, list[str]]) -> Bank:
         MetaLora(anchor=name, members=tuple(own), adapter=NO_FILE, training=NO_TRAINING)
         for name, own in members.items()
     )
-    return Bank(file=NO_FILE, members=loras, rank=1, scale=1.0)
+    return Bank(file=NO_FILE, members=loras)

@@ -45,8 +45,7 @@ def meta_lora(number: int, steps: int) -> MetaLora:
         anchor=f"anchor-{number}",
         members=(f"anchor-{number}",),
         adapter=folder.file("adapter"),
-        training=Training(items=9, steps=steps, tokens=99, truncated=0, losses=losses),
-        seconds=1.5,
+        training=Training(items=9, steps=steps, tokens=99, truncated=0, losses=losses, seconds=1.5),
     )
 
 
