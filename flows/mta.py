@@ -20,7 +20,6 @@ if __name__ == "__main__":
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import datetime
-from functools import partial
 from itertools import product
 from typing import Annotated, Any, Literal
 
@@ -30,20 +29,9 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from flows.lamp_task import lamp_task
+from flows.lamp_task import lamp_task, noted
 from tasks.compare import overall
-from tasks.config.options import (
-    AnchorOptions,
-    BaseOptions,
-    ComputeOptions,
-    FusionOptions,
-    PlanOptions,
-    PresetName,
-    RagOptions,
-    ScoringOptions,
-    StackingOptions,
-    TrainingOptions,
-)
+from tasks.config import options
 from tasks.config.run import RunConfig, resolve
 from tasks.errors import DiskFull, InputError, disk_full
 from tasks.lamp.options import (
@@ -67,76 +55,73 @@ from tasks.results.store import store
 from tasks.running.runner import everywhere, running, side_by_side
 from tasks.tracking.runs import log_ended, tracked
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
 
 @flow(name="mta", persist_result=False)
 def mta(
-    preset: PresetName = "embedded",
+    preset: options.PresetName = "embedded",
     data: str | None = None,
     lamp_tasks: list[str] | None = None,
     task: TaskOptions | str | None = None,
     methods: list[MethodName] | None = None,
     items_curve: list[Annotated[int, Field(ge=1)]] | None = None,
-    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None,
-    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] | None = None,
+    seed: Seed | None = None,
+    seeds: list[Seed] | None = None,
     synthetic: SyntheticOptions | None = None,
     lamp: LampOptions | None = None,
     model: str | None = None,
     split: SplitOptions | Literal["grouped", "published"] | None = None,
     prompt: PromptOptions | None = None,
-    base: BaseOptions | None = None,
-    anchors: AnchorOptions | None = None,
-    meta_lora: TrainingOptions | None = None,
-    fusion: FusionOptions | None = None,
-    stacking: StackingOptions | None = None,
-    oppu: TrainingOptions | None = None,
-    rag: RagOptions | None = None,
-    scoring: ScoringOptions | None = None,
+    base: options.BaseOptions | None = None,
+    anchors: options.AnchorOptions | None = None,
+    meta_lora: options.TrainingOptions | None = None,
+    fusion: options.FusionOptions | None = None,
+    stacking: options.StackingOptions | None = None,
+    oppu: options.TrainingOptions | None = None,
+    rag: options.RagOptions | None = None,
+    scoring: options.ScoringOptions | None = None,
     per_task: dict[str, dict[str, Any]] | None = None,
-    compute: ComputeOptions | None = None,
+    compute: options.ComputeOptions | None = None,
     dry_run: bool | None = None,
-    plan: PlanOptions | None = None,
+    plan: options.PlanOptions | None = None,
 ) -> State[Any]:
     """Personalise one language model to many users, and measure it.
 
+    Sections, such as `stacking`, replace only the fields given; tasks/config/options.py says what
+    each is. All others:
+
     Args:
-        preset: the values everything else starts from: `embedded` (a tiny model, minutes on a
-            laptop) or `paper` (the published hyper-parameters and model).
+        preset: what everything else starts from: `embedded` (a tiny model, minutes on a laptop) or
+            `paper` (the published hyper-parameters and model).
         data: `synthetic`, `lamp` (the benchmark's own files, downloaded), a LaMP user file, or a
             folder of LaMP files.
         lamp_tasks: the LaMP tasks to run.
-        task: a task of your own, as a YAML or JSON file or its content (docs/data.md); its users
-            are `data`.
+        task: one of your own, as a YAML or JSON file or its content; its users are `data`.
         methods: the methods that are compared (tasks/methods/).
         items_curve: numbers of items per few-shot user to score again with, for the report.
         seed: decides every random choice.
         seeds: several of them: everything once per seed, compared over all.
-        synthetic: the generated world. This and the sections below replace only the fields given.
-        lamp: which of the benchmark's files `data=lamp` takes, and from where.
         model: short for base.model.
         split: how users are divided where the data does not say; a text is its kind.
-        prompt: how an item becomes a question.
-        base: the frozen base model.
-        anchors: how users are embedded, clustered, and anchors chosen.
         meta_lora: how anchors' LoRAs are trained.
-        fusion: how a user's LoRA is merged from the bank.
-        stacking: the tiny LoRA on top.
         oppu: the method `oppu`, one LoRA per user from scratch.
-        rag: the method `rag`, items of the history in the prompt.
-        scoring: how questions are answered.
         per_task: sections that differ for a LaMP task: {"LaMP-3": {"stacking": {"rank": 2}}}.
-        compute: where it runs.
         dry_run: do nothing but say what the run would take: steps, FLOPs, memory, hours, disk.
-        plan: the machine that `dry_run` estimates for.
     """
-    given = {
+    return outcome({name: value for name, value in locals().items() if value is not None})
+
+
+def outcome(given: dict[str, Any]) -> State[Any]:
+    """The benchmark, or its plan, with the parameters that are given."""
+    values = {
         name: value.model_dump(mode="json", exclude_unset=True)
         if isinstance(value, Options)
         else value
-        for name, value in locals().items()
-        if value is not None
+        for name, value in given.items()
     }
     try:
-        config = everywhere(resolve(given))
+        config = everywhere(resolve(values))
         for line in data_lines(config):
             log(line, warning=True)
         store().sweep()
@@ -161,19 +146,17 @@ def benchmark(config: RunConfig) -> State[Any]:
     settings = config.model_dump(mode="json")
     run = Run(id=run_id, name=name, date=now(), report=report_name(name, run_id), config=settings)
     with tracked(run) as page:
-        show_configuration(config, page)
+        shown = f"```json\n{config.model_dump_json(indent=2)}\n```"
+        create_markdown_artifact(key="configuration", markdown=shown)
+        if page:
+            create_link_artifact(link=page, link_text="This run in MLflow", key="mlflow-run")
+            log(f"MLflow: {page}")
         cells, missing = all_cells(config)
         if not cells:
             raise StageFailed("; ".join(missing))
         mean = overall(tuple(one.compared for one in cells))
-        run = run.model_copy(
-            update={
-                "cells": tuple(cells),
-                "overall": mean,
-                "missing": tuple(missing),
-                "date": now(),
-            }
-        )
+        found = {"cells": tuple(cells), "overall": mean, "missing": tuple(missing)}
+        run = run.model_copy(update={**found, "date": now()})
         # What was found out must not depend on MLflow answering.
         write_run(run)
         run = publish(run)
@@ -192,23 +175,19 @@ def all_cells(config: RunConfig) -> tuple[list[Cell], list[str]]:
 
     One that fails leaves the others.
     """
-    pairs = list(product(config.all_seeds, config.lamp_tasks))
-    cells: list[Cell] = []
-    missing: list[str] = []
+    pairs = product(config.all_seeds, config.lamp_tasks)
     with ThreadPoolExecutor(side_by_side(config), thread_name_prefix="cell") as pool:
         # Prefect keeps what flow run this is, and the log, in the context.
-        calls = [partial(one_cell, config, seed, name) for seed, name in pairs]
-        futures = [pool.submit(copy_context().run, call) for call in calls]
+        futures = [
+            pool.submit(copy_context().run, one_cell, config, seed, name) for seed, name in pairs
+        ]
         try:
-            for future in futures:
-                found, lines = future.result()
-                missing += lines
-                if found:
-                    cells.append(found)
+            found = [future.result() for future in futures]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return cells, missing
+    missing = [line for _, lines in found for line in lines]
+    return [cell for cell, _ in found if cell], missing
 
 
 def one_cell(config: RunConfig, seed: int, name: str) -> tuple[Cell | None, list[str]]:
@@ -225,24 +204,11 @@ def one_cell(config: RunConfig, seed: int, name: str) -> tuple[Cell | None, list
         if items == own.split.few_shot_items:
             continue  # that is the cell itself
         CELL.set(f"{own.name}, {items} items")
-        try:
+        with noted(f"{own.name} with {items} items", missing):
             point = lamp_task(config.for_task(name, seed, items), known=cell)
-        except InputError as error:
-            missing.append(f"{own.name} with {items} items: {error}")
-            continue
-        curve[items] = point.compared
-        missing += [f"with {items} items: {line}" for line in point.missing]
+            curve[items] = point.compared
+            missing += [f"with {items} items: {line}" for line in point.missing]
     return cell.model_copy(update={"curve": curve, "missing": tuple(missing)}), missing
-
-
-def show_configuration(config: RunConfig, page: str | None) -> None:
-    """The resolved configuration and the way to MLflow, in the Prefect UI."""
-    create_markdown_artifact(
-        key="configuration", markdown=f"```json\n{config.model_dump_json(indent=2)}\n```"
-    )
-    if page:
-        create_link_artifact(link=page, link_text="This run in MLflow", key="mlflow-run")
-        log(f"MLflow: {page}")
 
 
 def now() -> str:
