@@ -21,8 +21,7 @@ from tasks.config.options import AnchorOptions, TrainingOptions
 from tasks.config.task import derive_seed
 from tasks.embed import read_embeddings
 from tasks.log import log
-from tasks.method.clusters import cluster
-from tasks.method.refit import assign, large_clusters, nearest, shown, to_ask
+from tasks.method.clusters import assign, cluster, large_clusters, nearest, shown, to_ask
 from tasks.prepare import users_of
 from tasks.record import File
 from tasks.results.models import Clusters, Embedded, Setting

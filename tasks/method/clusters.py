@@ -1,4 +1,5 @@
-"""Clusters of anchor candidates, and which anchors are chosen from them.
+"""Clusters of anchor candidates, who moves where when they are fitted again by evidence
+(tasks/clusters.py has the rounds), and which anchors are chosen from them.
 
 HDBSCAN finds how many clusters there are, so it cannot be told how many anchors are wanted. The
 count is met like this: within each cluster candidates stand by the length of their history, and
@@ -13,7 +14,9 @@ each.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import zip_longest
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 from tasks.config.options import AnchorOptions
 
 Floats = NDArray[np.floating]
+T = TypeVar("T")
 
 
 def cluster(points: Floats, options: AnchorOptions, seed: int) -> list[int]:
@@ -103,6 +107,45 @@ def whole_clusters(ids: list[str], labels: list[int]) -> dict[str, list[str]]:
         f"cluster-{k}": [user_id for user_id, label in found if label == k]
         for k in sorted(set(labels) - {-1})
     }
+
+
+def large_clusters(labels: Sequence[int], size: int) -> list[int]:
+    """The numbers, in order, of the clusters with `size` members or more; noise (-1) is none."""
+    return [k for k in sorted(set(labels) - {-1}) if labels.count(k) >= size]
+
+
+def shown(items: Sequence[list[T]], labels: Sequence[int], clusters: list[int]) -> list[list[T]]:
+    """What each of `clusters` is trained on: the first, third, ... item of its members."""
+    pairs = list(zip(items, labels, strict=True))
+    return [[one for own, label in pairs if label == k for one in own[0::2]] for k in clusters]
+
+
+def to_ask(nearest: Sequence[Sequence[int]], clusters: list[int]) -> list[list[bool]]:
+    """[U, K]: which of `clusters` each candidate is asked: the nearest that are left, or all."""
+    return [
+        [k in own for k in clusters] if set(own) & set(clusters) else [True] * len(clusters)
+        for own in nearest
+    ]
+
+
+def assign(
+    labels: Sequence[int], evidence: Floats, items: list[int], clusters: list[int]
+) -> list[int]:
+    """Each candidate's cluster by `evidence` [U, K] for `clusters` [K], the first of equals.
+
+    A candidate without held-out `items` stays, or becomes noise where its cluster was given up.
+    """
+    best = np.argmax(evidence, axis=1)
+    return [
+        clusters[k] if count else label if label in clusters else -1
+        for k, count, label in zip(best, items, labels, strict=True)
+    ]
+
+
+def nearest(evidence: Floats, clusters: list[int], count: int) -> list[list[int]]:
+    """Each candidate's `count` likeliest of `clusters`, best first, by `evidence` [U, K]."""
+    order = np.argsort(-evidence, axis=1, kind="stable")[:, :count]
+    return [[clusters[k] for k in own] for own in order.tolist()]
 
 
 def plane(points: Floats, others: Floats) -> Floats:

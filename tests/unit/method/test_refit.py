@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.method.refit import assign, large_clusters, to_ask
+from tasks.method.clusters import assign, large_clusters, to_ask
 
 
 def test_small_clusters_and_noise_are_given_up() -> None:
