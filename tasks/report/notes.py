@@ -118,7 +118,8 @@ def seed_lines(cells: Iterable[Cell]) -> list[str]:
         """One number per seed; nan where a cell has none."""
         seeds = by_seed.values()
         points = [[one.estimate(method, metric).point for one in own.values()] for own in seeds]
-        return np.array(points, dtype=np.float64).mean(axis=1)
+        table: NDArray[np.float64] = np.array(points, dtype=np.float64)
+        return np.asarray(table.mean(axis=1))
 
     found = [(f"mean score, {a} - {b}", "+.4f", means(a) - means(b)) for a, b in CLAIMS]
     found.append(("share of the attainable, mta", ".3f", means("mta", "share_of_attainable")))
