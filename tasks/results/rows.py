@@ -23,8 +23,8 @@ Row = TypeVar("Row")
 class Rows(Generic[Row]):
     """The rows of a batch: those known from earlier batches, and those that are to be made.
 
-    missing: the places of `keys` whose row is to be made, once per key; `add` takes the first of
-    them. `folder` stores all rows of the batch, or the first that are missing.
+    missing: the places of `keys` whose row is to be made, once per key; `add` takes them in that
+    order. `folder` stores all rows of the batch, or the first that are missing.
     """
 
     def __init__(
@@ -36,18 +36,19 @@ class Rows(Generic[Row]):
         first = {key: number for number, key in reversed(list(enumerate(keys)))}
         self.missing = sorted(n for key, n in first.items() if key not in self._known)
 
-    def add(self, made: Iterable[Row]) -> None:
-        """The rows of `missing`, in order: all, or the first."""
-        rows = list(made)
-        first, self.missing = self.missing[: len(rows)], self.missing[len(rows) :]
-        self._known |= zip((self.keys[number] for number in first), rows, strict=True)
+    def add(self, made: Iterable[Row], first: int | None = None) -> None:
+        """The rows of `missing`, in order, or of its `first` so many."""
+        some = self.missing[:first]
+        for number, row in zip(some, made, strict=True):
+            self._known[self.keys[number]] = row
+        self.missing = self.missing[len(some) :]
 
     def all(self) -> list[Row]:
         """Every row, in the order of the keys."""
         return [self._known[key] for key in self.keys]
 
     def folder(self, first: int | None = None) -> AbstractContextManager[Folder]:
-        """A folder to write all rows into, or so many of `missing`; they are found there then."""
+        """A folder to write all rows into, or so many of `missing`; then they are found there."""
         keys = self.keys
         if first is not None:
             keys = [self.keys[number] for number in self.missing[:first]]

@@ -59,7 +59,7 @@ def tokens_of(
         for part in _portions(made):
             with rows.folder(first=len(part)) as folder:
                 write_tokens(folder.path / FILE, part)
-            rows.add(_read(folder.file()))
+            rows.add(_read(folder.file()), first=len(part))
             progress.update(len(missing) - len(rows.missing))
     return rows.all()
 
