@@ -57,4 +57,5 @@ def unit_rows(
     found = vectors if centre is None else vectors - centre
     if matrix is not None:
         found = found @ matrix
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    return np.asarray(found / np.maximum(lengths, 1e-12))
