@@ -22,7 +22,7 @@ from tasks.running.slots import gpu_slot
 from tasks.stacking import WORK, Adapted, Batch, merged_and_trained, write_work
 from tasks.text.loading import LIBRARIES, load
 from tasks.text.questions import asked, content
-from tasks.text.tokens import tokens_of
+from tasks.text.tokens import by_question, tokens_of
 from tasks.training import engine_of
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _answer(
     """
     questions, base = batch.setting.questions, batch.setting.base
     users = [batch.users[number] for number in numbers]
-    labels = questions.task.labels if how.answer == "likelihood" else ()
+    labels = () if how.answer == "generate" else questions.task.labels
     with gpu_slot():
         started = time.perf_counter()
         loaded = load(base, batch.setting.compute, how.quantisation)
@@ -161,12 +161,8 @@ def _answer(
         engine = engine_of(base.engine)
         with engine.grouped(loaded.model, layers_of) as layers:
             if labels:
-                many = len(labels)
-                choices = [
-                    [mine[start : start + many] for start in range(0, len(mine), many)]
-                    for mine in samples
-                ]
-                best = engine.likeliest(loaded, layers, choices, parts)
+                choices = [by_question(mine, len(labels)) for mine in samples]
+                best = engine.choose(loaded, layers, choices, parts, how.answer)
                 answered = [[labels[number] for number in mine] for mine in best]
             else:
                 most = questions.task.max_new_tokens

@@ -159,13 +159,15 @@ class RagOptions(Options):
 
 
 class ScoringOptions(Options):
-    """How questions are answered: by greedy decoding, or by the likeliest of the task's labels.
+    """How questions are answered: by greedy decoding, or by one of the task's labels.
 
+    answer: `likelihood` takes the likeliest label; `constrained` decodes greedily, but writes none
+    but labels. Both run the prompt once.
     metrics: LaMP's own rules, or those of MTA's published scorer (docs/method.md, Scoring).
     tokens: ROUGE's words: LaMP's, of a to z and digits, or `unicode`, those of any script.
     """
 
-    answer: Literal["generate", "likelihood"] = "generate"
+    answer: Literal["generate", "likelihood", "constrained"] = "generate"
     metrics: Literal["lamp", "mta_published"] = "lamp"
     tokens: Literal["lamp", "unicode"] = "lamp"
 

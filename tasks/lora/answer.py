@@ -1,4 +1,4 @@
-"""Answering for many users at once: greedy decoding, and likelihoods of given answers."""
+"""Answering for many users at once: greedy decoding, or the best of given answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.lora.adapters import LoraBatch
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, collate
 from tasks.lora.cost import BATCH_FACTOR, forward_limit
-from tasks.lora.forward import label_losses, row_limit, sum_by
+from tasks.lora.forward import label_losses, may_pack, row_limit, sum_by
 from tasks.lora.group_train import default_positions
 from tasks.lora.grouped import Layers, assigned
 from tasks.lora.packing import ONE_PER_ROW, Span, pack, span_batches, work_off
@@ -78,24 +78,48 @@ def log_likelihoods(
     return results
 
 
-def likeliest(
+@torch.no_grad()
+def choose(
     base: Base,
     layers: Layers,
     samples: Sequence[Sequence[Sequence[Encoded]]],
     parts: Parts,
+    how: str = "likelihood",
     positions: int | None = None,
 ) -> list[list[int]]:
-    """Per user and question: which of the possible answers has the largest log p (the first).
+    """Per user and question: the number of the best of the possible answers (the first of equals).
 
     samples: per user and question, one sample per possible answer. Its end counts, so no answer
-    wins by being the start of another.
+    wins by being the start of another. how: `likelihood`, the largest log p of the whole answer; or
+    `constrained`, the one that greedy decoding ends at if it may only write one of them. The prompt
+    runs once per question, as what the longest answer leaves of it.
     """
-    flat = [[*chain(*own)] for own in samples]
-    scores = log_likelihoods(base, layers, flat, parts, positions)
-    return [
-        [int(one.argmax()) for one in own_scores.split([len(question) for question in own])]
-        for own, own_scores in zip(samples, scores, strict=True)
-    ]
+    shared = may_pack(base.model)
+    asked = [[*map(on_one_prompt, own)] if shared else [*chain(*own)] for own in samples]
+    by_user, rows = dict(enumerate(asked)), row_limit(base, asked)
+    found: list[list[list[Tensor]]] = [[[]] * len(own) for own in asked]
+
+    def measure(batch: list[Span]) -> None:
+        with assigned(layers, *parts([user for user, _ in batch])):
+            log_p = iter(_token_log_p(base, [asked[user][span] for user, span in batch], rows))
+        for user, span in batch:
+            for number in range(span.start, span.stop):
+                found[user][number] = [next(log_p) for _ in asked[user][number].choices or [()]]
+
+    limit = positions or forward_positions(base)
+    work_off(span_batches(by_user, rows, limit), by_user, measure)
+    best = _likeliest if how == "likelihood" else _greediest
+    chosen = []
+    for own, log_p in zip(samples, found, strict=True):
+        each = iter(chain(*log_p))
+        chosen.append([best([(one.answer, next(each)) for one in question]) for question in own])
+    return chosen
+
+
+def on_one_prompt(samples: Sequence[Encoded]) -> Encoded:
+    """A question's possible answers, one sample each, as one sample that runs the prompt once."""
+    prompt = min((sample.prompt for sample in samples), key=len)
+    return Encoded(prompt, [], choices=tuple(sample.answer for sample in samples))
 
 
 def evidence(
@@ -150,6 +174,31 @@ def _log_p(base: Base, samples: Sequence[Sequence[Encoded]], rows: int) -> Seque
     losses = sum_by(label_losses(base, packed), packed.sample, sum(counts))
     log_p: Sequence[Tensor] = (-losses).cpu().split(counts)
     return log_p
+
+
+def _token_log_p(base: Base, samples: Sequence[Sequence[Encoded]], rows: int) -> Sequence[Tensor]:
+    """log p of each token of each answer, in one pass; of all users' answers in order."""
+    packed = pack(samples, base.tokenizer.pad_token_id, rows).to(base.device)
+    counts = packed.sample.bincount()
+    log_p = -label_losses(base, packed)[packed.sample.argsort(stable=True)]
+    each: Sequence[Tensor] = log_p.cpu().split(counts.tolist())
+    return each
+
+
+def _likeliest(answers: Sequence[tuple[list[int], Tensor]]) -> int:
+    """answers: their tokens, and log p of each token."""
+    return int(torch.stack([log_p.sum() for _, log_p in answers]).argmax())
+
+
+def _greediest(answers: Sequence[tuple[list[int], Tensor]]) -> int:
+    """The answer that greedy decoding over the tree of all answers ends at."""
+    left, depth = [*range(len(answers))], 0
+    while len(left) > 1 and all(len(answers[n][0]) > depth for n in left):
+        best = max(left, key=lambda n: float(answers[n][1][depth]))
+        token = answers[best][0][depth]
+        left = [n for n in left if answers[n][0][depth] == token]
+        depth += 1
+    return left[0]
 
 
 def _greedy(base: Base, questions: Sequence[Encoded], max_new_tokens: int) -> list[str]:

@@ -25,16 +25,25 @@ _TEMPLATE_OPTIONS = {"date_string": "26 Jul 2024", "enable_thinking": False}
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one sample; a question has no `answer`."""
+    """Token ids of one sample; a question has no `answer`.
+
+    choices: possible answers that share the prompt, in place of `answer`: the prompt runs once.
+    """
 
     prompt: list[int]
     answer: list[int]
     truncated: bool = False
+    choices: tuple[list[int], ...] = ()
 
     @property
     def length(self) -> int:
-        """Tokens of both."""
-        return len(self.prompt) + len(self.answer)
+        """Tokens of all that is run. The last token of a choice is only predicted."""
+        return len(self.prompt) + len(self.answer) + sum(len(one) - 1 for one in self.choices)
+
+    @property
+    def labels(self) -> int:
+        """Tokens that are predicted."""
+        return sum(map(len, self.choices or [self.answer]))
 
 
 def encode(base: Base, prompt: str, answer: str | None) -> Encoded:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -36,16 +37,18 @@ FILLED, MOST_PADDING = 1 / 32, 0.095
 class Packed:
     """U users as n rows each of T tokens, user-major, with N labels.
 
-    input_ids, position_ids, segments [U * n, T]: segment 0 is padding. label, sample, user [N]: a
-    label's token, the number of its sample, of its user. source [N]: the position that predicts it,
-    in [U * n * T]. picks [U, M]: these positions user by user, filled up with the user's first one;
-    slot [N]: a label's place in [U * M].
+    input_ids, position_ids, segments, branches [U * n, T]: segment 0 is padding; branch 0 is seen
+    by all of its segment, any other (a choice) by itself only. label, sample, user [N]: a label's
+    token, the number of its sample (a choice counts as one), of its user. source [N]: the position
+    that predicts it, in [U * n * T]. picks [U, M]: these positions user by user, filled up with the
+    user's first one; slot [N]: a label's place in [U * M].
     """
 
     users: int
     input_ids: Tensor
     position_ids: Tensor
     segments: Tensor
+    branches: Tensor
     source: Tensor
     label: Tensor
     sample: Tensor
@@ -63,7 +66,9 @@ class Packed:
         length = self.segments.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.segments.device).tril()
         same = self.segments[:, :, None] == self.segments[:, None, :]
-        allowed = (same & causal)[:, None]
+        branch = self.branches[:, None, :]
+        seen = (branch == 0) | (branch == self.branches[:, :, None])
+        allowed = (same & causal & seen)[:, None]
         if not additive:
             return allowed
         return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
@@ -194,28 +199,33 @@ def _halves(user: int, span: slice) -> list[Span]:
 
 def pack(per_user: Sequence[Sequence[Encoded]], pad: int, limit: int) -> Packed:
     """One packed batch of the users' samples; users with fewer rows get rows of padding."""
-    # Of each sample, user by user: its user, its number, its row and where in the row it begins.
+    # Of each sample, user by user: its user, its first number, its row and where it begins there.
     places: list[tuple[Encoded, int, int, int, int]] = []
     plans = [rows_of([sample.length for sample in own], limit) for own in per_user]
     rows, first, width = max(map(len, plans)), 0, 1
     for user, (own, plan) in enumerate(zip(per_user, plans, strict=True)):
+        numbers = [first + n for n in accumulate((len(one.choices) or 1 for one in own), initial=0)]
         for row, chosen in enumerate(plan, user * rows):
             begin = 0
-            for number in chosen:
-                places.append((own[number], user, first + number, row, begin))
-                begin += own[number].length
+            for sample in chosen:
+                places.append((own[sample], user, numbers[sample], row, begin))
+                begin += own[sample].length
             width = max(width, begin)
-        first += len(own)
+        first = numbers[-1]
     ids = np.full((len(plans) * rows, width), pad)
-    positions, segments = np.zeros_like(ids), np.zeros_like(ids)
+    positions, segments, branches = np.zeros_like(ids), np.zeros_like(ids), np.zeros_like(ids)
     labels: list[tuple[int, int, int, int]] = []
     for sample, user, number, row, begin in places:
         place = (row, slice(begin, begin + sample.length))
-        ids[place] = sample.prompt + sample.answer
-        positions[place] = np.arange(sample.length)
         segments[place] = number + 1
-        before = row * width + begin + len(sample.prompt) - 1
-        labels += [(before + n, token, number, user) for n, token in enumerate(sample.answer)]
+        if sample.choices:
+            ids[place], positions[place], branches[place], found = _branched(sample)
+        else:
+            ids[place] = sample.prompt + sample.answer
+            positions[place] = np.arange(sample.length)
+            before = len(sample.prompt) - 1
+            found = [(before + n, token, 0) for n, token in enumerate(sample.answer)]
+        labels += [(row * width + begin + n, token, number + m, user) for n, token, m in found]
     source, label, of_sample, owner = torch.tensor(labels).reshape(-1, 4).long().T.contiguous()
     counts = torch.bincount(owner, minlength=len(plans))
     column = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
@@ -226,6 +236,7 @@ def pack(per_user: Sequence[Sequence[Encoded]], pad: int, limit: int) -> Packed:
         input_ids=torch.from_numpy(ids),
         position_ids=torch.from_numpy(positions),
         segments=torch.from_numpy(segments),
+        branches=torch.from_numpy(branches),
         source=source,
         label=label,
         sample=of_sample,
@@ -233,5 +244,22 @@ def pack(per_user: Sequence[Sequence[Encoded]], pad: int, limit: int) -> Packed:
         picks=picks,
         slot=owner * picks.shape[1] + column,
         tokens=sum(sample.length for sample, *_ in places),
-        one_per_row=limit == ONE_PER_ROW,
+        one_per_row=limit == ONE_PER_ROW and not any(sample.choices for sample, *_ in places),
     )
+
+
+def _branched(
+    sample: Encoded,
+) -> tuple[list[int], list[int], list[int], list[tuple[int, int, int]]]:
+    """A prompt with its choices after it: ids, positions, branches; and of each label the place
+    that predicts it, its token, the number of its choice."""
+    end = len(sample.prompt)
+    ids, positions, branches = [*sample.prompt], [*range(end)], [0] * end
+    labels = []
+    for number, choice in enumerate(sample.choices):
+        sources = [end - 1, *range(len(ids), len(ids) + len(choice) - 1)]
+        labels += [(n, token, number) for n, token in zip(sources, choice, strict=True)]
+        ids += choice[:-1]
+        positions += range(end, end + len(choice) - 1)
+        branches += [number + 1] * (len(choice) - 1)
+    return ids, positions, branches, labels

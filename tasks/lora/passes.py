@@ -79,6 +79,6 @@ def _passes(samples: ByUser, positions: int, packs: bool) -> list[Pass]:
         users = [samples[user][span] for user, span in batch]
         sizes = [footprint(own, limit) for own in users]
         rows, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
-        labels = [sum(len(one.answer) for one in own) for own in users]
+        labels = [sum(one.labels for one in own) for own in users]
         passes.append(Pass(len(users), rows, width, len(users) * max(labels), sum(labels)))
     return passes

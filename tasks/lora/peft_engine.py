@@ -142,15 +142,19 @@ def answer_users(
     return _one_by_one(base, questions, parts, ask)
 
 
-def likeliest(
-    base: Base, layers: Layers, samples: Sequence[Sequence[Sequence[Encoded]]], parts: Parts
+def choose(
+    base: Base,
+    layers: Layers,
+    samples: Sequence[Sequence[Sequence[Encoded]]],
+    parts: Parts,
+    how: str = "likelihood",
 ) -> list[list[int]]:
-    """As `answer.likeliest`."""
+    """As `answer.choose`."""
 
-    def choose(own: Sequence[Sequence[Encoded]]) -> list[list[int]]:
-        return answer.likeliest(base, layers, [own], _attached, 1)
+    def best(own: Sequence[Sequence[Encoded]]) -> list[list[int]]:
+        return answer.choose(base, layers, [own], _attached, how, 1)
 
-    return _one_by_one(base, samples, parts, choose)
+    return _one_by_one(base, samples, parts, best)
 
 
 def evidence(

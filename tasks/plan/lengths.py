@@ -23,7 +23,7 @@ Lengths = list[Encoded]
 
 
 def count_tokens(samples: Iterable[Encoded]) -> int:
-    return sum(len(one.prompt) + len(one.answer) for one in samples)
+    return sum(one.length for one in samples)
 
 
 def assumed_clusters(options: AnchorOptions, count: int, seed: int) -> tuple[list[int], int]:

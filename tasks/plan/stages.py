@@ -18,6 +18,7 @@ from tasks.config.options import (
     TrainingOptions,
 )
 from tasks.embed import WHITENED, Embedding
+from tasks.lora.answer import on_one_prompt
 from tasks.lora.grouped import Shapes
 from tasks.method.clusters import members_of
 from tasks.plan import work as cost_of
@@ -31,6 +32,7 @@ from tasks.results.models import Anchors, Bank, Base, Clusters, Merged, MetaLora
 from tasks.results.stage import CELL
 from tasks.task_adapt import KINDS, chosen_items
 from tasks.text.encoder import Encoder
+from tasks.text.tokens import by_question
 
 # Bytes of a row in a table, about.
 ROW = 100
@@ -243,8 +245,11 @@ class Planner:
             work = cost_of.train(model, training, samples, below)
             own = 4 * model.lora(training).width
             self._add("training", work, how.method, disk=len(user_ids) * (own + 2 * ROW))
-        if how.answer == "likelihood" and questions.task.labels:
-            samples = tokens("choices", questions, users, user_ids)
+        if how.answer != "generate" and (many := len(questions.task.labels)):
+            samples = [
+                [*map(on_one_prompt, by_question(mine, many))]
+                for mine in tokens("choices", questions, users, user_ids)
+            ]
             work = cost_of.likelihoods(model, samples, below, training)
         else:
             samples = tokens("queries", questions, users, user_ids)

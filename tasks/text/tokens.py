@@ -7,7 +7,7 @@ queries, the prompt, the tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,6 +83,11 @@ def samples_of(questions: Questions, loaded: LoadedBase, kind: Kind, user: User)
     if kind == "choices":
         asked = [replace(one, answer=label) for one in asked for label in questions.task.labels]
     return [encode(loaded, one.prompt, None if kind == "queries" else one.answer) for one in asked]
+
+
+def by_question(samples: Sequence[Encoded], choices: int) -> list[Sequence[Encoded]]:
+    """One user's samples of the kind `choices`, question by question; choices: of each."""
+    return [samples[start : start + choices] for start in range(0, len(samples), choices)]
 
 
 def _portions(users: Iterable[list[Encoded]]) -> Iterator[list[list[Encoded]]]:

@@ -27,7 +27,7 @@ from tests.unit.lora.peft_reference import answer_ids, attached, likelihood
 from tests.unit.lora.test_answer import QUESTIONS, SAMPLES, Users
 from tests.unit.lora.test_architectures import WIDE, base_of
 from tests.unit.lora.test_checkpoint import Killed, at, killer
-from tests.unit.lora.test_likeliest import asked
+from tests.unit.lora.test_choose import asked
 
 EXPERTS = ["mixtral", "qwen3_moe"]
 LFM2 = WIDE | {
@@ -108,11 +108,11 @@ def test_answers_as_the_grouped_engine(fresh_base: MakeBase) -> None:
     wanted_of = torch.arange(len(SAMPLES) * 2).reshape(-1, 2) % 3 < 2
     with grouped(base.model, list(users.shapes)) as wrapped:
         answers = answer.answer_users(base, wrapped, questions, users.parts, 6)
-        chosen = answer.likeliest(base, wrapped, choices, users.parts)
+        chosen = answer.choose(base, wrapped, choices, users.parts)
         scores = answer.log_likelihoods(base, wrapped, SAMPLES, users.parts)
         table = answer.evidence(base, wrapped, SAMPLES, anchors, asked=wanted_of)
     assert peft_engine.answer_users(base, layers, questions, users.parts, 6) == answers
-    assert peft_engine.likeliest(base, layers, choices, users.parts) == chosen
+    assert peft_engine.choose(base, layers, choices, users.parts) == chosen
     for got, wanted in zip(log_likelihoods(base, SAMPLES, users.parts), scores, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
     got = peft_engine.evidence(base, layers, SAMPLES, iter(anchors), asked=wanted_of)

@@ -165,9 +165,7 @@ def test_users_steps_and_tokens(case: Case) -> None:
     if adapted := case.done.base.training:
         for of in ("items", "steps", "tokens"):
             assert case.sum("task adaptation", of) == getattr(adapted, of)
-    assert [work.items for work in case.works("scoring")] == [
-        20 * (15 if case.config.scoring.answer == "likelihood" else 1)
-    ] * 3
+    assert [work.items for work in case.works("scoring")] == [20] * 3
 
 
 def test_flops(case: Case) -> None:

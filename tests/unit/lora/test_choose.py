@@ -1,4 +1,4 @@
-"""The likeliest of given answers, and answering when memory runs out."""
+"""The best of given answers, and answering when memory runs out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import torch
 from tasks.errors import InputError
 from tasks.lora import answer, packing
 from tasks.lora.adapters import LoraBatch
-from tasks.lora.answer import answer_users, likeliest, log_likelihoods
+from tasks.lora.answer import answer_users, choose, log_likelihoods
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
-from tasks.lora.grouped import Layers, grouped
+from tasks.lora.forward import label_losses, sum_by
+from tasks.lora.grouped import Layers, assigned, grouped
+from tasks.lora.packing import ONE_PER_ROW, pack
 from tests.unit.lora.helpers import MakeBase, linear_shapes, random_lora, sample, stacked
 from tests.unit.lora.peft_reference import attached, by_hand, likelihood
 
@@ -77,7 +79,7 @@ def test_is_the_largest_likelihood_of_stock_peft(
     users: Users, layers: Layers, wanted: list[list[list[float]]], positions: int | None
 ) -> None:
     """So is every label's own likelihood; labels of any length win."""
-    got = likeliest(users.base, layers, asked(), users.parts, positions)
+    got = choose(users.base, layers, asked(), users.parts, positions=positions)
     assert got == [[one.index(max(one)) for one in own] for own in wanted]
     # The cases differ, or the index could come from anywhere.
     assert len({number for own in got for number in own}) > 1
@@ -87,15 +89,53 @@ def test_is_the_largest_likelihood_of_stock_peft(
         assert found.tolist() == pytest.approx([x for one in own for x in one], rel=1e-5)
 
 
-def test_ties_go_to_the_first(
-    users: Users, layers: Layers, monkeypatch: pytest.MonkeyPatch
+def test_the_prompt_is_run_once(
+    users: Users, layers: Layers, wanted: list[list[list[float]]]
 ) -> None:
-    """By hand: of 5 labels per question, the second and third alike; all alike; the last two."""
-    scores = [[-3, -1, -1, -2, -9, *[-4] * 5], [-7, -5, -6, -2, -2], [-1] * 20]
-    given = [torch.tensor(own, dtype=torch.float32) for own in scores]
-    monkeypatch.setattr(answer, "log_likelihoods", lambda *_given: given)
-    got = likeliest(users.base, layers, asked(), users.parts)
-    assert got == [[1, 0], [3], [0, 0, 0, 0]]
+    """Choices on one prompt have the likelihoods of stock PEFT, which runs it for each of them."""
+    shared = [[Encoded(p, [], choices=tuple(LABELS)) for p in own] for own in QUESTIONS]
+    ends = sum(len(label) - 1 for label in LABELS)
+    assert [one.length for one in shared[0]] == [len(p) + ends for p in QUESTIONS[0]]
+    flat = [x for own in wanted for question in own for x in question]
+    for limit in (ONE_PER_ROW, 60):
+        packed = pack(shared, users.base.tokenizer.pad_token_id, limit)
+        assert packed.tokens == sum(one.length for own in shared for one in own)
+        with assigned(layers, *users.parts(range(len(COUNTS)))), torch.no_grad():
+            losses = label_losses(users.base, packed)
+        got = -sum_by(losses, packed.sample, len(flat))
+        assert got.tolist() == pytest.approx(flat, rel=1e-5)
+
+
+def test_ties_go_to_the_first(users: Users, layers: Layers) -> None:
+    """The same answer twice has the same likelihood."""
+    (best,), *_ = choose(users.base, layers, asked()[1:2], users.parts)
+    twice = [LABELS[best], *LABELS, LABELS[best]]
+    for how in ("likelihood", "constrained"):
+        got = choose(users.base, layers, asked(twice)[1:2], users.parts, how)
+        assert how == "constrained" or got == [[0]]
+        assert got[0][0] < len(twice) - 1
+
+
+@pytest.mark.parametrize("positions", [1, None])
+def test_constrained_is_greedy_decoding_among_the_answers(
+    fresh_base: MakeBase, users: Users, layers: Layers, positions: int | None
+) -> None:
+    """By stock PEFT, one token after the other, of those that still lead to an answer."""
+    wanted = []
+    for user, own in enumerate(QUESTIONS):
+        model = attached(fresh_base().model, own=users.loras[user])
+        for prompt in own:
+            written: list[int] = []
+            while written not in LABELS:
+                leads = {one[len(written)] for one in LABELS if one[: len(written)] == written}
+                with torch.no_grad():
+                    logits = model(input_ids=torch.tensor([[*prompt, *written]])).logits[0, -1]
+                written.append(max(leads, key=lambda token: float(logits[token])))
+            wanted.append(LABELS.index(written))
+    got = choose(users.base, layers, asked(), users.parts, "constrained", positions)
+    assert [number for own in got for number in own] == wanted
+    likeliest = choose(users.base, layers, asked(), users.parts, positions=positions)
+    assert got != likeliest  # or the two ways could be one
 
 
 def test_the_start_of_another_label_does_not_win_by_that(fresh_base: MakeBase) -> None:
@@ -118,18 +158,18 @@ def test_the_start_of_another_label_does_not_win_by_that(fresh_base: MakeBase) -
     assert short > long
     assert long + log_p[2, 2] > short + log_p[1, 2] + 0.5
     samples = [Encoded(prompt, [first, 2]), Encoded(prompt, [first, second, 2])]
-    assert likeliest(base, {}, [[samples]], lambda _users: (None, None)) == [[1]]
+    assert choose(base, {}, [[samples]], lambda _users: (None, None)) == [[1]]
     without = [replace(item, answer=item.answer[:-1]) for item in samples]
-    assert likeliest(base, {}, [[without]], lambda _users: (None, None)) == [[0]]
+    assert choose(base, {}, [[without]], lambda _users: (None, None)) == [[0]]
 
 
 def test_questions_may_have_different_numbers_of_answers(users: Users, layers: Layers) -> None:
     """A user without questions among them."""
-    alone = likeliest(users.base, layers, asked(), users.parts)
+    alone = choose(users.base, layers, asked(), users.parts)
     some = asked()
     some[0][1] = some[0][1][3:]
     some[1] = []
-    got = likeliest(users.base, layers, some, users.parts)
+    got = choose(users.base, layers, some, users.parts)
     assert (got[0][0], got[1], got[2]) == (alone[0][0], [], alone[2])
     two = log_likelihoods(users.base, layers, [some[0][1]], users.parts)[0]
     assert got[0][1] == int(two[1] > two[0])
