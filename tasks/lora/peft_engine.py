@@ -28,7 +28,8 @@ from tasks.lora.grouped import Layers, Shapes, fresh
 from tasks.lora.targets import AnyModel, Names, sizes_of
 from tasks.lora.train import Outcome, Training, epochs, fit
 
-Own, Result = TypeVar("Own"), TypeVar("Result")
+Own = TypeVar("Own")
+Result = TypeVar("Result")
 
 
 def shapes_of(
