@@ -187,12 +187,13 @@ def _token_log_p(base: Base, samples: Sequence[Sequence[Encoded]], rows: int) ->
 
 def _likeliest(answers: Sequence[tuple[list[int], Tensor]]) -> int:
     """answers: their tokens, and log p of each token."""
-    return int(torch.stack([log_p.sum() for _, log_p in answers]).argmax())
+    return max(range(len(answers)), key=lambda n: float(answers[n][1].sum()))
 
 
 def _greediest(answers: Sequence[tuple[list[int], Tensor]]) -> int:
     """The answer that greedy decoding over the tree of all answers ends at."""
-    left, depth = [*range(len(answers))], 0
+    left: list[int] = list(range(len(answers)))
+    depth = 0
     while len(left) > 1 and all(len(answers[n][0]) > depth for n in left):
         best = max(left, key=lambda n: float(answers[n][1][depth]))
         token = answers[best][0][depth]

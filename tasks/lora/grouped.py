@@ -13,7 +13,7 @@ A [U, r, in], B [U, out, r] of scale s. Either part may be absent. (LoRA: Hu et 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -62,7 +62,9 @@ class GroupedLinear(nn.Module):
         else:
             y = self.linear(x)  # its own forward and gradient, whatever they are
         a, b, scale = self.trained or (None, None, 1.0)
-        return cast(Tensor, _Product.apply(x, y, weight, bias, a, b, scale, *self.joined))
+        # torch gives `apply` no types.
+        apply = cast("Callable[..., Tensor]", _Product.apply)
+        return apply(x, y, weight, bias, a, b, scale, *self.joined)
 
 
 Layers = dict[str, GroupedLinear]
@@ -158,7 +160,7 @@ def assigned(layers: Layers, frozen: LoraBatch | None, trained: LoraBatch | None
         raise ValueError(f"{min(lost)} has a LoRA but is not grouped")
     try:
         for name, layer in layers.items():
-            layer.set(frozen and frozen.part(name), trained and trained.part(name))
+            layer.set(*(one.part(name) if one else None for one in both))
         yield
     finally:
         for layer in layers.values():

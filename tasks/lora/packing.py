@@ -204,12 +204,12 @@ def pack(per_user: Sequence[Sequence[Encoded]], pad: int, limit: int) -> Packed:
     plans = [rows_of([sample.length for sample in own], limit) for own in per_user]
     rows, first, width = max(map(len, plans)), 0, 1
     for user, (own, plan) in enumerate(zip(per_user, plans, strict=True)):
-        numbers = [first + n for n in accumulate((len(one.choices) or 1 for one in own), initial=0)]
+        numbers = [first + n for n in accumulate((len(x.choices) or 1 for x in own), initial=0)]
         for row, chosen in enumerate(plan, user * rows):
             begin = 0
-            for sample in chosen:
-                places.append((own[sample], user, numbers[sample], row, begin))
-                begin += own[sample].length
+            for one in chosen:
+                places.append((own[one], user, numbers[one], row, begin))
+                begin += own[one].length
             width = max(width, begin)
         first = numbers[-1]
     ids = np.full((len(plans) * rows, width), pad)

