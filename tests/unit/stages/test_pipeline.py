@@ -315,10 +315,10 @@ def test_a_stacked_lora_that_fails_is_named_and_finite(
 
         def parts(users: Any) -> Any:
             made = frozen(users)
-            for part in made.values():
+            for _, b in made.layers.values():
                 for row, number in enumerate(users):
                     if number == 1:
-                        part.b[row] = float("nan")
+                        b[row] = float("nan")
             return made
 
         return real(base, layers, shapes, samples, *rest, **(more | {"frozen": parts}))
