@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.config.options import TrainingOptions
 from tasks.config.task import MethodConfig
@@ -119,12 +119,14 @@ def _keys(how: HowAnswered, batch: Batch, adapted: Adapted) -> list[str]:
 
     The ids of users and queries too, as they stand in the table.
     """
-    questions = batch.setting.questions
-    how_asked = (how.answer, how.quantisation, how.libraries, questions, batch.setting.base)
+    questions, alone = batch.setting.questions, METHODS[how.method].answer is not None
+    how_asked: tuple[Any, ...] = (how.method, how.version)
+    if not alone:
+        how_asked = (how.answer, how.quantisation, how.libraries, questions, batch.setting.base)
     shared = key_of(answers.identity, *how_asked)
     keys = []
     for user, loras in zip(batch.users, adapted.keys, strict=True):
-        history = content(user["profile"]) if questions.prompt.history_items else None
+        history = content(user["profile"]) if alone or questions.prompt.history_items else None
         keys.append(key_of(shared, user["user_id"], asked(user), history, loras))
     return keys
 
@@ -146,6 +148,8 @@ def _answer(
     questions, base = batch.setting.questions, batch.setting.base
     users = [batch.users[number] for number in numbers]
     labels = () if how.answer == "generate" else questions.task.labels
+    if answer := METHODS[how.method].answer:
+        return [(mine, 0.0) for mine in answer(users)]
     with gpu_slot():
         started = time.perf_counter()
         loaded = load(base, batch.setting.compute, how.quantisation)

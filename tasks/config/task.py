@@ -42,7 +42,9 @@ class TaskSections(MethodSections):
     """What a LaMP task has of a run: its users and methods, and where it runs."""
 
     data: str = Field("synthetic", min_length=1)
-    methods: list[MethodName] = Field(list(METHODS), min_length=1)
+    methods: list[MethodName] = Field(
+        [name for name, method in METHODS.items() if method.default], min_length=1
+    )
     synthetic: SyntheticOptions = SyntheticOptions()
     lamp: LampOptions = LampOptions()
     split: SplitOptions = SplitOptions()

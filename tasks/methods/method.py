@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tasks.record import Result
     from tasks.results.models import Base, Prepared
     from tasks.stacking import Adapted, Batch
+    from tasks.text.questions import User
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Method:
     """One way to make the base model personal to each user.
 
     Most methods only say what they add: items of the history in the prompt, a LoRA merged from the
-    bank, a LoRA of the user's own. Others have `fit` and `adapt`.
+    bank, a LoRA of the user's own. Others have `fit` and `adapt`, or answer without the model.
 
     name: in configuration and tables. order: of its row in tables. version: raised when it makes
     other LoRAs than before. settings: what it changes in the configuration, for itself.
@@ -29,6 +30,8 @@ class Method:
     the flow. It reaches `adapt` as `batch.fitted`.
     adapt: what makes the LoRAs of a batch of users, where the model is run; None stands for
     `merged_and_trained` (tasks/stacking.py).
+    answer: what answers in the model's place: per user, an answer to each query.
+    default: whether it is compared where a run names no methods.
     """
 
     name: str
@@ -40,8 +43,10 @@ class Method:
     trained: str | None = None
     fit: Callable[[MethodConfig, Prepared, Base], Result] | None = None
     adapt: Callable[[Batch], Adapted] | None = None
+    answer: Callable[[Sequence[User]], list[list[str]]] | None = None
+    default: bool = True
 
     @property
     def uses_items(self) -> bool:
         """Whether anything of it depends on the user's items."""
-        return self.history or self.merged or self.trained is not None
+        return self.history or self.merged or bool(self.trained or self.answer)

@@ -21,6 +21,7 @@ from tasks.embed import WHITENED, Embedding
 from tasks.lora.answer import on_one_prompt
 from tasks.lora.grouped import Shapes
 from tasks.method.clusters import members_of
+from tasks.methods import METHODS
 from tasks.plan import work as cost_of
 from tasks.plan.lengths import Lengths, Measure, assumed_clusters
 from tasks.plan.model import PlannedModel
@@ -245,7 +246,9 @@ class Planner:
             work = cost_of.train(model, training, samples, below)
             own = 4 * model.lora(training).width
             self._add("training", work, how.method, disk=len(user_ids) * (own + 2 * ROW))
-        if how.answer != "generate" and (many := len(questions.task.labels)):
+        if METHODS[how.method].answer:
+            work = Work(users=len(user_ids))
+        elif how.answer != "generate" and (many := len(questions.task.labels)):
             samples = [
                 [*map(on_one_prompt, by_question(mine, many))]
                 for mine in tokens("choices", questions, users, user_ids)

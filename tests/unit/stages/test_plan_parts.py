@@ -305,6 +305,13 @@ def test_a_stage_of_a_methods_own_is_not_run(
     assert "routed: its work is not known and not counted" in notes
 
 
+def test_what_answers_without_the_model_costs_nothing(tmp_path: Path) -> None:
+    (plan,) = plans_of(config_at(tmp_path, methods=["base", "commonest"]))
+    of = {work.method: work for work in plan.works if work.stage == "scoring"}
+    assert of["base"].flops > of["commonest"].flops == of["commonest"].seconds == 0
+    assert of["commonest"].users == of["base"].users > 0
+
+
 def test_users_are_prepared_and_nothing_else(tmp_path: Path) -> None:
     plans_of(config_at(tmp_path))
     kept = {path.name for path in (tmp_path / "mta" / "store").iterdir()}

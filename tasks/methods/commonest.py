@@ -1,0 +1,28 @@
+"""What the user answered most often, whatever is asked: no model at all, and the row to beat.
+
+Of answers given as often as each other it is the one that was given first; of a user without items
+it is empty.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tasks.methods.method import Method
+
+if TYPE_CHECKING:
+    from tasks.text.questions import User
+
+
+def commonest(users: Sequence[User]) -> list[list[str]]:
+    """Per user the commonest answer of the items, once for each query."""
+    answered = []
+    for user in users:
+        ranked = Counter(item["answer"] for item in user["profile"]).most_common(1)
+        answered.append([ranked[0][0] if ranked else ""] * len(user["query"]))
+    return answered
+
+
+METHOD = Method("commonest", order=90, answer=commonest, default=False)
