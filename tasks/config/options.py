@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from tasks.record import OUTSIDE_KEY, Options
 
 SYNTHETIC_TASKS = ("LaMP-1", "LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5")
-PresetName = Literal["embedded", "paper"]
+PresetName = Literal["embedded", "paper", "real"]
 
 
 class TinyModelOptions(Options):

@@ -1,10 +1,11 @@
-"""The presets: what `preset=embedded` and `preset=paper` set beside the defaults of the options."""
+"""The presets: what each sets beside the defaults of the options."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from tasks.config.options import SYNTHETIC_TASKS
+from tasks.methods import METHODS
 from tasks.methods.mta_published import FUSION, STACKING
 
 # Short trainings of small LoRAs, for the tiny model.
@@ -59,6 +60,30 @@ PRESETS: dict[str, dict[str, Any]] = {
         "anchors": {"embedding": "text", "clustering": "kmeans", "count": 50},
         "fusion": FUSION,
         "stacking": STACKING,
+    },
+    # A small real model and real people. Guessed once and not tuned: no user chose any of it.
+    "real": {
+        "methods": [*METHODS],
+        "base": {
+            "model": "smollm2",
+            "max_tokens": 512,
+            "task_adapt": {
+                "enabled": True,
+                "train_on": "profile",
+                "target_modules": "all-linear",
+                "learning_rate": 5e-4,
+                "epochs": 2,
+            },
+        },
+        # Without the chat template, through which a small model explains before it answers.
+        "prompt": {"chat": "never"},
+        # Few people have many items: each candidate of five and more may be an anchor.
+        "anchors": {"embedding": "text", "text_model": "base", "min_items": 5},
+        "meta_lora": {"learning_rate": 1e-3, "epochs": 2},
+        "fusion": {"top_m": 4, "weights": "evidence", "evidence_temperature": 3.0, "shortlist": 8},
+        "stacking": {"rank": 4, "alpha": 8.0, "learning_rate": 5e-4, "epochs": 2},
+        "oppu": {"learning_rate": 5e-4, "epochs": 2},
+        "scoring": {"answer": "likelihood"},
     },
 }
 
