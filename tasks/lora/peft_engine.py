@@ -60,10 +60,11 @@ def attached(
         for number, lora in enumerate(loras):
             name, (config, factors) = str(number), to_peft(lora)
             changed = replace(config)  # by PEFT
-            if stock is None:
-                stock = get_peft_model(model, changed, name, low_cpu_mem_usage=True)
-            else:
-                stock.add_adapter(name, changed, low_cpu_mem_usage=True)
+            with torch.device("meta"):  # the factors are put there below
+                if stock is None:
+                    stock = get_peft_model(model, changed, name)
+                else:
+                    stock.add_adapter(name, changed)
             layers = {}
             for layer, pair in factors.items():
                 module: Any = model.get_submodule(layer)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from peft import LoraConfig, TaskType, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils.error import NoMatchingPeftModuleError
@@ -60,7 +61,9 @@ def _ask_peft(model: nn.Module, modules: Names, parameters: Sequence[str]) -> Si
     memo |= {id(one): nn.Parameter(one.to("meta"), False) for one in model.parameters()}
     bare: Any = copy.deepcopy(model, memo)
     try:
-        inject_adapter_in_model(config, bare, low_cpu_mem_usage=True)
+        # Not by PEFT's low_cpu_mem_usage: it patches torch while other threads load a model.
+        with torch.device("meta"):
+            inject_adapter_in_model(config, bare)
     except NoMatchingPeftModuleError:
         raise InputError(
             f"target_modules {modules}: no linear layer of the model is so named"
