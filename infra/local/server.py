@@ -48,8 +48,9 @@ class PrefectApi:
     def call(self, method: str, path: str, body: object = None) -> Any:
         """The reply's JSON; None where the server says 404 or sends nothing.
 
-        A server that is too busy (503: sqlite is locked) is asked again. Raises StackError where
-        it refuses or does not answer.
+        A server that is too busy (503: sqlite is locked) is asked again. It may have made what it
+        was asked for, and then says 409: that is None, too. Raises StackError where it refuses or
+        does not answer.
         """
         limit = time.monotonic() + BUSY_SECONDS
         while True:
@@ -60,7 +61,7 @@ class PrefectApi:
             if reply.status_code != 503 or time.monotonic() > limit:
                 break
             time.sleep(1)
-        if reply.status_code == 404 or not (reply.is_error or reply.content):
+        if reply.status_code in (404, 409) or not (reply.is_error or reply.content):
             return None
         if reply.is_error:
             detail = f"{reply.status_code} {reply.text[:300]}"
