@@ -145,6 +145,8 @@ def _answer(
 
     All are asked at once, each with their LoRAs.
     """
+    from tasks.lora.merge import MergedUsers
+
     questions, base = batch.setting.questions, batch.setting.base
     users = [batch.users[number] for number in numbers]
     labels = () if how.answer == "generate" else questions.task.labels
@@ -154,7 +156,8 @@ def _answer(
         started = time.perf_counter()
         loaded = load(base, batch.setting.compute, how.quantisation)
         names = [batch.names[number] for number in numbers]
-        below = adapted.merger.loras(names, loaded.device) if adapted.merger else None
+        merger = adapted.merger
+        below = MergedUsers(*merger.chosen(names), loaded.device) if merger else None
         own = adapted.own.of(numbers).to(loaded.device) if adapted.own else None
 
         def parts(some: Sequence[int]) -> tuple[LoraBatch | None, LoraBatch | None]:

@@ -88,6 +88,7 @@ def _loras(cell: Cell, method: MethodName, user_id: str) -> list[Lora]:
 
     from tasks.lora.adapters import read_peft
     from tasks.lora.bank import read_bank
+    from tasks.lora.merge import MergedUsers
 
     batch = next((one for one in cell.answers[method] if user_id in one.users), None)
     if batch is None:
@@ -98,7 +99,8 @@ def _loras(cell: Cell, method: MethodName, user_id: str) -> list[Lora]:
         loras.append(read_peft(store().path(cell.base.adapter)))
     merging = cell.merging(method)
     if batch.merged and merging:
-        merged = Merger(merging.merged).loras([user_id], torch.device("cpu"))
+        chosen = Merger(merging.merged).chosen([user_id])
+        merged = MergedUsers(*chosen, torch.device("cpu"))
         loras.append(merged.parts([0]).one(0))
     if batch.stacked:
         loras.append(read_bank(store().path(batch.stacked)).lora(user_id))

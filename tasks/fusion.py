@@ -33,10 +33,7 @@ from tasks.text.tokens import tokens_of
 from tasks.training import log_likelihoods
 
 if TYPE_CHECKING:
-    import torch
-
     from tasks.lora.bank import Bank as LoadedBank
-    from tasks.lora.merge import MergedUsers
     from tasks.method.weights import Floats
 
 TABLE = "recipes.parquet"
@@ -196,13 +193,12 @@ class Merger:
         pairs = zip(recipe.anchors, recipe.weights, strict=True)
         return [self.merged.how, [[anchor, adapters[anchor], weight] for anchor, weight in pairs]]
 
-    def loras(self, user_ids: Sequence[str], device: torch.device) -> MergedUsers:
-        """The merged LoRAs of many users, as the engine takes them."""
-        from tasks.lora.merge import MergedUsers
-
+    def chosen(
+        self, user_ids: Sequence[str]
+    ) -> tuple[LoadedBank, list[tuple[Sequence[str], Sequence[float]]], str]:
+        """What the users' LoRAs are merged from: the bank, each one's recipe, and how."""
         recipes = [self.recipes[user_id] for user_id in user_ids]
-        chosen = [(one.anchors, one.weights) for one in recipes]
-        return MergedUsers(self.bank, chosen, self.merged.how, device)
+        return self.bank, [(one.anchors, one.weights) for one in recipes], self.merged.how
 
 
 def _refuse_no_mixture(users: Sequence[str], similarities: Floats, weights: Floats) -> None:

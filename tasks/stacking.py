@@ -6,9 +6,9 @@ Either way it is the same work."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,24 +76,37 @@ class Batch:
     def names(self) -> list[str]:
         return [str(user["user_id"]) for user in self.users]
 
-    def stacked(self, keys: Sequence[str], make: Make) -> Adapted:
-        """The users' own LoRAs: by `keys` of what each depends on, from earlier batches or new."""
-        from tasks.lora.bank import stack, write_bank
+    @contextmanager
+    def stacking(self, keys: Sequence[str]) -> Iterator[tuple[Rows[Made], Checkpoint | None]]:
+        """The users' own LoRAs by `keys` of what each depends on, those of earlier batches known.
 
-        # Methods that train the same thing share it: one trains, the others find it.
+        Methods that train the same thing share it: one trains, the others find it.
+        """
         with file_lock(store().root / LOCKS / f"stacking-{digest([*keys])}.lock"):
             rows: Rows[Made] = Rows("stacking", keys, _read)
             job, who = [keys[n] for n in rows.missing], [self.names[n] for n in rows.missing]
             with checkpoint(self.setting.compute, "stacking", digest(job), who) as kept:
                 if rows.missing:
                     log(f"training {rows.counted()}")
-                    rows.add(make(rows.missing, kept))
-                loras, works = zip(*rows.all(), strict=True)
-                own = stack(self.names, loras)
-                with rows.folder() as folder:
-                    write_bank(folder.path / SHARD, own)
-                    write_work(folder.path / WORK, self.names, works)
-        return Adapted(keys=[*keys], works=[*works], own=own, file=folder.file(SHARD))
+                yield rows, kept
+
+    def stored(self, rows: Rows[Made]) -> Adapted:
+        """The users' own LoRAs, all made, in the store."""
+        from tasks.lora.bank import stack, write_bank
+
+        loras, works = zip(*rows.all(), strict=True)
+        own = stack(self.names, loras)
+        with rows.folder() as folder:
+            write_bank(folder.path / SHARD, own)
+            write_work(folder.path / WORK, self.names, works)
+        return Adapted(keys=[*rows.keys], works=[*works], own=own, file=folder.file(SHARD))
+
+    def stacked(self, keys: Sequence[str], make: Make) -> Adapted:
+        """The users' own LoRAs; `make` gives those that no earlier batch made."""
+        with self.stacking(keys) as (rows, kept):
+            if rows.missing:
+                rows.add(make(rows.missing, kept))
+            return self.stored(rows)
 
 
 def merged_and_trained(batch: Batch) -> Adapted:
@@ -102,40 +115,40 @@ def merged_and_trained(batch: Batch) -> Adapted:
     They are trained at once, each as if alone. A user whose loss stops being finite keeps the
     weights of the step before, as `failed`.
     """
-    merger = batch.merger
+    from tasks.lora.merge import MergedUsers
+
+    setting, base, merger = batch.setting, batch.setting.base, batch.merger
     below = [merger.made_of(name) if merger else None for name in batch.names]
     if batch.training is None:
         return Adapted(below, [Training()] * len(below), merger)
     # Not by the method's name: methods that train the same thing share it.
-    shared = key_of("stacking", VERSION, library_versions(LIBRARIES), batch.training, batch.setting)
+    shared = key_of("stacking", VERSION, library_versions(LIBRARIES), batch.training, setting)
     keys = [
         key_of(shared, user["user_id"], content(user["profile"]), own)
         for user, own in zip(batch.users, below, strict=True)
     ]
-    adapted = batch.stacked(keys, partial(_trained, batch))
+    with batch.stacking(keys) as (rows, kept):
+        if rows.missing:
+            users, names = zip(
+                *((batch.users[n], batch.names[n]) for n in rows.missing), strict=True
+            )
+            with gpu_slot():
+                started = time.perf_counter()
+                loaded = load(base, setting.compute)
+                samples = tokens_of(setting.questions, base, loaded, "profile", users)
+                loras, outcome = train_loras(
+                    loaded,
+                    batch.training,
+                    samples,
+                    [derive_seed(setting.seed, "stacking", name) for name in names],
+                    MergedUsers(*merger.chosen(names), loaded.device) if merger else None,
+                    checkpoint=kept,
+                    engine=base.engine,
+                )
+                each = round((time.perf_counter() - started) / len(users), 4)
+            rows.add(zip(loras, trainings(outcome, samples, each), strict=True))
+        adapted = batch.stored(rows)
     return replace(adapted, merger=merger)
-
-
-def _trained(batch: Batch, numbers: Sequence[int], kept: Checkpoint | None) -> Iterable[Made]:
-    """The LoRAs of the batch's users of these numbers, trained over their merged ones."""
-    assert batch.training is not None
-    setting, base = batch.setting, batch.setting.base
-    users, names = [batch.users[n] for n in numbers], [batch.names[n] for n in numbers]
-    with gpu_slot():
-        started = time.perf_counter()
-        loaded = load(base, setting.compute)
-        samples = tokens_of(setting.questions, base, loaded, "profile", users)
-        loras, outcome = train_loras(
-            loaded,
-            batch.training,
-            samples,
-            [derive_seed(setting.seed, "stacking", name) for name in names],
-            batch.merger.loras(names, loaded.device) if batch.merger else None,
-            checkpoint=kept,
-            engine=base.engine,
-        )
-        each = round((time.perf_counter() - started) / len(users), 4)
-    return zip(loras, trainings(outcome, samples, each), strict=True)
 
 
 def write_work(path: Path, users: Sequence[str], works: Sequence[Training]) -> None:
