@@ -135,7 +135,7 @@ def test_the_resolved_configuration_comes_back_from_json() -> None:
             "scoring: .*tokens=unicode is for metrics=lamp",
         ),
         ({"prompt": {"history_index": "answer"}}, r"prompt\.history_index: .*'published'"),
-        ({"preset": "tiny"}, "preset: .*'embedded' or 'paper'"),
+        ({"preset": "tiny"}, "preset: .*'embedded', 'paper' or 'real'"),
         ({"preset": ["paper"]}, "preset"),
         ({"seed": -1}, "seed"),
         ({"seed": True}, "seed"),
