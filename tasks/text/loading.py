@@ -138,6 +138,8 @@ def find_model(model: str, revision: str | None = None, weights: bool = True) ->
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder.absolute()
+    if revision and (kept := gguf.models_folder() / revision).is_dir():
+        return kept
     if folder.suffix == ".gguf":
         return gguf.converted(folder)
     if model == gguf.SMOLLM2:

