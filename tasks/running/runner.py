@@ -68,7 +68,7 @@ def side_by_side(config: RunConfig) -> int:
 
 
 def everywhere(config: RunConfig) -> RunConfig:
-    """On Ray, with folders of models by their whole path: jobs run in other working folders."""
+    """On Ray, with folders and files of models by their whole path: jobs run in other folders."""
     if config.compute.runner != "ray":
         return config
     base = config.base.model_copy(update={"model": _whole(config.base.model)})
@@ -77,8 +77,8 @@ def everywhere(config: RunConfig) -> RunConfig:
 
 
 def _whole(model: str) -> str:
-    folder = Path(model).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else model
+    place = Path(model).expanduser()
+    return str(place.absolute()) if place.is_dir() or place.suffix == ".gguf" else model
 
 
 def uses_gpu(config: RunConfig) -> bool:

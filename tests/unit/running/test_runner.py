@@ -86,6 +86,8 @@ def test_on_ray_folders_of_models_are_whole_paths(
     there = runner.everywhere(resolve(given | {"compute": {"runner": "ray"}}))
     assert there.base.model == str(tmp_path / "model")
     assert there.anchors.text_model == "org/name"
+    file = runner.everywhere(resolve({"model": "a.gguf", "compute": {"runner": "ray"}}))
+    assert file.base.model == str(tmp_path / "a.gguf")
 
 
 def test_on_ray_no_slot_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
