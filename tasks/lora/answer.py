@@ -169,20 +169,26 @@ def question_batches(
 
 def _log_p(base: Base, samples: Sequence[Sequence[Encoded]], rows: int) -> Sequence[Tensor]:
     """log p of each sample's answer, user by user, in one pass; rows: as the limit of `pack`."""
-    packed = pack(samples, base.tokenizer.pad_token_id, rows).to(base.device)
+    log_p, of_sample = _label_log_p(base, samples, rows)
     counts = [len(own) for own in samples]
-    losses = sum_by(label_losses(base, packed), packed.sample, sum(counts))
-    log_p: Sequence[Tensor] = (-losses).cpu().split(counts)
-    return log_p
+    each: Sequence[Tensor] = sum_by(log_p, of_sample, sum(counts)).cpu().split(counts)
+    return each
 
 
 def _token_log_p(base: Base, samples: Sequence[Sequence[Encoded]], rows: int) -> Sequence[Tensor]:
     """log p of each token of each answer, in one pass; of all users' answers in order."""
-    packed = pack(samples, base.tokenizer.pad_token_id, rows).to(base.device)
-    counts = packed.sample.bincount()
-    log_p = -label_losses(base, packed)[packed.sample.argsort(stable=True)]
-    each: Sequence[Tensor] = log_p.cpu().split(counts.tolist())
+    log_p, of_sample = _label_log_p(base, samples, rows)
+    in_order = log_p[of_sample.argsort(stable=True)].cpu()
+    each: Sequence[Tensor] = in_order.split(of_sample.bincount().tolist())
     return each
+
+
+def _label_log_p(
+    base: Base, samples: Sequence[Sequence[Encoded]], rows: int
+) -> tuple[Tensor, Tensor]:
+    """log p of each label [N], and the number of its sample (`Packed`)."""
+    packed = pack(samples, base.tokenizer.pad_token_id, rows).to(base.device)
+    return -label_losses(base, packed), packed.sample
 
 
 def _likeliest(answers: Sequence[tuple[list[int], Tensor]]) -> int:
