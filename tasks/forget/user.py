@@ -17,7 +17,7 @@ from tasks.forget.closure import MODELS, folders_in, marks_of, stage_of, what_go
 from tasks.forget.holding import Marks, has_mark, strings
 from tasks.forget.servers import forget_in_prefect, traces_in_mlflow
 from tasks.lamp.definitions import TASKS, LampTask
-from tasks.lamp.download import FOLDERS, cache_folder
+from tasks.lamp.download import FOLDERS, cache_folder, site_folder
 from tasks.lamp.folders import of_task
 from tasks.lamp.formats import read_users
 from tasks.meta_lora import META
@@ -109,9 +109,8 @@ def _places(run: Any) -> Iterator[tuple[Path, LampTask, int]]:
         return  # of another version
     for name in config.lamp_tasks:
         if config.data == "lamp" and name in FOLDERS:
-            lamp = config.lamp
-            inside = f"time/{FOLDERS[name]}" if lamp.split == "time" else FOLDERS[name]
-            yield cache_folder(lamp) / inside / lamp.part, config.definition(name), 0
+            place = cache_folder(config.lamp) / site_folder(name, config.lamp)
+            yield place / config.lamp.part, config.definition(name), 0
         elif config.data not in ("lamp", "synthetic"):
             for seed in config.all_seeds if name == "LaMP-1" else [0]:
                 yield Path(config.data).expanduser(), config.definition(name), seed

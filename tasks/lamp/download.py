@@ -69,7 +69,7 @@ def official_files(lamp_task: str, options: LampOptions, say: Say, progress: Sho
             f"data=lamp: the benchmark has no files of {lamp_task} to download (LaMP-6 is made of "
             "a licensed corpus); use data=<folder>"
         )
-    inside = f"time/{FOLDERS[lamp_task]}" if options.split == "time" else FOLDERS[lamp_task]
+    inside = site_folder(lamp_task, options)
     place = cache_folder(options) / inside
     folder = place / options.part
     url = f"{options.url.rstrip('/')}/{inside}/{options.part}"
@@ -89,6 +89,12 @@ def official_files(lamp_task: str, options: LampOptions, say: Say, progress: Sho
             "lamp.cache to a folder that can be written to (what has come is kept)"
         ) from None
     return folder
+
+
+def site_folder(lamp_task: str, options: LampOptions) -> str:
+    """The folder of a LaMP task below the site's address, and below the cache."""
+    name = FOLDERS[lamp_task]
+    return f"time/{name}" if options.split == "time" else name
 
 
 def cache_folder(options: LampOptions) -> Path:
