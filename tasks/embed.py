@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tasks.config.options import ComputeOptions, EmbeddingOptions
 from tasks.config.task import MethodConfig, derive_seed
 from tasks.lamp.definitions import LampTask
+from tasks.lamp.folders import ROLES
 from tasks.log import log
 from tasks.method.whitening import unit_rows, whitening
-from tasks.prepare import ROLES, Users, each_user
+from tasks.prepare import Users, each_user
 from tasks.record import File, Record, key_of
 from tasks.results.models import Base, Embedded, Prepared, Questions
 from tasks.results.rows import Rows

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 OPTIMUM_FILE = "optimum.parquet"
 POPULATION_FILE = "population.parquet"
-ROLES = ("base", "anchor", "few_shot")
 SPLITS = {"grouped": "split by author", "published": "split by user, as published"}
 # Counts that are in the log where they are not 0.
 TOLD = (

@@ -16,6 +16,7 @@ import polars as pl
 from tasks.lamp.citations import UNASKED
 from tasks.lamp.content import told
 from tasks.lamp.definitions import LampTask
+from tasks.lamp.folders import ROLES
 from tasks.lamp.kept import DUPLICATE_ITEM, EMPTY_ITEM, EMPTY_QUERY, EMPTY_USER, ORPHAN_QUERY
 
 
@@ -93,7 +94,7 @@ def shared_groups(users: pl.DataFrame) -> dict[str, int]:
 
 
 def _sides(users: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    return {role: users.filter(pl.col("role") == role) for role in ("base", "anchor", "few_shot")}
+    return {role: users.filter(pl.col("role") == role) for role in ROLES}
 
 
 def _flat(users: pl.DataFrame, column: str, task: LampTask) -> pl.DataFrame:

@@ -14,11 +14,12 @@ from tasks.errors import InputError
 from tasks.lamp.audit import audit
 from tasks.lamp.content import keyed
 from tasks.lamp.definitions import LampTask
+from tasks.lamp.folders import ROLES
 from tasks.lamp.kept import EMPTY_QUERY, EMPTY_USER, UNKNOWN_GOLD
 from tasks.lamp.options import SplitOptions
 from tasks.lamp.prompts import instruction_of
 from tasks.lamp.related import NO_RELATED, ask_related, has_unasked
-from tasks.lamp.splits import SIDES, split_users
+from tasks.lamp.splits import split_users
 from tasks.lamp.tables import pooled, read_table, row_groups, write_side, write_sides
 
 
@@ -88,7 +89,7 @@ def _ask_papers(
     No few-shot user's paper is shown to others.
     """
     # LaMP-1 is small: its texts may be in memory.
-    frames = {side: read_table(folder / f"{side}.parquet") for side in SIDES}
+    frames = {side: read_table(folder / f"{side}.parquet") for side in ROLES}
     others = pl.concat([frames["base"], frames["anchor"]])
     for side, frame in frames.items():
         asked, lost = ask_related(frame, others, seed)
@@ -109,7 +110,7 @@ def _ask_papers(
 
 def _inputs(folder: Path) -> Iterator[str]:
     """The inputs of all queries, side by side."""
-    for side in SIDES:
+    for side in ROLES:
         for table in row_groups(folder / f"{side}.parquet", columns=["query"]):
             for queries in table["query"].to_pylist():
                 yield from (query["input"] for query in queries)

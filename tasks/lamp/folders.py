@@ -19,6 +19,8 @@ ROLE_FILE_NAMES: dict[str, tuple[str, ...]] = {
         "test_100/test_100",
     ),
 }
+# The sides of the experiment.
+ROLES = tuple(ROLE_FILE_NAMES)
 # JSON lists and JSON Lines may both be called either.
 SUFFIXES = (".json", ".jsonl")
 # LaMP withholds the golds of its test split, so it is never read.

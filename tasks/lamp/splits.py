@@ -22,11 +22,11 @@ from tasks.errors import InputError
 from tasks.lamp.audit import query_places, shared_groups
 from tasks.lamp.content import told
 from tasks.lamp.definitions import LampTask
+from tasks.lamp.folders import ROLES
 from tasks.lamp.groups import find_groups
 from tasks.lamp.options import SplitOptions
+from tasks.lamp.tables import SIDE
 
-SIDES = ("base", "anchor", "few_shot")
-COLUMNS = ("user_id", "group", "profile", "query")
 FEW_SHOT_ITEMS = 10  # of the published split, where the configuration does not say
 
 
@@ -67,8 +67,8 @@ def split_users(users: pl.DataFrame, task: LampTask, options: SplitOptions, seed
     if given and grouped and shared and not options.allow_shared_groups:
         raise InputError(_two_sides(table, options.same_author_share))
     base, anchor, few_shot = (
-        table.filter(pl.col("role") == side).select(COLUMNS).sort("user_id", maintain_order=True)
-        for side in SIDES
+        table.filter(pl.col("role") == side).select(SIDE.names).sort("user_id", maintain_order=True)
+        for side in ROLES
     )
     needed = ["anchor", "few_shot"]
     pooled = unseen = 0
@@ -200,12 +200,12 @@ def _pool(users: pl.DataFrame, task: LampTask) -> pl.DataFrame:
         pooled = pooled.join(rows, on="group", how="left").with_columns(
             pl.col(column).fill_null(none)
         )
-    return pooled.select(pl.col("group").alias("user_id"), "group", "profile", "query")
+    return pooled.with_columns(user_id="group").select(SIDE.names)
 
 
 def _two_sides(users: pl.DataFrame, share: float) -> str:
     """The error line for roles that put an author on two sides, with the worst pair shown."""
-    first = users.select("user_id", "group", pl.col("role").cast(pl.Enum(SIDES))).sort("user_id")
+    first = users.select("user_id", "group", pl.col("role").cast(pl.Enum(ROLES))).sort("user_id")
     first = first.unique(["group", "role"], keep="first", maintain_order=True)
     pairs = first.join(first, on="group", suffix="_other").filter(
         pl.col("role") < pl.col("role_other")

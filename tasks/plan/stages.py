@@ -18,6 +18,7 @@ from tasks.config.options import (
     TrainingOptions,
 )
 from tasks.embed import WHITENED, Embedding
+from tasks.lamp.folders import ROLES
 from tasks.lora.answer import on_one_prompt
 from tasks.lora.grouped import Shapes
 from tasks.method.clusters import members_of
@@ -26,7 +27,6 @@ from tasks.plan import work as cost_of
 from tasks.plan.lengths import Lengths, Measure, assumed_clusters
 from tasks.plan.model import PlannedModel
 from tasks.plan.work import NO_BANK, Below, TaskPlan, Work
-from tasks.prepare import ROLES
 from tasks.record import File, Result, key_of
 from tasks.results import models
 from tasks.results.models import Anchors, Bank, Base, Clusters, Merged, MetaLora, Questions, Setting

@@ -22,7 +22,8 @@ import tasks.lamp.kept as kept
 from tasks.config.run import resolve
 from tasks.errors import InputError
 from tasks.lamp.definitions import TASKS, LampTask
-from tasks.prepare import ROLES, prepared_users
+from tasks.lamp.folders import ROLES
+from tasks.prepare import prepared_users
 from tasks.results.store import store
 
 pytestmark = pytest.mark.timeout(20)

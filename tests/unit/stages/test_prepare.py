@@ -13,10 +13,10 @@ from tasks.config.run import resolve
 from tasks.config.task import TaskConfig
 from tasks.errors import InputError
 from tasks.lamp.citations import ASKS, LABELS, parts
+from tasks.lamp.folders import ROLES
 from tasks.lamp.formats import copy_users
 from tasks.lamp.synthetic import World
 from tasks.prepare import (
-    ROLES,
     each_user,
     prepare,
     prepared_users,
