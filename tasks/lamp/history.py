@@ -18,9 +18,11 @@ words or stemming. (The published code splits at blanks and keeps the case: `Lam
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.lamp.words import words
 
@@ -64,11 +66,16 @@ class Neighbours:
         if not self.size:
             return []
         asked = self._asked([text])
+        asked.data *= self._weights[asked.indices]
+        return self._best(asked, self._lengths.mean()[None], count, None)[0]
+
+    @cached_property
+    def _weights(self) -> NDArray[np.floating]:
+        """Each word's idf, a negative one replaced as rank_bm25 does."""
         idf = _idf(self._items, self.size)
         if len(idf):
             idf[idf < 0] = EPSILON * idf.mean()
-        asked.data *= idf[asked.indices]
-        return self._best(asked, self._lengths.mean()[None], count, None)[0]
+        return idf
 
     def others(self, count: int, questions: Sequence[str] | None = None) -> list[list[int]]:
         """For each item the indices of the `count` *other* items most like it, best first.

@@ -30,14 +30,18 @@ def optimal_answers(world: World, items: int | None = None) -> pl.DataFrame:
     user_id, nonpersonal, bayes, oracle (answers, strings), and promised: the score that `bayes`
     expects of its answer, for a rating minus the absolute error.
     """
-    rows = [row for user in world.users("few_shot") for row in answers_to(world, user, items)]
+    unknown = posterior_of(world, np.empty((0, 3), np.int64))
+    users = world.users("few_shot")
+    rows = [row for user in users for row in answers_to(world, user, items, unknown)]
     names = ("query_id", "user_id", *PREDICTORS)
     return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String) | {"promised": pl.Float64})
 
 
-def answers_to(world: World, user: User, items: int | None) -> list[dict[str, Any]]:
-    """One user's rows of `optimal_answers`."""
-    unknown, taste = posterior_of(world, user.items[:0]), user.taste
+def answers_to(
+    world: World, user: User, items: int | None, unknown: Floats
+) -> list[dict[str, Any]]:
+    """One user's rows of `optimal_answers`. unknown: `posterior_of` no items."""
+    taste = user.taste
     certain = np.zeros_like(unknown)
     certain[np.arange(len(certain)), taste.first, taste.values] = 1.0
     beliefs = (unknown, posterior_of(world, user.items[:items]), certain)

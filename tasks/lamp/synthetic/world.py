@@ -71,12 +71,16 @@ class World:
     def draw(self, role: str, index: int) -> tuple[Taste, Ints, Ints]:
         """User `index` of a role, without words: taste, items, queries (as in `User`)."""
         options = self.options
-        generator = self._stream(_LATENT, _ROLES.index(role), index)
-        taste = self.population.draw_taste(generator)
+        taste, generator = self._taste(role, index)
         count, queries = options.few_shot_items, options.queries
         if role in ("base", "anchor"):
             count, queries = int(generator.integers(options.items_min, options.items_max + 1)), 0
         return taste, self.items(taste, count, generator), self.items(taste, queries, generator)
+
+    def _taste(self, role: str, index: int) -> tuple[Taste, Generator]:
+        """A user's taste, and the generator of what is drawn after it."""
+        generator = self._stream(_LATENT, _ROLES.index(role), index)
+        return self.population.draw_taste(generator), generator
 
     def items(self, taste: Taste, count: int, generator: Generator) -> Ints:
         """`count` independent items of one user: theme, context and answer of each, [count, 3]."""
@@ -102,7 +106,7 @@ class World:
     def tastes(self) -> dict[str, Taste]:
         """The truth about all users, by id."""
         everybody = [(role, n) for role, count in self.counts.items() for n in range(count)]
-        return {user_id(role, index): self.draw(role, index)[0] for role, index in everybody}
+        return {user_id(role, index): self._taste(role, index)[0] for role, index in everybody}
 
     def write(self, folder: Path) -> None:
         """Write base, anchor and few-shot users as LaMP's user files.

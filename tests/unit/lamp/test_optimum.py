@@ -175,10 +175,11 @@ def test_written_answers_score_as_promised(
 
 def test_bayes_never_sees_the_truth_of_a_user(worlds: dict[str, World]) -> None:
     world = worlds["LaMP-2M"]
+    unknown = posterior_of(world, np.empty((0, 3), np.int64))
     for user in world.users("few_shot"):
         taste = replace(user.taste, values=(user.taste.values + 1) % 4)
-        real = answers_to(world, user, None)
-        false = answers_to(world, replace(user, taste=taste), None)
+        real = answers_to(world, user, None, unknown)
+        false = answers_to(world, replace(user, taste=taste), None, unknown)
         for row, other in zip(real, false, strict=True):
             assert row.pop("oracle") != other.pop("oracle")
             assert row == other
