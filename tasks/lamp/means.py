@@ -76,7 +76,7 @@ def _together(cells: Sequence[Resampled], families: Families) -> list[Resampled]
         union = {group: column for column, group in enumerate(_all_groups(family))}
         columns = [[union[group] for group in scored.groups] for scored in family.values()]
         first = cells[min(family)]
-        about = [str(first.seed), task, sample, *union]
+        about = ["0", task, sample, *union]  # as `bootstrap` of a cell: by its seed 0
         for (number, scored), own in zip(family.items(), columns, strict=True):
             # The same blocks for each cell, drawn again: all at once may be gigabytes.
             blocks = _blocks(about, columns, len(union), len(first.draws["score"]))

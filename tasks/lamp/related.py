@@ -7,14 +7,13 @@ OPPU, Per-Pcs and MTA train on: their files add the citations.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
 import polars as pl
 
 from tasks.lamp.citations import ASKS, UNASKED, as_item
 from tasks.lamp.history import Neighbours
+from tasks.lamp.statistics import generator_of
 
 # The other paper is the most similar one of this many other authors.
 OTHER_AUTHORS = 8
@@ -70,9 +69,9 @@ def _pool(
     titles: Mapping[str, Sequence[str]], names: Sequence[str], group: str, seed: int
 ) -> list[str]:
     """The titles of some other authors, the same for every window of one author. names: sorted."""
-    about = hashlib.sha256(f"{seed}\x1f{group}".encode()).digest()
-    generator = np.random.default_rng(int.from_bytes(about[:16], "big"))
-    drawn = generator.choice(len(names), min(OTHER_AUTHORS + 1, len(names)), replace=False)
+    drawn = generator_of(str(seed), group).choice(
+        len(names), min(OTHER_AUTHORS + 1, len(names)), replace=False
+    )
     others = [names[number] for number in drawn if names[number] != group][:OTHER_AUTHORS]
     return [title for name in others for title in titles[name]]
 

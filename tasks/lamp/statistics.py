@@ -91,7 +91,7 @@ class Resampled:
 
     points: metric -> [M]. draws: metric -> [B, M], B = 0 where there are fewer than 2 groups.
     groups, queries: how many there are (of a mean: all cells' distinct groups, and all queries).
-    scored, seed: of a cell, what was drawn and by which seed.
+    scored: of a cell, what was drawn.
     metrics of a cell: those of `metrics.from_sums`; `score` (accuracy, 1 - mae / 4 or rougeL:
     higher is better, 0..1, below 0 if ratings beyond 1..5 were predicted); and, with the methods
     NONPERSONAL and BAYES, `share_of_attainable`: (score - nonpersonal) / (bayes - nonpersonal), not
@@ -104,7 +104,6 @@ class Resampled:
     points: dict[str, Floats]
     draws: dict[str, Floats]
     scored: Scored | None = None
-    seed: int = 0
 
 
 def bootstrap(scored: Scored, seed: int, resamples: int = RESAMPLES) -> Resampled:
@@ -116,7 +115,7 @@ def bootstrap(scored: Scored, seed: int, resamples: int = RESAMPLES) -> Resample
     about = [str(seed), scored.task.name, scored.sample, *scored.groups]
     blocks = multiplicities(about, count, resamples) if count > 1 else ()
     drawn = draws_of(scored, blocks, list(points))
-    return Resampled(scored.methods, count, queries, points, drawn, scored, seed)
+    return Resampled(scored.methods, count, queries, points, drawn, scored)
 
 
 def draws_of(scored: Scored, blocks: Iterable[Floats], metrics: Sequence[str]) -> dict[str, Floats]:
@@ -137,14 +136,18 @@ def multiplicities(about: Sequence[str], groups: int, resamples: int) -> Iterato
 
     about: all that the draws depend on: seed, task, sample, groups.
     """
-    generator = np.random.default_rng(
-        int.from_bytes(hashlib.sha256("\x1f".join(about).encode()).digest()[:16], "big")
-    )
+    generator = generator_of(*about)
     block = max(1, DRAWN_AT_ONCE // groups)
     for first in range(0, resamples, block):
         rows = min(block, resamples - first)
         drawn = generator.multinomial(groups, np.full(groups, 1 / groups), size=rows)
         yield drawn.astype(np.float64)
+
+
+def generator_of(*about: str) -> np.random.Generator:
+    """A generator that all of `about` decides."""
+    seed = hashlib.sha256("\x1f".join(about).encode()).digest()[:16]
+    return np.random.default_rng(int.from_bytes(seed, "big"))
 
 
 def intervals(resampled: Resampled) -> dict[str, dict[str, dict[str, float | None]]]:
