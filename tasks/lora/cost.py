@@ -11,8 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.lora.forward import KNOWN_LAYERS, may_pack
-from tasks.lora.grouped import Shapes, shapes_of
+from tasks.lora.forward import last_layer, may_pack
+from tasks.lora.grouped import Shapes
+from tasks.lora.targets import target_layers
 
 # The order of work within a block, the last are 3: nothing before the first trained layer needs a
 # gradient.
@@ -67,13 +68,12 @@ class Pass:
 def shape_of(model: Any) -> ModelShape:
     """The shape of a model, which may be on torch's meta device."""
     head = model.get_output_embeddings()
-    layers: Any = getattr(model.base_model, "layers", None) or []
     return ModelShape(
         **vars(widths_of(model)),
         parameters=model.num_parameters(),
-        sizes=shapes_of(model, "all-linear", 1).sizes,
+        sizes=target_layers(model, "all-linear"),
         head=(head.weight.shape[1], head.weight.shape[0]),
-        known=len(layers) > 0 and type(layers[-1]).__name__ in KNOWN_LAYERS,
+        known=last_layer(model) is not None,
         packs=may_pack(model),
     )
 

@@ -49,7 +49,7 @@ def _labels_only(model: Any, packed: Packed) -> Iterator[None]:
     The rest of that layer works position by position. Where the layer is unknown, or computed again
     in the backward pass, the positions are picked in front of the output embedding.
     """
-    layer = _last_layer(model)
+    layer = last_layer(model)
     source = packed.source if layer is None else packed.slot
 
     def pick(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -80,7 +80,7 @@ def _labels_only(model: Any, packed: Packed) -> Iterator[None]:
             del layer.forward
 
 
-def _last_layer(model: Any) -> Any:
+def last_layer(model: Any) -> Any:
     """The last decoder layer, if `_labels_only` knows its forward pass."""
     layers = getattr(model.base_model, "layers", None)
     if not layers or (model.is_gradient_checkpointing and model.training):
