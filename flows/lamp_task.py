@@ -47,7 +47,7 @@ def lamp_task(config: TaskConfig, known: Cell | None = None) -> Cell:
     missing: list[str] = []
     users = prepared_users(config)
     base = known.base if known else base_model(config, users)
-    coverage = coverage_lines(config, base)
+    coverage = known.coverage if known else coverage_lines(config, base)
     mergings: list[Merging] = []
     for names in config.sharing_a_bank():
         with noted(", ".join(names), missing):

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tasks.lamp.statistics import Resampled
 
 # Answers of no model, in worlds whose optimum is known.
-OPTIMUM = ("nonpersonal", "bayes", "oracle")
 DRAWS_FILE = "draws.safetensors"
 LIBRARIES = ("numpy", "polars", "rouge-score")
 # The answers of each method, batch by batch.
@@ -46,13 +45,14 @@ def compare(users: Prepared, answered: Batches, rules: Rules, sample: str) -> Co
     """Scores of each method, their intervals, and its difference to each other one.
 
     rules: those that answers are scored by (tasks/lamp/metrics.py). sample: cells of one sample
-    share users. In worlds whose optimum is known the answers of OPTIMUM are methods, too.
+    share users. In worlds whose optimum is known the answers of its PREDICTORS are methods, too.
     """
     import polars as pl
 
     from tasks.lamp.metrics import golds_json, golds_without_token, unlabelled
     from tasks.lamp.statistics import Scored as ScoredAnswers
     from tasks.lamp.statistics import bootstrap
+    from tasks.lamp.synthetic.optimum import PREDICTORS
 
     task = users.task
     tables = {name: _table(answered[name]) for name in METHODS if name in answered}
@@ -65,7 +65,7 @@ def compare(users: Prepared, answered: Batches, rules: Rules, sample: str) -> Co
     if users.optimum:
         best = pl.read_parquet(store().path(users.optimum))
         asked = best.filter(pl.col("query_id").is_in(list(golds)))
-        optimum = {name: _by_query(asked, name) for name in OPTIMUM}
+        optimum = {name: _by_query(asked, name) for name in PREDICTORS}
     groups = {query: group_of[user] for query, user in user_of.items()}
     scored = ScoredAnswers.of(task, golds, groups, given | optimum, sample=sample, rules=rules)
     resampled = bootstrap(scored, 0)
@@ -115,6 +115,8 @@ def mean_of(cells: Sequence[Compared], metrics: Sequence[str] | None = None) -> 
     """The mean over cells of these metrics, or of all that the cells share."""
     from tasks.lamp.means import mean_over
 
+    if len(cells) == 1 and metrics is None:
+        return cells[0]  # as it was computed
     mean = mean_over([read_draws(cell) for cell in cells], metrics=metrics)
     return _compared(mean).model_copy(update={"cells": len(cells)})
 

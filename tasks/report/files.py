@@ -63,11 +63,12 @@ def run_files() -> list[Path]:
     return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
 
 
-def all_runs() -> Iterator[Run]:
-    """The runs that this version can read, the one that ended last first."""
+def all_runs(but: str = "") -> Iterator[Run]:
+    """The runs that this version can read, the one that ended last first. but: of another id."""
     for file in run_files():
         with suppress(InputError):
-            yield _read(file)
+            if file.stem != but:
+                yield _read(file)
 
 
 def read_run(wanted: str = "last") -> Run:

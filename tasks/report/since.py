@@ -61,7 +61,7 @@ def last_run(run: Run) -> Run | None:
         return {name: value for name, value in config.items() if name not in ELSEWHERE}
 
     wanted = deciding(run.config)
-    return next((r for r in all_runs() if r.id != run.id and deciding(r.config) == wanted), None)
+    return next((r for r in all_runs(but=run.id) if deciding(r.config) == wanted), None)
 
 
 def since(run: Run) -> Since | None:

@@ -87,11 +87,12 @@ class Mlflow:
         """
         from mlflow.entities import Metric, Param, RunTag
 
+        # A new run has them from the start.
+        tags = [RunTag(name, value) for name, value in entry.tags.items()] if found else []
         if found is None:
             own = entry.tags | ({PARENT_TAG: parent} if parent else {})
             found = self.client.create_run(self.experiment, entry.start, own, entry.name)
         run_id = str(found.info.run_id)
-        tags = [RunTag(name, value) for name, value in entry.tags.items()]
         params = [Param(name, str(value)[:500]) for name, value in entry.params.items()]
         points = [Metric(name, value, entry.end, step) for name, value, step in entry.metrics]
         while params or points:
