@@ -178,6 +178,7 @@ class Merger:
     def __init__(self, merged: Merged) -> None:
         self.merged = merged
         self.recipes = read_recipes(merged.recipes)
+        self._adapters = {one.anchor: one.adapter.sha256 for one in merged.bank.members}
 
     @cached_property
     def bank(self) -> LoadedBank:
@@ -188,10 +189,9 @@ class Merger:
 
     def made_of(self, user_id: str) -> list[Any]:
         """What decides the user's merged LoRA: how it is merged, each anchor's LoRA and weight."""
-        adapters = {member.anchor: member.adapter.sha256 for member in self.merged.bank.members}
         recipe = self.recipes[user_id]
         pairs = zip(recipe.anchors, recipe.weights, strict=True)
-        return [self.merged.how, [[anchor, adapters[anchor], weight] for anchor, weight in pairs]]
+        return [self.merged.how, [[name, self._adapters[name], weight] for name, weight in pairs]]
 
     def chosen(
         self, user_ids: Sequence[str]

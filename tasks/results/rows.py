@@ -82,7 +82,7 @@ def known_rows(
 def _folders(where: Store, stage: str) -> list[Path]:
     """The folders of a stage; those with rows that only lie at the URL are fetched."""
     if where.remote:
-        for path in where.remote.list("" if stage == "*" else stage):
+        for path in where.remote.list(stage):
             uri, _, name = path.rpartition("/")
             if name == ROWS and uri.count("/") == 2 and not (where.root / uri).exists():
                 where.intact(File(uri=uri, sha256=Path(uri).name))

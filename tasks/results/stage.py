@@ -180,7 +180,8 @@ class Job(Generic[R]):
         result = state.result()
         if state.name != "Cached":
             return result
-        if not all(store().intact(file) for file in files_of(result)):
+        where = store()
+        if not all(where.intact(file) for file in files_of(result)):
             log(f"store: files of {name} are gone or damaged: it is made again", warning=True)
             return self.context.run(self.stage.begin, self.arguments, True).result()
         return result.model_copy(update={"cached": True})
@@ -261,7 +262,8 @@ def _failure(state: State[Any], name: str) -> Exception:
     key = getattr(getattr(data, "metadata", data), "storage_key", None)
     if key and not isinstance(error, StorageError):  # else it could not be written
         with suppress(StorageError):
-            store().remove(store().root / RESULTS / PurePath(key).name)
+            where = store()
+            where.remove(where.root / RESULTS / PurePath(key).name)
     if isinstance(error, InputError):
         return StageFailed(str(error))
     if isinstance(error, BaseException) and (line := disk_full(error)):
