@@ -35,6 +35,7 @@ from prefect.serializers import JSONSerializer
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner
+from prefect.utilities.annotations import quote
 
 from tasks.errors import DiskFull, InputError, StorageError, disk_full, short, transient
 from tasks.log import log
@@ -116,9 +117,10 @@ class Stage(Generic[P, R]):
         found = None if refresh else _plain(storage, key)
         task = self._task(storage, key, refresh or found is False)
         runner = RUNNER.get()
-        # What is there needs no process: this thread finds it.
+        # What is there needs no process: this thread finds it. Quoted, as Prefect else looks for
+        # futures in all that it is given, loss by loss of every training.
         if runner is None or not self.uses_model or found:
-            return Job(self, arguments, cast("State[R]", task(arguments, return_state=True)))
+            return Job(self, arguments, cast("State[R]", task(quote(arguments), return_state=True)))
         return Job(self, arguments, runner.submit(task, {"arguments": arguments}))
 
     def made(self, arguments: dict[str, Any]) -> R:
