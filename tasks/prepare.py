@@ -82,12 +82,15 @@ def prepare(
     from tasks.lamp.synthetic.optimum import optimal_answers
 
     generated = isinstance(users, SyntheticOptions)
+    # The best answers are known for few-shot users, not for candidates in their place.
+    known = generated and not split.development
     with store().new("prepare") as folder, tempfile.TemporaryDirectory() as scratch:
         if isinstance(users, SyntheticOptions):
             place, world = Path(scratch) / "users", World(task.name, users, seed)
             world.write(place)
-            best = optimal_answers(world, split.few_shot_items)
-            best.write_parquet(folder.path / OPTIMUM_FILE)
+            if known:
+                best = optimal_answers(world, split.few_shot_items)
+                best.write_parquet(folder.path / OPTIMUM_FILE)
             _population(world.tastes()).write_parquet(folder.path / POPULATION_FILE)
         else:
             place = Path(users.path)
@@ -110,7 +113,7 @@ def prepare(
         anchor=folder.file("anchor.parquet"),
         few_shot=folder.file("few_shot.parquet"),
         pooled=folder.file("pooled.parquet"),
-        optimum=folder.file(OPTIMUM_FILE) if generated else None,
+        optimum=folder.file(OPTIMUM_FILE) if known else None,
         population=folder.file(POPULATION_FILE) if generated else None,
         few_shot_ids=made.few_shot_ids,
         instruction=made.instruction,

@@ -14,12 +14,13 @@ from tasks.errors import InputError
 from tasks.lamp.audit import audit
 from tasks.lamp.content import keyed
 from tasks.lamp.definitions import LampTask
+from tasks.lamp.development import split_off
 from tasks.lamp.folders import ROLES
 from tasks.lamp.kept import EMPTY_QUERY, EMPTY_USER, UNKNOWN_GOLD
 from tasks.lamp.options import SplitOptions
 from tasks.lamp.prompts import instruction_of
 from tasks.lamp.related import NO_RELATED, ask_related, has_unasked
-from tasks.lamp.splits import split_users
+from tasks.lamp.splits import counted, split_users
 from tasks.lamp.tables import pooled, read_table, row_groups, write_side, write_sides
 
 
@@ -60,10 +61,17 @@ def write_dataset(
     if task.items == "built" and any(map(has_unasked, frames.values())):
         frames = _ask_papers(out, dropped, task.name, seed)
         counts["papers_asked_by_their_author"] = sum(map(_items, frames.values()))
+    instruction = instruction_of(_inputs(out), task)
+    if options.development:
+        frames = _development(out, task, instruction, options, seed)
+        sides = [frame.with_columns(role=pl.lit(side)) for side, frame in frames.items()]
+        table = pl.concat(sides)
+        audited = audit(table, dropped, task)
+        counts |= counted(table, frames["base"], frames["anchor"], frames["few_shot"], task)
     return Dataset(
         few_shot_ids=tuple(frames["few_shot"]["user_id"]),
         longest_candidate=max(frames["anchor"]["profile"].list.len().to_list()),
-        instruction=instruction_of(_inputs(out), task),
+        instruction=instruction,
         counts=counts,
         audit=audited,
     )
@@ -105,6 +113,23 @@ def _ask_papers(
             )
     for side, frame in frames.items():
         write_side(frame, folder / f"{side}.parquet")
+    return frames
+
+
+def _development(
+    folder: Path, task: LampTask, instruction: str, options: SplitOptions, seed: int
+) -> dict[str, pl.DataFrame]:
+    """The sides written again, and given back, with development users in the few-shot users' place.
+
+    Texts are in memory: settings are chosen on data that is small enough to run many times.
+    """
+    frames = {side: read_table(folder / f"{side}.parquet") for side in ("base", "anchor")}
+    frames["anchor"], users = split_off(frames["anchor"], task, instruction, seed)
+    if options.few_shot_items is not None:
+        users = users.with_columns(pl.col("profile").list.head(options.few_shot_items))
+    frames["few_shot"] = users
+    for side in ("anchor", "few_shot"):
+        write_side(frames[side], folder / f"{side}.parquet")
     return frames
 
 

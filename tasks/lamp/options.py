@@ -58,6 +58,8 @@ class SplitOptions(Options):
     whole authors nowhere.
     allow_shared_groups: where the data has a group on two sides, leave its users out of the base or
     anchor side, and count them, instead of refusing the data.
+    development: half of the anchor candidates stand in the few-shot users' place, who are not
+    looked at (tasks/lamp/development.py): for choosing settings.
     """
 
     kind: Literal["grouped", "published"] = "grouped"
@@ -67,6 +69,7 @@ class SplitOptions(Options):
     same_author_share: float = Field(0.5, gt=0.0, le=1.0)
     allow_shared_groups: bool = False
     few_shot_items: int | None = Field(None, ge=1)
+    development: bool = False
 
     @model_validator(mode="after")
     def _leaves_few_shot(self) -> SplitOptions:

@@ -38,7 +38,7 @@ class Split:
         the order first seen; few_shot the users as they came.
     published: the users as they came; where the data give no roles, few-shot users with their last
         `few_shot_items` items alone, as profiles go from old to new where they have an order.
-    users: all users as they came, with their group and their side (role). counts: `_counts`.
+    users: all users as they came, with their group and their side (role). counts: `counted`.
     """
 
     base: pl.DataFrame
@@ -86,7 +86,7 @@ def split_users(users: pl.DataFrame, task: LampTask, options: SplitOptions, seed
         most = options.few_shot_items or FEW_SHOT_ITEMS
         unseen = int(asked["profile"].list.len().sum()) - most * asked.height
         asked = asked.with_columns(pl.col("profile").list.tail(most))
-    counts = _counts(table, base, anchor, asked, task) | {
+    counts = counted(table, base, anchor, asked, task) | {
         "removed_shared_group": shared if grouped else 0,
         "pooled_users": pooled,
         "unseen_few_shot_items": unseen,
@@ -100,7 +100,7 @@ def split_users(users: pl.DataFrame, task: LampTask, options: SplitOptions, seed
     return split
 
 
-def _counts(
+def counted(
     table: pl.DataFrame,
     base: pl.DataFrame,
     anchor: pl.DataFrame,
