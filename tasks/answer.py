@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from tasks.config.options import TrainingOptions
+from tasks.config.options import PriorOptions, TrainingOptions
 from tasks.config.task import MethodConfig
 from tasks.errors import label
 from tasks.fusion import Merger
 from tasks.log import log
+from tasks.method.prior import log_prior
 from tasks.methods import METHODS, MethodName
 from tasks.prepare import users_in_order
 from tasks.record import File, Record, Result, key_of, library_versions
@@ -21,7 +23,7 @@ from tasks.results.store import store
 from tasks.running.slots import gpu_slot
 from tasks.stacking import WORK, Adapted, Batch, merged_and_trained, write_work
 from tasks.text.loading import LIBRARIES, load
-from tasks.text.questions import asked, content
+from tasks.text.questions import User, asked, content
 from tasks.text.tokens import by_question, tokens_of
 from tasks.training import engine_of
 
@@ -29,19 +31,25 @@ if TYPE_CHECKING:
     from tasks.lora.adapters import LoraBatch
 
 TABLE = "predictions.parquet"
+# A user's answers, and the log-likelihood of each label for each query where these were compared.
+Answered = tuple[list[str], list[list[float]]]
+# With the seconds that it took.
+Row = tuple[list[str], list[list[float]], float]
 
 
 class HowAnswered(Record):
     """How a method adapts its users and answers for them.
 
     version: of the method. training: of users' own LoRAs, if it trains any. answer: greedy
-    decoding, or the likeliest label. quantisation: of the base model; libraries: those it needs.
+    decoding, or the likeliest label. prior: what labels weigh before a question is read, if the
+    method has them. quantisation: of the base model; libraries: those it needs.
     """
 
     method: MethodName
     version: int
     training: TrainingOptions | None
     answer: str
+    prior: PriorOptions | None
     quantisation: str
     libraries: dict[str, str]
 
@@ -54,12 +62,13 @@ def how_answered(config: MethodConfig) -> HowAnswered:
         version=METHODS[config.method].version,
         training=config.training,
         answer=config.scoring.answer,
+        prior=config.label_prior if METHODS[config.method].label_prior else None,
         quantisation=quantisation,
         libraries=library_versions(() if quantisation == "none" else ("bitsandbytes",)),
     )
 
 
-@stage(version=5, libraries=LIBRARIES, uses_model=True)
+@stage(version=6, libraries=LIBRARIES, uses_model=True)
 def answers(
     how: HowAnswered,
     users: File,
@@ -83,7 +92,11 @@ def answers(
     if rows.missing:
         log(f"answering for {rows.counted()}")
         rows.add(_answer(how, batch, adapted, rows.missing))
-    predictions, seconds = zip(*rows.all(), strict=True)
+    chosen, scores, seconds = zip(*rows.all(), strict=True)
+    predictions = [
+        weighed(user, mine, log_p, how, setting.questions.task.labels)
+        for user, mine, log_p in zip(some, chosen, scores, strict=True)
+    ]
     works = [
         work.model_copy(update={"seconds": work.seconds + each})
         for work, each in zip(adapted.works, seconds, strict=True)
@@ -93,6 +106,8 @@ def answers(
         "query_id": [[query["id"] for query in user["query"]] for user in batch.users],
         "gold": [[query["gold"] for query in user["query"]] for user in batch.users],
         "prediction": predictions,
+        "chosen": chosen,
+        "log_p": scores,
         "seconds": seconds,
     }
     with rows.folder() as folder:
@@ -114,16 +129,31 @@ def answers(
     )
 
 
+def weighed(
+    user: User, chosen: list[str], log_p: list[list[float]], how: HowAnswered, labels: Sequence[str]
+) -> list[str]:
+    """A user's answers: those `chosen`, or the likeliest labels with the user's prior.
+
+    log_p: per query the log-likelihood of each label; none where labels were not compared.
+    """
+    prior = how.prior
+    if prior is None or not log_p:
+        return chosen
+    given = [item["answer"] for item in user["profile"]]
+    weights = [prior.strength * one for one in log_prior(given, labels, prior.smoothing)]
+    sums = [[a + b for a, b in zip(own, weights, strict=True)] for own in log_p]
+    return [labels[one.index(max(one))] for one in sums]
+
+
 def _keys(how: HowAnswered, batch: Batch, adapted: Adapted) -> list[str]:
     """What each user's answers depend on: not the method's name, so that methods alike share them.
 
     The ids of users and queries too, as they stand in the table.
     """
     questions, alone = batch.setting.questions, METHODS[how.method].answer is not None
-    how_asked: tuple[Any, ...] = (how.method, how.version)
-    if not alone:
-        how_asked = (how.answer, how.quantisation, how.libraries, questions, batch.setting.base)
-    shared = key_of(answers.identity, *how_asked)
+    about = (how.answer, how.quantisation, how.libraries, questions, batch.setting.base)
+    own = (how.method, how.version, batch.fitted) if alone else ()
+    shared = key_of(answers.identity, *about, *own)
     keys = []
     for user, loras in zip(batch.users, adapted.keys, strict=True):
         history = content(user["profile"]) if alone or questions.prompt.history_items else None
@@ -131,29 +161,36 @@ def _keys(how: HowAnswered, batch: Batch, adapted: Adapted) -> list[str]:
     return keys
 
 
-def _read(folder: File) -> list[tuple[list[str], float]]:
+def _read(folder: File) -> list[Row]:
     import polars as pl
 
     table = pl.read_parquet(store().path(folder) / TABLE)
-    return list(table.select("prediction", "seconds").iter_rows())
+    return list(table.select("chosen", "log_p", "seconds").iter_rows())
 
 
-def _answer(
+def _answer(how: HowAnswered, batch: Batch, adapted: Adapted, numbers: Sequence[int]) -> list[Row]:
+    """What is answered to the batch's users of these numbers, all of them at once."""
+    users = [batch.users[number] for number in numbers]
+    started = time.perf_counter()
+    if answer := METHODS[how.method].answer:
+        found: list[Answered] = [(mine, []) for mine in answer(replace(batch, users=users))]
+    else:
+        found = _with_loras(how, batch, adapted, numbers)
+    each = round((time.perf_counter() - started) / len(users), 4)
+    return [(*one, each) for one in found]
+
+
+def _with_loras(
     how: HowAnswered, batch: Batch, adapted: Adapted, numbers: Sequence[int]
-) -> list[tuple[list[str], float]]:
-    """The answers of the batch's users of these numbers, and the seconds of each.
-
-    All are asked at once, each with their LoRAs.
-    """
+) -> list[Answered]:
+    """The model's answers to the users of these numbers."""
+    from tasks.lora.answer import greediest
     from tasks.lora.merge import MergedUsers
 
     questions, base = batch.setting.questions, batch.setting.base
     users = [batch.users[number] for number in numbers]
     labels = () if how.answer == "generate" else questions.task.labels
-    if answer := METHODS[how.method].answer:
-        return [(mine, 0.0) for mine in answer(users)]
     with gpu_slot():
-        started = time.perf_counter()
         loaded = load(base, batch.setting.compute, how.quantisation)
         names = [batch.names[number] for number in numbers]
         merger = adapted.merger
@@ -167,13 +204,17 @@ def _answer(
         layers_of = sorted({*(below.layers if below else ()), *(own.layers if own else ())})
         engine = engine_of(base.engine)
         with engine.grouped(loaded.model, layers_of) as layers:
-            if labels:
-                choices = [by_question(mine, len(labels)) for mine in samples]
-                best = engine.choose(loaded, layers, choices, parts, how.answer)
-                answered = [[labels[number] for number in mine] for mine in best]
-            else:
+            if not labels:
                 most = questions.task.max_new_tokens
                 queries = [list(mine) for mine in samples]
-                answered = engine.answer_users(loaded, layers, queries, parts, most)
-        each = round((time.perf_counter() - started) / len(users), 4)
-    return [(mine, each) for mine in answered]
+                found = engine.answer_users(loaded, layers, queries, parts, most)
+                return [(mine, []) for mine in found]
+            choices = [by_question(mine, len(labels)) for mine in samples]
+            tokens = engine.answer_log_p(loaded, layers, choices, parts)
+    log_p = [[[float(label.sum()) for label in one] for one in mine] for mine in tokens]
+    if how.answer == "constrained":
+        best = [[*map(greediest, *both)] for both in zip(choices, tokens, strict=True)]
+    else:
+        best = [[one.index(max(one)) for one in mine] for mine in log_p]
+    answered = [[labels[number] for number in mine] for mine in best]
+    return list(zip(answered, log_p, strict=True))

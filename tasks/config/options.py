@@ -158,6 +158,13 @@ class RagOptions(Options):
     history_items: int = Field(1, ge=1)
 
 
+class PriorOptions(Options):
+    """The methods with a label prior: its strength, and its smoothing (tasks/method/prior.py)."""
+
+    strength: float = Field(1.0, ge=0.0)
+    smoothing: float = Field(1.0, gt=0.0)
+
+
 class ScoringOptions(Options):
     """How questions are answered: by greedy decoding, or by one of the task's labels.
 

@@ -20,7 +20,7 @@ from tasks.lamp.definitions import TASKS, LampTask, get_task
 from tasks.lamp.options import TaskOptions
 
 # Sections that `per_task` may change: what comes after the data and the base model.
-PER_TASK = "^(anchors|meta_lora|fusion|stacking|oppu|rag|scoring)$"
+PER_TASK = "^(anchors|meta_lora|fusion|stacking|oppu|rag|label_prior|scoring)$"
 
 
 class RunConfig(TaskSections):

@@ -12,6 +12,7 @@ from tasks.config.options import (
     BaseOptions,
     ComputeOptions,
     FusionOptions,
+    PriorOptions,
     RagOptions,
     ScoringOptions,
     StackingOptions,
@@ -35,6 +36,7 @@ class MethodSections(Options):
     stacking: StackingOptions = StackingOptions()
     oppu: TrainingOptions = TrainingOptions()
     rag: RagOptions = RagOptions()
+    label_prior: PriorOptions = PriorOptions()
     scoring: ScoringOptions = ScoringOptions()
 
 

@@ -79,20 +79,18 @@ def log_likelihoods(
 
 
 @torch.no_grad()
-def choose(
+def answer_log_p(
     base: Base,
     layers: Layers,
     samples: Sequence[Sequence[Sequence[Encoded]]],
     parts: Parts,
-    how: str = "likelihood",
     positions: int | None = None,
-) -> list[list[int]]:
-    """Per user and question: the number of the best of the possible answers (the first of equals).
+) -> list[list[list[Tensor]]]:
+    """Per user, question and possible answer: log p of each of its tokens [T] (float32, CPU).
 
-    samples: per user and question, one sample per possible answer. Its end counts, so no answer
-    wins by being the start of another. how: `likelihood`, the largest log p of the whole answer; or
-    `constrained`, the one that greedy decoding ends at if it may only write one of them. The prompt
-    runs once per question, as what the longest answer leaves of it.
+    samples: per user and question, one sample per possible answer; with its end, no answer is
+    likelier by being the start of another. The prompt runs once per question, as what the longest
+    answer leaves of it.
     """
     shared = may_pack(base.model)
     asked = [[*map(on_one_prompt, own)] if shared else [*chain(*own)] for own in samples]
@@ -108,12 +106,26 @@ def choose(
 
     limit = positions or forward_positions(base)
     work_off(span_batches(by_user, rows, limit), by_user, measure)
-    best = _likeliest if how == "likelihood" else _greediest
-    chosen = []
-    for own, log_p in zip(samples, found, strict=True):
-        each = iter(chain(*log_p))
-        chosen.append([best([(one.answer, next(each)) for one in question]) for question in own])
-    return chosen
+    each = [iter(chain(*own)) for own in found]
+    return [
+        [[next(one) for _ in question] for question in own]
+        for own, one in zip(samples, each, strict=True)
+    ]
+
+
+def greediest(answers: Sequence[Encoded], log_p: Sequence[Tensor]) -> int:
+    """The number of the answer that greedy decoding ends at if it may only write one of these.
+
+    answers, log_p: of one question, as of `answer_log_p`. Ties go to the first.
+    """
+    tokens = [one.answer for one in answers]
+    left: list[int] = list(range(len(tokens)))
+    depth = 0
+    while len(left) > 1 and all(len(tokens[n]) > depth for n in left):
+        best = max(left, key=lambda n: float(log_p[n][depth]))
+        left = [n for n in left if tokens[n][depth] == tokens[best][depth]]
+        depth += 1
+    return left[0]
 
 
 def on_one_prompt(samples: Sequence[Encoded]) -> Encoded:
@@ -189,23 +201,6 @@ def _label_log_p(
     """log p of each label [N], and the number of its sample (`Packed`)."""
     packed = pack(samples, base.tokenizer.pad_token_id, rows).to(base.device)
     return -label_losses(base, packed), packed.sample
-
-
-def _likeliest(answers: Sequence[tuple[list[int], Tensor]]) -> int:
-    """answers: their tokens, and log p of each token."""
-    return max(range(len(answers)), key=lambda n: float(answers[n][1].sum()))
-
-
-def _greediest(answers: Sequence[tuple[list[int], Tensor]]) -> int:
-    """The answer that greedy decoding over the tree of all answers ends at."""
-    left: list[int] = list(range(len(answers)))
-    depth = 0
-    while len(left) > 1 and all(len(answers[n][0]) > depth for n in left):
-        best = max(left, key=lambda n: float(answers[n][1][depth]))
-        token = answers[best][0][depth]
-        left = [n for n in left if answers[n][0][depth] == token]
-        depth += 1
-    return left[0]
 
 
 def _greedy(base: Base, questions: Sequence[Encoded], max_new_tokens: int) -> list[str]:

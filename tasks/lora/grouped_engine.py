@@ -1,7 +1,7 @@
 """The engine that trains and answers many users at once; peft_engine.py has the same functions."""
 
-from tasks.lora.answer import answer_users, choose, evidence
+from tasks.lora.answer import answer_log_p, answer_users, evidence
 from tasks.lora.group_train import train_group
 from tasks.lora.grouped import grouped, shapes_of
 
-__all__ = ["answer_users", "choose", "evidence", "grouped", "shapes_of", "train_group"]
+__all__ = ["answer_log_p", "answer_users", "evidence", "grouped", "shapes_of", "train_group"]

@@ -144,19 +144,18 @@ def answer_users(
     return _one_by_one(base, questions, parts, ask)
 
 
-def choose(
+def answer_log_p(
     base: Base,
     layers: Layers,
     samples: Sequence[Sequence[Sequence[Encoded]]],
     parts: Parts,
-    how: str = "likelihood",
-) -> list[list[int]]:
-    """As `answer.choose`."""
+) -> list[list[list[Tensor]]]:
+    """As `answer.answer_log_p`."""
 
-    def best(own: Sequence[Sequence[Encoded]]) -> list[list[int]]:
-        return answer.choose(base, layers, [own], _attached, how, 1)
+    def measure(own: Sequence[Sequence[Encoded]]) -> list[list[list[Tensor]]]:
+        return answer.answer_log_p(base, layers, [own], _attached, 1)
 
-    return _one_by_one(base, samples, parts, best)
+    return _one_by_one(base, samples, parts, measure)
 
 
 def evidence(

@@ -7,19 +7,18 @@ it is empty.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tasks.methods.method import Method
 
 if TYPE_CHECKING:
-    from tasks.text.questions import User
+    from tasks.stacking import Batch
 
 
-def commonest(users: Sequence[User]) -> list[list[str]]:
+def commonest(batch: Batch) -> list[list[str]]:
     """Per user the commonest answer of the items, once for each query."""
     answered = []
-    for user in users:
+    for user in batch.users:
         ranked = Counter(item["answer"] for item in user["profile"]).most_common(1)
         answered.append([ranked[0][0] if ranked else ""] * len(user["query"]))
     return answered

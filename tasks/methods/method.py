@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from tasks.record import Result
     from tasks.results.models import Base, Prepared
     from tasks.stacking import Adapted, Batch
-    from tasks.text.questions import User
+
+
+# The settings of methods that need the likelihood of each label.
+LIKELIHOOD = {"scoring": {"answer": "likelihood"}}
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class Method:
     the flow. It reaches `adapt` as `batch.fitted`.
     adapt: what makes the LoRAs of a batch of users, where the model is run; None stands for
     `merged_and_trained` (tasks/stacking.py).
-    answer: what answers in the model's place: per user, an answer to each query.
+    answer: what answers in the engine's place: per user of the batch, an answer to each query.
+    label_prior: the labels' likelihoods are weighed by how often the user gave them
+    (`label_prior`); without labels nothing changes.
     default: whether it is compared where a run names no methods.
     """
 
@@ -43,10 +48,11 @@ class Method:
     trained: str | None = None
     fit: Callable[[MethodConfig, Prepared, Base], Result] | None = None
     adapt: Callable[[Batch], Adapted] | None = None
-    answer: Callable[[Sequence[User]], list[list[str]]] | None = None
+    answer: Callable[[Batch], list[list[str]]] | None = None
+    label_prior: bool = False
     default: bool = True
 
     @property
     def uses_items(self) -> bool:
         """Whether anything of it depends on the user's items."""
-        return self.history or self.merged or bool(self.trained or self.answer)
+        return self.history or self.merged or self.label_prior or bool(self.trained or self.answer)

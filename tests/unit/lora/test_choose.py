@@ -12,7 +12,7 @@ import torch
 from tasks.errors import InputError
 from tasks.lora import answer, packing
 from tasks.lora.adapters import LoraBatch
-from tasks.lora.answer import answer_users, choose, log_likelihoods
+from tasks.lora.answer import Parts, answer_log_p, answer_users, greediest, log_likelihoods
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
 from tasks.lora.forward import label_losses, sum_by
@@ -53,6 +53,22 @@ def users(fresh_base: MakeBase) -> Users:
 def layers(users: Users) -> Iterator[Layers]:
     with grouped(users.base.model, list(users.shapes)) as found:
         yield found
+
+
+def choose(
+    base: Base,
+    layers: Layers,
+    samples: list[list[list[Encoded]]],
+    parts: Parts,
+    how: str = "likelihood",
+    positions: int | None = None,
+) -> list[list[int]]:
+    """The numbers of the best answers, as the stage chooses them."""
+    log_p = answer_log_p(base, layers, samples, parts, positions)
+    if how == "constrained":
+        return [[*map(greediest, *both)] for both in zip(samples, log_p, strict=True)]
+    sums = [[[float(label.sum()) for label in one] for one in own] for own in log_p]
+    return [[one.index(max(one)) for one in own] for own in sums]
 
 
 def asked(labels: Sequence[list[int]] = LABELS) -> list[list[list[Encoded]]]:

@@ -100,7 +100,7 @@ def test_killed_users_go_on(fresh_base: MakeBase, tmp_path: Path) -> None:
 
 
 def test_answers_as_the_grouped_engine(fresh_base: MakeBase) -> None:
-    """Answers, the likeliest of given ones, and evidence, with a merged LoRA below the own one."""
+    """Answers, likelihoods of given ones, and evidence, with a merged LoRA below the own one."""
     users = Users(fresh_base())
     base, layers = users.base, dict[str, Any]()
     questions, choices = QUESTIONS[:3], asked()
@@ -108,11 +108,12 @@ def test_answers_as_the_grouped_engine(fresh_base: MakeBase) -> None:
     wanted_of = torch.arange(len(SAMPLES) * 2).reshape(-1, 2) % 3 < 2
     with grouped(base.model, list(users.shapes)) as wrapped:
         answers = answer.answer_users(base, wrapped, questions, users.parts, 6)
-        chosen = answer.choose(base, wrapped, choices, users.parts)
+        chosen = answer.answer_log_p(base, wrapped, choices, users.parts)
         scores = answer.log_likelihoods(base, wrapped, SAMPLES, users.parts)
         table = answer.evidence(base, wrapped, SAMPLES, anchors, asked=wanted_of)
     assert peft_engine.answer_users(base, layers, questions, users.parts, 6) == answers
-    assert peft_engine.choose(base, layers, choices, users.parts) == chosen
+    ours = peft_engine.answer_log_p(base, layers, choices, users.parts)
+    torch.testing.assert_close(ours, chosen, rtol=1e-4, atol=1e-5)
     for got, wanted in zip(log_likelihoods(base, SAMPLES, users.parts), scores, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
     got = peft_engine.evidence(base, layers, SAMPLES, iter(anchors), asked=wanted_of)

@@ -1,0 +1,47 @@
+"""What everybody else answers most often: the same for all, without a model.
+
+Counted over the items of base users and anchor candidates; equal ones in alphabetical order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from tasks.methods.method import Method
+from tasks.record import File, Result
+from tasks.results.stage import stage
+
+if TYPE_CHECKING:
+    from tasks.config.task import MethodConfig
+    from tasks.results.models import Base, Prepared
+    from tasks.stacking import Batch
+
+
+class CommonAnswer(Result):
+    """The answer that is given most often."""
+
+    answer: str
+
+
+@stage(version=1)
+def common_answer(base: File, anchor: File) -> CommonAnswer:
+    """The commonest answer of these users' items."""
+    from tasks.prepare import Users
+
+    counts = Counter(item["answer"] for user in Users((base, anchor)) for item in user["profile"])
+    return CommonAnswer(answer=min(counts, key=lambda answer: (-counts[answer], answer)))
+
+
+def fit(_config: MethodConfig, users: Prepared, _base: Base) -> Result:
+    """The answer for everybody."""
+    return common_answer(users.base, users.anchor)
+
+
+def answered(batch: Batch) -> list[list[str]]:
+    """Per user that answer, once for each query."""
+    assert isinstance(batch.fitted, CommonAnswer)
+    return [[batch.fitted.answer] * len(user["query"]) for user in batch.users]
+
+
+METHOD = Method("commonest_of_all", order=89, fit=fit, answer=answered, default=False)

@@ -1,0 +1,49 @@
+"""The nearest of the user's own items by the base model's states: personal without training.
+
+Items and queries are vectors: the base model's last hidden states of the question, averaged over
+its tokens and centred on the user's items. The answer is the commonest of the nearest items by
+cosine; of answers as common the one of the nearest item.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from tasks.methods.method import Method
+
+if TYPE_CHECKING:
+    from tasks.stacking import Batch
+
+NEIGHBOURS = 3
+
+
+def nearest(batch: Batch) -> list[list[str]]:
+    """Per user an answer to each query."""
+    from tasks.lora.batches import Encoded
+    from tasks.lora.signature import mean_states
+    from tasks.running.slots import gpu_slot
+    from tasks.text.loading import load
+    from tasks.text.tokens import tokens_of
+
+    base, questions = batch.setting.base, batch.setting.questions
+    near = NEIGHBOURS if questions.task.labels else 1
+    answered = []
+    with gpu_slot():
+        loaded = load(base, batch.setting.compute)
+        items = tokens_of(questions, base, loaded, "profile", batch.users)
+        queries = tokens_of(questions, base, loaded, "queries", batch.users)
+        for user, own, asked in zip(batch.users, items, queries, strict=True):
+            prompts = [Encoded(one.prompt, []) for one in (*own, *asked)]
+            states = mean_states(loaded, prompts)
+            states = states - states[: len(own)].mean(0)
+            states = states / states.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            cosines = states[len(own) :] @ states[: len(own)].T
+            order = cosines.argsort(dim=1, descending=True, stable=True)[:, :near].tolist()
+            answers = [item["answer"] for item in user["profile"]]
+            ranked = [Counter(answers[n] for n in some).most_common(1) for some in order]
+            answered.append([one[0][0] if one else "" for one in ranked])
+    return answered
+
+
+METHOD = Method("knn", order=91, answer=nearest, default=False)
