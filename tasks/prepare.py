@@ -36,7 +36,8 @@ SPLITS = {"grouped": "split by author", "published": "split by user, as publishe
 # Counts that are in the log where they are not 0.
 TOLD = (
     "queries_in_other_profiles", "pooled_users", "removed_shared_group",
-    "removed_few_shot_without_query", "unseen_few_shot_items", "shared_author",
+    "removed_few_shot_without_query", "few_shot_users_left_out", "unseen_few_shot_items",
+    "shared_author",
     "papers_asked_by_their_author", "papers_asked_by_a_drawn_citation",
 )  # fmt: skip
 MEGABYTE = 10**6

@@ -55,7 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "gradient_checkpointing": True,
             "max_tokens": 8192,
         },
-        "split": {"kind": "published"},
+        "split": {"kind": "published", "few_shot_users": 100},
         "prompt": {"style": "published", "history_items": 1, "history_index": "published"},
         "anchors": {"embedding": "text", "clustering": "kmeans", "count": 50},
         "fusion": FUSION,

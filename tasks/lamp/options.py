@@ -54,8 +54,8 @@ class SplitOptions(Options):
     """How users are divided where the data does not say (docs/method.md, Users).
 
     kind: `grouped`, users that share content stay on one side; or `published`, as OPPU, Per-Pcs and
-    MTA do: at most `few_shot_users` few-shot users with `few_shot_items` items each (null: 10), and
-    whole authors nowhere.
+    MTA do: few-shot users with `few_shot_items` items each (null: 10), and whole authors nowhere.
+    few_shot_users: at most so many (null: all of them, published 100).
     allow_shared_groups: where the data has a group on two sides, leave its users out of the base or
     anchor side, and count them, instead of refusing the data.
     development: half of the anchor candidates stand in the few-shot users' place, who are not
@@ -63,7 +63,7 @@ class SplitOptions(Options):
     """
 
     kind: Literal["grouped", "published"] = "grouped"
-    few_shot_users: int = Field(100, ge=1)
+    few_shot_users: int | None = Field(None, ge=1)
     base_share: float = Field(1 / 3, ge=0.0, lt=1.0)
     anchor_share: float = Field(1 / 3, gt=0.0, lt=1.0)
     same_author_share: float = Field(0.5, gt=0.0, le=1.0)

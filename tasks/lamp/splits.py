@@ -27,7 +27,8 @@ from tasks.lamp.groups import find_groups
 from tasks.lamp.options import SplitOptions
 from tasks.lamp.tables import SIDE
 
-FEW_SHOT_ITEMS = 10  # of the published split, where the configuration does not say
+# Of the published split, where the configuration does not say.
+FEW_SHOT_ITEMS, FEW_SHOT_USERS = 10, 100
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,13 @@ def split_users(users: pl.DataFrame, task: LampTask, options: SplitOptions, seed
         most = options.few_shot_items or FEW_SHOT_ITEMS
         unseen = int(asked["profile"].list.len().sum()) - most * asked.height
         asked = asked.with_columns(pl.col("profile").list.tail(most))
+    left_out = 0
+    if options.few_shot_users:
+        order = sorted(asked["user_id"], key=lambda name: _rank(seed, name))
+        asked = asked.filter(pl.col("user_id").is_in(order[: options.few_shot_users]))
+        left_out = len(order) - asked.height
     counts = counted(table, base, anchor, asked, task) | {
+        "few_shot_users_left_out": left_out,
         "removed_shared_group": shared if grouped else 0,
         "pooled_users": pooled,
         "unseen_few_shot_items": unseen,
@@ -115,13 +122,13 @@ def counted(
     and published shared_author (users that `audit.shared_groups` counts).
     """
     places = query_places(few_shot, few_shot, task)
-    asking = table.filter(pl.col("query").list.len() > 0)
+    asks = pl.col("query").list.len() > 0
+    asking, silent = table.filter(asks), table.filter(~asks & (pl.col("role") == "few_shot"))
     return {
         "users": table.height,
         "users_with_query": asking.height,
         "groups": table["group"].n_unique(),
-        "removed_few_shot_without_query": int((table["role"] == "few_shot").sum())
-        - few_shot.height,
+        "removed_few_shot_without_query": silent.height,
         "base_users": base.height,
         "anchor_candidates": anchor.height,
         "few_shot_users": few_shot.height,
@@ -175,7 +182,7 @@ def _published_roles(table: pl.DataFrame, options: SplitOptions, seed: int) -> l
         )
     room = max(1, round((1 - share - anchor_share) * table.height))
     able.sort(key=lambda row: lengths[row])
-    chosen = set(able[: min(options.few_shot_users, room)])
+    chosen = set(able[: min(options.few_shot_users or FEW_SHOT_USERS, room)])
     rest = [row for row in order if row not in chosen]
     bases = round(len(rest) * share / (share + anchor_share))
     sides = dict.fromkeys(rest[:bases], "base") | dict.fromkeys(rest[bases:], "anchor")

@@ -117,6 +117,7 @@ def test_split_of_windows() -> None:
         "queries_in_other_profiles": 0,
         "queries_in_few_shot_profiles": 6,  # the last window's query is in no window
         "queries_in_own_profile": 0,
+        "few_shot_users_left_out": 0,
     }
     for name in ("base", "anchor", "few_shot"):
         side = getattr(split, name)

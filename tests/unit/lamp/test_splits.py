@@ -73,6 +73,21 @@ def test_at_most_as_many_as_asked_and_only_who_asks() -> None:
     assert not {"a", "b"} & set(chosen)
 
 
+def test_fewer_few_shot_users_of_roles_that_the_data_give() -> None:
+    """Those left out are on no other side; which are taken depends on the seed alone."""
+    names = {"a": "base", "b": "anchor"} | dict.fromkeys("cdefgh", "few_shot")
+    users = frame(
+        {user: texts(user, 3) for user in names}, {user: ["?"] for user in names}, roles=names
+    )
+    options = {"kind": "grouped", "base_share": 0.25, "few_shot_items": None, "few_shot_users": 2}
+    found = split_of(users, TASK, **options)
+    assert len(sides(found)["few_shot"]) == 2
+    assert (sides(found)["base"], sides(found)["anchor"]) == (["a"], ["b"])
+    assert found.counts["few_shot_users_left_out"] == 4
+    drawn = {tuple(sides(split_of(users, TASK, seed, **options))["few_shot"]) for seed in range(9)}
+    assert len(drawn) > 1
+
+
 def test_ten_items_unless_said_otherwise() -> None:
     users = population({"a": 10, "b": 11, "c": 12, "d": 9})
     found = split(users, few_shot_items=None)
