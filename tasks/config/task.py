@@ -80,10 +80,11 @@ class TaskConfig(TaskSections):
 
     def method(self, name: MethodName) -> MethodConfig:
         """The configuration as this method sees it."""
-        settings = dict(METHODS[name].settings)
+        own = self.model_dump(include=set(MethodConfig.model_fields))
+        values = overlay(own, dict(METHODS[name].settings))
         if METHODS[name].history:
-            settings = overlay(settings, {"prompt": {"history_items": self.rag.history_items}})
-        values = overlay(self.model_dump(include=set(MethodConfig.model_fields)), settings)
+            items = values["rag"]["history_items"]
+            values = overlay(values, {"prompt": {"history_items": items}})
         return MethodConfig.model_validate(values | {"method": name})
 
     def sharing_a_bank(self) -> list[tuple[MethodName, ...]]:

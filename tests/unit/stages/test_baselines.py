@@ -130,7 +130,7 @@ def test_a_label_prior_compares_likelihoods_whatever_others_do(place: Path) -> N
 
 
 def test_a_run_has_them_only_where_they_are_named() -> None:
-    more = ["base_prior", "mta_prior", "commonest_of_all", "commonest", "knn"]
+    more = ["base_prior", "rag_4", "mta_prior", "commonest_of_all", "commonest", "knn"]
     assert not set(more) & set(resolve({}).methods)
     assert resolve({"methods": ["base", *more]}).methods == ["base", *more]
     assert all(METHODS[name].uses_items for name in more)

@@ -55,8 +55,8 @@ def test_a_method_is_known_by_its_entry(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(InputError) as caught:
         resolve({"methods": ["base", "per_pcs"]})
     assert str(caught.value) == (
-        "configuration: methods.1: there is no method per_pcs; there are base, rag, oppu, "
-        "merge_only, stack_only, mta, mta_published, commonest (got 'per_pcs')"
+        "configuration: methods.1: there is no method per_pcs; there are "
+        f"{', '.join(METHODS)} (got 'per_pcs')"
     )
     monkeypatch.setitem(METHODS, "per_pcs", Method("per_pcs", merged=True))
     assert resolve({"methods": ["base", "per_pcs"]}).methods == ["base", "per_pcs"]
@@ -78,6 +78,7 @@ def test_rag_has_history_in_the_prompt() -> None:
     shown = task_config({"prompt": {"history_items": 1, "style": "published"}})
     assert shown.method("base").prompt.history_items == 1
     assert shown.method("rag").prompt.style == "published"
+    assert changes("rag_4") == {"prompt.history_items": 4, "rag.history_items": 4}
 
 
 def test_published_is_what_was_published() -> None:
@@ -125,13 +126,18 @@ def test_what_methods_are_made_of() -> None:
     made = {name: (m.history, m.merged, m.trained) for name, m in METHODS.items()}
     assert made == {
         "base": (False, False, None),
+        "base_prior": (False, False, None),
         "rag": (True, False, None),
+        "rag_4": (True, False, None),
         "oppu": (False, False, "oppu"),
         "merge_only": (False, True, None),
         "stack_only": (False, False, "stacking"),
         "mta": (False, True, "stacking"),
+        "mta_prior": (False, True, "stacking"),
         "mta_published": (False, True, "stacking"),
+        "commonest_of_all": (False, False, None),
         "commonest": (False, False, None),
+        "knn": (False, False, None),
     }
     for method in METHODS.values():
         if method.trained:
