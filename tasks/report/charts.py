@@ -22,9 +22,10 @@ from tasks.users_map import new_axes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Of methods, in the order of tables.
+# Of methods: those of every run in the order of tables, then the others. More markers than colours:
+# no two methods have both.
 COLOURS = ["#808080", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#8C6D31"]
-MARKERS = "s^vDPoX*"
+MARKERS = "s^vDPoX*<>hdp"
 # Answers of no model, from the least to the most knowing: black, told apart by how they are drawn.
 LINES = {"nonpersonal": ":", "bayes": "--", "oracle": "-."}
 INK = "#222222"
@@ -32,8 +33,8 @@ INK = "#222222"
 
 def style(method: str) -> tuple[str, str]:
     """Colour and marker of a method."""
-    place = list(METHODS).index(method) % len(COLOURS)
-    return COLOURS[place], MARKERS[place]
+    place = sorted(METHODS, key=lambda name: not METHODS[name].default).index(method)
+    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
 
 
 def bars(title: str, axis: str, names: Sequence[str], compared: Compared, metric: str) -> str:
