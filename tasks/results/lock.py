@@ -1,18 +1,17 @@
 """Locks of cache keys by lock files, under Prefect's `LockManager` protocol.
 
-The system frees a lock file when its holder dies; Prefect's own `FileSystemLockManager` would leave
-it for ever. `MTA_LOCKS=redis` takes prefect-redis' instead, for machines that share a store.
+The system frees a lock file when its holder dies. Prefect's own `FileSystemLockManager`, and
+prefect-redis' locks, would be left for ever: Prefect sets no time after which they end. So machines
+that share a store by a URL do not wait for each other; a piece that two make at once is the same.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 
 from filelock import FileLock, Timeout
 from prefect.locking.protocol import LockManager
 
-from tasks.errors import InputError
 from tasks.results.store import LOCKS, file_lock, store
 
 # The locks that this process holds: key -> holder and lock. A table of the module, so that the
@@ -63,18 +62,6 @@ class FileLocks(LockManager):
 
     async def await_for_lock(self, key: str, timeout: float | None = None) -> bool:
         return await asyncio.to_thread(self.wait_for_lock, key, timeout)
-
-
-def lock_manager() -> LockManager:
-    """The locks of this process's store."""
-    if os.environ.get("MTA_LOCKS", "file") != "redis":
-        return FileLocks()
-    try:
-        from prefect_redis import RedisLockManager
-    except ImportError as error:
-        raise InputError("MTA_LOCKS=redis needs prefect-redis: pip install '.[redis]'") from error
-    manager: LockManager = RedisLockManager()
-    return manager
 
 
 def _lock(key: str, timeout: float | None) -> FileLock:

@@ -40,7 +40,7 @@ from prefect.utilities.annotations import quote
 from tasks.errors import DiskFull, InputError, StorageError, disk_full, short, transient
 from tasks.log import log
 from tasks.record import Result, digest, files_of, key_of, library_versions
-from tasks.results.lock import lock_manager
+from tasks.results.lock import FileLocks
 from tasks.results.store import RESULTS, store
 from tasks.stand_in import stand_in
 
@@ -139,7 +139,7 @@ class Stage(Generic[P, R]):
             name=self.name,
             task_run_name=", ".join(filter(None, (self.name.replace("_", "-"), CELL.get()))),
             cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda _context, _given: key).configure(
-                isolation_level="SERIALIZABLE", lock_manager=lock_manager()
+                isolation_level="SERIALIZABLE", lock_manager=FileLocks()
             ),
             refresh_cache=refresh,
             persist_result=True,

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from prefect.locking.protocol import LockManager
 
-from tasks.errors import InputError
-from tasks.results.lock import FileLocks, lock_manager
+from tasks.results.lock import FileLocks
 from tasks.results.store import LOCKS, Store
 
 KEY = "fusion-0123"
@@ -171,14 +170,6 @@ def test_processes_wait_for_each_other(
     second.communicate("let go\n", timeout=30)
     assert (first.returncode, second.returncode) == (0, 0)
     assert not FileLocks().is_locked(KEY)
-
-
-def test_which_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(lock_manager(), FileLocks)
-    monkeypatch.setenv("MTA_LOCKS", "redis")
-    monkeypatch.setitem(sys.modules, "prefect_redis", None)
-    with pytest.raises(InputError, match=r"needs prefect-redis: pip install '\.\[redis\]'"):
-        lock_manager()
 
 
 def test_a_key_is_a_file_of_the_store(where: Store, tmp_path: Path) -> None:
