@@ -43,7 +43,6 @@ from tasks.lamp.options import (
 )
 from tasks.log import log
 from tasks.methods import MethodName
-from tasks.plan.run import planned
 from tasks.record import Options
 from tasks.report.files import report_name, write_run
 from tasks.report.notes import data_lines
@@ -80,6 +79,7 @@ def mta(
     stacking: options.StackingOptions | None = None,
     oppu: options.TrainingOptions | None = None,
     rag: options.RagOptions | None = None,
+    label_prior: options.PriorOptions | None = None,
     scoring: options.ScoringOptions | None = None,
     per_task: dict[str, dict[str, Any]] | None = None,
     compute: options.ComputeOptions | None = None,
@@ -92,8 +92,8 @@ def mta(
     each is. All others:
 
     Args:
-        preset: what everything else starts from: `embedded` (a tiny model, minutes on a laptop) or
-            `paper` (the published hyper-parameters and model).
+        preset: what everything else starts from: `embedded` (a tiny model, minutes on a laptop),
+            `paper` (the published hyper-parameters and model) or `real` (a small real model).
         data: `synthetic`, `lamp` (the benchmark's own files, downloaded), a LaMP user file, or a
             folder of LaMP files.
         lamp_tasks: the LaMP tasks to run.
@@ -126,6 +126,9 @@ def outcome(given: dict[str, Any]) -> State[Any]:
             log(line, warning=True)
         store().sweep()
         if config.dry_run:
+            # Not above: with torch and transformers, which a run that finds everything never loads.
+            from tasks.plan.run import planned
+
             return planned(config, one_cell)
         with running(config):
             return benchmark(config)
