@@ -61,7 +61,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fusion": FUSION,
         "stacking": STACKING,
     },
-    # A small real model and real people. Guessed once and not tuned: no user chose any of it.
+    # A small real model and real people, by development users of LaMP-2M (docs/real.md).
     "real": {
         "methods": [*METHODS],
         "base": {
@@ -73,6 +73,8 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "target_modules": "all-linear",
                 "learning_rate": 5e-4,
                 "epochs": 2,
+                "batch_size": 4,
+                "max_grad_norm": 1.0,
             },
         },
         # Without the chat template, through which a small model explains before it answers.
@@ -83,6 +85,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fusion": {"top_m": 4, "weights": "evidence", "evidence_temperature": 3.0, "shortlist": 8},
         "stacking": {"rank": 4, "alpha": 8.0, "learning_rate": 5e-4, "epochs": 2},
         "oppu": {"learning_rate": 5e-4, "epochs": 2},
+        "label_prior": {"strength": 2.0, "smoothing": 0.3},
         "scoring": {"answer": "likelihood"},
     },
 }
