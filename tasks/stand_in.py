@@ -13,22 +13,17 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # By a function's name, what is called in its place; None where it is itself.
 Planner = Callable[[str], Callable[..., Any] | None]
-_PLANNER: ContextVar[Planner] = ContextVar("planner", default=lambda _: None)
+PLANNER: ContextVar[Planner] = ContextVar("planner", default=lambda _: None)
 
 
 @contextmanager
 def planned_by(planner: Planner) -> Iterator[None]:
     """Inside, what the planner gives is called in place of stages and plannable functions."""
-    token = _PLANNER.set(planner)
+    token = PLANNER.set(planner)
     try:
         yield
     finally:
-        _PLANNER.reset(token)
-
-
-def stand_in(name: str) -> Callable[..., Any] | None:
-    """What is called in place of the function of this name, if anything."""
-    return _PLANNER.get()(name)
+        PLANNER.reset(token)
 
 
 def plannable(function: Callable[P, T]) -> Callable[P, T]:
@@ -36,6 +31,6 @@ def plannable(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        return (stand_in(function.__name__) or function)(*args, **kwargs)
+        return (PLANNER.get()(function.__name__) or function)(*args, **kwargs)
 
     return call

@@ -1,26 +1,12 @@
-"""What a pass through the model costs: FLOPs, and bytes per position, from the model's shape.
-
-A pass is one micro-batch; `tasks/lora/passes.py` says which passes some work takes. A
-multiplication and an addition are two FLOPs. Tests hold the sums to torch's own counters. (Counting
-on the meta device instead takes 2.5 s per pass of an 8B model, and a plan needs dozens.)
-"""
+"""What samples cost in a model: FLOPs by its parameters, and bytes of memory by its widths."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.lora.forward import last_layer, may_pack
-from tasks.lora.grouped import Shapes
-from tasks.lora.targets import target_layers
-
-# The order of work within a block, the last are 3: nothing before the first trained layer needs a
-# gradient.
-_ORDER = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1, "gate_proj": 2, "up_proj": 2}
-NOTHING = Shapes({}, 1)
-# Without a backward pass, batches hold so many times the positions of training.
-BATCH_FACTOR = 4
+from tasks.lora.batches import Encoded
 
 
 @dataclass(frozen=True)
@@ -32,50 +18,6 @@ class Widths:
     wide: int
     attention: int
     kv: int
-
-
-@dataclass(frozen=True)
-class ModelShape(Widths):
-    """What decides the costs of a causal language model.
-
-    sizes: (in, out) of every linear layer but the output embedding, `head`. known: the last block
-    is computed at label positions only (tasks/lora/forward.py). packs: samples may share a row.
-    """
-
-    parameters: int
-    sizes: dict[str, tuple[int, int]]
-    head: tuple[int, int]
-    known: bool
-    packs: bool
-
-
-@dataclass(frozen=True)
-class Pass:
-    """`users` x `rows` rows of `width` positions; `picked` of them (labels, filled up) go on after
-    the last attention, `labels` go through the output embedding."""
-
-    users: int
-    rows: int
-    width: int
-    picked: int
-    labels: int
-
-    @property
-    def positions(self) -> int:
-        return self.users * self.rows * self.width
-
-
-def shape_of(model: Any) -> ModelShape:
-    """The shape of a model, which may be on torch's meta device."""
-    head = model.get_output_embeddings()
-    return ModelShape(
-        **vars(widths_of(model)),
-        parameters=model.num_parameters(),
-        sizes=target_layers(model, "all-linear"),
-        head=(head.weight.shape[1], head.weight.shape[0]),
-        known=last_layer(model) is not None,
-        packs=may_pack(model),
-    )
 
 
 def widths_of(model: Any) -> Widths:
@@ -92,96 +34,31 @@ def widths_of(model: Any) -> Widths:
     )
 
 
-class Flops:
-    """FLOPs of passes through a model with LoRAs.
+def flops(
+    model: Any, samples: Iterable[Encoded], loras: int = 0, backward: bool = False,
+    checkpointing: bool = False,
+) -> int:  # fmt: skip
+    """FLOPs of these samples in a frozen model, which may be on torch's meta device.
 
-    Forward, per position and layer of i inputs and o outputs, with LoRAs of ranks R (frozen) and r
-    (trained): 2 i o + 2 (R + r)(i + o). Backward, with the output's gradient G:
+    Forward, 2 per token and parameter that takes part: the `loras` numbers of a user's LoRAs, and
+    all but the input embeddings, the output head for labels only (Kaplan et al. 2020, arXiv
+    2001.08361, section 2.1). Attention over T tokens takes 4 T per token, block and unit of width
+    (PaLM, arXiv 2204.02311, appendix B).
 
-        2 o (R + r)               G B
-      + 2 i o + 2 i (R + r)       gradient of x: G W + (G B) A; not before the first trained layer
-      + 2 r (i + o)               gradients of the trained A and B
-
-    Attention is two products of every row with itself, the masked half too, and five in its
-    backward pass, which computes the scores again. Elementwise work is not counted.
+    backward: as many again, since frozen weights need no gradient of their own, and for attention
+    twice as many. checkpointing: the forward pass is then done again. Of a mixture of experts all
+    count; padding, norms and activations do not.
     """
-
-    def __init__(
-        self,
-        shape: ModelShape,
-        trained: Shapes = NOTHING,
-        below: Shapes = NOTHING,
-        checkpointing: bool = False,
-    ) -> None:
-        self.shape, self.again = shape, checkpointing and bool(trained.sizes)
-        # Per position: layers up to the last attention, and those after it.
-        self.forth, self.back = [0, 0], [0, 0]
-        first = min(map(_place, trained.sizes), default=(shape.blocks, 0))
-        if self.again:
-            # transformers then lets gradients reach the embeddings.
-            first = (-1, 0)
-        for layer, (i, o) in shape.sizes.items():
-            own = trained.rank * (layer in trained.sizes)
-            wide = own + below.rank * (layer in below.sizes)
-            late = shape.known and _place(layer) > (shape.blocks - 1, 0)
-            self.forth[late] += 2 * i * o + 2 * wide * (i + o)
-            if own or _place(layer) > first:
-                self.back[late] += 2 * o * wide + 2 * own * (i + o)
-            if _place(layer) > first:
-                self.back[late] += 2 * i * o + 2 * i * wide
-        # Blocks whose attention gradients go through.
-        self.through = shape.blocks - max(0, first[0]) - (1 if first[1] else 0)
-
-    def forward(self, done: Pass) -> int:
-        """One forward pass."""
-        picked = done.positions if self.again else done.picked
-        total = self.forth[0] * done.positions + self.forth[1] * picked
-        return total + self._head(done.labels) + self.shape.blocks * self._attention(done)
-
-    def training(self, done: Pass) -> int:
-        """Forward and backward pass; with checkpointing all but the head is computed again."""
-        picked = done.positions if self.again else done.picked
-        total = self.forward(done) * (2 if self.again else 1)
-        total += self.back[0] * done.positions + self.back[1] * picked
-        # The gradient of the head's input; its own forward pass is not done again.
-        total += 0 if self.again else self._head(done.labels)
-        return total + self.through * self._attention(done) * 5 // 2
-
-    def decode(self, done: Pass, new: int) -> int:
-        """Greedy answers of `new` tokens to the prompts of a pass, with a cache."""
-        rows = done.labels
-        total = self.forward(done) + (sum(self.forth) + self._head(1)) * rows * (new - 1)
-        seen = (new - 1) * done.width + new * (new - 1) // 2
-        return total + 4 * self.shape.blocks * self.shape.attention * rows * seen
-
-    def signature(self, done: Pass, sizes: tuple[int, int], at_input: bool) -> int:
-        """What `item_signatures` of `sizes` (vocabulary, hidden) takes; at_input:
-        `input_signatures`, whose gradient goes through all layers to the embeddings, to no weight.
-        """
-        (size_d, size_v), (vocabulary, hidden) = self.shape.head, sizes
-        total = self.forward(done)
-        labels = done.labels - done.rows  # the logits of a row's last position are not used
-        if at_input:
-            labels = done.positions
-            total += total + 3 * self.shape.blocks * self._attention(done) // 2
-        elif size_v > vocabulary:
-            total += 2 * labels * size_v * vocabulary
-        if size_d > hidden:
-            total += 2 * labels * size_d * hidden
-        return total + 2 * labels * min(size_v, vocabulary) * min(size_d, hidden)
-
-    def _head(self, labels: int) -> int:
-        return 2 * self.shape.head[0] * self.shape.head[1] * labels
-
-    def _attention(self, done: Pass) -> int:
-        """Of one block."""
-        return 4 * self.shape.attention * done.users * done.rows * done.width**2
-
-
-def _place(layer: str) -> tuple[int, int]:
-    """(block, order within the block) of a layer."""
-    number = re.search(r"\.(\d+)\.", layer)
-    return int(number[1]) if number else 0, _ORDER.get(layer.rpartition(".")[2], 3)
+    looked_up, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    # Tied weights are one parameter.
+    body: int = model.num_parameters() - sum(one.numel() for one in {looked_up, head}) + loras
+    weights = squares = 0
+    for one in samples:
+        weights += body * one.length + head.numel() * one.labels
+        squares += one.length**2
+    widths, forward = widths_of(model), 2 if backward and checkpointing else 1
+    attention = widths.blocks * widths.attention * squares
+    return 2 * weights * (forward + backward) + 4 * attention * (forward + 2 * backward)
 
 
 def position_bytes(widths: Widths, each: int, checkpointing: bool) -> int:
@@ -210,12 +87,3 @@ def cpu_positions(widths: Widths) -> int:
 def gpu_positions(widths: Widths, each: int, checkpointing: bool, free: int) -> int:
     """Positions per micro-batch that take half of the `free` bytes of a GPU."""
     return max(512, int(0.5 * free / position_bytes(widths, each, checkpointing)))
-
-
-def forward_limit(positions: int, gpu: bool) -> int:
-    """Positions per batch of log-likelihoods, from those of training.
-
-    On a CPU a quarter, for the nearer cache: 3,685 items of the embedded model took 1.01 s in
-    batches of 49,152, .76 s of 16,384 and .61 s of 4,096.
-    """
-    return BATCH_FACTOR * positions if gpu else max(512, positions // 4)

@@ -138,16 +138,12 @@ def _projections(
 def _row_by_row(
     base: Base, samples: Sequence[Encoded], positions: int, vectors: Callable[[Batch], Tensor]
 ) -> Tensor:
-    """What `vectors` makes of each sample [N, D] (CPU), batches of at most so many positions."""
-    batches = length_batches(samples, positions)
+    """What `vectors` makes of each sample [N, D] (CPU), samples of like length at a time, in
+    batches of at most so many positions."""
+    batches = micro_batches([(1, one.length, one.length) for one in samples], positions)
     made = [vectors(collate(base, [samples[i] for i in one])).flatten(1).cpu() for one in batches]
     order = torch.tensor([i for one in batches for i in one])
     return torch.cat(made)[order.argsort()]
-
-
-def length_batches(samples: Sequence[Encoded], positions: int) -> list[list[int]]:
-    """Samples (their numbers) of like length, in batches of at most so many positions."""
-    return micro_batches([(1, sample.length, sample.length) for sample in samples], positions)
 
 
 def _labels(batch: Batch) -> tuple[Tensor, Tensor]:

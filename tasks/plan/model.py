@@ -13,7 +13,6 @@ from tasks.config.options import BaseOptions, PlanOptions, TrainingOptions
 from tasks.config.run import RunConfig
 from tasks.errors import InputError, short
 from tasks.lora.base import Base, attention_only, end_of_turn, most_tokens, without_weights
-from tasks.lora.cost import ModelShape, shape_of
 from tasks.lora.grouped import Shapes, shapes_of
 from tasks.lora.tiny import tiny_config
 from tasks.text.loading import find_model
@@ -49,13 +48,13 @@ class Characters:
 class PlannedModel:
     """A model that is not loaded.
 
-    base: the model on torch's meta device, with its tokenizer or `Characters`. each: bytes per
-    number of its weights. gpu: whether the plan is for a GPU. checkpointing:
-    in training. notes: what of this is assumed.
+    base: the model on torch's meta device, with its tokenizer or `Characters`. parameters: tied
+    ones count once. each: bytes per number of the weights. gpu: whether the plan is for a GPU.
+    checkpointing: in training. notes: what of this is assumed.
     """
 
     base: Base
-    shape: ModelShape
+    parameters: int
     each: int
     gpu: bool
     checkpointing: bool
@@ -65,7 +64,7 @@ class PlannedModel:
     @property
     def weights(self) -> int:
         """Bytes of the weights in memory."""
-        return self.each * self.shape.parameters
+        return self.each * self.parameters
 
     def lora(self, options: TrainingOptions) -> Shapes:
         """The shapes of a LoRA. Raises InputError where no layer is named as `target_modules`."""
@@ -96,7 +95,8 @@ def plan_model(config: RunConfig) -> PlannedModel:
     model, most = without_weights(shape), most_tokens(shape, options.max_tokens)
     base = Base(model, tokenizer, torch.device("cpu"), most, end_of_turn(tokenizer))
     each, checkpointing = 2 if narrow else 4, options.gradient_checkpointing
-    return PlannedModel(base, shape_of(model), each, gpu, checkpointing, config.plan, notes)
+    count = model.num_parameters()
+    return PlannedModel(base, count, each, gpu, checkpointing, config.plan, notes)
 
 
 def _shape_and_tokenizer(options: BaseOptions, notes: list[str]) -> tuple[Any, Any]:

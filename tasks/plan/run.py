@@ -57,21 +57,22 @@ def plan_text(config: RunConfig, model: PlannedModel, plans: Sequence[TaskPlan])
     lines = [
         "# What the run would take",
         "",
-        f"Model: {config.base.model}, {metric(model.shape.parameters)} parameters, "
+        f"Model: {config.base.model}, {metric(model.parameters)} parameters, "
         f"{metric(model.weights, 'B')} in {'bfloat16' if model.each == 2 else 'float32'}. "
         f"{'A GPU' if model.gpu else 'A CPU'} of {machine.peak_tflops:g} TFLOP/s at "
         f"{machine.mfu:.0%} of them (assumed), {machine.memory_gb:g} GB and "
         f"{machine.bandwidth_tb:g} TB/s.",
-        "Steps, tokens and FLOPs are counted from the data, with answers of full length; hours are "
-        "an estimate. Memory is of what stays there, passes need some beside; disk is the store's, "
-        "and MLflow keeps the anchors' adapters once more.",
+        "Steps and tokens are counted from the data, with answers of full length; FLOPs follow "
+        "from these and the model's size, and hours from FLOPs. Memory is of what stays there, "
+        "passes need some beside; disk is the store's, and MLflow keeps the anchors' adapters once "
+        "more.",
     ]
     for plan in plans:
         people = [f"{count} {role.replace('_', '-')}" for role, count in plan.users.items()]
         anchors = max((row.users for row in plan.rows if row.stage == "meta-LoRAs"), default=0)
         people += [f"{anchors} anchors"] if anchors else []
         lines += ["", f"## {plan.title}", "", f"Users: {', '.join(people)}.", ""]
-        lines += _table(plan.rows, plan.rows, plan.notes(model))
+        lines += _table(plan.rows, plan.rows, plan.notes)
     everything = [row for plan in plans for row in plan.rows]
     names = dict.fromkeys(work.stage for work in everything)
     stages = [_total(name, [work for work in everything if work.stage == name]) for name in names]

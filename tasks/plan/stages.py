@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
-from tasks.answer import HowAnswered
-from tasks.base_model import GivenModel, Lessons
-from tasks.compare import Batches
-from tasks.config.options import (
-    AnchorOptions,
-    FusionOptions,
-    TaskAdaptOptions,
-    TinyModelOptions,
-    TrainingOptions,
-)
-from tasks.embed import WHITENED, Embedding
+from humanize import metric
+
+from tasks.base_model import GivenModel
+from tasks.config.options import TrainingOptions
+from tasks.embed import WHITENED
 from tasks.lamp.folders import ROLES
 from tasks.lora.answer import on_one_prompt
-from tasks.lora.grouped import Shapes
+from tasks.lora.cost import widths_of
+from tasks.lora.merge import KEPT_BYTES
 from tasks.method.clusters import members_of
 from tasks.methods import METHODS
-from tasks.plan import work as cost_of
-from tasks.plan.lengths import Lengths, Measure, assumed_clusters
+from tasks.plan.lengths import Lengths, Measure, assumed_clusters, blank
 from tasks.plan.model import PlannedModel
-from tasks.plan.work import NO_BANK, Below, TaskPlan, Work
+from tasks.plan.work import TaskPlan, Work, passes, train
 from tasks.record import File, Result, key_of
 from tasks.results import models
-from tasks.results.models import Anchors, Bank, Base, Clusters, Merged, MetaLora, Questions, Setting
 from tasks.results.stage import CELL
 from tasks.task_adapt import KINDS, chosen_items
 from tasks.text.encoder import Encoder
@@ -37,242 +30,245 @@ from tasks.text.tokens import by_question
 
 # Bytes of a row in a table, about.
 ROW = 100
-NOT_LOADED = Base(model="", content="", dtype="float32", max_tokens=0)
+NOT_LOADED = models.Base(model="", content="", dtype="float32", max_tokens=0)
+# In place of functions that look at a model or at results.
+UNSEEN: dict[str, Callable[..., Any]] = {
+    "log": lambda *_, **__: None,
+    "coverage_lines": lambda *_: (),
+    "given": lambda model: GivenModel(model=model, content="", revision=None),
+    "encoder_of": lambda model: Encoder(model=model, content="", libraries={}),
+}
 
 
 class Planner:
     """Stands in for the stages of one LaMP task under one seed, with its curve.
 
-    Each method has the name and the arguments of a stage; it notes what the stage costs, and gives
-    a result whose files are names only. `compare` ends a plan, which is then in `plans`.
+    Each method has the name of a stage, and is given that stage's arguments by their names; it
+    notes what the stage costs, and gives a result whose files are names only. `compare` ends a
+    plan, which is then in `plans`.
     """
 
     def __init__(self, model: PlannedModel) -> None:
         self.plans: list[TaskPlan] = []
         self._model, self._measure = model, Measure(model)
+        self._note = self._measure.notes.append
         self._works: list[Work] = []
-        # How the LoRA in a file is trained; the users' tables that are embedded, and how.
-        self._trained: dict[File, TrainingOptions] = {}
+        # Numbers of the LoRA in a file; the users' tables that are embedded, and how.
+        self._numbers: dict[File, int] = {}
         self._embedded: set[str] = set()
         # The work behind recipes, which is the first method's that asks for it.
         self._behind: dict[File, list[Work]] = {}
         self._start = self._candidates = 0
 
     def __call__(self, name: str) -> Callable[..., Any] | None:
-        if name == "prepare":
-            return None
-        if name in ("log", "coverage_lines"):
-            return lambda *_, **__: ()  # there is no result to look at
-        return getattr(self, name, None) or partial(self._unknown, name)
+        if name == "prepare" or name in UNSEEN:
+            return UNSEEN.get(name)
+        if stage := getattr(self, name, None):
+            return lambda **arguments: stage(SimpleNamespace(**arguments))
+        # A stage of a method's own (`Method.fit`).
+        self._note(f"{name}: its work is not known and not counted")
+        return lambda **_: Result()
 
-    def _unknown(self, name: str, **_: object) -> Result:
-        """A stage of a method's own (`Method.fit`)."""
-        self._add(name, Work(note="its work is not known and not counted"))
-        return Result()
-
-    def given(self, model: str) -> GivenModel:
-        return GivenModel(model=model, content="", revision=None)
-
-    def encoder_of(self, model: str) -> Encoder:
-        return Encoder(model=model, content="", libraries={})
-
-    def given_model(self, given: GivenModel, **_: object) -> Base:
+    def given_model(self, _: Any) -> models.Base:
         self._add("base model", Work(users=1, memory=self._model.weights))
         return NOT_LOADED
 
-    def tiny_model(
-        self, tiny: TinyModelOptions, lessons: Lessons, users: File, **_: object
-    ) -> Base:
-        samples = self._measure.tokens("profile", lessons.questions, users)
-        work = cost_of.pretrain(self._model, samples, tiny.steps, tiny.batch_size)
-        self._add("base model", work, disk=4 * self._model.shape.parameters)
+    def tiny_model(self, given: Any) -> models.Base:
+        """A whole model trained on some of the users' samples.
+
+        6 FLOPs per parameter and token, with the weights' own gradients (Kaplan et al. 2020).
+        """
+        model, tiny = self._model, given.tiny
+        work = passes(model, self._measure.tokens("profile", given.lessons.questions, given.users))
+        work.steps, work.memory = tiny.steps, 4 * model.weights
+        work.tokens = work.tokens * tiny.steps * tiny.batch_size // max(1, work.items)
+        work.flops = 6 * model.parameters * work.tokens
+        work.seconds = model.seconds(work.flops)
+        self._add("base model", work, disk=4 * model.parameters)
         return NOT_LOADED
 
-    def task_adapt(
-        self, options: TaskAdaptOptions, questions: Questions, users: File, base: Base, seed: int,
-        **_: object,
-    ) -> Base:  # fmt: skip
+    def task_adapt(self, given: Any) -> models.Base:
+        options, measure = given.options, self._measure
         kinds = KINDS[options.train_on]
-        found = chain(*(self._measure.tokens(kind, questions, users) for kind in kinds))
-        samples = [*chain(*found)]
-        chosen = [samples[place] for place in chosen_items(options, len(samples), seed)]
-        work = cost_of.train(self._model, options, [chosen])
-        work.users = len(self._measure.users(users))
+        found = (measure.tokens(kind, given.questions, given.users) for kind in kinds)
+        samples = [*chain(*chain(*found))]
+        chosen = [samples[place] for place in chosen_items(options, len(samples), given.seed)]
+        work = train(self._model, options, [chosen])
+        work.users = len(measure.users(given.users))
         self._add("task adaptation", work, disk=self._adapter_bytes(options))
+        base: models.Base = given.base
         return base
 
-    def embed(
-        self, method: Embedding, population: Mapping[str, File], **_: object
-    ) -> models.Embedded:
+    def embed(self, given: Any) -> models.Embedded:
         """Users who are embedded already, for another method or point, cost nothing."""
-        model, measure, options = self._model, self._measure, method.options
+        model, measure, method = self._model, self._measure, given.method
         self._start = len(self._works)
-        keys = {table: key_of(method, table) for table in population.values()}
-        new = [table for table, key in keys.items() if key not in self._embedded]
-        self._embedded |= {*keys.values()}
-        counts = {table: len(measure.users(table)) for table in keys}
-        self._candidates = counts[population["anchor"]]
-        whitening = 0
+        counts = {table: len(measure.users(table)) for table in given.population.values()}
+        self._candidates = counts[given.population["anchor"]]
+        keys = {key_of(method, table): table for table in counts}
+        new = [table for key, table in keys.items() if key not in self._embedded]
+        self._embedded |= keys.keys()
+        whitening, width, work = 0, 0, Work()
         if questions := method.questions:
-            at_input = options.embedding == "input_signature"
-            sizes = (options.signature_vocabulary, options.signature_hidden)
-            width = min(sizes[0], model.shape.head[1]) * min(sizes[1], model.shape.head[0])
-            lengths = [own for table in new for own in measure.tokens("profile", questions, table)]
-            work = cost_of.sign(model, lengths, sizes, at_input)
+            at_input = method.options.embedding == "input_signature"
+            samples = [own for table in new for own in measure.tokens("profile", questions, table)]
+            vocabulary, hidden = model.base.model.get_output_embeddings().weight.shape
+            width = min(method.options.signature_vocabulary, vocabulary)
+            width *= min(method.options.signature_hidden, hidden)
             first = next(table for table, count in counts.items() if count)
             if at_input and first in new:
                 # Whitening asks the first users again.
-                taught = measure.tokens("profile", questions, first)[:WHITENED]
-                work += cost_of.sign(model, taught, sizes, at_input)
-            whitening = 4 * width**2 * (at_input and first in new)
+                samples += measure.tokens("profile", questions, first)[:WHITENED]
+                whitening = 4 * width**2
+            work = passes(model, samples, backward=at_input)
         elif method.encoder:
-            note = f"the work of {method.encoder.model} is small and not counted"
-            width, work = 0, Work(note=note)
+            self._note(f"embedding: the work of {method.encoder.model} is small and not counted")
         else:
             users = [user for table in new for user in measure.users(table).values()]
-            width, work = model.shape.hidden, cost_of.states(model, method.task, users)
+            items = [item for user in users for item in user["profile"]]
+            texts = (method.task.whole(item["text"], item["answer"]) for item in items)
+            ids = [
+                model.base.tokenizer(one, split_special_tokens=True)["input_ids"] for one in texts
+            ]
+            states = [blank(min(model.base.max_tokens, len(one)), 0) for one in ids]
+            width, work = widths_of(model.base.model).hidden, passes(model, [states])
         work.users = sum(counts[table] for table in new)
         disk = whitening + sum(counts.values()) * (4 * width + ROW)
         return models.Embedded(
             table=self._add("embedding", work, disk=disk), centred=False,
-            users=counts[population["few_shot"]], dimensions=width,
+            users=counts[given.population["few_shot"]], dimensions=width,
         )  # fmt: skip
 
-    def clusters(self, options: AnchorOptions, embedded: models.Embedded, seed: int) -> Clusters:
-        labels, count = assumed_clusters(options, self._candidates, seed)
-        if options.refits and options.train_on != "user":
-            self._add("refit", Work(note=f"{options.refits} rounds of {count} clusters, the most"))
-        return Clusters(clusters=tuple(labels))
+    def clusters(self, given: Any) -> models.Clusters:
+        labels = assumed_clusters(given.options, self._candidates, given.seed)
+        if given.options.refits and given.options.train_on != "user":
+            rounds = given.options.refits
+            self._note(f"refit: {rounds} rounds of {len({*labels})} clusters, the most")
+        return models.Clusters(clusters=tuple(labels))
 
-    def refit(
-        self, before: Clusters, training: TrainingOptions, candidates: File, number: int,
-        setting: Setting, **_: object,
-    ) -> Clusters:  # fmt: skip
+    def refit(self, given: Any) -> models.Clusters:
         """Clusters' LoRAs are trained on every second item, and each is asked for all the others.
 
         Everybody moves, so that there are all rounds.
         """
-        model, samples = self._model, self._measure.tokens("profile", setting.questions, candidates)
-        labels, count = before.clusters, len(set(before.clusters))
-        shown: list[Lengths] = [[] for _ in range(count)]
+        model, training, labels = self._model, given.training, given.before.clusters
+        samples = self._measure.tokens("profile", given.setting.questions, given.candidates)
+        shown: list[Lengths] = [[] for _ in {*labels}]
         for label, own in zip(labels, samples, strict=True):
             shown[label] += own[0::2]
-        work = cost_of.train(model, training, shown)
-        alone = Below(model.lora(training), anchors=1, each=1)
-        held_out = [*chain(*(own[1::2] for own in samples))]
-        work += cost_of.likelihoods(model, [held_out], alone, times=count)
+        work, width = train(model, training, shown), model.lora(training).width
+        work += self._likelihoods([own[1::2] for own in samples], width, len(shown))
         # All rounds are of the same users.
-        first = number == 0
+        first = given.number == 0
         work.users, work.items = first * len(samples), first * sum(map(len, samples))
-        self._add("refit", work, disk=4 * count * model.lora(training).width)
-        return Clusters(clusters=labels, moved=len(labels))
+        self._add("refit", work, disk=4 * len(shown) * width)
+        return models.Clusters(clusters=labels, moved=len(labels))
 
-    def anchors(
-        self, options: AnchorOptions, candidates: File, clusters: Clusters, **_: object
-    ) -> Anchors:
+    def anchors(self, given: Any) -> models.Anchors:
         """Those that the run would choose of clusters that are dealt at random."""
-        items = {name: len(u["profile"]) for name, u in self._measure.users(candidates).items()}
-        labels = [*clusters.clusters]
-        members = members_of([*items], [*items.values()], labels, options)
-        count = len(set(labels))
-        note = f"{len(members)} of candidates at random in {count} clusters (assumed)"
+        users, labels = self._measure.users(given.candidates), [*given.clusters.clusters]
+        items = {user_id: len(user["profile"]) for user_id, user in users.items()}
+        members = members_of([*items], [*items.values()], labels, given.options)
+        count = len({*labels})
+        self._note(f"anchors: {len(members)} of candidates at random in {count} clusters (assumed)")
         found = tuple(
             models.Anchor(name=name, members=own, items=sum(map(items.__getitem__, own)), cluster=0)
             for name, own in members.items()
         )
-        return Anchors(
-            table=self._add("anchors", Work(note=note)), anchors=found, whole_clusters=0,
-            asked=options.count, candidates=0, eligible=0, clusters=0, noise=0,
+        return models.Anchors(
+            table=self._add("anchors", Work()), anchors=found, whole_clusters=0,
+            asked=given.options.count, candidates=0, eligible=0, clusters=0, noise=0,
         )  # fmt: skip
 
-    def meta_lora(
-        self, options: TrainingOptions, anchors: Sequence[models.Anchor], candidates: File,
-        setting: Setting, **_: object,
-    ) -> models.MetaLoras:  # fmt: skip
-        tokens, questions = self._measure.tokens, setting.questions
-        found = (tokens("profile", questions, candidates, anchor.members) for anchor in anchors)
-        work = cost_of.train(self._model, options, [[*chain(*own)] for own in found])
+    def meta_lora(self, given: Any) -> models.MetaLoras:
+        options, questions, anchors = given.options, given.setting.questions, given.anchors
+        samples = [
+            [*chain(*self._measure.tokens("profile", questions, given.candidates, one.members))]
+            for one in anchors
+        ]
+        work = train(self._model, options, samples)
         disk = len(anchors) * self._adapter_bytes(options) + 22 * work.steps
         file = self._add("meta-LoRAs", work, disk=disk)
-        self._trained[file] = options
+        self._numbers[file] = self._model.lora(options).width
+        training = models.Training()
         loras = (
-            MetaLora(anchor=one.name, members=one.members, adapter=file, training=models.Training())
+            models.MetaLora(anchor=one.name, members=one.members, adapter=file, training=training)
             for one in anchors
         )
         return models.MetaLoras(loras=tuple(loras))
 
-    def bank(self, loras: tuple[MetaLora, ...], **_: object) -> Bank:
-        options = self._trained[loras[0].adapter]
-        disk = 4 * len(loras) * self._model.lora(options).width
-        file = self._add("meta-LoRAs", Work(), disk=disk)
-        return Bank(file=file, members=loras)
+    def bank(self, given: Any) -> models.Bank:
+        disk = 4 * len(given.loras) * self._numbers[given.loras[0].adapter]
+        return models.Bank(file=self._add("meta-LoRAs", Work(), disk=disk), members=given.loras)
 
-    def evidence(
-        self, shortlist: int | None, embedded: models.Embedded, bank: Bank, users: File,
-        setting: Setting,
-    ) -> models.Evidence:  # fmt: skip
-        anchors, count = len(bank.members), embedded.users
-        samples = [*chain(*self._measure.tokens("profile", setting.questions, users))]
-        # One anchor's LoRA at a time, as it is.
-        alone = Below(self._shapes(bank), anchors=1, each=1)
-        times = min(shortlist or anchors, anchors)
-        work = cost_of.likelihoods(self._model, [samples], alone, times=times)
-        work.users = count
-        return models.Evidence(table=self._add("evidence", work, disk=count * (ROW + 8 * anchors)))
+    def evidence(self, given: Any) -> models.Evidence:
+        anchors, users = given.bank.members, given.embedded.users
+        samples = self._measure.tokens("profile", given.setting.questions, given.users)
+        times = min(given.shortlist or len(anchors), len(anchors))
+        work = self._likelihoods(samples, self._numbers[anchors[0].adapter], times)
+        work.users, disk = users, users * (ROW + 8 * len(anchors))
+        return models.Evidence(table=self._add("evidence", work, disk=disk))
 
-    def fusion(
-        self, options: FusionOptions, embedded: models.Embedded, bank: Bank, **_: object
-    ) -> models.Recipes:
-        each, users = min(options.top_m, len(bank.members)), embedded.users
+    def fusion(self, given: Any) -> models.Recipes:
+        users, each = given.embedded.users, min(given.options.top_m, len(given.bank.members))
         file = self._add("fusion", Work(users=users), disk=users * (ROW + each * 40))
         self._behind[file] = self._works[self._start :]
         return models.Recipes(
             table=file, users=users, anchors_per_user=each, without_similar_anchor=0
         )
 
-    def answers(
-        self, how: HowAnswered, users: File, user_ids: tuple[str, ...], merged: Merged | None,
-        setting: Setting, **_: object,
-    ) -> models.Answers:  # fmt: skip
-        model, tokens, below = self._model, self._measure.tokens, NO_BANK
-        questions, training = setting.questions, how.training
+    def answers(self, given: Any) -> models.Answers:
+        model, tokens, how, merged = self._model, self._measure.tokens, given.how, given.merged
+        questions, table, ids = given.setting.questions, given.users, given.user_ids
+        own = model.lora(how.training).width if how.training else 0
+        below = beside = 0
         if merged:
             for work in self._behind.pop(merged.recipes.table, ()):
                 work.method = how.method
-            each, anchors = merged.recipes.anchors_per_user, len(merged.bank.members)
-            below = Below(self._shapes(merged.bank), anchors, each, merged.how)
-        if training:
-            samples = tokens("profile", questions, users, user_ids)
-            work = cost_of.train(model, training, samples, below)
-            own = 4 * model.lora(training).width
-            self._add("training", work, how.method, disk=len(user_ids) * (own + 2 * ROW))
+            width = self._numbers[merged.bank.members[0].adapter]
+            below = width * (merged.recipes.anchors_per_user if merged.how == "exact" else 1)
+            kept = 4 * below * len(ids)
+            beside = 4 * width * len(merged.bank.members)
+            beside += kept if kept <= KEPT_BYTES or merged.how == "svd" else 0
+        if how.training:
+            samples = tokens("profile", questions, table, ids)
+            work = train(model, how.training, samples, below, beside)
+            self._add("training", work, how.method, disk=len(ids) * (4 * own + 2 * ROW))
         if METHODS[how.method].answer:
-            work = Work(users=len(user_ids))
+            work = Work(users=len(ids))
         elif how.answer != "generate" and (many := len(questions.task.labels)):
-            samples = [
-                [*map(on_one_prompt, by_question(mine, many))]
-                for mine in tokens("choices", questions, users, user_ids)
-            ]
-            work = cost_of.likelihoods(model, samples, below, training)
+            found = tokens("choices", questions, table, ids)
+            samples = [[*map(on_one_prompt, by_question(mine, many))] for mine in found]
+            work = passes(model, samples, below, own, beside)
         else:
-            samples = tokens("queries", questions, users, user_ids)
-            work = cost_of.answer(model, samples, questions.task.max_new_tokens, below, training)
-        by_id = self._measure.users(users)
-        queries = [query for user_id in user_ids for query in by_id[user_id]["query"]]
+            # All questions at once, and the most tokens there may be: each reads all weights.
+            new, found = questions.task.max_new_tokens, tokens("queries", questions, table, ids)
+            samples = [[blank(len(one.prompt), new) for one in mine] for mine in found]
+            work = passes(model, samples, below, own, beside)
+            work.seconds += new * model.weights / (model.machine.bandwidth_tb * 1e12)
+        users = self._measure.users(table)
+        queries = [query for user_id in ids for query in users[user_id]["query"]]
         # Predictions twice as tables, and in LaMP's own format; what each user took.
-        disk = len(user_ids) * ROW + sum(ROW + 3 * len(query["gold"]) for query in queries)
+        disk = len(ids) * ROW + sum(ROW + 3 * len(query["gold"]) for query in queries)
         file = self._add("scoring", work, how.method, disk)
-        return models.Answers(users=user_ids, predictions=file, work=file)
+        return models.Answers(users=ids, predictions=file, work=file)
 
-    def compare(self, users: models.Prepared, answered: Batches, **_: object) -> models.Compared:
+    def compare(self, given: Any) -> models.Compared:
         """A plan is made of all work since the last one."""
-        measure = self._measure
-        counts = {role: len(measure.users(users.side(role))) for role in ROLES}
+        model, measure = self._model, self._measure
+        counts = {role: len(measure.users(given.users.side(role))) for role in ROLES}
         self._add("tokens kept", Work(users=sum(counts.values())), disk=measure.kept)
-        self.plans.append(TaskPlan(CELL.get(), counts, self._works, measure.notes))
-        self._works, measure.measured, measure.notes = [], {}, []
-        names = tuple(answered)
-        return models.Compared(groups=0, queries=0, methods=names, intervals={}, differences={})
+        most = max(work.memory for work in self._works)
+        if model.gpu and most > model.machine.memory_gb * 1e9:
+            self._note(
+                f"{metric(most, 'B')} is more than the machine has (plan.memory_gb): lower "
+                "stacking.users_per_job or anchors.per_job"
+            )
+        notes = [*dict.fromkeys(measure.notes)]
+        self.plans.append(TaskPlan(CELL.get(), counts, self._works, notes))
+        self._works, measure.kept = [], 0
+        measure.notes.clear()
+        return models.Compared(groups=0, queries=0, methods=(), intervals={}, differences={})
 
     def _add(self, stage: str, work: Work, method: str = "", disk: int = 0) -> File:
         """Note the work; the name of a file that nobody writes."""
@@ -280,8 +276,10 @@ class Planner:
         self._works.append(work)
         return File(uri=f"plan/{len(self.plans)}/{len(self._works)}", sha256="")
 
-    def _shapes(self, bank: Bank) -> Shapes:
-        return self._model.lora(self._trained[bank.members[0].adapter])
+    def _likelihoods(self, samples: list[Lengths], width: int, times: int) -> Work:
+        """All users' samples under each of `times` LoRAs: a bank of one of them at a time."""
+        flat = [[*chain(*samples)]]
+        return passes(self._model, flat, below=width, beside=2 * 4 * width, times=times)
 
     def _adapter_bytes(self, options: TrainingOptions) -> int:
         """A PEFT folder and its record: weights, and their names."""

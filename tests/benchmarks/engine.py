@@ -14,7 +14,7 @@ from tasks.lora.bank import Bank
 from tasks.lora.base import load_base
 from tasks.lora.batches import Encoded
 from tasks.lora.group_train import train_group
-from tasks.lora.grouped import grouped, shapes_of
+from tasks.lora.grouped import Shapes, grouped, shapes_of
 from tasks.lora.merge import MergedUsers, merge
 from tasks.lora.train import Outcome
 from tests.benchmarks.shapes import training_of
@@ -43,8 +43,9 @@ class Engine:
         self.bank = Bank(layers, SCALE, ("0", "1"))
 
     @property
-    def merged_rank(self) -> int:
-        return self.bank.rank * len(WEIGHTS)
+    def merged_width(self) -> int:
+        """Numbers of one user's merged LoRA."""
+        return Shapes(self.shapes.sizes, self.bank.rank * len(WEIGHTS)).width
 
     def write_merged(self, folder: Path) -> None:
         """The merged LoRA as an adapter for the opponents."""

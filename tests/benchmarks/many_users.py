@@ -21,9 +21,9 @@ the engine and the median taken. Ratios are users per second of the engine over 
   (in groups of `plain_users` where memory holds no more; null where it holds not even one).
 
 The merged LoRA lies below in all, but for `ratio_vs_peft_without_merged`, where it does in neither.
-`mfu` is the share of the machine's own matmul peak that useful tokens' FLOPs make up
-(`tasks/lora/cost.py`); `peak_bytes` is of the engine's training. The last line is one JSON
-object; a picture and the figures in full go to `--out`.
+`mfu` is the share of the machine's own matmul peak that the model's FLOPs make up, by its number of
+parameters and without padding (`tasks/lora/cost.py`); `peak_bytes` is of the engine's training. The
+last line is one JSON object; a picture and the figures in full go to `--out`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from transformers.utils import logging
 
 from tasks.lora.base import load_base
 from tasks.lora.batches import Encoded
-from tasks.lora.cost import Flops, Pass, shape_of
-from tasks.lora.grouped import Shapes, fresh
+from tasks.lora.cost import flops
+from tasks.lora.grouped import fresh
 from tasks.lora.merge import MergedUsers
 from tasks.lora.train import Outcome, epochs
 from tests.benchmarks.engine import SCALE, STACKED_RANK, Engine
@@ -197,11 +197,9 @@ def measure(
     median = {name: statistics.median(values) for name, values in times.items() if values}
     outcome = outcomes[0]
     tokens = sum(outcome.tokens)
-    labels = shape["epochs"] * sum(len(item.answer) for own in users for item in own)
-    merged = Shapes(engine.shapes.sizes, engine.merged_rank)
-    # In rows of one position attention, which depends on the company, is next to nothing.
-    alone = Pass(1, tokens, 1, labels, labels)
-    flops = Flops(shape_of(engine.base.model), engine.shapes, merged).training(alone)
+    loras = engine.shapes.width + engine.merged_width
+    samples = [item for own in users for item in own]
+    useful = shape["epochs"] * flops(engine.base.model, samples, loras, backward=True)
     each = median["engine"]
     return {
         "users": count,
@@ -219,7 +217,7 @@ def measure(
         else round(whole / (each + median["answer"]), 2),
         "ratio_vs_plain": round(median["plain"] / each, 2) if plain_users else None,
         "plain_users": plain_users,
-        "mfu": round(flops / (each * count) / matmul_peak(device, engine.base.model.dtype), 4),
+        "mfu": round(useful / (each * count) / matmul_peak(device, engine.base.model.dtype), 4),
         "padding": round(outcome.padding, 4),
         "peak_bytes": peak,
         "bytes_per_user": 4 * engine.shapes.width,
