@@ -234,11 +234,12 @@ class Planner:
             samples = tokens("profile", questions, table, ids)
             work = train(model, how.training, samples, below, beside)
             self._add("training", work, how.method, disk=len(ids) * (4 * own + 2 * ROW))
+        labels = 0 if how.answer == "generate" else len(questions.task.labels)
         if METHODS[how.method].answer:
             work = Work(users=len(ids))
-        elif how.answer != "generate" and (many := len(questions.task.labels)):
+        elif labels:
             found = tokens("choices", questions, table, ids)
-            samples = [[*map(on_one_prompt, by_question(mine, many))] for mine in found]
+            samples = [[*map(on_one_prompt, by_question(mine, labels))] for mine in found]
             work = passes(model, samples, below, own, beside)
         else:
             # All questions at once, and the most tokens there may be: each reads all weights.
@@ -248,8 +249,10 @@ class Planner:
             work.seconds += new * model.weights / (model.machine.bandwidth_tb * 1e12)
         users = self._measure.users(table)
         queries = [query for user_id in ids for query in users[user_id]["query"]]
-        # Predictions twice as tables, and in LaMP's own format; what each user took.
-        disk = len(ids) * ROW + sum(ROW + 3 * len(query["gold"]) for query in queries)
+        # Predictions twice as tables, and in LaMP's own format; each label's likelihood; what each
+        # user took.
+        each = ROW + 8 * labels
+        disk = len(ids) * ROW + sum(each + 3 * len(query["gold"]) for query in queries)
         file = self._add("scoring", work, how.method, disk)
         return models.Answers(users=ids, predictions=file, work=file)
 

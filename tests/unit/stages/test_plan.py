@@ -121,11 +121,11 @@ def test_users_steps_and_tokens(case: Case) -> None:
 
 
 def test_disk(case: Case) -> None:
-    """Each stage that is not next to nothing, and all of them."""
+    """Each stage that is not next to nothing, as files have an overhead; and all of them."""
     total = 0
     for row, folders in FOLDERS.items():
         measured = sum(case.bytes.get(name, 0) for name in folders)
         total += measured
-        if measured > 30_000:
+        if measured > 40_000:
             assert case.sum(row, "disk") == pytest.approx(measured, rel=0.2), row
     assert sum(work.disk for work in case.plan.rows) == pytest.approx(total, rel=0.2)
