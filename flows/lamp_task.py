@@ -16,7 +16,7 @@ from tasks.answer import answers, how_answered
 from tasks.base_model import base_model, coverage_lines
 from tasks.clusters import clustered
 from tasks.compare import compared
-from tasks.config.task import MethodConfig, TaskConfig
+from tasks.config.task import TaskConfig
 from tasks.embed import embedded_users
 from tasks.errors import InputError, label
 from tasks.fusion import described as described_recipes
@@ -26,11 +26,11 @@ from tasks.meta_lora import bank, meta_lora
 from tasks.methods import METHODS, MethodName
 from tasks.prepare import prepared_users
 from tasks.record import Result
-from tasks.results.models import Answers, Base, Merged, MetaLoras, Prepared, Setting
+from tasks.results.models import Answers, Base, Merged, MetaLoras, Prepared
 from tasks.results.run import Cell, Merging, merging_of
 from tasks.results.stage import Job, StageFailed, within
 from tasks.running.progress import Progress
-from tasks.text.questions import questions_of
+from tasks.text.questions import setting_of
 
 # What a job is about: the anchors, or a method and the number of a batch.
 Piece = TypeVar("Piece", bound=tuple[object, ...])
@@ -152,12 +152,6 @@ def all_answers(
         raise StageFailed(f"no batch of users could be scored; {missing[0]}")
     missing += [f"{name}, {line}" for (name, _), one in made.items() for line in one.failed]
     return {name: tuple(made[name, number] for number in complete) for name in methods}
-
-
-def setting_of(config: TaskConfig, own: MethodConfig, users: Prepared, base: Base) -> Setting:
-    """What a method's stages that run the model are given."""
-    questions = questions_of(own.prompt, users, own.base.model)
-    return Setting(base=base, questions=questions, seed=own.seed, compute=config.compute)
 
 
 def collected(

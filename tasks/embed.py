@@ -6,7 +6,8 @@ input (tasks/lora/signature.py), `text` the mean vector of the items' texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate, chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -61,29 +62,45 @@ class Embedding(Record):
     questions: Questions | None = None
     encoder: Encoder | None = None
 
+    @property
+    def signed(self) -> bool:
+        """Whether vectors are gradients of the base model, of tokens; else they are of texts."""
+        return self.options.embedding in SIGNATURES
+
+    def texts(self, user: User) -> list[str]:
+        """What is embedded of each of the user's items, where vectors are of texts."""
+        return [self.task.whole(item["text"], item["answer"]) for item in user["profile"]]
+
 
 def embedded_users(
     config: MethodConfig, users: Prepared, questions: Questions, base: Base,
     compute: ComputeOptions,
 ) -> Embedded:  # fmt: skip
     """The vectors of a method's users. Raises InputError where there is no such text encoder."""
+    method = embedding_of(config, users.task, questions, base)
+    # Base users are there for the centre, which texts have not.
+    roles = ROLES if method.signed else ("anchor", "few_shot")
+    return embed(method, {role: users.side(role) for role in roles}, compute)
+
+
+def embedding_of(
+    config: MethodConfig, task: LampTask, questions: Questions, base: Base
+) -> Embedding:
+    """How a method embeds users. Raises InputError where there is no such text encoder."""
     options = EmbeddingOptions.of(config.anchors)
     signed = options.embedding in SIGNATURES
     encoder = None
     if not signed and options.text_model != OWN_MODEL:
         encoder = encoder_of(options.text_model)
-    method = Embedding(
+    return Embedding(
         # By what name it was asked for decides nothing: `encoder` has its content.
         options=options.model_copy(update={"text_model": OWN_MODEL}),
         seed=config.seed if signed else None,
-        task=users.task,
+        task=task,
         base=None if encoder else base,
         questions=questions if signed else None,
         encoder=encoder,
     )
-    # Base users are there for the centre, which texts have not.
-    roles = ROLES if signed else ("anchor", "few_shot")
-    return embed(method, {role: users.side(role) for role in roles}, compute)
 
 
 @stage(version=6, libraries=(*LIBRARIES, "numpy"), uses_model=True)
@@ -122,7 +139,7 @@ def embed(method: Embedding, population: Mapping[str, File], compute: ComputeOpt
     return Embedded(
         table=folder.file(TABLE),
         whitening=matrix,
-        centred=method.options.embedding in SIGNATURES,
+        centred=method.signed,
         users=len(keys),
         dimensions=vectors.shape[1],
     )
@@ -142,41 +159,49 @@ def _item_vectors(
 ) -> Iterator[Tensor | NDArray[np.floating]]:
     """The vectors [N, D] of each user's items."""
     with gpu_slot():
-        samples, vectors_of = _embedder(method, users, compute)
+        vectors_of = embedder(method, compute)
+        samples: Iterable[Iterable[Any]] = map(method.texts, users)
+        if method.signed and method.questions and method.base:
+            loaded = load(method.base, compute)
+            samples = tokens_of(method.questions, method.base, loaded, "profile", users)
         for part in _parts(samples, count, f"{method.task.name}: embeddings of users"):
-            items = [list(one) for one in part]
-            found = vectors_of([*chain(*items)])
-            ends = accumulate(map(len, items))
-            yield from (found[end - len(own) : end] for own, end in zip(items, ends, strict=True))
+            yield from by_user(vectors_of, [list(items) for items in part])
         # This thread may embed no more: a large model would stay in memory.
         unload()
 
 
-def _embedder(
-    method: Embedding, users: Iterable[User], compute: ComputeOptions
-) -> tuple[Iterable[Iterable[Any]], Callable[[list[Any]], Tensor | NDArray[np.floating]]]:
-    """What of each user's items is embedded, and what gives the vectors [N, D] of many of these."""
+def by_user(
+    vectors_of: Callable[[list[Any]], Tensor | NDArray[np.floating]], users: Sequence[Sequence[Any]]
+) -> Iterator[Tensor | NDArray[np.floating]]:
+    """The vectors [N, D] of each user's items, which go through the model together."""
+    found = vectors_of([*chain(*users)])
+    ends = accumulate(map(len, users))
+    return (found[end - len(own) : end] for own, end in zip(users, ends, strict=True))
+
+
+def embedder(
+    method: Embedding, compute: ComputeOptions
+) -> Callable[[list[Any]], Tensor | NDArray[np.floating]]:
+    """What gives the vectors [N, D] of many items: of their tokens, or of their texts."""
     from tasks.lora.batches import Encoded
     from tasks.lora.signature import input_signatures, item_signatures, mean_states
 
-    task, base, options = method.task, method.base, method.options
-    texts = ([task.whole(i["text"], i["answer"]) for i in user["profile"]] for user in users)
+    base, options = method.base, method.options
     if method.encoder:
-        return texts, load_encoder(method.encoder, compute)
+        return load_encoder(method.encoder, compute)
     assert base
     loaded = load(base, compute)
-    if method.questions and method.seed is not None:
+    if method.seed is not None:
         seed = derive_seed(method.seed, "signature")
         sizes = (options.signature_vocabulary, options.signature_hidden)
         sign = input_signatures if options.embedding == "input_signature" else item_signatures
-        samples = tokens_of(method.questions, base, loaded, "profile", users)
-        return samples, lambda items: sign(loaded, items, *sizes, seed)
+        return lambda items: sign(loaded, items, *sizes, seed)
 
     def states(texts: list[str]) -> Tensor:
         ids = loaded.tokenizer(texts, split_special_tokens=True)["input_ids"]
         return mean_states(loaded, [Encoded(one[: loaded.max_tokens], []) for one in ids])
 
-    return texts, states
+    return states
 
 
 def _parts(users: Iterable[T], count: int, title: str) -> Iterator[list[T]]:
@@ -221,7 +246,18 @@ def _read_rows(folder: File) -> list[NDArray[np.floating]]:
 
 
 def read_embeddings(embedded: Embedded) -> dict[str, tuple[list[str], NDArray[np.floating]]]:
-    """role -> (user ids, unit vectors [U, D]).
+    """role -> (user ids, unit vectors [U, D])."""
+    sides, unit = measured(embedded)
+    return {role: (ids, unit(own)) for role, (ids, own) in sides.items()}
+
+
+def measured(
+    embedded: Embedded,
+) -> tuple[
+    dict[str, tuple[list[str], NDArray[np.floating]]],
+    Callable[[NDArray[np.floating]], NDArray[np.floating]],
+]:
+    """role -> (user ids, vectors [U, D] as they are); and what makes such vectors unit vectors.
 
     Signatures are centred first: raw ones all point along the population's mean, and their
     cosines differ in the third decimal. The centre is that of the base users (the anchor
@@ -233,7 +269,7 @@ def read_embeddings(embedded: Embedded) -> dict[str, tuple[list[str], NDArray[np
 
     table = pl.read_parquet(store().path(embedded.table))
     matrix = read_whitening(embedded.whitening) if embedded.whitening else None
-    sides = {}
+    sides: dict[str, tuple[list[str], NDArray[np.floating]]] = {}
     for role in ROLES:
         part = table.filter(pl.col("role") == role)
         # Not through Python lists: thousands of users times thousands of numbers.
@@ -243,4 +279,4 @@ def read_embeddings(embedded: Embedded) -> dict[str, tuple[list[str], NDArray[np
     if embedded.centred:
         population = sides["base"] if sides["base"][0] else sides["anchor"]
         centre = population[1].mean(0)
-    return {role: (ids, unit_rows(own, centre, matrix)) for role, (ids, own) in sides.items()}
+    return sides, partial(unit_rows, centre=centre, matrix=matrix)

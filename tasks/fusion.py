@@ -12,7 +12,7 @@ narrows it to the most similar anchors.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +34,7 @@ from tasks.training import log_likelihoods
 
 if TYPE_CHECKING:
     from tasks.lora.bank import Bank as LoadedBank
-    from tasks.method.weights import Floats
+    from tasks.method.weights import Chosen, Floats
 
 TABLE = "recipes.parquet"
 EVIDENCE_FILE = "evidence.parquet"
@@ -105,19 +105,13 @@ def fusion(
     import numpy as np
     import polars as pl
 
-    from tasks.method import weights as method
-
     ids, users, anchors = unit_vectors(embedded, bank)
-    seconds = [0.0] * len(ids)
+    seconds, known = [0.0] * len(ids), None
     if evidence:
         table = pl.read_parquet(store().path(evidence.table))
         seconds = table["seconds"].to_list()
         known = np.array(table["log_likelihoods"].to_list(), dtype=float)
-        found = method.by_evidence(users @ anchors.T, known, options)
-    else:
-        found = method.search(users, anchors, options)
-        _refuse_no_mixture(ids, *found[1:])
-    chosen, similarities, weights = found
+    chosen, similarities, weights = chosen_anchors(options, ids, users, anchors, known)
     names = pl.Series(bank.names).gather(chosen.ravel()).reshape(chosen.shape)
     with store().new("fusion") as folder:
         columns = {
@@ -136,6 +130,23 @@ def fusion(
     )
 
 
+def chosen_anchors(
+    options: FusionOptions, ids: Sequence[str], users: Floats, anchors: Floats, known: Floats | None
+) -> Chosen:
+    """Each user's anchors (numbers in the bank), their similarities and weights, each [U, m].
+
+    users [U, D], anchors [K, D]: unit vectors. known [U, K]: evidence, which decides where it is
+    given. Raises InputError where the published rule gives no mixture.
+    """
+    from tasks.method.weights import by_evidence, search
+
+    if known is not None:
+        return by_evidence(users @ anchors.T, known, options)
+    found = search(users, anchors, options)
+    _refuse_no_mixture(ids, *found[1:])
+    return found
+
+
 def described(recipes: Recipes, options: FusionOptions) -> str:
     """How many recipes there are, of how many anchors, in one line."""
     equal = options.weights == "cosine" and options.order == "right"
@@ -148,20 +159,25 @@ def described(recipes: Recipes, options: FusionOptions) -> str:
 def unit_vectors(embedded: Embedded, bank: Bank) -> tuple[list[str], Floats, Floats]:
     """(few-shot user ids, their unit vectors [U, D], the bank's [K, D] in its order).
 
-    Cosines between them are similarities. An anchor that was trained on several users stands in
-    the middle of their unit vectors.
+    Cosines between them are similarities.
+    """
+    vectors = read_embeddings(embedded)
+    users, few_shot = vectors["few_shot"]
+    return users, few_shot, bank_vectors(bank, *vectors["anchor"])
+
+
+def bank_vectors(bank: Bank, ids: Sequence[str], points: Floats) -> Floats:
+    """The bank's unit vectors [K, D], of the candidates' ids and unit vectors [U, D].
+
+    An anchor that was trained on several users stands in the middle of their unit vectors.
     """
     import numpy as np
 
     from tasks.method.whitening import unit_rows
 
-    vectors = read_embeddings(embedded)
-    ids, points = vectors["anchor"]
     row = {user_id: number for number, user_id in enumerate(ids)}
     groups = [[row[user] for user in member.members] for member in bank.members]
-    means = np.stack([points[group].mean(0) for group in groups])
-    users, few_shot = vectors["few_shot"]
-    return users, few_shot, unit_rows(means)
+    return unit_rows(np.stack([points[group].mean(0) for group in groups]))
 
 
 def read_recipes(recipes: Recipes) -> dict[str, Recipe]:
@@ -173,11 +189,14 @@ def read_recipes(recipes: Recipes) -> dict[str, Recipe]:
 
 
 class Merger:
-    """Merges users' LoRAs by their recipes; recipes and bank are read once."""
+    """Merges users' LoRAs by their recipes; recipes and bank are read once.
 
-    def __init__(self, merged: Merged) -> None:
+    recipes: of other users than the run's.
+    """
+
+    def __init__(self, merged: Merged, recipes: Mapping[str, Recipe] | None = None) -> None:
         self.merged = merged
-        self.recipes = read_recipes(merged.recipes)
+        self.recipes = read_recipes(merged.recipes) if recipes is None else recipes
         self._adapters = {one.anchor: one.adapter.sha256 for one in merged.bank.members}
 
     @cached_property

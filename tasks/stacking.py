@@ -140,7 +140,7 @@ def merged_and_trained(batch: Batch) -> Adapted:
                     loaded,
                     batch.training,
                     samples,
-                    [derive_seed(setting.seed, "stacking", name) for name in names],
+                    seeds_of(setting, names),
                     MergedUsers(*merger.chosen(names), loaded.device) if merger else None,
                     checkpoint=kept,
                     engine=base.engine,
@@ -149,6 +149,11 @@ def merged_and_trained(batch: Batch) -> Adapted:
             rows.add(zip(loras, trainings(outcome, samples, each), strict=True))
         adapted = batch.stored(rows)
     return replace(adapted, merger=merger)
+
+
+def seeds_of(setting: Setting, users: Sequence[str]) -> list[int]:
+    """Of each user's own LoRA: they decide its first weights and the order of samples."""
+    return [derive_seed(setting.seed, "stacking", name) for name in users]
 
 
 def write_work(path: Path, users: Sequence[str], works: Sequence[Training]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks.config.task import MethodConfig, TaskConfig
 from tasks.lamp import history
 from tasks.lamp.options import PromptOptions
 from tasks.lamp.prompts import LAYOUT, Sample, profile_samples, query_samples
-from tasks.results.models import Prepared, Questions
+from tasks.results.models import Base, Prepared, Questions, Setting
 
 # What a user's row in any table is about; item ids are carried along but decide nothing.
 Item = Mapping[str, str]
@@ -33,6 +34,12 @@ def questions_of(prompt: PromptOptions, users: Prepared, model: str) -> Question
         layout=LAYOUT if published else None,
         retrieval=history.VERSION if prompt.history_items else None,
     )
+
+
+def setting_of(config: TaskConfig, own: MethodConfig, users: Prepared, base: Base) -> Setting:
+    """What a method's stages that run the model are given."""
+    questions = questions_of(own.prompt, users, own.base.model)
+    return Setting(base=base, questions=questions, seed=own.seed, compute=config.compute)
 
 
 def content(profile: Sequence[Item]) -> list[list[str]]:

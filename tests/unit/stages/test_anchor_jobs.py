@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from flows.lamp_task import setting_of
 from tasks.config.options import TrainingOptions
 from tasks.lora import group_train
 from tasks.lora.adapters import Lora, read_peft
@@ -20,6 +19,7 @@ from tasks.record import key_of
 from tasks.results.models import Anchor, MetaLora, MetaLoras
 from tasks.results.run import Cell
 from tasks.results.store import store
+from tasks.text.questions import setting_of
 from tests.unit.lora.helpers import same
 from tests.unit.lora.peft_reference import largest_difference
 from tests.unit.stages.pipeline import LORA, ROLES, run

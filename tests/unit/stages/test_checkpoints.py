@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from flows.lamp_task import setting_of
 from tasks.base_model import base_model
 from tasks.config.options import ComputeOptions
 from tasks.files import PARTIAL
@@ -26,6 +25,7 @@ from tasks.record import key_of
 from tasks.results.models import Base
 from tasks.results.store import CHECKPOINT_SECONDS, Store, store
 from tasks.stacking import Batch, merged_and_trained
+from tasks.text.questions import setting_of
 from tasks.training import checkpoint
 from tests.unit.stages import pipeline
 from tests.unit.stages.pipeline import Killed, config_of, prepared_place, run, until_done

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from flows.lamp_task import setting_of
 from tasks.base_model import given
 from tasks.config.options import StackingOptions
 from tasks.config.task import derive_seed
@@ -34,6 +33,7 @@ from tasks.results.models import Anchor
 from tasks.results.run import Cell, Merging
 from tasks.results.store import store
 from tasks.stacking import Batch, merged_and_trained, read_work
+from tasks.text.questions import setting_of
 from tasks.training import training_from
 from tests.unit.lora import peft_reference
 from tests.unit.lora.helpers import same
