@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,18 @@ def sha256_of(path: Path) -> str:
     for file in sorted(one for one in path.rglob("*") if one.is_file()):
         found.update(f"{file_sha256(file)} {file.relative_to(path).as_posix()}\n".encode())
     return found.hexdigest()
+
+
+def file_name(identifier: str) -> str:
+    """A file's name for what has this id, which may be anything.
+
+    An id that is no plain name, or a long one, gets a piece of its sha256: two ids keep two names.
+    """
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", identifier).strip("-.")[:60]
+    if plain == identifier:
+        return plain
+    mark = hashlib.sha256(identifier.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{plain}-{mark}".lstrip("-")
 
 
 def fsync(path: Path) -> None:

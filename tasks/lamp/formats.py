@@ -7,6 +7,7 @@ LaMP official: `{split}_questions.json`, a list of {id, input, profile: [item]},
 
     loaded = read_users(Path("data/lamp2m"), get_task("LaMP-2M"))        users in memory
     found = copy_users(Path("data/lamp3"), get_task("LaMP-3"), file)     in a file, however many
+    users, faults = read_histories(Path("user.json"), task)              those that can be read
 """
 
 from __future__ import annotations
@@ -83,6 +84,42 @@ def copy_users(path: Path | str, task: LampTask, to: Path, seed: int = 0) -> Fou
         return _read(Path(path), _Reader(task, file.write_table, seed))
 
 
+@dataclass(frozen=True)
+class History:
+    """A user's history: the items that can be used, {id, text, answer}, of so many `given`."""
+
+    user_id: str
+    profile: list[dict[str, str]]
+    given: int
+
+
+def read_histories(
+    file: Path, task: LampTask, seed: int = 0
+) -> tuple[list[History], list[InputError]]:
+    """The users of a user file in their order, and what is wrong with those that cannot be read.
+
+    Each user is read without regard to the others, and queries are not looked at. Items are checked
+    and dropped as by `read_users`. A file that cannot be read to its end is one fault more.
+    """
+    tables, faults = [USERS.empty_table()], list[InputError]()
+    reader = _Reader(task, tables.append, seed)
+    given: dict[str, int] = {}
+    places: dict[str, str] = {}
+    try:
+        for place, record in read_records(file, faults.append):
+            try:
+                user_id = reader.take(record, file, place, places)
+                given[user_id] = len(record["profile"])
+            except InputError as error:
+                faults.append(error)
+    except InputError as error:
+        faults.append(error)
+    reader.flush()
+    rows = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))).select("user_id", "profile")
+    usable = dict(rows.iter_rows())
+    return [History(name, usable.get(name, []), count) for name, count in given.items()], faults
+
+
 def _read(path: Path, reader: _Reader) -> Found:
     for file in find_files(path):
         reader.read(file)
@@ -130,17 +167,7 @@ class _Reader:
         users: dict[str, str] = {}  # id -> place
         queries: dict[str, str] = {}
         for place, record in read_records(file.path):
-            where = f"{file.path}: {place}"
-            if golds is None and isinstance(record, dict) and "user_id" not in record:
-                hint = "give every user one, as one user a line or as a JSON list of users"
-                if "input" in record:
-                    hint = "these are LaMP's own questions: give the folder that holds them"
-                raise InputError(f"{where} has no user_id; {hint}")
-            (user_id,) = fields_of(record, where, (name,), self.task.name)
-            where += f" ({name} {short(user_id)})"
-            if user_id in users:
-                raise InputError(f"{where} has the {name} of {users[user_id]}; ids must differ")
-            users[user_id] = place
+            user_id, where = self._name(record, file.path, place, name, users)
             if golds is not None:
                 if user_id not in golds:
                     raise InputError(f"{where} has no gold; get both files of one split")
@@ -157,6 +184,35 @@ class _Reader:
                 f"{file.outputs}: the gold with id {short(alone[0])} has no question in "
                 f"{file.path.name}; get both files of one split"
             )
+
+    def take(self, record: Any, file: Path, place: str, users: dict[str, str]) -> str:
+        """Take a user's items, or nothing of the user; returns the id. users: id -> place, so far.
+
+        Raises InputError for what is no user.
+        """
+        user_id, where = self._name(record, file, place, "user_id", users)
+        self._show(record, where)
+        self._users.append((user_id, None))
+        if self._characters >= ROW_GROUP:
+            self.flush()
+        return user_id
+
+    def _name(
+        self, record: Any, file: Path, place: str, name: str, users: dict[str, str]
+    ) -> tuple[str, str]:
+        """The id of the next user, which is noted in `users`, and what messages call the user."""
+        where = f"{file}: {place}"
+        if name == "user_id" and isinstance(record, dict) and "user_id" not in record:
+            hint = "give every user one, as one user a line or as a JSON list of users"
+            if "input" in record:
+                hint = "these are LaMP's own questions: give the folder that holds them"
+            raise InputError(f"{where} has no user_id; {hint}")
+        (user_id,) = fields_of(record, where, (name,), self.task.name)
+        where += f" ({name} {short(user_id)})"
+        if user_id in users:
+            raise InputError(f"{where} has the {name} of {users[user_id]}; ids must differ")
+        users[user_id] = place
+        return user_id, where
 
     def flush(self) -> None:
         """Give on the users so far, without what is dropped."""

@@ -10,7 +10,7 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -22,25 +22,38 @@ LONGEST = 64 << 20  # characters of one record; a longer one is a damaged file
 _SPACES = re.compile(r"[ \t\n\r]*")
 
 
-def read_records(file: Path) -> Iterator[tuple[str, Any]]:
+def read_records(
+    file: Path, damaged: Callable[[InputError], None] | None = None
+) -> Iterator[tuple[str, Any]]:
     """Yield (place, record) of a file; the place is "record 0" of a list, "line 1" of lines.
 
-    Raises InputError, which names the place, for what is not JSON, not UTF-8 or longer than
-    LONGEST.
+    damaged: takes what is wrong with a line of JSON Lines, and the next line is read. Without it,
+    and of a list, that ends the file: raises InputError, which names the place, for what is not
+    JSON, not UTF-8 or longer than LONGEST.
     """
     try:
         with file.open("rb", buffering=0) as handle:
-            yield from _records(_Text(file, handle))
+            yield from _records(_Text(file, handle), damaged)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}); check it") from None
 
 
-def _records(text: _Text) -> Iterator[tuple[str, Any]]:
+def _records(
+    text: _Text, damaged: Callable[[InputError], None] | None
+) -> Iterator[tuple[str, Any]]:
     first = text.next()
     if first == "{":
         while text.next():
             text.place = f"line {text.line}"
-            yield text.place, text.value()
+            try:
+                value = text.value()
+            except InputError as error:
+                if damaged is None:
+                    raise
+                damaged(error)
+                text.skip()
+            else:
+                yield text.place, value
         return
     if first != "[":
         what = "holds neither a JSON list nor JSON Lines; is it compressed?"
@@ -114,14 +127,24 @@ class _Text:
             self._begins = self.text.rfind("\n", self.at, end) + 1
         self.at = end
 
+    def skip(self) -> None:
+        """Go on to the next line that begins an object, or to the end where none can be read."""
+        while (end := self.text.find("\n{", self.at)) < 0 and not self._ended:
+            if self._bad is None:
+                self._more()
+            else:
+                self._ended = True
+        self.use(len(self.text) if end < 0 else end + 1)
+
     def fail(self, what: str, at: int) -> NoReturn:
-        self.use(at)
+        line = self.line + self.text.count("\n", self.at, at)
+        begins = self.text.rfind("\n", self.at, at) + 1 or self._begins
         hint = "repair it, or get it again if it was truncated"
         if self.place.startswith("line"):
             hint += "; JSON Lines have one user a line, and no comma"
         raise InputError(
-            f"{self.file}: {self.place}: not valid JSON at line {self.line}, column "
-            f"{at - self._begins + 1} ({what}); {hint}"
+            f"{self.file}: {self.place}: not valid JSON at line {line}, column "
+            f"{at - begins + 1} ({what}); {hint}"
         )
 
     def _more(self) -> None:

@@ -49,6 +49,13 @@ class Split:
     counts: dict[str, int]
 
 
+def shown_items(options: SplitOptions) -> slice:
+    """Which items of a few-shot user's profile a run shows, where the data give no roles."""
+    if options.kind == "published":
+        return slice(-(options.few_shot_items or FEW_SHOT_ITEMS), None)
+    return slice(options.few_shot_items)
+
+
 def split_users(users: pl.DataFrame, task: LampTask, options: SplitOptions, seed: int) -> Split:
     """Divide users (columns as from `formats.read_users` or `content.keyed`) into three sides.
 
