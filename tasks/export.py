@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from tasks.errors import InputError, label
 from tasks.fusion import Merger
 from tasks.methods import METHODS, MethodName
 from tasks.report.files import shown_run
+from tasks.results.models import Answers
 from tasks.results.run import Cell, Run
 from tasks.results.store import store
 from tasks.text.loading import model_folder, model_name
@@ -39,64 +40,91 @@ def export(
     seed: one of the run's, None for its first. Returns the base model's folder. Raises InputError
     when the run has no such seed, LaMP task, method or user.
     """
-    from tasks.lora.adapters import write_peft
-    from tasks.lora.merge import concatenate
+    cell = cell_of(run, lamp_task, method, seed)
+    if folder.exists():
+        raise InputError(f"--to {folder}: is there already; name a new folder")
+    batch = batch_of(run, cell, method, user_id)
+    lora = whole_lora(cell, _loras(cell, method, user_id, batch))
+    write_folder(folder, lora, cell.base.model, about(cell, method) | {"user": user_id})
+    return model_folder(cell.base)
 
+
+def cell_of(run: Run, lamp_task: str | None, method: MethodName, seed: int | None) -> Cell:
+    """The cell of a run with a LaMP task and seed (None: the first) where `method` made LoRAs.
+
+    Raises InputError, which names the option, where the run has none.
+    """
     seeds = list(dict.fromkeys(one.config.seed for one in run.cells))
     seed = seeds[0] if seed is None else seed
     _listed("--seed", str(seed), map(str, seeds))
     cells = {one.config.lamp_task: one for one in run.cells if one.config.seed == seed}
+    lamp_task = next(iter(cells)) if lamp_task is None else lamp_task
     _listed("--lamp-task", lamp_task, cells)
     cell = cells[lamp_task]
     adapted = [name for name in METHODS
                if any(one.merged or one.stacked for one in cell.answers.get(name, ()))]  # fmt: skip
     _listed("--method", method, adapted)
-    if folder.exists():
-        raise InputError(f"--to {folder}: is there already; name a new folder")
+    return cell
+
+
+def batch_of(run: Run, cell: Cell, method: MethodName, user_id: str) -> Answers:
+    """The batch of a few-shot user. Raises InputError where there is none, or it failed."""
     if user_id not in cell.users.few_shot_ids:
         few = ", ".join(map(label, sorted(cell.users.few_shot_ids)[:5]))
         raise InputError(
             f"--user {user_id}: no few-shot user of {shown_run(run)}; there are {few}, ..."
         )
-    lora = reduce(concatenate, _loras(cell, method, user_id))
-    base, own = model_folder(cell.base), cell.config.method(method)
+    for batch in cell.answers[method]:
+        if user_id in batch.users:
+            return batch
+    # A part of it is not what the method gives.
+    raise InputError(f"--user {user_id}: the run trained no LoRA of this user; run it again")
+
+
+def about(cell: Cell, method: MethodName) -> dict[str, str]:
+    """What `mta.json` says of every user of a method: what it goes with, and how prompts look."""
+    own = cell.config.method(method)
     questions = questions_of(own.prompt, cell.users, own.base.model)
     query = {"id": "", "input": f"{cell.users.instruction}<text>", "gold": ""}
     (sample,) = user_queries(questions, {"profile": [], "query": [query]})
-    about = {
-        "lamp_task": lamp_task,
+    return {
+        "lamp_task": cell.config.lamp_task,
         "method": method,
-        "user": user_id,
-        "base": base.name,
+        "base": model_folder(cell.base).name,
         "prompt": sample.prompt,
         "chat": own.prompt.chat,
     }
+
+
+def write_folder(folder: Path, lora: Lora, model: str, about: Mapping[str, str]) -> None:
+    """Write a LoRA as a PEFT folder, with `about` as its `mta.json`: whole or not at all."""
+    from tasks.lora.adapters import write_peft
+
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
-    write_peft(scratch, lora, model_name(cell.base.model))
+    write_peft(scratch, lora, model_name(model))
     (scratch / "mta.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     scratch.rename(folder)
-    return base
 
 
-def _loras(cell: Cell, method: MethodName, user_id: str) -> list[Lora]:
-    """What is added to the base model for the user: their updates sum up.
+def whole_lora(cell: Cell, loras: Sequence[Lora]) -> Lora:
+    """A user's LoRAs as one: their updates sum up."""
+    from tasks.lora.adapters import read_peft
+    from tasks.lora.merge import concatenate
 
-    Raises InputError where the user's batch failed: a part of it is not what the method gives.
-    """
+    # The base model that the folder goes with is the one without the adapter.
+    adapter = [read_peft(store().path(cell.base.adapter))] if cell.base.adapter else []
+    return reduce(concatenate, [*adapter, *loras])
+
+
+def _loras(cell: Cell, method: MethodName, user_id: str, batch: Answers) -> list[Lora]:
+    """What is added to the base model for the user."""
     import torch
 
-    from tasks.lora.adapters import read_peft
     from tasks.lora.bank import read_bank
     from tasks.lora.merge import MergedUsers
 
-    batch = next((one for one in cell.answers[method] if user_id in one.users), None)
-    if batch is None:
-        raise InputError(f"--user {user_id}: the run trained no LoRA of this user; run it again")
     loras = []
-    if cell.base.adapter:
-        # The base model that the folder goes with is the one without it.
-        loras.append(read_peft(store().path(cell.base.adapter)))
     merging = cell.merging(method)
     if batch.merged and merging:
         chosen = Merger(merging.merged).chosen([user_id])
