@@ -91,7 +91,7 @@ def answers(
     rows = Rows("answers", _keys(how, batch, adapted), _read)
     if rows.missing:
         log(f"answering for {rows.counted()}")
-        rows.add(_answer(how, batch, adapted, rows.missing))
+        rows.add(answered(how, batch, adapted, rows.missing))
     chosen, scores, seconds = zip(*rows.all(), strict=True)
     predictions = [
         weighed(user, mine, log_p, how, setting.questions.task.labels)
@@ -168,7 +168,7 @@ def _read(folder: File) -> list[Row]:
     return list(table.select("chosen", "log_p", "seconds").iter_rows())
 
 
-def _answer(how: HowAnswered, batch: Batch, adapted: Adapted, numbers: Sequence[int]) -> list[Row]:
+def answered(how: HowAnswered, batch: Batch, adapted: Adapted, numbers: Sequence[int]) -> list[Row]:
     """What is answered to the batch's users of these numbers, all of them at once."""
     users = [batch.users[number] for number in numbers]
     started = time.perf_counter()

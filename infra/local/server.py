@@ -18,7 +18,15 @@ import httpx
 
 from infra.command import say
 from infra.local.processes import end, last_line, part
-from infra.local.settings import DEPLOYMENT, GPU_LIMIT, WORK_POOL, WORKER, Layout, StackError
+from infra.local.settings import (
+    DEPLOYMENT,
+    DEPLOYMENTS,
+    GPU_LIMIT,
+    WORK_POOL,
+    WORKER,
+    Layout,
+    StackError,
+)
 
 # Never through a proxy: the servers are on this machine.
 HTTP = httpx.Client(trust_env=False, timeout=30)
@@ -144,11 +152,12 @@ def free_slots(api: PrefectApi, home: Path, *limits: str) -> None:
 
 def end_worker(layout: Layout, api: PrefectApi, reason: str) -> None:
     """End the only worker and its jobs, say that their runs are over, give back what they held."""
-    deployment = api.call("GET", f"/deployments/name/{DEPLOYMENT}")
-    if deployment is None:
+    named = [api.call("GET", f"/deployments/name/{name}") for name in DEPLOYMENTS]
+    deployments = [one for one in named if one]
+    if not deployments:
         end(part(layout, WORKER))
         return
-    own = {"id": {"any_": [deployment["id"]]}}
+    own = {"id": {"any_": [one["id"] for one in deployments]}}
     left = api.rows("flow_runs", flow_runs=UNDER_WAY, deployments=own)
     end(part(layout, WORKER))
     # A job that is told to end reports that it was, not why: its words are replaced. One that came
@@ -171,5 +180,5 @@ def end_worker(layout: Layout, api: PrefectApi, reason: str) -> None:
     # Whose a lease is, it does not say: a flow called by hand against this server may hold one.
     # Then an orphan's ends by itself, after a minute for the `gpu` limit.
     if not api.rows("flow_runs", flow_runs=UNDER_WAY):
-        limit = deployment.get("global_concurrency_limit")
-        free_slots(api, layout.prefect_home, GPU_LIMIT, *([limit["id"]] if limit else []))
+        limits = [one.get("global_concurrency_limit") for one in deployments]
+        free_slots(api, layout.prefect_home, GPU_LIMIT, *(one["id"] for one in limits if one))

@@ -21,6 +21,8 @@ WORKER = "worker"
 WORK_POOL = "mta-local"
 GPU_LIMIT = "gpu"
 DEPLOYMENT = "mta/full-benchmark"
+# All that prefect.yaml has.
+DEPLOYMENTS = (DEPLOYMENT, "mta/personalise")
 
 # The variables of the servers' databases, where they are not the files below `.mta`.
 PREFECT_DATABASE = "MTA_PREFECT_DATABASE"

@@ -1,17 +1,17 @@
-"""The command `mta`: run, plan, export, forget, log. Bad input is one line and exit code 2."""
+"""The command `mta`: runs and their plans, users and their models. Bad input: one line, code 2."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from infra import command
 from infra.local.settings import TELEMETRY_OFF
-from tasks.errors import label, masked
+from tasks.errors import InputError, label, masked
 
 app = typer.Typer(name="mta", add_completion=False, rich_markup_mode=None, help=__doc__)
 Parameters = Annotated[
@@ -56,6 +56,62 @@ def export(
     base = write(taken, task, method, user, to, seed)
     what = f"the LoRA of {label(user)} by {method} for {task}, from {shown_run(taken)}"
     print(f"{to}: {what}; its base model is {base}")
+
+
+LampTask = Annotated[
+    str | None, typer.Option("--task", "--lamp-task", help="default: the run's first")
+]
+Seed = Annotated[int | None, typer.Option(help="default: the run's first")]
+
+
+@app.command()
+def personalise(
+    user: Annotated[Path, typer.Option(help="a user file: JSON or JSON Lines, without queries")],
+    to: Annotated[Path, typer.Option(help="a folder")] = Path("personalised"),
+    run: RunName = "last",
+    lamp_task: LampTask = None,
+    keep: Annotated[
+        Literal["folder", "recipe"], typer.Option(help="PEFT folders, or recipes as JSON alone")
+    ] = "folder",
+    method: str = "mta",
+    seed: Seed = None,
+) -> int:
+    """Give new users their LoRAs, by their histories and the bank of a finished run.
+
+    A PEFT folder for each user of the file. Exit code 2: somebody was left out, and is named.
+    """
+    from tasks.personalise.new_users import personalise as make
+    from tasks.report.files import read_run
+
+    code = 0
+    for told in make(read_run(run), user, to, lamp_task, method, seed, keep):
+        if isinstance(told, InputError):
+            command.say(str(told))
+            code = 2
+        else:
+            print(told, flush=True)
+    return code
+
+
+@app.command()
+def ask(
+    text: Annotated[str, typer.Argument(help="as the input of a query, or its last part")],
+    user: Annotated[str, typer.Option(help="a few-shot user's id, or a file of one user")],
+    run: RunName = "last",
+    lamp_task: LampTask = None,
+    compare: Annotated[bool, typer.Option("--compare", help="base and merged, too")] = False,
+    method: str = "mta",
+    seed: Seed = None,
+) -> None:
+    """Ask one user's model, as the run asked its queries."""
+    from tasks.personalise.ask import ask as answers
+    from tasks.report.files import read_run
+
+    found = answers(read_run(run), user, text, lamp_task, method, seed)
+    for name, answer in found.items() if compare else ():
+        print(f"{name:8} {answer}")
+    if not compare:
+        print([*found.values()][-1])
 
 
 @app.command()

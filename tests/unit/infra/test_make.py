@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from infra.local.server import deployed_from
-from infra.local.settings import DEPLOYMENT, WORK_POOL
+from infra.local.settings import DEPLOYMENT, DEPLOYMENTS, WORK_POOL
 
 ROOT = Path(__file__).parents[3]
 
@@ -67,16 +67,21 @@ def test_constraints_are_plain_pins() -> None:
         assert re.sub(r"[-_.]+", "-", name).lower() in names, f"{name} has no pin"
 
 
-def test_prefect_yaml_has_the_one_deployment_and_no_path() -> None:
+def test_prefect_yaml_has_the_deployments_and_no_path() -> None:
     import yaml
 
     text = (ROOT / "prefect.yaml").read_text()
     assert str(ROOT) not in text
     read = yaml.safe_load(text)
-    (deployment,) = read["deployments"]
-    flow = deployment["entrypoint"].split(":")[1]
-    assert f"{flow}/{deployment['name']}" == DEPLOYMENT
-    assert deployment["work_pool"]["name"] == WORK_POOL
+    # Both flows are called mta.
+    assert tuple(f"mta/{one['name']}" for one in read["deployments"]) == DEPLOYMENTS
+    assert DEPLOYMENTS[0] == DEPLOYMENT
+    assert {one["work_pool"]["name"] for one in read["deployments"]} == {WORK_POOL}
+    for one in read["deployments"]:
+        file, _, name = one["entrypoint"].partition(":")
+        assert '\n@flow(name="mta"' in (ROOT / file).read_text()
+        assert f"\ndef {name}(" in (ROOT / file).read_text()
+    deployment = read["deployments"][0]
     assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
 
 

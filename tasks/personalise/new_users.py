@@ -1,0 +1,173 @@
+"""New users from a file to folders: each user's LoRA, or only the recipe, beside one another.
+
+for told in personalise(read_run("last"), Path("user.json"), Path("personalised")):
+    ...  # a line for each user made, an InputError for each that was not
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tasks.config.task import TaskConfig
+from tasks.errors import InputError, label
+from tasks.export import about, cell_of, whole_lora, write_folder
+from tasks.files import file_name, write_atomic
+from tasks.lamp.citations import UNASKED
+from tasks.lamp.formats import History, read_histories
+from tasks.lamp.splits import shown_items
+from tasks.methods import MethodName
+from tasks.prepare import users_of
+from tasks.results.models import Prepared
+from tasks.results.run import Cell, Run
+from tasks.text.questions import User
+
+if TYPE_CHECKING:
+    from tasks.personalise.personaliser import Personal, Personaliser
+
+Keep = Literal["folder", "recipe"]
+
+
+def personalise(
+    run: Run,
+    file: Path,
+    to: Path,
+    lamp_task: str | None = None,
+    method: MethodName = "mta",
+    seed: int | None = None,
+    keep: Keep = "folder",
+) -> Iterator[str | InputError]:
+    """Make each user of a user file a PEFT folder in `to`, or with keep `recipe` a JSON file.
+
+    Yields a line for each user that was made, and an InputError for what was wrong with another;
+    the others are made all the same. lamp_task, seed: the run's first where they are None. Raises
+    InputError where nobody can be made: the run or its files are not there.
+    """
+    from tasks.personalise.personaliser import Personaliser
+
+    cell = cell_of(run, lamp_task, method, seed)
+    users, faults = histories(cell, file)
+    yield from faults
+    if not users:
+        return
+    personaliser, told = Personaliser(cell, method), about(cell, method)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--to {to}: cannot be made ({error.strerror}); name another folder"
+        ) from error
+    each = cell.config.stacking.users_per_job
+    for start in range(0, len(users), each):
+        part = {}
+        for user in users[start : start + each]:
+            place = to / (file_name(user.user_id) + (".json" if keep == "recipe" else ""))
+            if place.exists():
+                yield InputError(f"{place}: is there already, so {label(user.user_id)} is left "
+                                 "out; name a new folder with --to")  # fmt: skip
+            else:
+                part[place] = user
+        made = _made(personaliser, [*part.values()], keep == "folder") if part else []
+        for (place, user), one in zip(part.items(), made, strict=True):
+            if isinstance(one, InputError):
+                yield one
+            else:
+                write(place, one, personaliser, told, keep)
+                yield f"{place}: {_described(user, one)}"
+
+
+def histories(cell: Cell, file: Path) -> tuple[list[History], list[InputError]]:
+    """The users of a file as the run's few-shot users were read, and what is wrong with others.
+
+    Of a longer history the items that the run showed of its few-shot users count
+    (`split.few_shot_items`).
+    """
+    config, task = cell.config, cell.config.task
+    users, faults = read_histories(file, task, config.seed)
+    if not (users or faults):
+        faults = [InputError(f"{file}: holds an empty list; expected at least one user")]
+    shown = [replace(one, profile=one.profile[shown_items(config.split)]) for one in users]
+    kept = []
+    for user in _with_questions(config, cell.users, shown):
+        if user.profile or not user.given:
+            kept.append(user)
+            continue
+        labels = f" ({', '.join(task.labels)})" if task.labels else ""
+        faults.append(
+            InputError(
+                f"{file}: user {label(user.user_id)}: none of {user.given} items can be used; each "
+                f"needs {task.text_field} and {task.answer_field}, as {task.name} has them{labels}"
+            )
+        )
+    return kept, faults
+
+
+def _with_questions(config: TaskConfig, run: Prepared, users: list[History]) -> list[History]:
+    """LaMP-1's papers without a citation get a question each, as in the run (lamp/related.py)."""
+    if all(item["answer"] != UNASKED for user in users for item in user.profile):
+        return users
+    import polars as pl
+
+    from tasks.lamp.related import ask_related
+
+    # A few-shot user of the run has the author that the run found.
+    authors = {user["user_id"]: user["group"] for user in users_of(run.few_shot)}
+    groups = [authors.get(user.user_id, user.user_id) for user in users]
+    frame = pl.DataFrame({"group": groups, "profile": [user.profile for user in users]})
+    others = pl.DataFrame([*users_of(run.base), *users_of(run.anchor)])
+    asked, _ = ask_related(frame, others, config.seed)
+    pairs = zip(users, asked["profile"].to_list(), strict=True)
+    return [replace(user, profile=profile) for user, profile in pairs]
+
+
+def as_user(history: History) -> User:
+    """The record that the stages know."""
+    return {"user_id": history.user_id, "profile": history.profile}
+
+
+def write(
+    place: Path, made: Personal, personaliser: Personaliser, about: Mapping[str, str], keep: Keep
+) -> None:
+    """Write a user's PEFT folder, or the recipe as JSON, with what `about` says of all users."""
+    cell, about = personaliser.cell, {**about, "user": made.user_id}
+    if keep == "folder":
+        loras = made.loras or ([] if cell.base.adapter else [personaliser.nothing()])
+        write_folder(place, whole_lora(cell, loras), cell.base.model, about)
+        return
+    recipe = made.recipe
+    values = {
+        **about,
+        "merge": personaliser.run.merged.how,
+        "anchors": recipe.anchors if recipe else (),
+        "weights": recipe.weights if recipe else (),
+    }
+    write_atomic(place, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _made(
+    personaliser: Personaliser, users: Sequence[History], train: bool
+) -> list[Personal | InputError]:
+    """The users made together or, where that cannot be, one by one: who is at fault is left out."""
+    try:
+        made = personaliser([as_user(user) for user in users], train)
+    except InputError as error:
+        if len(users) == 1:
+            return [InputError(f"user {label(users[0].user_id)}: {error}")]
+        return [one for user in users for one in _made(personaliser, [user], train)]
+    why = "the loss of the stacked LoRA stopped being finite; lower stacking.learning_rate in a run"
+    return [InputError(f"user {label(one.user_id)}: {why}") if one.failed else one for one in made]
+
+
+def _described(user: History, made: Personal) -> str:
+    name = label(user.user_id)
+    if made.recipe is None:
+        return f"{name} has an empty history and gets the base model as it is"
+    cut = f" of {user.given}" if user.given > len(user.profile) else ""
+    best, weight = label(made.recipe.anchors[0]), made.recipe.weights[0]
+    return (
+        f"{name}, by {len(user.profile)}{cut} items, merged from {len(made.recipe.anchors)} "
+        f"anchors, most of {best} ({weight:.2f})"
+    )

@@ -1,0 +1,164 @@
+"""A finished run, loaded: it gives new users their recipes and LoRAs, in memory.
+
+    personaliser = Personaliser(read_run("last").cells[0])
+    (personal,) = personaliser([{"user_id": "u1", "profile": [{"text": ..., "answer": ...}]}])
+
+It does what the run did for its few-shot users (tasks/embed.py, fusion.py, stacking.py), by the
+same functions and settings. Nothing is written, and nothing is read once it is loaded, but for
+users that were in the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from tasks.embed import by_user, embedder, embedding_of, measured
+from tasks.errors import InputError
+from tasks.fusion import Merger, Recipe, bank_vectors, chosen_anchors
+from tasks.lora.adapters import Lora
+from tasks.lora.bank import stack
+from tasks.lora.batches import Encoded
+from tasks.lora.merge import MergedUsers
+from tasks.method.weights import Floats, shortlists
+from tasks.methods import METHODS, MethodName
+from tasks.prepare import users_of
+from tasks.results.run import Cell
+from tasks.running.slots import gpu_slot
+from tasks.stacking import Adapted, seeds_of
+from tasks.text.loading import load
+from tasks.text.questions import User, content, setting_of
+from tasks.text.tokens import samples_of
+from tasks.training import log_likelihoods, train_loras
+
+
+@dataclass(frozen=True)
+class Personal:
+    """One user's recipe, the LoRA merged by it, and the user's own on top, if it was trained.
+
+    failed: the loss of the own one stopped being finite. A user without items has none of these.
+    """
+
+    user_id: str
+    recipe: Recipe | None = None
+    merged: Lora | None = None
+    stacked: Lora | None = None
+    failed: bool = False
+
+    @property
+    def loras(self) -> list[Lora]:
+        """What is added to the base model."""
+        return [one for one in (self.merged, self.stacked) if one]
+
+
+class Personaliser:
+    """The base model, bank and embeddings of one cell of a run, for a method that merges.
+
+    Used by one thread. Raises InputError where the run's files are gone, or the method makes its
+    LoRAs in another way.
+    """
+
+    def __init__(self, cell: Cell, method: MethodName = "mta") -> None:
+        merging = cell.merging(method)
+        if merging is None or METHODS[method].adapt:
+            raise InputError(
+                f"--method {method}: merges no LoRA by a recipe, so it has nothing for a new user; "
+                "take mta"
+            )
+        own = cell.config.method(method)
+        self.cell, self.method, self.fusion, self.training = cell, method, own.fusion, own.training
+        self.setting = setting_of(cell.config, own, cell.users, cell.base)
+        self.loaded = load(cell.base, cell.config.compute)
+        self.run = Merger(merging.merged)
+        bank = self.run.bank
+        self.bank = replace(bank, layers=bank.to(self.loaded.device).layers)
+        task = cell.users.task
+        self.embedding = embedding_of(own, task, self.setting.questions, cell.base)
+        self._vectors_of = embedder(self.embedding, cell.config.compute)
+        sides, self._unit = measured(merging.embedded)
+        ids, candidates = sides["anchor"]
+        self._anchors = bank_vectors(merging.merged.bank, ids, self._unit(candidates))
+        self._few_shot = frozenset(cell.users.few_shot_ids)
+
+    def __call__(self, users: Sequence[User], train: bool = True) -> list[Personal]:
+        """The users' recipes and LoRAs, made at once, each as if alone.
+
+        users: records with `user_id` and `profile`, a list of {text, answer}. train: the users' own
+        LoRAs, too. Raises InputError where a user's weights are no mixture, or memory ends.
+        """
+        made = {str(user["user_id"]): Personal(str(user["user_id"])) for user in users}
+        some = [user for user in users if user["profile"]]
+        if some:
+            with gpu_slot():
+                made |= {one.user_id: one for one in self._personal(some, train)}
+        return list(made.values())
+
+    def adapted(self, personal: Personal) -> Adapted:
+        """The LoRAs of one user, as the engine applies them when it answers."""
+        if personal.recipe is None:
+            return Adapted([], [])
+        merger = Merger(self.run.merged, {personal.user_id: personal.recipe})
+        own = stack([personal.user_id], [personal.stacked]) if personal.stacked else None
+        return Adapted([], [], merger, own)
+
+    def nothing(self) -> Lora:
+        """A LoRA that adds nothing to the base model: of a user without a history."""
+        layers = self.bank.one(0).layers.items()
+        return Lora({name: (0 * a[:1], 0 * b[:, :1]) for name, (a, b) in layers}, 1.0)
+
+    def _personal(self, users: Sequence[User], train: bool) -> list[Personal]:
+        names = [str(user["user_id"]) for user in users]
+        questions, loaded = self.setting.questions, self.loaded
+        samples = [samples_of(questions, loaded, "profile", user) for user in users]
+        recipes = self._recipes(users, names, samples)
+        chosen = [(one.anchors, one.weights) for one in recipes]
+        merged = MergedUsers(self.bank, chosen, self.run.merged.how, loaded.device)
+        own: Sequence[Lora | None] = [None] * len(names)
+        failed: list[int] = []
+        if train and self.training:
+            seeds, engine = seeds_of(self.setting, names), self.setting.base.engine
+            own, outcome = train_loras(loaded, self.training, samples, seeds, merged, engine=engine)
+            failed = outcome.failed
+        parts = merged.parts(range(len(names))).to(torch.device("cpu"))
+        return [
+            Personal(name, recipe, parts.one(number), lora, number in failed)
+            for number, (name, recipe, lora) in enumerate(zip(names, recipes, own, strict=True))
+        ]
+
+    def _recipes(
+        self, users: Sequence[User], names: list[str], samples: list[list[Encoded]]
+    ) -> list[Recipe]:
+        """Each user's recipe; the run's own of a few-shot user whose history did not change."""
+        items = samples if self.embedding.signed else [*map(self.embedding.texts, users)]
+        vectors = [np.asarray(one.mean(0)) for one in by_user(self._vectors_of, items)]
+        # In float32, as tables keep them.
+        points = self._unit(np.stack(vectors).astype(np.float32).astype(np.float64))
+        known = self._evidence(points, samples) if self.fusion.weights == "evidence" else None
+        chosen = chosen_anchors(self.fusion, names, points, self._anchors, known)
+        anchors = self.run.merged.bank.names
+        ids = [name for name in names if name in self._few_shot]
+        before = {
+            user["user_id"]: content(user["profile"])
+            for user in (users_of(self.cell.users.few_shot, ids) if ids else ())
+        }
+        return [
+            # The company of other users may have moved the last digit of evidence.
+            self.run.recipes[name]
+            if before.get(name) == content(user["profile"])
+            else Recipe(
+                anchors=tuple(anchors[k] for k in members),
+                similarities=tuple(similarities.tolist()),
+                weights=tuple(weights.tolist()),
+            )
+            for name, user, members, similarities, weights in zip(
+                names, users, *chosen, strict=True
+            )
+        ]
+
+    def _evidence(self, points: Floats, samples: list[list[Encoded]]) -> Floats:
+        asked = shortlists(points @ self._anchors.T, self.fusion.shortlist).tolist()
+        engine = self.setting.base.engine
+        return log_likelihoods(self.loaded, self.bank, samples, asked, engine)
