@@ -268,7 +268,8 @@ def measured(
     import polars as pl
 
     table = pl.read_parquet(store().path(embedded.table))
-    matrix = read_whitening(embedded.whitening) if embedded.whitening else None
+    # In float64 once: it would be made so at each product.
+    matrix = read_whitening(embedded.whitening).astype(np.float64) if embedded.whitening else None
     sides: dict[str, tuple[list[str], NDArray[np.floating]]] = {}
     for role in ROLES:
         part = table.filter(pl.col("role") == role)

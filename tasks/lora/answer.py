@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from tasks.lora.packing import ONE_PER_ROW, Span, pack, span_batches, work_off
 
 # Without a backward pass, batches hold so many times the positions of training.
 BATCH_FACTOR = 4
+# Anchors of `evidence` whose LoRAs are on the device at once: a large bank need not fit.
+MOST_ANCHORS = 16
+
 # Users' numbers -> their frozen and their trained LoRAs; None: the bare base model.
 Parts = Callable[[Sequence[int]], tuple[LoraBatch | None, LoraBatch | None]]
 
@@ -148,25 +151,45 @@ def evidence(
 ) -> Tensor:
     """[U, K]: log-likelihood of each user's items under each anchor's LoRA, summed over items.
 
-    anchors: LoRAs of one "user", whose samples are all users' items. NaN where `asked` [U, K]
-    (bool; all, if not given) is False.
+    anchors: LoRAs of one "user" each, of one shape, whose samples are all users' items; or None,
+    the bare base model, alone. Several go through the model at once where that fits. NaN where
+    `asked` [U, K] (bool; all, if not given) is False.
     """
-    columns = []
-    for k, anchor in enumerate(anchors):
-        users = [u for u in range(len(samples)) if asked is None or asked[u, k]]
-        everything = [sample for u in users for sample in samples[u]]
-        owner = torch.tensor([n for n, u in enumerate(users) for _ in samples[u]], dtype=torch.long)
-
-        def parts(
-            _users: Sequence[int], anchor: LoraBatch | None = anchor
-        ) -> tuple[LoraBatch | None, None]:
-            return anchor, None
-
-        (scores,) = log_likelihoods(base, layers, [everything], parts, positions)
-        column = torch.full((len(samples),), torch.nan)
-        column[users] = sum_by(scores, owner, len(users))
-        columns.append(column)
+    tokens = sum(sample.length for own in samples for sample in own)
+    limit = positions or forward_positions(base)
+    several = max(1, min(MOST_ANCHORS, limit // max(tokens, 1)))
+    columns: list[Tensor] = []
+    left = iter(anchors)
+    while some := list(islice(left, several)):
+        asking = [
+            [u for u in range(len(samples)) if asked is None or asked[u, k]]
+            for k in range(len(columns), len(columns) + len(some))
+        ]
+        everything = [[sample for u in users for sample in samples[u]] for users in asking]
+        parts = _gathered(some)
+        scored = log_likelihoods(base, layers, everything, parts, limit)
+        for users, scores in zip(asking, scored, strict=True):
+            owner = [n for n, u in enumerate(users) for _ in samples[u]]
+            column = torch.full((len(samples),), torch.nan)
+            column[users] = sum_by(scores, torch.tensor(owner, dtype=torch.long), len(users))
+            columns.append(column)
     return torch.stack(columns, dim=1)
+
+
+def _gathered(anchors: Sequence[LoraBatch | None]) -> Parts:
+    """The LoRAs of anchors, as of so many users; None for the bare base model alone."""
+    first = anchors[0]
+    if first is None:
+        return lambda _: (None, None)
+    layers = {
+        name: (
+            torch.cat([one.layers[name][0] for one in anchors if one]),
+            torch.cat([one.layers[name][1] for one in anchors if one]),
+        )
+        for name in first.layers
+    }
+    together = LoraBatch(layers, first.scale)
+    return lambda some: (together.of(some), None)
 
 
 def forward_positions(base: Base) -> int:

@@ -83,7 +83,8 @@ def _labels_only(model: Any, packed: Packed) -> Iterator[None]:
 def last_layer(model: Any) -> Any:
     """The last decoder layer, if `_labels_only` knows its forward pass."""
     layers = getattr(model.base_model, "layers", None)
-    if not layers or (model.is_gradient_checkpointing and model.training):
+    # In this order: whether anything checkpoints is asked of every module.
+    if not layers or (model.training and model.is_gradient_checkpointing):
         return None
     last = layers[model.config.get_text_config().num_hidden_layers - 1]
     return last if type(last).__name__ in KNOWN_LAYERS else None

@@ -44,13 +44,15 @@ class GroupedLinear(nn.Module):
 
     def set(self, frozen: Part | None, trained: Part | None) -> None:
         """Set the users whose rows come next; without any part it is the base layer."""
-        self.trained, self.joined = trained, None
+        joined = None
         if parts := [part for part in (frozen, trained) if part]:
             with torch.no_grad():
-                self.joined = (
+                joined = (
                     torch.cat([a for a, _, _ in parts], 1),
                     torch.cat([scale * b for _, b, scale in parts], 2),
                 )
+        # Past torch's own setting of attributes, which is slow: every step sets every layer.
+        vars(self).update(trained=trained, joined=joined)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [U * n, T, in] (or [U, in]) to [U * n, T, out]; computed in the adapters' dtype."""
