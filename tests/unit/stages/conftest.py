@@ -40,7 +40,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
             "tasks.stacking.train_loras", lambda _base, _options, samples, *_, **__: len(samples)
         ),
         "answers": note(
-            "tasks.answer._answer",
+            "tasks.answer.answered",
             lambda _how, batch, _adapted, numbers: [batch.names[number] for number in numbers],
         ),
     }

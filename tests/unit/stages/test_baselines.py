@@ -46,7 +46,7 @@ def test_it_is_what_the_user_answered_most(place: Path, monkeypatch: pytest.Monk
     assert "accuracy" in cell.compared.intervals["commonest"]
     assert loaded == []
 
-    asked = noted(monkeypatch, "tasks.answer._answer", lambda _how, batch, *_: batch.names)
+    asked = noted(monkeypatch, "tasks.answer.answered", lambda _how, batch, *_: batch.names)
     run(place, ROLES | {"few_shot": few_shot}, methods=["commonest"])
     assert asked == []
     few_shot[0]["profile"][0]["tag"] = "action"

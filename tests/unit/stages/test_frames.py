@@ -61,7 +61,7 @@ def test_few_calls_lie_between_a_job_and_its_arithmetic(
     # The second is the stage; answers are given after the users' own LoRAs are trained.
     assert {names[1] for names in steps} == {"task_adapt", "refit", "meta_lora", "answers"}
     assert {tuple(names[1:3]) for names in sums} == {
-        ("answers", "merged_and_trained"), ("answers", "_answer")
+        ("answers", "merged_and_trained"), ("answers", "answered")
     }  # fmt: skip
     for names in (*sums, *steps):
         assert len(names) <= MOST, " -> ".join(names)

@@ -11,6 +11,8 @@ from tasks.tools.main import main
 
 COMMANDS = {
     "export": ["--user", "few-1", "--to", "there"],
+    "personalise": ["--user", "new.json"],
+    "ask": ["a film", "--user", "few-1"],
     "forget": ["few-1"],
     "log": [],
 }
@@ -34,6 +36,9 @@ def test_a_store_that_cannot_be(
         (["fly"], "'fly'"),
         (["export", "--user", "few-1"], "--to"),
         (["export", "--user", "few-1", "--to", "x", "--seed", "one"], "--seed"),
+        (["personalise"], "--user"),
+        (["personalise", "--user", "x", "--keep", "all"], "--keep"),
+        (["ask", "--user", "x"], "'text'"),
         (["forget"], "'user'"),
         (["forget", "few-1", "--date", "x"], "--date"),
     ],
@@ -52,7 +57,7 @@ def test_a_wrong_call_is_one_line(
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     said = capsys.readouterr().out
-    assert all(f"  {name} " in said for name in ("run", "plan", "export", "forget", "log"))
+    assert all(f"  {name} " in said for name in ("run", "plan", *COMMANDS))
 
 
 @pytest.mark.parametrize(
