@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ from tasks.text.questions import questions_of, user_queries
 
 if TYPE_CHECKING:
     from tasks.lora.adapters import Lora
+    from tasks.lora.bank import Bank as LoadedBank
+    from tasks.record import File
 
 
 def export(
@@ -44,8 +47,8 @@ def export(
     if folder.exists():
         raise InputError(f"--to {folder}: is there already; name a new folder")
     batch = batch_of(run, cell, method, user_id)
-    lora = whole_lora(cell, _loras(cell, method, user_id, batch))
-    write_folder(folder, lora, cell.base.model, about(cell, method) | {"user": user_id})
+    lora = whole_lora(cell, MethodLoras(cell, method).of(user_id, batch))
+    write_folder(folder, lora, model_name(cell.base.model), about(cell, method) | {"user": user_id})
     return model_folder(cell.base)
 
 
@@ -96,14 +99,30 @@ def about(cell: Cell, method: MethodName) -> dict[str, str]:
     }
 
 
-def write_folder(folder: Path, lora: Lora, model: str, about: Mapping[str, str]) -> None:
-    """Write a LoRA as a PEFT folder, with `about` as its `mta.json`: whole or not at all."""
+def write_folder(folder: Path, lora: Lora, base: str, about: Mapping[str, str]) -> None:
+    """Write a LoRA as a PEFT folder, with `about` as its `mta.json`: whole or not at all.
+
+    base: the name of the base model.
+    """
     from tasks.lora.adapters import write_peft
 
+    with whole_folder(folder) as scratch:
+        write_peft(scratch, lora, base)
+        write_about(scratch, about)
+
+
+def write_about(folder: Path, about: Mapping[str, str]) -> None:
+    """Write `mta.json`."""
+    (folder / "mta.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which then is `folder`; after a failure there is none."""
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
-    write_peft(scratch, lora, model_name(model))
-    (scratch / "mta.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    scratch.mkdir(parents=True)
+    yield scratch
     scratch.rename(folder)
 
 
@@ -117,22 +136,31 @@ def whole_lora(cell: Cell, loras: Sequence[Lora]) -> Lora:
     return reduce(concatenate, [*adapter, *loras])
 
 
-def _loras(cell: Cell, method: MethodName, user_id: str, batch: Answers) -> list[Lora]:
-    """What is added to the base model for the user."""
-    import torch
+class MethodLoras:
+    """What a method added to the base model, user by user; bank and batches are read once."""
 
-    from tasks.lora.bank import read_bank
-    from tasks.lora.merge import MergedUsers
+    def __init__(self, cell: Cell, method: MethodName) -> None:
+        merging = cell.merging(method)
+        self.merger = Merger(merging.merged) if merging else None
+        self._batch: tuple[File | None, LoadedBank | None] = (None, None)
 
-    loras = []
-    merging = cell.merging(method)
-    if batch.merged and merging:
-        chosen = Merger(merging.merged).chosen([user_id])
-        merged = MergedUsers(*chosen, torch.device("cpu"))
-        loras.append(merged.parts([0]).one(0))
-    if batch.stacked:
-        loras.append(read_bank(store().path(batch.stacked)).lora(user_id))
-    return loras
+    def of(self, user_id: str, batch: Answers) -> list[Lora]:
+        """The merged LoRA and the user's own, as far as there are any. batch: the user's."""
+        import torch
+
+        from tasks.lora.bank import read_bank
+        from tasks.lora.merge import MergedUsers
+
+        loras = []
+        if batch.merged and self.merger:
+            merged = MergedUsers(*self.merger.chosen([user_id]), torch.device("cpu"))
+            loras.append(merged.parts([0]).one(0))
+        if batch.stacked:
+            if self._batch[0] != batch.stacked:
+                self._batch = (batch.stacked, read_bank(store().path(batch.stacked)))
+            if own := self._batch[1]:
+                loras.append(own.lora(user_id))
+        return loras
 
 
 def _listed(option: str, value: str, known: Iterable[str]) -> None:

@@ -93,6 +93,23 @@ def concatenate(under: Lora, over: Lora) -> Lora:
     return Lora(layers, 1.0)
 
 
+def cut(lora: Lora, rank: int) -> tuple[Lora, float]:
+    """The best LoRA of at most this rank (Eckart-Young), and its distance.
+
+    That is ||W - W_r|| / ||W|| of the updates, in the Frobenius norm over all layers.
+    """
+    if lora.rank <= rank:
+        return lora, 0.0
+    layers, whole, kept = {}, 0.0, 0.0
+    for name, (a, b) in lora.layers.items():
+        wide_a, wide_b = a.double(), lora.scale * b.double()
+        (small_a,), (small_b,) = _truncate(wide_a[None], wide_b[None], rank)
+        layers[name] = (small_a.to(a.dtype), small_b.to(b.dtype))
+        whole, kept = whole + _square(wide_a, wide_b), kept + _square(small_a, small_b)
+    # W_r is a projection of W, so what is lost is at a right angle to what is kept.
+    return Lora(layers, 1.0), (max(0.0, whole - kept) / whole) ** 0.5 if whole else 0.0
+
+
 @torch.no_grad()
 def add_to_model(model: AnyModel, lora: Lora) -> None:
     """Add the LoRA's update to the model's weights: W + s B A, in float32, then rounded."""
@@ -125,3 +142,8 @@ def _truncate(a: Tensor, b: Tensor, rank: int) -> Factors:
     left[:, :, :count] = q_b @ (u[:, :, :rank] * root[:, None])
     right[:, :count] = (root[:, :, None] * vt[:, :rank]) @ q_a.mT
     return right, left
+
+
+def _square(a: Tensor, b: Tensor) -> float:
+    """||B A||^2 (Frobenius), without the product."""
+    return float(((b.T @ b) * (a @ a.T)).sum())

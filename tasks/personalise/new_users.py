@@ -23,6 +23,7 @@ from tasks.methods import MethodName
 from tasks.prepare import users_of
 from tasks.results.models import Prepared
 from tasks.results.run import Cell, Run
+from tasks.text.loading import model_name
 from tasks.text.questions import User
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def write(
     cell, about = personaliser.cell, {**about, "user": made.user_id}
     if keep == "folder":
         loras = made.loras or ([] if cell.base.adapter else [personaliser.nothing()])
-        write_folder(place, whole_lora(cell, loras), cell.base.model, about)
+        write_folder(place, whole_lora(cell, loras), model_name(cell.base.model), about)
         return
     recipe = made.recipe
     values = {

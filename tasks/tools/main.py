@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from infra import command
 from infra.local.settings import TELEMETRY_OFF
 from tasks.errors import InputError, label, masked
+
+if TYPE_CHECKING:
+    from tasks.results.run import Run
 
 app = typer.Typer(name="mta", add_completion=False, rich_markup_mode=None, help=__doc__)
 Parameters = Annotated[
@@ -38,30 +41,76 @@ def plan(param: Parameters = None) -> int:
     return run([*(param or []), "dry_run=true"])
 
 
-@app.command()
-def export(
-    user: Annotated[str, typer.Option(help="a few-shot user's id")],
-    to: Annotated[Path, typer.Option(help="the folder to write, a new one")],
-    lamp_task: Annotated[str | None, typer.Option(help="default: the run's first")] = None,
-    method: str = "mta",
-    seed: Annotated[int | None, typer.Option(help="default: the run's first")] = None,
-    run: RunName = "last",
-) -> None:
-    """Write one user's LoRA (merged and stacked, as one) as an ordinary PEFT folder."""
-    from tasks.export import export as write
-    from tasks.report.files import read_run, shown_run
-
-    taken = read_run(run)
-    task = lamp_task or taken.cells[0].config.lamp_task
-    base = write(taken, task, method, user, to, seed)
-    what = f"the LoRA of {label(user)} by {method} for {task}, from {shown_run(taken)}"
-    print(f"{to}: {what}; its base model is {base}")
-
-
 LampTask = Annotated[
     str | None, typer.Option("--task", "--lamp-task", help="default: the run's first")
 ]
 Seed = Annotated[int | None, typer.Option(help="default: the run's first")]
+
+
+@app.command()
+def export(
+    to: Annotated[Path, typer.Option(help="the folder to write, a new one")],
+    user: Annotated[str | None, typer.Option(help="a few-shot user's id")] = None,
+    everyone: Annotated[bool, typer.Option("--all", help="all few-shot users, for vLLM")] = False,
+    form: Annotated[
+        Literal["peft", "vllm", "merged"],
+        typer.Option("--format", help="a LoRA, all users' for vLLM, or a whole model"),
+    ] = "peft",
+    rank: Annotated[int, typer.Option(help="vllm: the most; larger LoRAs are cut")] = 16,
+    tolerance: Annotated[float | None, typer.Option(help="vllm: the most that is lost")] = None,
+    base: Annotated[str | None, typer.Option(help="vllm: the model that is served")] = None,
+    lamp_task: LampTask = None,
+    method: str = "mta",
+    seed: Seed = None,
+    run: RunName = "last",
+) -> int:
+    """Write users' LoRAs (merged and stacked, as one): PEFT folders, or a whole model.
+
+    --all --format vllm: a folder for every user, as vLLM finds them. Exit code 2: somebody was left
+    out, and is named.
+    """
+    from tasks.export import export as write
+    from tasks.report.files import read_run, shown_run
+    from tasks.serving import merged_model
+
+    if everyone != (form == "vllm") or everyone == bool(user):
+        raise InputError("give --user ID, or --all with --format vllm")
+    taken = read_run(run)
+    if user is None:
+        how = {"lamp_task": lamp_task, "method": method, "seed": seed}
+        return _serve(taken, to, base, rank=rank, tolerance=tolerance, **how)
+    task = lamp_task or taken.cells[0].config.lamp_task
+    what = f"of {label(user)} by {method} for {task}, from {shown_run(taken)}"
+    if form == "merged":
+        merged_model(taken, to, user, lamp_task=lamp_task, method=method, seed=seed)
+        print(f"{to}: the model {what}")
+        return 0
+    model = write(taken, task, method, user, to, seed)
+    print(f"{to}: the LoRA {what}; its base model is {model}")
+    return 0
+
+
+def _serve(run: Run, to: Path, base: str | None, **how: Any) -> int:
+    """Write all users' folders for vLLM, say how much each lost, and how they are served."""
+    from tasks.serving import max_lora_rank, vllm_folders
+    from tasks.text.loading import model_name
+
+    code = 0
+    for one in vllm_folders(run, to, base=base, **how):
+        if isinstance(one, InputError):
+            command.say(str(one))
+            code = 2
+        else:
+            print(
+                f"{one.folder}: {label(one.user)}, {one.error:.2%} of the update lost", flush=True
+            )
+    model = base or model_name(run.cells[0].base.model)
+    print(
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING=true VLLM_PLUGINS=lora_filesystem_resolver "
+        f"VLLM_LORA_RESOLVER_CACHE_DIR={to.absolute()} vllm serve {model} --enable-lora "
+        f"--max-lora-rank {max_lora_rank(how['rank'])}"
+    )
+    return code
 
 
 @app.command()
