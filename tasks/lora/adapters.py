@@ -11,13 +11,14 @@ its own. Its name is PEFT's wrapper, the parameter and the number of the matrix:
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, TaskType
+from peft import LoraConfig, PeftConfig, PeftType, TaskType
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,8 +26,15 @@ from tasks.errors import InputError, short
 
 _PREFIX = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"
-# What makes a LoRA's update something else than alpha / r * B @ A in every layer.
-_NOT_PLAIN = ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern", "alora_invocation_tokens")
+_SIDES = (".lora_A.weight", ".lora_B.weight")
+# What makes a LoRA's update something else than scale * B @ A in every layer.
+_NOT_PLAIN = (
+    "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "use_qalora",
+    "trainable_token_indices", "alora_invocation_tokens", "layer_replication", "use_bdlora",
+    "monteclora_config", "arrow_config", "kasa_config",
+)  # fmt: skip
+# All other ways to begin (PiSSA, CorDA, LoftQ, ...) change the base model's weights, too.
+_BEGINNINGS = (True, False, "gaussian", "eva", "orthogonal")
 _MATRIX = re.compile(r"(?P<wrapper>.+)\.(?P<parameter>\w+)\[(?P<number>\d+)\]")
 
 # A and B of a layer; with the scale, too.
@@ -44,6 +52,11 @@ class Lora:
     @property
     def rank(self) -> int:
         return next(iter(self.layers.values()))[0].shape[0]
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Layer -> (in, out)."""
+        return {name: (a.shape[1], b.shape[0]) for name, (a, b) in self.layers.items()}
 
 
 @dataclass(frozen=True)
@@ -127,7 +140,8 @@ def from_peft(config: LoraConfig, layers: dict[str, Factors]) -> Lora:
             raise ValueError(f"{name} is of rank {a.shape[0]}, not {config.r}")
         else:
             plain[name] = (a, b)
-    return Lora(plain, config.lora_alpha / config.r)
+    # rsLoRA (Kalajdzievski 2023, arXiv 2312.03732) divides by the root of the rank.
+    return Lora(plain, config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r))
 
 
 def write_peft(folder: Path, lora: Lora, base_model: str) -> None:
@@ -144,17 +158,22 @@ def write_peft(folder: Path, lora: Lora, base_model: str) -> None:
 
 
 def read_peft(folder: Path) -> Lora:
-    """Read a PEFT folder that holds a plain LoRA. Raises InputError for anything else."""
+    """Read a PEFT folder that holds a plain LoRA or rsLoRA, in float32.
+
+    Raises InputError for anything else.
+    """
     try:
-        tensors = load_file(folder / _WEIGHTS)
         # Not `from_pretrained`: it would ask the hub for a file that is not there.
         fields = LoraConfig.from_json_file(str(folder / "adapter_config.json"))
         config = LoraConfig.from_peft_type(**fields)
-        if not isinstance(config, LoraConfig) or any(getattr(config, name) for name in _NOT_PLAIN):
-            raise ValueError("DoRA, rsLoRA, patterns of rank or alpha, or another PEFT type")
+        if not (folder / _WEIGHTS).exists():
+            raise ValueError(f"there is no {_WEIGHTS}")
+        tensors = load_file(folder / _WEIGHTS)
+        if why := _not_plain(config, tensors):
+            raise ValueError(f"it has {why}")
         layers = {}
         for layer in sorted({key.rpartition(".lora_")[0] for key in tensors}):
-            a, b = (tensors[f"{layer}.lora_{side}.weight"] for side in "AB")
+            a, b = (tensors[layer + side].float() for side in _SIDES)
             layers[layer.removeprefix(_PREFIX)] = (a, b)
         return from_peft(config, layers)
     except Exception as error:
@@ -162,6 +181,22 @@ def read_peft(folder: Path) -> Lora:
             f"{folder}: not a readable PEFT folder ({short(error)}); only plain LoRA is read, two "
             f"matrices per layer, from {_WEIGHTS}, never from a pickle"
         ) from error
+
+
+def _not_plain(config: PeftConfig, tensors: Mapping[str, Tensor]) -> str:
+    """What makes an adapter no plain LoRA, as its files call it; empty for a plain one."""
+    if not isinstance(config, LoraConfig):
+        return f"peft_type={PeftType(config.peft_type).value}"
+    for name in _NOT_PLAIN:
+        if value := getattr(config, name, None):
+            return f"{name}={value}"
+    if config.bias != "none":
+        return f"bias={config.bias}"
+    if config.init_lora_weights not in _BEGINNINGS:
+        return f"init_lora_weights={config.init_lora_weights}"
+    if not tensors:
+        return "no weights"
+    return min((key for key in tensors if not key.endswith(_SIDES)), default="")
 
 
 def _module(wrapper: str) -> str:

@@ -153,7 +153,13 @@ def test_keys_are_those_of_stock_peft(fresh_base: MakeBase, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "changes",
-    [{"use_dora": True}, {"use_rslora": True}, {"peft_type": "LOHA"}, {"peft_type": None}],
+    [
+        {"use_dora": True},
+        {"init_lora_weights": "pissa"},
+        {"bias": "all"},
+        {"peft_type": "LOHA"},
+        {"peft_type": None},
+    ],
 )
 def test_other_kinds_of_adapters_are_refused(tmp_path: Path, changes: dict[str, object]) -> None:
     adapters.write_peft(tmp_path, random_lora({"x": (3, 5)}, 2, 1.0, 0), "base")
@@ -199,7 +205,7 @@ def test_a_rank_that_is_not_the_configured_one_is_refused(tmp_path: Path) -> Non
 def test_stock_dora_folder_is_refused(fresh_base: MakeBase, tmp_path: Path) -> None:
     config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM")
     get_peft_model(fresh_base().model, config).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="DoRA"):
+    with pytest.raises(InputError, match="it has use_dora=True"):
         adapters.read_peft(tmp_path)
 
 
