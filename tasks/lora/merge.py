@@ -79,18 +79,22 @@ def concatenate(under: Lora, over: Lora) -> Lora:
     A layer of only one of them gets zeros for the other, so that all ranks are equal.
     """
     layers = {}
-    for name in sorted({*under.layers, *over.layers}):
-        a, b = under.layers.get(name) or over.layers[name]
-        none = (a[:0], b[:, :0])
-        parts = []
-        for lora in (under, over):
-            a, b = lora.layers.get(name, none)
-            missing = lora.rank - a.shape[0]
-            a = torch.cat([a, a.new_zeros(missing, a.shape[1])], 0)
-            b = torch.cat([b, b.new_zeros(b.shape[0], missing)], 1)
-            parts.append((a, lora.scale * b))
+    for name, nothing in _all_layers([under, over]).items():
+        parts = [_widened(lora, name, nothing, lora.rank) for lora in (under, over)]
         layers[name] = (torch.cat([a for a, _ in parts], 0), torch.cat([b for _, b in parts], 1))
     return Lora(layers, 1.0)
+
+
+def alike(loras: Sequence[Lora]) -> list[Lora]:
+    """The same updates with one scale, one rank and the same layers, as a bank has them.
+
+    Ranks are filled up with zeros, and so is a layer that one lacks; scales move into B.
+    """
+    layers, rank = _all_layers(loras), max(lora.rank for lora in loras)
+    return [
+        Lora({name: _widened(lora, name, nothing, rank) for name, nothing in layers.items()}, 1.0)
+        for lora in loras
+    ]
 
 
 def cut(lora: Lora, rank: int) -> tuple[Lora, float]:
@@ -118,6 +122,20 @@ def add_to_model(model: AnyModel, lora: Lora) -> None:
         update = lora.scale * (b.float() @ a.float()).to(layer.weight.device)
         update = update.T if isinstance(layer, Conv1D) else update
         layer.weight.copy_(layer.weight.float() + update)
+
+
+def _all_layers(loras: Sequence[Lora]) -> dict[str, Factors]:
+    """Every layer of any of the LoRAs, in name order, with factors of rank 0."""
+    pairs = {name: (a[:0], b[:, :0]) for lora in loras for name, (a, b) in lora.layers.items()}
+    return dict(sorted(pairs.items()))
+
+
+def _widened(lora: Lora, name: str, nothing: Factors, rank: int) -> Factors:
+    """A and B of a layer at a larger rank, the scale in B; of zeros where the LoRA lacks it."""
+    a, b = lora.layers.get(name, nothing)
+    missing = rank - a.shape[0]
+    a = torch.cat([a, a.new_zeros(missing, a.shape[1])], 0)
+    return a, lora.scale * torch.cat([b, b.new_zeros(b.shape[0], missing)], 1)
 
 
 def _merge_layer(a: Tensor, b: Tensor, weights: Tensor, how: str) -> Factors:

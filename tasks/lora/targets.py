@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,6 +17,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tasks.errors import InputError, short
+from tasks.lora.adapters import Factors
 
 # PEFT's remarks on what it settles itself: how a Conv1D is stored, and the ranks of fused experts.
 warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
@@ -98,13 +99,34 @@ def target_layers(model: AnyModel, target_modules: Names) -> Sizes:
         )
     head = model.get_output_embeddings()
     for name in layers:
-        layer = model.get_submodule(name)
-        if layer is head or not isinstance(layer, nn.Linear | Conv1D):
-            kind = "the output embedding" if layer is head else f"a {type(layer).__name__}"
+        if kind := _other_kind(model.get_submodule(name), head):
             raise InputError(
                 f"target_modules {target_modules}: {name} is {kind}, {refused}; leave it out"
             )
     return layers
+
+
+def misfit(model: AnyModel, layers: Mapping[str, Factors]) -> str:
+    """What of a LoRA the model has no place for, in words; empty where all of it fits."""
+    head = model.get_output_embeddings()
+    for name, (a, b) in layers.items():
+        try:
+            layer = model.get_submodule(name)
+        except AttributeError:
+            return f"the model has no layer {name}"
+        if kind := _other_kind(layer, head):
+            return f"{name} is {kind}, which cannot carry a LoRA here"
+        size, wanted = tuple(layer.weight.shape), (*b.shape[:1], *a.shape[1:])
+        if (size[::-1] if isinstance(layer, Conv1D) else size) != wanted:
+            return f"{name} is {size} in the model, the LoRA is for {wanted}"
+    return ""
+
+
+def _other_kind(layer: nn.Module, head: nn.Module) -> str:
+    """What a layer is that gets no LoRA; empty for one that does."""
+    if layer is head:
+        return "the output embedding"
+    return "" if isinstance(layer, nn.Linear | Conv1D) else f"a {type(layer).__name__}"
 
 
 @dataclass(frozen=True)
