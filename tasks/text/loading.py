@@ -147,15 +147,23 @@ def find_model(model: str, revision: str | None = None, weights: bool = True) ->
             return find_model(gguf.SMOLLM2_HUB, revision, weights)
         except InputError:
             return gguf.smollm2_folder()
+    wanted = [name for name in HUB_FILES if weights or not name.endswith(".safetensors")]
+    return hub_snapshot("base.model", model, wanted, revision)
+
+
+def hub_snapshot(option: str, model: str, files: list[str], revision: str | None = None) -> Path:
+    """The local snapshot of a Hugging Face id, of files of these patterns alone.
+
+    Raises InputError, which names the option, where there is none.
+    """
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise InputError(f"base.model {model}: there is no such folder, and it is no hub id")
+        raise InputError(f"{option} {model}: there is no such folder, and it is no hub id")
     from huggingface_hub import snapshot_download
 
-    wanted = [name for name in HUB_FILES if weights or not name.endswith(".safetensors")]
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=files))
     except Exception as error:
         raise InputError(
-            f"base.model {model}: neither a folder nor a model the hub gives "
+            f"{option} {model}: neither a folder nor a model the hub gives "
             f"({type(error).__name__}: {short(error)}); check the id, the network and HF_TOKEN"
         ) from error
