@@ -74,6 +74,7 @@ def mta(
     prompt: PromptOptions | None = None,
     base: options.BaseOptions | None = None,
     anchors: options.AnchorOptions | None = None,
+    bank: options.BankOptions | None = None,
     meta_lora: options.TrainingOptions | None = None,
     fusion: options.FusionOptions | None = None,
     stacking: options.StackingOptions | None = None,

@@ -124,6 +124,17 @@ class AnchorOptions(EmbeddingOptions):
     per_job: Annotated[int, OUTSIDE_KEY] = Field(1, ge=1)
 
 
+class BankOptions(Options):
+    """A bank that somebody else trained, in place of anchors.
+
+    adapters: PEFT folders of `base.model`, each a folder or a Hugging Face id; or a folder of them.
+    """
+
+    adapters: (
+        Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] | None
+    ) = None
+
+
 class StackingOptions(TrainingOptions):
     """The tiny LoRA on top of the merged one; `users_per_job` users share one task run."""
 

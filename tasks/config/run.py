@@ -6,6 +6,7 @@ fail before anything runs.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +19,10 @@ from tasks.config.task import TaskConfig, TaskSections, overlay
 from tasks.errors import InputError, masked, short
 from tasks.lamp.definitions import TASKS, LampTask, get_task
 from tasks.lamp.options import TaskOptions
+from tasks.methods import METHODS
 
 # Sections that `per_task` may change: what comes after the data and the base model.
-PER_TASK = "^(anchors|meta_lora|fusion|stacking|oppu|rag|label_prior|scoring)$"
+PER_TASK = "^(anchors|bank|meta_lora|fusion|stacking|oppu|rag|label_prior|scoring)$"
 
 
 class RunConfig(TaskSections):
@@ -112,6 +114,8 @@ def resolve(given: dict[str, Any]) -> RunConfig:
     _no_passwords(config.model_dump(mode="json"))
     for name, tree in config.per_task.items():
         _checked(overlay(config.model_dump(exclude={"per_task"}), tree), f"per_task.{name}.")
+    for name in config.lamp_tasks:
+        _adapters_by_evidence(config.for_task(name, config.seed))
     return config
 
 
@@ -121,6 +125,28 @@ def _checked(values: dict[str, Any], where: str = "") -> RunConfig:
     except ValidationError as error:
         problems = "; ".join(where + _problem(item) for item in error.errors())
         raise InputError(f"configuration: {problems}") from None
+
+
+def _adapters_by_evidence(config: TaskConfig) -> None:
+    """Raises InputError for a method that would choose `bank.adapters` by similarity.
+
+    Nobody's history is known behind an adapter that somebody else trained.
+    """
+    for name in config.methods:
+        own, method = config.method(name), METHODS[name]
+        if not (own.bank.adapters and method.merged):
+            continue
+        for option, needed in (("weights", "evidence"), ("shortlist", None)):
+            if (value := getattr(own.fusion, option)) == needed:
+                continue
+            helps = f"give {json.dumps(needed)}"
+            if option in method.settings.get("fusion", {}):
+                left = [one for one in config.methods if one != name]
+                helps = f"the method has it so: leave it out (methods={json.dumps(left)})"
+            raise InputError(
+                f"configuration: fusion.{option}: {name} takes {json.dumps(value)}, but of "
+                f"bank.adapters no users are known to be similar to; {helps}"
+            )
 
 
 def _no_passwords(values: Any, name: str = "") -> None:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tasks.config.options import (
     AnchorOptions,
+    BankOptions,
     BaseOptions,
     ComputeOptions,
     FusionOptions,
@@ -31,6 +32,7 @@ class MethodSections(Options):
     base: BaseOptions = BaseOptions()
     prompt: PromptOptions = PromptOptions()
     anchors: AnchorOptions = AnchorOptions()
+    bank: BankOptions = BankOptions()
     meta_lora: TrainingOptions = TrainingOptions()
     fusion: FusionOptions = FusionOptions()
     stacking: StackingOptions = StackingOptions()
@@ -93,7 +95,7 @@ class TaskConfig(TaskSections):
         for name in self.methods:
             if METHODS[name].merged:
                 own = self.method(name)
-                key = key_of(own.anchors, own.meta_lora, own.fusion)
+                key = key_of(own.anchors, own.bank, own.meta_lora, own.fusion)
                 alike[key] = (*alike.get(key, ()), name)
         return list(alike.values())
 

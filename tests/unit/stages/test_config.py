@@ -222,7 +222,7 @@ def test_what_is_listed_twice_is_refused(name: str, listed: list[Any], twice: st
         ),
         (
             {"LaMP-3": {"base": {"model": "x"}}},
-            r"per_task\.LaMP-3\.base\.\[key\]: .* match pattern '\^\(anchors\|meta_lora\|",
+            r"per_task\.LaMP-3\.base\.\[key\]: .* match pattern '\^\(anchors\|bank\|meta_lora\|",
         ),
         ({"LaMP-9": {}}, "there is no LaMP task LaMP-9; there are LaMP-1, "),
     ],
