@@ -1,8 +1,8 @@
 """One LaMP task under one seed: the method, stage by stage. The work itself is in `tasks/`.
 
 Prepare users, take the base model, embed the users, choose anchors, train their meta-LoRAs, put
-them into a bank, find each few-shot user's recipe; then, for each method, train the users' own
-LoRAs, answer their queries, and compare.
+them into a bank (or take one of adapters that are given), find each few-shot user's recipe; then,
+for each method, train the users' own LoRAs, answer their queries, and compare.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tasks.answer import answers, how_answered
 from tasks.base_model import base_model, coverage_lines
 from tasks.clusters import clustered
 from tasks.compare import compared
-from tasks.config.task import TaskConfig
+from tasks.config.task import MethodConfig, TaskConfig
 from tasks.embed import embedded_users
 from tasks.errors import InputError, label
 from tasks.fusion import described as described_recipes
@@ -24,9 +24,20 @@ from tasks.fusion import evidence, fusion
 from tasks.log import log
 from tasks.meta_lora import bank, meta_lora
 from tasks.methods import METHODS, MethodName
+from tasks.own_bank import given_adapters, own_bank
 from tasks.prepare import prepared_users
 from tasks.record import Result
-from tasks.results.models import Answers, Base, Merged, MetaLoras, Prepared
+from tasks.results.models import (
+    Anchors,
+    Answers,
+    Bank,
+    Base,
+    Embedded,
+    Merged,
+    MetaLoras,
+    Prepared,
+    Setting,
+)
 from tasks.results.run import Cell, Merging, merging_of
 from tasks.results.stage import Job, StageFailed, within
 from tasks.running.progress import Progress
@@ -79,31 +90,18 @@ def bank_and_recipes(
     known: Merging | None,
     missing: list[str],
 ) -> Merging:
-    """Anchors chosen and trained, the bank of them, and every few-shot user's recipe.
-
-    Raises StageFailed when no anchor could be trained.
-    """
+    """The bank, of anchors or of adapters that are given, and every few-shot user's recipe."""
     own = config.method(methods[0])
     setting = setting_of(config, own, users, base)
+    # First: one that is refused is refused before users are embedded.
+    given = own_bank(given_adapters(own.bank), base) if own.bank.adapters and not known else None
     embedded = embedded_users(own, users, setting.questions, base, config.compute)
     if known:
         chosen, members = known.chosen, known.merged.bank
+    elif given:
+        chosen, members = None, given
     else:
-        clusters = clustered(own.anchors, own.meta_lora, embedded, users.anchor, setting)
-        chosen = anchors(own.anchors, embedded, users.anchor, clusters)
-        log(described(chosen, own.anchors.min_items),
-            warning=0 < chosen.single_users < chosen.asked)  # fmt: skip
-        jobs: dict[tuple[str, ...], Job[MetaLoras]] = {}
-        for part in batches_of(chosen.anchors, own.anchors.per_job):
-            names = tuple(one.name for one in part)
-            with within(piece("anchor", names)):
-                jobs[names] = meta_lora.submit(own.meta_lora, part, users.anchor, setting)
-        made = collected(jobs, "anchor", f"{config.name}: meta-LoRAs", missing).values()
-        missing += [line for job in made for line in job.failed]
-        loras = tuple(one for job in made for one in job.loras)
-        if not loras:
-            raise StageFailed(f"no anchor could be trained; {missing[0]}")
-        members = bank(loras, chosen, f"{config.name}, {own.method}")
+        chosen, members = bank_of_anchors(config, own, users, embedded, setting, missing)
     weighed = None
     if own.fusion.weights == "evidence":
         weighed = evidence(own.fusion.shortlist, embedded, members, users.few_shot, setting)
@@ -111,6 +109,35 @@ def bank_and_recipes(
     log(described_recipes(recipes, own.fusion))
     merged = Merged(bank=members, recipes=recipes, how=own.fusion.merge)
     return Merging(methods=methods, embedded=embedded, chosen=chosen, merged=merged)
+
+
+def bank_of_anchors(
+    config: TaskConfig,
+    own: MethodConfig,
+    users: Prepared,
+    embedded: Embedded,
+    setting: Setting,
+    missing: list[str],
+) -> tuple[Anchors, Bank]:
+    """Anchors chosen and trained, and the bank of them.
+
+    Raises StageFailed when no anchor could be trained.
+    """
+    clusters = clustered(own.anchors, own.meta_lora, embedded, users.anchor, setting)
+    chosen = anchors(own.anchors, embedded, users.anchor, clusters)
+    log(described(chosen, own.anchors.min_items),
+        warning=0 < chosen.single_users < chosen.asked)  # fmt: skip
+    jobs: dict[tuple[str, ...], Job[MetaLoras]] = {}
+    for part in batches_of(chosen.anchors, own.anchors.per_job):
+        names = tuple(one.name for one in part)
+        with within(piece("anchor", names)):
+            jobs[names] = meta_lora.submit(own.meta_lora, part, users.anchor, setting)
+    made = collected(jobs, "anchor", f"{config.name}: meta-LoRAs", missing).values()
+    missing += [line for job in made for line in job.failed]
+    loras = tuple(one for job in made for one in job.loras)
+    if not loras:
+        raise StageFailed(f"no anchor could be trained; {missing[0]}")
+    return chosen, bank(loras, chosen, f"{config.name}, {own.method}")
 
 
 def all_answers(

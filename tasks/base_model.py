@@ -205,7 +205,7 @@ def coverage_lines(config: TaskConfig, base: Base) -> tuple[str, ...]:
         used["base.task_adapt"] = config.base.task_adapt
     for name in config.methods:
         own, method = config.method(name), METHODS[name]
-        if method.merged:
+        if method.merged and not own.bank.adapters:
             used["meta_lora"] = own.meta_lora
         if method.trained and own.training:
             used[method.trained] = own.training

@@ -169,7 +169,8 @@ def unit_vectors(embedded: Embedded, bank: Bank) -> tuple[list[str], Floats, Flo
 def bank_vectors(bank: Bank, ids: Sequence[str], points: Floats) -> Floats:
     """The bank's unit vectors [K, D], of the candidates' ids and unit vectors [U, D].
 
-    An anchor that was trained on several users stands in the middle of their unit vectors.
+    An anchor that was trained on several users stands in the middle of their unit vectors. An
+    adapter that was given has no users, and the zero vector: it is like nobody.
     """
     import numpy as np
 
@@ -177,7 +178,8 @@ def bank_vectors(bank: Bank, ids: Sequence[str], points: Floats) -> Floats:
 
     row = {user_id: number for number, user_id in enumerate(ids)}
     groups = [[row[user] for user in member.members] for member in bank.members]
-    return unit_rows(np.stack([points[group].mean(0) for group in groups]))
+    nobody = np.zeros(points.shape[1])
+    return unit_rows(np.stack([points[own].mean(0) if own else nobody for own in groups]))
 
 
 def read_recipes(recipes: Recipes) -> dict[str, Recipe]:

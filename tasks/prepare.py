@@ -58,7 +58,7 @@ def prepared_users(config: TaskConfig) -> Prepared:
         if METHODS[method].merged and config.method(method).anchors.train_on == "user"
     ]
     least = config.anchors.min_items
-    if single and users.longest_candidate < least:
+    if single and not config.bank.adapters and users.longest_candidate < least:
         with naming_dropped(users.dropped, config.task):
             raise InputError(
                 f"{config.data}: no anchor candidate has anchors.min_items {least} items or more, "

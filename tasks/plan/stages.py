@@ -10,17 +10,18 @@ from typing import Any
 from humanize import metric
 
 from tasks.base_model import GivenModel
-from tasks.config.options import TrainingOptions
 from tasks.embed import WHITENED
 from tasks.lamp.folders import ROLES
 from tasks.lora.answer import on_one_prompt
 from tasks.lora.cost import widths_of
+from tasks.lora.grouped import Shapes
 from tasks.lora.merge import KEPT_BYTES
 from tasks.method.clusters import members_of
 from tasks.methods import METHODS
+from tasks.own_bank import as_member, read_adapters
 from tasks.plan.lengths import Lengths, Measure, assumed_clusters, blank
 from tasks.plan.model import PlannedModel
-from tasks.plan.work import TaskPlan, Work, passes, train
+from tasks.plan.work import TaskPlan, Work, adapter_bytes, passes, train
 from tasks.record import File, Result, key_of
 from tasks.results import models
 from tasks.results.stage import CELL
@@ -95,7 +96,7 @@ class Planner:
         chosen = [samples[place] for place in chosen_items(options, len(samples), given.seed)]
         work = train(self._model, options, [chosen])
         work.users = len(measure.users(given.users))
-        self._add("task adaptation", work, disk=self._adapter_bytes(options))
+        self._add("task adaptation", work, disk=adapter_bytes(self._model.lora(options)))
         base: models.Base = given.base
         return base
 
@@ -187,7 +188,7 @@ class Planner:
             for one in anchors
         ]
         work = train(self._model, options, samples)
-        disk = len(anchors) * self._adapter_bytes(options) + 22 * work.steps
+        disk = len(anchors) * adapter_bytes(self._model.lora(options)) + 22 * work.steps
         file = self._add("meta-LoRAs", work, disk=disk)
         self._numbers[file] = self._model.lora(options).width
         training = models.Training()
@@ -200,6 +201,17 @@ class Planner:
     def bank(self, given: Any) -> models.Bank:
         disk = 4 * len(given.loras) * self._numbers[given.loras[0].adapter]
         return models.Bank(file=self._add("meta-LoRAs", Work(), disk=disk), members=given.loras)
+
+    def own_bank(self, given: Any) -> models.Bank:
+        """The adapters are read: what is refused is refused now."""
+        loras = read_adapters(given.adapters, self._model.base.model)
+        own = [Shapes(one.sizes, one.rank) for one in loras.values()]
+        sizes = dict(chain(*(one.sizes.items() for one in own)))
+        widest = Shapes(sizes, max(one.rank for one in own)).width
+        disk = 4 * (sum(one.width for one in own) + len(own) * widest)
+        file = self._add("adapters", Work(users=len(own)), disk=disk)
+        self._numbers[file] = widest
+        return models.Bank(file=file, members=tuple(as_member(name, file) for name in loras))
 
     def evidence(self, given: Any) -> models.Evidence:
         anchors, users = given.bank.members, given.embedded.users
@@ -283,8 +295,3 @@ class Planner:
         """All users' samples under each of `times` LoRAs: a bank of one of them at a time."""
         flat = [[*chain(*samples)]]
         return passes(self._model, flat, below=width, beside=2 * 4 * width, times=times)
-
-    def _adapter_bytes(self, options: TrainingOptions) -> int:
-        """A PEFT folder and its record: weights, and their names."""
-        shapes = self._model.lora(options)
-        return 4 * shapes.width + sum(3 * len(name) + 220 for name in shapes.sizes) + 2000

@@ -9,6 +9,7 @@ from itertools import chain
 
 from tasks.config.options import TrainingOptions
 from tasks.lora.cost import flops
+from tasks.lora.grouped import Shapes
 from tasks.plan.lengths import Lengths
 from tasks.plan.model import PlannedModel
 
@@ -95,3 +96,8 @@ def train(
     batches = [math.ceil(len(user) / options.batch_size) for user in samples]
     work.steps = options.epochs * sum(math.ceil(n / options.accumulation) for n in batches)
     return work
+
+
+def adapter_bytes(shapes: Shapes) -> int:
+    """A PEFT folder and its record: weights, and their names."""
+    return 4 * shapes.width + sum(3 * len(name) + 220 for name in shapes.sizes) + 2000

@@ -168,7 +168,7 @@ class Anchors(Result):
 
 
 class MetaLora(Record):
-    """The LoRA of one anchor: a PEFT folder `adapter`."""
+    """The LoRA of one anchor: a PEFT folder `adapter`; without members it was given."""
 
     anchor: str
     members: tuple[str, ...]

@@ -26,11 +26,14 @@ from tasks.results.models import (
 
 
 class Merging(Record):
-    """What methods with one and the same bank share: anchors, bank and recipes."""
+    """What methods with one and the same bank share: anchors, bank and recipes.
+
+    chosen: None where the bank is of adapters that were given.
+    """
 
     methods: tuple[MethodName, ...]
     embedded: Embedded
-    chosen: Anchors
+    chosen: Anchors | None
     merged: Merged
 
 

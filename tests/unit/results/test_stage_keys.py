@@ -26,6 +26,7 @@ from tasks.config.options import (
 from tasks.embed import Embedding
 from tasks.lamp.definitions import TASKS
 from tasks.lamp.options import PromptOptions, SplitOptions, SyntheticOptions
+from tasks.own_bank import GivenAdapter
 from tasks.record import File, Result
 from tasks.results.models import (
     Anchor,
@@ -56,7 +57,7 @@ from tasks.text.encoder import Encoder
 OUTSIDE = {
     "File.uri",
     "Result.seconds", "Result.made_of", "Result.cached",
-    "Given.path", "GivenModel.model", "Encoder.model",
+    "Given.path", "GivenAdapter.path", "GivenModel.model", "Encoder.model",
     "Prepared.longest_candidate", "Prepared.counts", "Prepared.dropped", "Prepared.audit",
     "Base.model", "Base.weights", "Base.gradient_checkpointing", "Base.kind", "Base.parameters",
     "Base.training",
@@ -147,6 +148,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "anchors": (AnchorOptions(), EMBEDDED, file("anchor"), CLUSTERS),
     "meta_lora": (TRAINED, (ANCHOR,), file("anchor"), SETTING),
     "bank": ((LORA,), ANCHORS, "LaMP-2M, mta"),
+    "own_bank": ((GivenAdapter(name="a", path="/adapters/a", content="hash"),), BASE),
     "evidence": (3, EMBEDDED, BANK, file("few_shot"), SETTING),
     "fusion": (FusionOptions(shortlist=3), EMBEDDED, BANK,
                Evidence(table=file("evidence"), **NOTED)),
