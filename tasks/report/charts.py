@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.errors import label
 from tasks.methods import METHODS
 from tasks.report.chosen import Chosen
 from tasks.results.models import Compared, Estimate
@@ -117,9 +118,15 @@ def heat(chosen: Chosen) -> str:
     for (y, x), weight in np.ndenumerate(shown.weights):
         ink = "white" if weight > 0.55 else INK
         axes.text(x, y, f"{weight:.2f}", ha="center", va="center", color=ink, fontsize=9)
-    sort = "first archetype" if chosen.by == "archetype" else "cluster"
-    axes.set_xticks(range(columns), map("{} ({:.3g})".format, shown.columns, shown.anchors))
-    axes.set_yticks(range(rows), map("{} ({})".format, shown.rows, shown.users))
+    sort = "first archetype" if chosen.by == "archetype" else chosen.by
+    # Adapters have long names, and any signs in them.
+    plain: dict[str, Any] = {"parse_math": False}
+    turned = plain | ({"rotation": 30, "ha": "right"} if chosen.by == "adapter" else {})
+    across = map("{} ({:.3g})".format, map(label, shown.columns), shown.anchors)
+    axes.set_xticks(range(columns), across, **turned)
+    axes.set_yticks(
+        range(rows), map("{} ({})".format, map(label, shown.rows), shown.users), **plain
+    )
     axes.set(xlabel=f"anchor's {sort} (how many)", ylabel=f"user's {sort} (how many)")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

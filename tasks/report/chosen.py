@@ -35,7 +35,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Those of the bank of `methods`. by: what a sort is, `archetype` or `cluster`."""
+    """Those of the bank of `methods`. by: what a sort is, `archetype`, `cluster` or `adapter`."""
 
     lamp_task: str
     seed: int
@@ -49,6 +49,7 @@ def chosen_by_merging(cell: Cell) -> list[Chosen]:
 
     In generated worlds a sort is the true first archetype. Of other data nothing is known that is
     true of both, so an anchor's sort is its cluster, and a user's that of its most similar anchor.
+    Adapters that were given are a sort each, a user's the one of the largest weight.
     """
     first: dict[str, str] = {}
     if cell.users.population:
@@ -56,22 +57,28 @@ def chosen_by_merging(cell: Cell) -> list[Chosen]:
 
         table = pl.read_parquet(store().path(cell.users.population))
         first = {user: str(sort) for user, sort in table.select("user_id", "first").iter_rows()}
-    task, seed, by = cell.config.lamp_task, cell.config.seed, "archetype" if first else "cluster"
-    return [Chosen(task, seed, one.methods, by, _weights(one, first)) for one in cell.mergings]
+    task, seed = cell.config.lamp_task, cell.config.seed
+    return [Chosen(task, seed, one.methods, *_weights(one, first)) for one in cell.mergings]
 
 
-def _weights(merging: Merging, first: Mapping[str, str]) -> Weights:
+def _weights(merging: Merging, first: Mapping[str, str]) -> tuple[str, Weights]:
+    """What a sort is, and the weights by it."""
     recipes = read_recipes(merging.merged.recipes)
     members = merging.merged.bank.members
+    if merging.chosen is None:
+        best = {user: recipe.anchors[0] for user, recipe in recipes.items()}
+        each = {one.anchor: {one.anchor: 1.0} for one in members}
+        return "adapter", weights_by_sort(recipes, best, each)
     if first:
         shares = {one.anchor: _shares([first[user] for user in one.members]) for one in members}
-        return weights_by_sort(recipes, {user: first[user] for user in recipes}, shares)
+        users = {user: first[user] for user in recipes}
+        return "archetype", weights_by_sort(recipes, users, shares)
     clusters = {
         one.name: NOISE if one.cluster == -1 else str(one.cluster) for one in merging.chosen.anchors
     }
     users = {user: clusters[_most_similar(recipe)] for user, recipe in recipes.items()}
     anchors = {one.anchor: {clusters[one.anchor]: 1.0} for one in members}
-    return weights_by_sort(recipes, users, anchors)
+    return "cluster", weights_by_sort(recipes, users, anchors)
 
 
 def weights_by_sort(
@@ -117,6 +124,6 @@ def _most_similar(recipe: Recipe) -> str:
     return max(zip(recipe.similarities, recipe.anchors, strict=True), key=lambda pair: pair[0])[1]
 
 
-def _order(sort: str) -> tuple[int, int]:
-    """Numbers by size, noise after them."""
-    return (1, 0) if sort == NOISE else (0, int(sort))
+def _order(sort: str) -> tuple[int, int, str]:
+    """Numbers by size, noise and other names after them."""
+    return (0, int(sort), "") if sort.isdecimal() else (1, 0, sort)

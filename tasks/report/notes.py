@@ -73,9 +73,13 @@ def cell_notes(cell: Cell) -> list[str]:
     """Of a cell: what was left out, how few, what is no answer."""
     lines = [f"{cell.name}: dropped {count} x {what}" for what, count in cell.users.dropped.items()]
     for merging in cell.mergings:
-        head, alone = f"{cell.name}, {merging.methods[0]}", merging.chosen.single_users
-        if 0 < alone < merging.chosen.asked:
-            lines.append(f"{head}: {alone} users as anchors of {merging.chosen.asked} asked")
+        head, chosen = f"{cell.name}, {merging.methods[0]}", merging.chosen
+        if chosen is None:
+            count = len(merging.merged.bank.members)
+            lines.append(f"{head}: the bank is {count} given adapters; no anchor was trained")
+        elif 0 < chosen.single_users < chosen.asked:
+            alone = chosen.single_users
+            lines.append(f"{head}: {alone} users as anchors of {chosen.asked} asked")
     # All methods are scored by the same rules, against the same golds.
     said = remarks(cell.compared.rules, cell.compared.golds_without_token)
     counts = cell.users.counts

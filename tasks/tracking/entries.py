@@ -56,7 +56,8 @@ def whole(run: Run, means: Sequence[Row] = (), texts: Mapping[str, str] | None =
         all_texts[f"{cell.name}/data_counts.json"] = counts
         all_texts[f"{cell.name}/manifest.json"] = manifest
         for one in cell.mergings:
-            kept = (one.merged.bank.map, one.chosen.table, one.merged.recipes.table)
+            table = one.chosen.table if one.chosen else None
+            kept = (one.merged.bank.map, table, one.merged.recipes.table)
             files += [(file, f"{cell.name}/{one.methods[0]}") for file in kept if file]
     return Entry(
         name=run.name,
@@ -96,17 +97,19 @@ def parts(run: Run, tables: Sequence[Sequence[Row]]) -> Iterator[Entry]:
 
 
 def _anchor(run: Run, cell: Cell, merging: Merging, lora: MetaLora) -> Entry:
-    clusters = {one.name: one.cluster for one in merging.chosen.anchors}
-    options = cell.config.method(merging.methods[0]).meta_lora.model_dump(mode="json")
+    # Not the anchor's id: a tag can be taken back, a parameter cannot.
+    params: dict[str, Any] = {"lamp_task": cell.config.lamp_task}
+    if merging.chosen:
+        clusters = {one.name: one.cluster for one in merging.chosen.anchors}
+        options = cell.config.method(merging.methods[0]).meta_lora.model_dump(mode="json")
+        params |= {"cluster": clusters[lora.anchor]} | flat({"meta_lora": options})
     totals = lora.training.model_dump(exclude={"losses", "failed"})
     losses = [("loss", loss, step) for step, loss in thinned(lora.training.losses)]
     name, cached = label(lora.anchor), merging.merged.bank.cached
-    # Not the anchor's id: a tag can be taken back, a parameter cannot.
-    params = {"lamp_task": cell.config.lamp_task, "cluster": clusters[lora.anchor]}
     return replace(
         _part(run, cell, "anchor", name, lora.adapter, lora.training.seconds, cached),
         name=f"{cell.name} anchor {name}",
-        params=params | flat({"meta_lora": options}),
+        params=params,
         metrics=losses + [(key, float(value), 0) for key, value in totals.items()],
         files=[(lora.adapter, None)],
     )
@@ -118,7 +121,8 @@ def _method(run: Run, cell: Cell, row: Row) -> Entry:
     merging, answers = cell.merging(name), cell.answers[name]
     seconds, cached = sum(one.seconds for one in answers), all(one.cached for one in answers)
     params = {"preset": run.config["preset"], "data": cell.config.data}
-    params |= {"anchors_trained": len(merging.merged.bank.members) if merging else 0}
+    trained = merging.merged.bank.members if merging and merging.chosen else ()
+    params |= {"anchors_trained": len(trained)}
     numbers = {key: row[key] for key in row if key not in ("lamp_task", "seed", "method")}
     return replace(
         _part(run, cell, "method", name, scored.predictions, seconds, cached),
