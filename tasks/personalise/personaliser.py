@@ -1,7 +1,8 @@
 """A finished run, loaded: it gives new users their recipes and LoRAs, in memory.
 
     personaliser = Personaliser(read_run("last").cells[0])
-    (personal,) = personaliser([{"user_id": "u1", "profile": [{"text": ..., "answer": ...}]}])
+    item = {"id": "1", "text": "Two friends ...", "answer": "comedy"}
+    (personal,) = personaliser([{"user_id": "u1", "profile": [item]}])
 
 It does what the run did for its few-shot users (tasks/embed.py, fusion.py, stacking.py), by the
 same functions and settings. Nothing is written, and nothing is read once it is loaded, but for
@@ -86,8 +87,8 @@ class Personaliser:
     def __call__(self, users: Sequence[User], train: bool = True) -> list[Personal]:
         """The users' recipes and LoRAs, made at once, each as if alone.
 
-        users: records with `user_id` and `profile`, a list of {text, answer}. train: the users' own
-        LoRAs, too. Raises InputError where a user's weights are no mixture, or memory ends.
+        users: records with `user_id` and `profile`, a list of {id, text, answer}. train: the users'
+        own LoRAs, too. Raises InputError where a user's weights are no mixture, or memory ends.
         """
         made = {str(user["user_id"]): Personal(str(user["user_id"])) for user in users}
         some = [user for user in users if user["profile"]]
