@@ -28,7 +28,10 @@ from tasks.text.tokens import by_question, tokens_of
 from tasks.training import engine_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tasks.lora.adapters import LoraBatch
+    from tasks.lora.batches import Encoded
 
 TABLE = "predictions.parquet"
 # A user's answers, and the log-likelihood of each label for each query where these were compared.
@@ -170,26 +173,15 @@ def _read(folder: File) -> list[Row]:
 
 def answered(how: HowAnswered, batch: Batch, adapted: Adapted, numbers: Sequence[int]) -> list[Row]:
     """What is answered to the batch's users of these numbers, all of them at once."""
-    users = [batch.users[number] for number in numbers]
-    started = time.perf_counter()
-    if answer := METHODS[how.method].answer:
-        found: list[Answered] = [(mine, []) for mine in answer(replace(batch, users=users))]
-    else:
-        found = _with_loras(how, batch, adapted, numbers)
-    each = round((time.perf_counter() - started) / len(users), 4)
-    return [(*one, each) for one in found]
-
-
-def _with_loras(
-    how: HowAnswered, batch: Batch, adapted: Adapted, numbers: Sequence[int]
-) -> list[Answered]:
-    """The model's answers to the users of these numbers."""
-    from tasks.lora.answer import greediest
     from tasks.lora.merge import MergedUsers
 
     questions, base = batch.setting.questions, batch.setting.base
     users = [batch.users[number] for number in numbers]
     labels = () if how.answer == "generate" else questions.task.labels
+    started = time.perf_counter()
+    if answer := METHODS[how.method].answer:
+        alone: list[Answered] = [(mine, []) for mine in answer(replace(batch, users=users))]
+        return _timed(alone, started)
     with gpu_slot():
         loaded = load(base, batch.setting.compute, how.quantisation)
         names = [batch.names[number] for number in numbers]
@@ -204,17 +196,40 @@ def _with_loras(
         layers_of = sorted({*(below.layers if below else ()), *(own.layers if own else ())})
         engine = engine_of(base.engine)
         with engine.grouped(loaded.model, layers_of) as layers:
-            if not labels:
+            if labels:
+                choices = [by_question(mine, len(labels)) for mine in samples]
+                log_p = engine.answer_log_p(loaded, layers, choices, parts)
+                found = _best(how.answer, labels, choices, log_p)
+            else:
                 most = questions.task.max_new_tokens
                 queries = [list(mine) for mine in samples]
-                found = engine.answer_users(loaded, layers, queries, parts, most)
-                return [(mine, []) for mine in found]
-            choices = [by_question(mine, len(labels)) for mine in samples]
-            tokens = engine.answer_log_p(loaded, layers, choices, parts)
+                texts = engine.answer_users(loaded, layers, queries, parts, most)
+                found = [(mine, []) for mine in texts]
+    return _timed(found, started)
+
+
+def _best(
+    how: str,
+    labels: Sequence[str],
+    choices: Sequence[Sequence[Sequence[Encoded]]],
+    tokens: Sequence[Sequence[Sequence[Tensor]]],
+) -> list[Answered]:
+    """Per user the best labels, and the log-likelihood of each label.
+
+    choices: per user and question a sample per label. tokens: log p of each token of these.
+    """
+    from tasks.lora.answer import greediest
+
     log_p = [[[float(label.sum()) for label in one] for one in mine] for mine in tokens]
-    if how.answer == "constrained":
+    if how == "constrained":
         best = [[*map(greediest, *both)] for both in zip(choices, tokens, strict=True)]
     else:
         best = [[one.index(max(one)) for one in mine] for mine in log_p]
-    answered = [[labels[number] for number in mine] for mine in best]
-    return list(zip(answered, log_p, strict=True))
+    chosen = [[labels[number] for number in mine] for mine in best]
+    return list(zip(chosen, log_p, strict=True))
+
+
+def _timed(found: Sequence[Answered], started: float) -> list[Row]:
+    """With each user's share of the seconds since."""
+    each = round((time.perf_counter() - started) / len(found), 4)
+    return [(*one, each) for one in found]

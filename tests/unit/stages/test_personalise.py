@@ -249,7 +249,6 @@ def test_nothing_is_half_written(
     file, to = written(tmp_path / "users.json", NEW[:1]), tmp_path / "to"
 
     def cut_off(folder: Path, *_: Any) -> None:
-        folder.mkdir()
         (folder / "adapter_config.json").write_text("{")
         raise KeyboardInterrupt
 
