@@ -219,7 +219,7 @@ class ComputeOptions(Options):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # Of torch on the CPU. None: `cpus_per_job` on Ray; else one for the tiny model, whose steps are
-    # too small to share, and all cores for others.
+    # too small to share, and OMP_NUM_THREADS, or all cores without it, for others.
     threads: int | None = Field(None, ge=1)
     # ray: each job is a task of a Ray cluster, at `ray_address`, or of one started for the run.
     runner: Literal["local", "ray"] = "local"

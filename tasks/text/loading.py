@@ -74,8 +74,15 @@ def use_threads(model: str, compute: ComputeOptions) -> None:
     import torch
 
     # On Ray a job has the cores it asked for, beside other jobs.
-    cores = int(max(compute.cpus_per_job, 1)) if compute.runner == "ray" else os.cpu_count() or 1
+    cores = int(max(compute.cpus_per_job, 1)) if compute.runner == "ray" else _cores()
     torch.set_num_threads(compute.threads or (1 if model == "tiny" else cores))
+
+
+def _cores() -> int:
+    """OMP_NUM_THREADS, as torch itself reads it, else all cores."""
+    # It may be a list, for nested loops: torch takes the first.
+    told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(told) if told.isdecimal() and int(told) else os.cpu_count() or 1
 
 
 def dtype_of(options: BaseOptions, compute: ComputeOptions) -> Literal["float32", "bfloat16"]:
