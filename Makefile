@@ -46,10 +46,9 @@ stop: ## end what the stack started
 
 install: $(INSTALLED) ## only the environment
 
-# Files in their order: the longest ones, with servers, lie in tests/flows and come first.
 test: $(INSTALLED_TEST) ## lint, types, then the tests
 	@$(MAKE) --no-print-directory lint
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED_TEST) ## ruff, which folder imports which, mypy
 	$(PY) -m ruff check .
