@@ -19,6 +19,7 @@ from tasks.config.options import (
     ComputeOptions,
     EmbeddingOptions,
     FusionOptions,
+    PriorOptions,
     TaskAdaptOptions,
     TinyModelOptions,
     TrainingOptions,
@@ -133,7 +134,7 @@ EMBEDDING = Embedding(
 TRAINED = TrainingOptions(target_modules=["q_proj"], target_parameters=["experts"])
 HOW = HowAnswered(
     method="mta", version=1, training=TRAINED, answer="generate", quantisation="nf4",
-    libraries={"bitsandbytes": "1"},
+    prior=PriorOptions(), libraries={"bitsandbytes": "1"},
 )  # fmt: skip
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "prepare": (Given(path="/data", files={"a.json": "hash"}), SplitOptions(few_shot_items=3),
@@ -149,6 +150,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "meta_lora": (TRAINED, (ANCHOR,), file("anchor"), SETTING),
     "bank": ((LORA,), ANCHORS, "LaMP-2M, mta"),
     "own_bank": ((GivenAdapter(name="a", path="/adapters/a", content="hash"),), BASE),
+    "common_answer": (file("base"), file("anchor")),
     "evidence": (3, EMBEDDED, BANK, file("few_shot"), SETTING),
     "fusion": (FusionOptions(shortlist=3), EMBEDDED, BANK,
                Evidence(table=file("evidence"), **NOTED)),
