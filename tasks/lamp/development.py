@@ -6,12 +6,11 @@ few-shot user.
 
 from __future__ import annotations
 
-import hashlib
-
 import polars as pl
 
 from tasks.errors import InputError
 from tasks.lamp.definitions import LampTask
+from tasks.lamp.splits import rank
 from tasks.lamp.tables import SIDE
 
 # A development user's last items are asked: a third of all, and no more than so many.
@@ -31,9 +30,7 @@ def split_off(
     if task.items == "completed":
         raise InputError(f"split.development: items of {task.name} are no questions to be asked")
     able = candidates.filter(pl.col("profile").list.len() >= 3)
-    order = sorted(
-        able["user_id"], key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    )
+    order = sorted(able["user_id"], key=lambda name: rank(seed, name))
     drawn = pl.col("user_id").is_in(order[: len(order) // 2])
     left = candidates.filter(~drawn)
     if left.is_empty() or len(order) < 2:

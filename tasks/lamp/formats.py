@@ -173,10 +173,7 @@ class _Reader:
                     raise InputError(f"{where} has no gold; get both files of one split")
                 record["query"] = [record | {"gold": golds[user_id]}]
             self._ask(record.get("query", []), where, place, queries)
-            self._show(record, where)
-            self._users.append((user_id, file.role))
-            if self._characters >= ROW_GROUP:
-                self.flush()
+            self._add(user_id, file.role, record, where)
         if not users:
             raise InputError(f"{file.path}: holds an empty list; expected at least one user")
         if golds and (alone := [gold_id for gold_id in golds if gold_id not in users]):
@@ -191,11 +188,15 @@ class _Reader:
         Raises InputError for what is no user.
         """
         user_id, where = self._name(record, file, place, "user_id", users)
+        self._add(user_id, None, record, where)
+        return user_id
+
+    def _add(self, user_id: str, role: str | None, record: Any, where: str) -> None:
+        """Take a user's items; users so far are given on where they hold enough text."""
         self._show(record, where)
-        self._users.append((user_id, None))
+        self._users.append((user_id, role))
         if self._characters >= ROW_GROUP:
             self.flush()
-        return user_id
 
     def _name(
         self, record: Any, file: Path, place: str, name: str, users: dict[str, str]

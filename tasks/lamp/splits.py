@@ -96,7 +96,7 @@ def split_users(users: pl.DataFrame, task: LampTask, options: SplitOptions, seed
         asked = asked.with_columns(pl.col("profile").list.tail(most))
     left_out = 0
     if options.few_shot_users:
-        order = sorted(asked["user_id"], key=lambda name: _rank(seed, name))
+        order = sorted(asked["user_id"], key=lambda name: rank(seed, name))
         asked = asked.filter(pl.col("user_id").is_in(order[: options.few_shot_users]))
         left_out = len(order) - asked.height
     counts = counted(table, base, anchor, asked, task) | {
@@ -148,13 +148,13 @@ def counted(
 
 
 def _grouped_roles(table: pl.DataFrame, options: SplitOptions, seed: int) -> list[str]:
-    """The side of each user: whole groups, in the order of `_rank`.
+    """The side of each user: whole groups, in the order of `rank`.
 
     `base_share` and `anchor_share` of all groups, and the rest few-shot; groups without a query go
     to base and anchor. The order is a hash per group: no profile can move anybody.
     """
     asked = table.group_by("group").agg(asks=(pl.col("query").list.len() > 0).any())
-    groups = sorted(asked.iter_rows(), key=lambda row: _rank(seed, row[0]))
+    groups = sorted(asked.iter_rows(), key=lambda row: rank(seed, row[0]))
     share, anchor_share = options.base_share, options.anchor_share
     bases = max(1, round(share * len(groups))) if share > 0 else 0
     anchors = max(1, round(anchor_share * len(groups)))
@@ -173,14 +173,14 @@ def _published_roles(table: pl.DataFrame, options: SplitOptions, seed: int) -> l
     Few-shot: the `few_shot_users` with the shortest profiles among the users with a query and at
     least `few_shot_items` items; never more than the share of all users that base_share and
     anchor_share leave. The others are base users and anchor candidates in the proportion of the two
-    shares. Ties and order by `_rank`.
+    shares. Ties and order by `rank`.
     """
     items = options.few_shot_items or FEW_SHOT_ITEMS
     share, anchor_share = options.base_share, options.anchor_share
     lengths = table["profile"].list.len().to_list()
     asks = (table["query"].list.len() > 0).to_list()
     ids = table["user_id"].to_list()
-    order = sorted(range(table.height), key=lambda row: _rank(seed, ids[row]))
+    order = sorted(range(table.height), key=lambda row: rank(seed, ids[row]))
     able = [row for row in order if asks[row] and lengths[row] >= items]
     if not able:
         raise InputError(
@@ -196,7 +196,7 @@ def _published_roles(table: pl.DataFrame, options: SplitOptions, seed: int) -> l
     return [sides.get(row, "few_shot") for row in range(table.height)]
 
 
-def _rank(seed: int, name: str) -> tuple[bytes, str]:
+def rank(seed: int, name: str) -> tuple[bytes, str]:
     """A sort key: a random order that depends on the seed and the name alone."""
     return hashlib.sha256(f"{seed}:{name}".encode()).digest(), name
 
