@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import reduce
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,12 +128,19 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 def whole_lora(cell: Cell, loras: Sequence[Lora]) -> Lora:
     """A user's LoRAs as one: their updates sum up."""
-    from tasks.lora.adapters import read_peft
     from tasks.lora.merge import concatenate
 
     # The base model that the folder goes with is the one without the adapter.
-    adapter = [read_peft(store().path(cell.base.adapter))] if cell.base.adapter else []
+    adapter = [_task_lora(store().path(cell.base.adapter))] if cell.base.adapter else []
     return reduce(concatenate, [*adapter, *loras])
+
+
+@lru_cache(maxsize=1)
+def _task_lora(folder: Path) -> Lora:
+    """The LoRA of the task, the same for all users of a cell: read once."""
+    from tasks.lora.adapters import read_peft
+
+    return read_peft(folder)
 
 
 class MethodLoras:
