@@ -28,13 +28,15 @@ def ask(
     lamp_task: str | None = None,
     method: MethodName = "mta",
     seed: int | None = None,
+    compare: bool = True,
 ) -> dict[str, str]:
     """The answers to `text` of the base model, with the merged LoRA, and with all of `method`.
 
     user: a few-shot user's id, or a user file of one user. The keys are `base`, `merged` and
-    `stacked`, as far as the user and the method have these: the last is the user's model. text: as
-    the `input` of a query, or what follows the instruction in one. Raises InputError where the run
-    has no such user, task, seed or method, or the file does not hold one user.
+    `stacked`, as far as the user and the method have these: the last is the user's model, and
+    without `compare` it alone is asked. text: as the `input` of a query, or what follows the
+    instruction in one. Raises InputError where the run has no such user, task, seed or method, or
+    the file does not hold one user.
     """
     if not text.strip():
         raise InputError("the text is empty; give what is to be asked")
@@ -47,6 +49,8 @@ def ask(
         ways["merged"] = replace(adapted, own=None)
     if adapted.own:
         ways["stacked"] = adapted
+    if not compare:
+        ways = dict([ways.popitem()])
     own = cell.config.method(method)
     query = {"id": "asked", "input": text, "gold": ""}
     setting = setting_of(cell.config, own, cell.users, cell.base)

@@ -156,11 +156,9 @@ def ask(
     from tasks.personalise.ask import ask as answers
     from tasks.report.files import read_run
 
-    found = answers(read_run(run), user, text, lamp_task, method, seed)
-    for name, answer in found.items() if compare else ():
-        print(f"{name:8} {answer}")
-    if not compare:
-        print([*found.values()][-1])
+    found = answers(read_run(run), user, text, lamp_task, method, seed, compare)
+    for name, answer in found.items():
+        print(f"{name:8} {answer}" if compare else answer)
 
 
 @app.command()
