@@ -103,18 +103,23 @@ def load_base(
         ) from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"base.model {folder}: its tokenizer has no end-of-text token; set one")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     if chat == "never":
         tokenizer.chat_template = None
-    end = end_of_turn(tokenizer)
-    model.generation_config = _greedy(model.generation_config, tokenizer, end)
-    model.to(target).requires_grad_(False)
-    model.config.use_cache = True
     if gradient_checkpointing:
         # Non-reentrant: gradients must reach the LoRAs although the embeddings are frozen.
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Base(model.eval(), tokenizer, target, most_tokens(model.config, max_tokens), end)
+    return as_base(model, tokenizer, target, max_tokens)
+
+
+def as_base(model: Any, tokenizer: Any, device: torch.device, max_tokens: int) -> Base:
+    """A model in memory, as the engine takes it: on `device`, frozen, answering greedily."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    end = end_of_turn(tokenizer)
+    model.generation_config = _greedy(model.generation_config, tokenizer, end)
+    model.to(device).requires_grad_(False)
+    model.config.use_cache = True
+    return Base(model.eval(), tokenizer, device, most_tokens(model.config, max_tokens), end)
 
 
 def _model(folder: Path, dtype: torch.dtype, quantised: dict[str, Any]) -> Any:

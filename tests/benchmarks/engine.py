@@ -11,7 +11,7 @@ import torch
 from tasks.lora.adapters import LoraBatch, write_peft
 from tasks.lora.answer import answer_users
 from tasks.lora.bank import Bank
-from tasks.lora.base import load_base
+from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
 from tasks.lora.group_train import train_group
 from tasks.lora.grouped import Shapes, grouped, shapes_of
@@ -26,8 +26,8 @@ WEIGHTS = (0.6, 0.4)
 class Engine:
     """`train` and `answer` many users; every user's merged LoRA is of both anchors, exactly."""
 
-    def __init__(self, shape: dict[str, Any], folder: Path) -> None:
-        self.base = load_base(folder, max_tokens=4096)
+    def __init__(self, shape: dict[str, Any], base: Base) -> None:
+        self.base = base
         self.options = training_of(shape)
         self.new_tokens = shape["new"]
         self.shapes = shapes_of(self.base.model, "all-linear", STACKED_RANK)

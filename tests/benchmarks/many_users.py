@@ -90,7 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder, merged = Path(scratch) / "base", Path(scratch) / "merged"
         build(shape, folder, dtype)
-        engine = Engine(shape, folder)
+        engine = Engine(shape, load_base(folder, max_tokens=4096))
         engine.write_merged(merged)
         job = Job(
             folder,

@@ -42,7 +42,14 @@ LEARNING_RATE = 5e-3
 
 
 def build(shape: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
-    """A Llama of the shape by random init, with a byte-level tokenizer, written to `folder`."""
+    """The model and tokenizer of `make`, written to `folder`."""
+    model, tokenizer = make(shape, dtype)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def make(shape: dict[str, Any], dtype: torch.dtype) -> tuple[Any, Any]:
+    """A Llama by random init, on the GPU where there is one, and a byte-level tokenizer."""
     tokenizer = train_tokenizer(["a film of a quiet harbour"], 300)
     config = LlamaConfig(
         vocab_size=shape["vocabulary"],
@@ -57,15 +64,14 @@ def build(shape: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
         tie_word_embeddings=False,
     )
     torch.manual_seed(0)
-    # On the GPU where there is one: drawing 8 billion numbers takes a core minutes.
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
+        # On the GPU: drawing 8 billion numbers takes a core minutes.
         with torch.device(pick_device("auto")):
-            LlamaForCausalLM(config).save_pretrained(folder)
+            return LlamaForCausalLM(config), tokenizer
     finally:
         torch.set_default_dtype(usual)
-    tokenizer.save_pretrained(folder)
 
 
 def training_of(shape: dict[str, Any]) -> Training:
