@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from tasks.errors import label
-from tasks.record import File
+from tasks.record import File, key_of
 from tasks.report.table import Row
 from tasks.results.models import MetaLora
 from tasks.results.run import Cell, Merging, Run
@@ -33,7 +34,7 @@ class Entry:
     """What one run in MLflow holds.
 
     start, end: milliseconds; no start is now. metrics: name, value, step, all at `end`. files: each
-    with the folder that it is put into. texts: path -> text.
+    with the folder that it is put into. texts: path -> text. data: what was read.
     """
 
     name: str
@@ -44,6 +45,21 @@ class Entry:
     metrics: Sequence[tuple[str, float, int]] = ()
     files: Sequence[tuple[File, str | None]] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
+    data: Sequence[DataSet] = ()
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The users of a LaMP task. digest: of what the run made of them, 32 of its hex digits.
+
+    source: as `mlflow.data.get_source` reads it, and `kind` says. profile: counts.
+    """
+
+    name: str
+    digest: str
+    kind: Literal["local", "http", "code"]
+    source: dict[str, Any]
+    profile: dict[str, int]
 
 
 def whole(run: Run, means: Sequence[Row] = (), texts: Mapping[str, str] | None = None) -> Entry:
@@ -80,7 +96,27 @@ def whole(run: Run, means: Sequence[Row] = (), texts: Mapping[str, str] | None =
         ],
         files=files,
         texts=all_texts,
+        data=[data_set(cell) for cell in run.cells],
     )
+
+
+def data_set(cell: Cell) -> DataSet:
+    """The users of a cell: what they were read from, and a digest of all three sides."""
+    config, users = cell.config, cell.users
+    kind: Literal["local", "http", "code"] = "local"
+    source: dict[str, Any] = {"uri": str(Path(config.data).expanduser().absolute())}
+    if config.data == "synthetic":
+        world = config.synthetic.model_dump() | {"seed": config.seed}
+        kind, source = "code", {"tags": {name: str(value) for name, value in world.items()}}
+    elif config.data == "lamp":
+        from tasks.lamp.download import site_folder
+
+        folder = site_folder(config.lamp_task, config.lamp)
+        kind, source = "http", {"url": f"{config.lamp.url}/{folder}"}
+    digest = key_of(users.base, users.anchor, users.few_shot)[:32]
+    # MLflow's pages show `num_rows`.
+    profile = {"num_rows": users.counts.get("users", 0), **users.counts}
+    return DataSet(config.lamp_task, digest, kind, source, profile)
 
 
 def parts(run: Run, tables: Sequence[Sequence[Row]]) -> Iterator[Entry]:

@@ -12,10 +12,11 @@ from urllib.parse import quote, urlencode
 from tasks.databases import MLFLOW, make_whole
 from tasks.errors import InputError, masked
 from tasks.results.store import store
-from tasks.tracking.entries import Entry
+from tasks.tracking.entries import DataSet, Entry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
     from mlflow.entities import Run as MlflowRun
 
 EXPERIMENT = "mta"
@@ -102,6 +103,8 @@ class Mlflow:
             self.client.log_artifact(run_id, str(store().path(file)), folder)
         for path, text in entry.texts.items():
             self.client.log_text(run_id, text, path)
+        if entry.data:
+            self.client.log_inputs(run_id, [_data_input(one) for one in entry.data])
         return run_id
 
     def page(self, run_id: str, below: str = RUNS_VIEW) -> str | None:
@@ -112,6 +115,13 @@ class Mlflow:
         if not self.uri.startswith("http"):
             return None
         return f"{masked(os.environ.get('MTA_MLFLOW_UI', self.uri)).rstrip('/')}/{page}"
+
+
+def _data_input(data: DataSet) -> DatasetInput:
+    from mlflow.entities import Dataset, DatasetInput
+
+    source, profile = json.dumps(data.source), json.dumps(data.profile)
+    return DatasetInput(Dataset(data.name, data.digest, data.kind, source, profile=profile))
 
 
 def methods_page(experiment: str, run_id: str | None = None) -> str:

@@ -59,6 +59,7 @@ def _content(client: MlflowClient, run: Run, names: dict[str, str]) -> dict[str,
         "params": run.data.params,
         "metrics": series,
         "files": dict(_files(client, run.info.run_id, None)),
+        "data": [one.dataset.to_dictionary() for one in run.inputs.dataset_inputs],
     }
 
 

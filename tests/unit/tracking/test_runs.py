@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import mlflow.data
 import pytest
 from mlflow import MlflowClient
 
@@ -22,7 +23,7 @@ from tasks.results.stage import StageFailed
 from tasks.results.store import store
 from tasks.tools.main import main
 from tasks.tracking import runs
-from tasks.tracking.entries import parts, whole
+from tasks.tracking.entries import data_set, parts, whole
 from tasks.tracking.runs import end_abandoned, log_ended, log_run, log_whole, tracked
 from tasks.tracking.server import Mlflow, tracking_uri
 from tests.unit.tracking.logged import files, logged, named, runs_of
@@ -138,6 +139,32 @@ def test_a_method_and_an_anchor(uri: str) -> None:
         "adapter/adapter_config.json": 2, "adapter/adapter_model.safetensors": 20_000,
     }  # fmt: skip
     assert (anchor.info.start_time, anchor.info.end_time) == (DATE - 1500, DATE)
+
+
+@pytest.mark.parametrize(
+    ("given", "source"),
+    [
+        ({}, '"themes": "24"'),
+        ({"data": "/data/users.json"}, '{"uri": "/data/users.json"}'),
+        ({"data": "lamp"}, '{"url": "https://ciir.cs.umass.edu/downloads/LaMP/LaMP_2/new"}'),
+    ],
+)
+def test_the_users_are_a_data_set(uri: str, given: dict[str, str], source: str) -> None:
+    """Their digest is of what the run made of them, and MLflow finds again where they came from."""
+    run = ended_run()
+    (cell,) = run.cells
+    config = cell.config.model_copy(update=given)
+    changed = cell.model_copy(update={"config": config})
+    log_run(run.model_copy(update={"cells": (changed,)}), Mlflow(uri))
+    (logged_one,) = named(uri)[NAME].inputs.dataset_inputs
+    told = logged_one.dataset
+    assert (told.name, len(told.digest)) == ("LaMP-2M", 32)
+    assert source in told.source
+    assert mlflow.data.get_source(logged_one).to_dict() == json.loads(told.source)
+    assert json.loads(told.profile)["queries"] == 6
+    other = data_set(cell.model_copy(update={"users": cell.users.model_copy(
+        update={"few_shot": cell.users.base})}))  # fmt: skip
+    assert other.digest != told.digest
 
 
 def test_more_than_one_call_takes(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
