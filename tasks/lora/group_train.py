@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -28,6 +27,8 @@ from tasks.lora.train import Outcome, Training, batches_of, learning_rates
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 # The frozen LoRAs of the users asked for (their numbers).
 Frozen = Callable[[Sequence[int]], LoraBatch]
+# The LoRAs that users' trained numbers [U, P] stand for, differentiable; and whose they are.
+Loras = Callable[[Tensor, Sequence[int]], LoraBatch]
 
 
 def train_group(
@@ -66,7 +67,9 @@ def train_group(
             tensor.copy_(saved.tensors[name])
         adam.steps, outcome = saved.step, Outcome(adam.flat, **saved.facts)
     most = positions or default_positions(base)
-    gradients = Gradients(base, layers, shapes, scale, frozen, most, outcome)
+    gradients = Gradients(
+        base, layers, lambda rows, _: LoraBatch(shapes.split(rows), scale), frozen, most, outcome
+    )
     # Without dropout, the mode matters for checkpointing only: transformers does it in training.
     base.model.train(base.model.is_gradient_checkpointing)
     try:
@@ -103,7 +106,7 @@ def default_positions(base: Base) -> int:
 
 @dataclass
 class Gradients:
-    """Gradients of LoRAs of `shapes` and `scale` over `frozen` ones, in micro-batches.
+    """Gradients of what users' `loras` are made of, over `frozen` ones, in micro-batches.
 
     A user's loss is a sum over samples divided by a known number, so a user with too many samples
     for one pass is worked off in spans. positions: those of a micro-batch; halved each time the
@@ -112,8 +115,7 @@ class Gradients:
 
     base: Base
     layers: Layers
-    shapes: Shapes
-    scale: float
+    loras: Loras
     frozen: Frozen | None
     positions: int
     outcome: Outcome
@@ -133,15 +135,15 @@ class Gradients:
             users, parts = [user for user, _ in batch], [todo[user][span] for user, span in batch]
             packed = pack(parts, base.tokenizer.pad_token_id, limit).to(base.device)
             rows = torch.tensor(users, device=base.device)
-            own = LoraBatch(self.shapes.split(flat[rows]), self.scale)
-            factors = [factor.requires_grad_() for factor in chain(*own.layers.values())]
+            numbers = flat[rows].requires_grad_()
+            own = self.loras(numbers, users)
             # Until the gradients are there: with checkpointing the layers run again for them.
             with assigned(self.layers, self.frozen(users) if self.frozen else None, own):
                 by_label = label_losses(base, packed)
                 counts = by_label.new_tensor([labels[user] for user in users])
                 means = sum_by(by_label, packed.user, len(users)) / counts
-                gradients = torch.autograd.grad(means.sum(), factors)
-            grad.index_add_(0, rows, torch.cat([one.flatten(1) for one in gradients], 1))
+                (gradient,) = torch.autograd.grad(means.sum(), numbers)
+            grad.index_add_(0, rows, gradient)
             outcome.computed += packed.input_ids.numel()
             for user, part, loss in zip(users, parts, means.tolist(), strict=True):
                 losses[user] += loss

@@ -65,7 +65,11 @@ class MergedUsers:
 
     def _merge(self, users: Sequence[int]) -> LoraBatch:
         rows = torch.tensor([*users], device=self.members.device)
-        members, weights = self.members[rows], self.weights[rows]
+        return self.weighed(users, self.weights[rows])
+
+    def weighed(self, users: Sequence[int], weights: Tensor) -> LoraBatch:
+        """As `parts`, with other weights [U, m] of the same anchors; differentiable in them."""
+        members = self.members[torch.tensor([*users], device=self.members.device)]
         layers = {
             name: _merge_layer(a[members], b[members], weights.to(a.dtype), self.how)
             for name, (a, b) in self.layers.items()

@@ -1,0 +1,72 @@
+"""The weights that users' merged LoRAs have, trained on the users' own items: m numbers per user.
+
+From a user's weights v [m], which are the prior, and the user's answers y the weights w minimise
+
+    -log p(y | base + merged(w)) + penalty / 2 |w - v|^2
+
+summed over answer tokens: the most probable weights, if they are normal around v with variance
+1 / penalty. They are free numbers: a negative one takes an anchor's LoRA away, a sum above 1 adds
+more than a mean. The gradient goes through the merge (`MergedUsers.weighed`); with an exact merge
+it is scale * <dL/dW, B_i A_i>, summed over layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tasks.lora.base import Base
+from tasks.lora.batches import Encoded
+from tasks.lora.group_train import Gradients, default_positions
+from tasks.lora.grouped import Layers
+from tasks.lora.merge import MergedUsers
+from tasks.lora.train import Outcome
+
+
+def train_weights(
+    base: Base,
+    layers: Layers,
+    merged: MergedUsers,
+    samples: Sequence[Sequence[Encoded]],
+    *,
+    steps: int,
+    learning_rate: float,
+    penalty: float,
+    positions: int | None = None,
+) -> Outcome:
+    """Train all users' weights at once, from those of `merged`, each as if alone.
+
+    layers: the grouped layers of `base.model`. Each step is one of Adam (Kingma & Ba 2015), with
+    all the items. Returns the weights as `flat` [U, m] (float64); who has no items, or whose
+    numbers stop being finite (`failed`), keeps those of `merged`.
+    """
+    start = merged.weights
+    flat, todo = start.clone(), {u: [*own] for u, own in enumerate(samples) if own}
+    labels = [sum(len(sample.answer) for sample in own) for own in samples]
+    counts = start.new_tensor(labels)[:, None]
+    outcome = Outcome(flat, [[] for _ in samples], [0] * len(samples))
+    gradients = Gradients(
+        base,
+        layers,
+        lambda rows, users: merged.weighed(users, rows),
+        frozen=None,
+        positions=positions or default_positions(base),
+        outcome=outcome,
+    )
+    adam = torch.optim.Adam([flat], lr=learning_rate)
+    grad = torch.zeros_like(flat)
+    base.model.train(base.model.is_gradient_checkpointing)
+    try:
+        for _ in range(steps):
+            for user, loss in gradients.fill(grad, flat, todo).items():
+                outcome.losses[user].append(loss)
+            # `fill` has the gradient of the mean over answer tokens.
+            flat.grad = counts * grad + penalty * (flat - start)
+            adam.step()
+    finally:
+        base.model.eval()
+    finite = torch.isfinite(flat).all(1)
+    outcome.failed = torch.nonzero(~finite).flatten().tolist()
+    flat[~finite] = start[~finite]
+    return outcome
