@@ -21,6 +21,7 @@ from tasks.embed import embedded_users
 from tasks.errors import InputError, label
 from tasks.fusion import described as described_recipes
 from tasks.fusion import evidence, fusion
+from tasks.learned_weights import learned_weights
 from tasks.log import log
 from tasks.meta_lora import bank, meta_lora
 from tasks.methods import METHODS, MethodName
@@ -103,11 +104,14 @@ def bank_and_recipes(
     else:
         chosen, members = bank_of_anchors(config, own, users, embedded, setting, missing)
     weighed = None
-    if own.fusion.weights == "evidence":
+    if own.fusion.by_evidence:
         weighed = evidence(own.fusion.shortlist, embedded, members, users.few_shot, setting)
     recipes = fusion(own.fusion, embedded, members, weighed)
     log(described_recipes(recipes, own.fusion))
     merged = Merged(bank=members, recipes=recipes, how=own.fusion.merge)
+    if own.fusion.weights == "learned":
+        trained = learned_weights(own.fusion.learned, merged, users.few_shot, setting)
+        merged = merged.model_copy(update={"recipes": trained})
     return Merging(methods=methods, embedded=embedded, chosen=chosen, merged=merged)
 
 

@@ -41,12 +41,17 @@ EVIDENCE_FILE = "evidence.parquet"
 
 
 class Recipe(Record):
-    """One user's anchors, their similarities and weights, best first."""
+    """One user's anchors, their similarities and weights, best first.
+
+    steps, tokens: of training the weights, if they are. seconds: of evidence, and of that.
+    """
 
     anchors: tuple[str, ...]
     similarities: tuple[float, ...]
     weights: tuple[float, ...]
     seconds: Annotated[float, OUTSIDE_KEY] = 0.0
+    steps: Annotated[int, OUTSIDE_KEY] = 0
+    tokens: Annotated[int, OUTSIDE_KEY] = 0
 
 
 @stage(version=3, libraries=(*LIBRARIES, "numpy"), uses_model=True)

@@ -141,25 +141,49 @@ class StackingOptions(TrainingOptions):
     users_per_job: Annotated[int, OUTSIDE_KEY] = Field(64, ge=1)
 
 
+class LearnedOptions(Options):
+    """How weights are learned from those of the evidence: steps of Adam, each on all the items.
+
+    penalty: of their squared distance from the evidence's (tasks/lora/mixture.py).
+    """
+
+    steps: int = Field(20, ge=0)
+    learning_rate: float = Field(0.02, gt=0.0)
+    penalty: float = Field(10.0, ge=0.0)
+
+
 class FusionOptions(Options):
     """Which anchors a user's LoRA is merged from, with which weights, and how.
 
     `evidence`: by the likelihood of the user's own items under each anchor's LoRA, among the
-    `shortlist` most similar anchors (all of them where it is null).
+    `shortlist` most similar anchors (all of them where it is null). `learned`: from these on by
+    gradients (`LearnedOptions`).
     """
 
     top_m: int = Field(2, ge=1)
-    weights: Literal["cosine", "softmax", "evidence"] = "cosine"
+    weights: Literal["cosine", "softmax", "evidence", "learned"] = "cosine"
     temperature: float = Field(0.1, gt=0.0)
     evidence_temperature: float = Field(3.0, gt=0.0)
     shortlist: int | None = Field(None, ge=1)
     order: Literal["right", "published"] = "right"
     merge: Literal["exact", "factors", "svd"] = "exact"
+    learned: LearnedOptions = LearnedOptions()
+
+    @property
+    def by_evidence(self) -> bool:
+        """Whether weights are those of the evidence, or begin with them."""
+        return self.weights in ("evidence", "learned")
 
     @model_validator(mode="after")
     def _order_is_of_cosines(self) -> FusionOptions:
-        if self.order == "published" and self.weights == "evidence":
+        if self.order == "published" and self.by_evidence:
             raise ValueError("order=published is for weights by cosine or softmax, not by evidence")
+        return self
+
+    @model_validator(mode="after")
+    def _learned_through_the_merge(self) -> FusionOptions:
+        if self.weights == "learned" and self.merge == "svd":
+            raise ValueError("weights=learned has no gradient through merge=svd; take merge=exact")
         return self
 
 

@@ -94,8 +94,9 @@ def resolve(given: dict[str, Any]) -> RunConfig:
     """The preset's values with `given` laid over them, section by section.
 
     given: field -> value, or for a section the fields to change. Short forms: `model` for
-    base.model, a text as `split` for split.kind. What is given for all LaMP tasks also wins over
-    what the preset has for one. Raises InputError naming each key that is unknown or out of bounds.
+    base.model, a text as `split` for split.kind, `all` for all `methods`. What is given for all
+    LaMP tasks also wins over what the preset has for one. Raises InputError naming each key that is
+    unknown or out of bounds.
     """
     given = _long_forms(given)
     preset, data = given.get("preset", "embedded"), given.get("data", "synthetic")
@@ -115,7 +116,9 @@ def resolve(given: dict[str, Any]) -> RunConfig:
     for name, tree in config.per_task.items():
         _checked(overlay(config.model_dump(exclude={"per_task"}), tree), f"per_task.{name}.")
     for name in config.lamp_tasks:
-        _adapters_by_evidence(config.for_task(name, config.seed))
+        task = config.for_task(name, config.seed)
+        _adapters_by_evidence(task)
+        _grouped(task)
     return config
 
 
@@ -137,7 +140,8 @@ def _adapters_by_evidence(config: TaskConfig) -> None:
         if not (own.bank.adapters and method.merged):
             continue
         for option, needed in (("weights", "evidence"), ("shortlist", None)):
-            if (value := getattr(own.fusion, option)) == needed:
+            value = getattr(own.fusion, option)
+            if value == needed or (option == "weights" and own.fusion.by_evidence):
                 continue
             helps = f"give {json.dumps(needed)}"
             if option in method.settings.get("fusion", {}):
@@ -146,6 +150,18 @@ def _adapters_by_evidence(config: TaskConfig) -> None:
             raise InputError(
                 f"configuration: fusion.{option}: {name} takes {json.dumps(value)}, but of "
                 f"bank.adapters no users are known to be similar to; {helps}"
+            )
+
+
+def _grouped(config: TaskConfig) -> None:
+    """Raises InputError for a method that stock PEFT, one user after another, cannot serve."""
+    for name in config.methods:
+        own = config.method(name)
+        learned = METHODS[name].merged and own.fusion.weights == "learned"
+        if own.base.engine == "peft" and (METHODS[name].grouped or learned):
+            why = "with fusion.weights=learned " if learned else ""
+            raise InputError(
+                f"configuration: methods: {name} {why}needs base.engine=grouped (got 'peft')"
             )
 
 
@@ -174,6 +190,8 @@ def _without(tree: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 def _long_forms(given: dict[str, Any]) -> dict[str, Any]:
     given = dict(given)
+    if given.get("methods") == "all":
+        given["methods"] = [*METHODS]
     if isinstance(task := given.get("task"), str):
         given["task"] = task = _read_task(Path(task).expanduser())
     if isinstance(task, dict):

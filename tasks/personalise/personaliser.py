@@ -20,6 +20,7 @@ import torch
 from tasks.embed import by_user, embedder, embedding_of, measured
 from tasks.errors import InputError
 from tasks.fusion import Merger, Recipe, bank_vectors, chosen_anchors
+from tasks.learned_weights import learn, with_weights
 from tasks.lora.adapters import Lora
 from tasks.lora.bank import stack
 from tasks.lora.batches import Encoded
@@ -115,8 +116,7 @@ class Personaliser:
         questions, loaded = self.setting.questions, self.loaded
         samples = [samples_of(questions, loaded, "profile", user) for user in users]
         recipes = self._recipes(users, names, samples)
-        chosen = [(one.anchors, one.weights) for one in recipes]
-        merged = MergedUsers(self.bank, chosen, self.run.merged.how, loaded.device)
+        merged = self._merged(recipes)
         own: Sequence[Lora | None] = [None] * len(names)
         failed: list[int] = []
         if train and self.training:
@@ -129,6 +129,10 @@ class Personaliser:
             for number, (name, recipe, lora) in enumerate(zip(names, recipes, own, strict=True))
         ]
 
+    def _merged(self, recipes: Sequence[Recipe]) -> MergedUsers:
+        chosen = [(one.anchors, one.weights) for one in recipes]
+        return MergedUsers(self.bank, chosen, self.run.merged.how, self.loaded.device)
+
     def _recipes(
         self, users: Sequence[User], names: list[str], samples: list[list[Encoded]]
     ) -> list[Recipe]:
@@ -137,7 +141,7 @@ class Personaliser:
         vectors = [np.asarray(one.mean(0)) for one in by_user(self._vectors_of, items)]
         # In float32, as tables keep them.
         points = self._unit(np.stack(vectors).astype(np.float32).astype(np.float64))
-        known = self._evidence(points, samples) if self.fusion.weights == "evidence" else None
+        known = self._evidence(points, samples) if self.fusion.by_evidence else None
         chosen = chosen_anchors(self.fusion, names, points, self._anchors, known)
         anchors = self.run.merged.bank.names
         ids = [name for name in names if name in self._few_shot]
@@ -145,18 +149,22 @@ class Personaliser:
             user["user_id"]: content(user["profile"])
             for user in (users_of(self.cell.users.few_shot, ids) if ids else ())
         }
-        return [
-            # The company of other users may have moved the last digit of evidence.
-            self.run.recipes[name]
-            if before.get(name) == content(user["profile"])
-            else Recipe(
+        recipes = [
+            Recipe(
                 anchors=tuple(anchors[k] for k in members),
                 similarities=tuple(similarities.tolist()),
                 weights=tuple(weights.tolist()),
             )
-            for name, user, members, similarities, weights in zip(
-                names, users, *chosen, strict=True
-            )
+            for members, similarities, weights in zip(*chosen, strict=True)
+        ]
+        if self.fusion.weights == "learned":
+            merged = self._merged(recipes)
+            learned = learn(self.loaded, self.fusion.learned, merged, samples)
+            recipes = [*map(with_weights, recipes, learned)]
+        return [
+            # The company of other users may have moved the last digit of evidence.
+            self.run.recipes[name] if before.get(name) == content(user["profile"]) else recipe
+            for name, user, recipe in zip(names, users, recipes, strict=True)
         ]
 
     def _evidence(self, points: Floats, samples: list[list[Encoded]]) -> Floats:

@@ -229,6 +229,19 @@ class Planner:
             table=file, users=users, anchors_per_user=each, without_similar_anchor=0
         )
 
+    def learned_weights(self, given: Any) -> models.Recipes:
+        """Steps of all items of all users, over merged LoRAs whose weights have gradients."""
+        before: models.Recipes = given.merged.recipes
+        bank, steps = given.merged.bank, given.options.steps
+        samples = self._measure.tokens("profile", given.setting.questions, given.users)
+        below = self._numbers[bank.members[0].adapter] * before.anchors_per_user
+        work = passes(self._model, samples, below, times=steps, backward=True)
+        work.steps = steps * len(samples)
+        disk = before.users * (2 * ROW + before.anchors_per_user * 50)
+        file = self._add("learned weights", work, disk=disk)
+        self._behind[file] = self._works[self._start :]
+        return before.model_copy(update={"table": file})
+
     def answers(self, given: Any) -> models.Answers:
         model, tokens, how, merged = self._model, self._measure.tokens, given.how, given.merged
         questions, table, ids = given.setting.questions, given.users, given.user_ids

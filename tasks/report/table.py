@@ -65,12 +65,13 @@ def costs(cell: Cell, method: MethodName) -> dict[str, float]:
 
     bytes_per_user: the recipe (anchor ids and 8 bytes per weight), the user's own LoRA in float32,
     and the text of the history where it is looked up to answer; the bank is shared and not
-    counted. steps and tokens: training on the user's items. seconds_per_user: evidence, training
-    and answering, as measured when the work was done.
+    counted. steps and tokens: training on the user's items, of weights too. seconds_per_user:
+    evidence, training and answering, as measured when the work was done.
     """
     batches = cell.answers[method]
     work = [one for batch in batches for one in read_work(store().path(batch.work))]
     stored, seconds = float(batches[0].bytes_per_user), fmean(one.seconds for one in work)
+    steps, tokens = fmean(one.steps for one in work), fmean(one.tokens for one in work)
     if cell.config.method(method).prompt.history_items:
         stored += fmean(
             sum(len(f"{item['text']}{item['answer']}".encode()) for item in user["profile"])
@@ -80,10 +81,12 @@ def costs(cell: Cell, method: MethodName) -> dict[str, float]:
         recipes = read_recipes(merging.merged.recipes).values()
         stored += fmean(len("".join(r.anchors).encode()) + 8 * len(r.weights) for r in recipes)
         seconds += fmean(recipe.seconds for recipe in recipes)
+        steps += fmean(recipe.steps for recipe in recipes)
+        tokens += fmean(recipe.tokens for recipe in recipes)
     return {
         "bytes_per_user": round(stored, 1),
-        "steps_per_user": round(fmean(one.steps for one in work), 2),
-        "tokens_per_user": round(fmean(one.tokens for one in work), 1),
+        "steps_per_user": round(steps, 2),
+        "tokens_per_user": round(tokens, 1),
         "seconds_per_user": round(seconds, 4),
     }
 

@@ -202,7 +202,10 @@ class Evidence(Result):
 
 
 class Recipes(Result):
-    """`table`: user_id, anchors, similarities, weights [m], best first, seconds (of evidence)."""
+    """`table`: user_id, anchors, similarities, weights [m], best first, seconds (of evidence).
+
+    Where weights are trained, steps and tokens, too.
+    """
 
     table: File
     users: int
