@@ -63,7 +63,7 @@ def mta(
     data: str | None = None,
     lamp_tasks: list[str] | None = None,
     task: TaskOptions | str | None = None,
-    methods: list[MethodName] | None = None,
+    methods: list[MethodName] | Literal["all"] | None = None,
     items_curve: list[Annotated[int, Field(ge=1)]] | None = None,
     seed: Seed | None = None,
     seeds: list[Seed] | None = None,
@@ -99,7 +99,7 @@ def mta(
             folder of LaMP files.
         lamp_tasks: the LaMP tasks to run.
         task: one of your own, as a YAML or JSON file or its content; its users are `data`.
-        methods: the methods that are compared (tasks/methods/).
+        methods: the methods that are compared (tasks/methods/), or `all`.
         items_curve: numbers of items per few-shot user to score again with, for the report.
         seed: decides every random choice.
         seeds: several of them: everything once per seed, compared over all.

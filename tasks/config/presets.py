@@ -8,6 +8,8 @@ from tasks.config.options import SYNTHETIC_TASKS
 from tasks.methods import METHODS
 from tasks.methods.mta_published import FUSION, STACKING
 
+# Beside the methods of every run those that need nothing trained for them.
+UNTRAINED = ("base_prior", "rag_4", "mta_prior", "commonest_of_all", "commonest", "knn")
 # Short trainings of small LoRAs, for the tiny model.
 SHORT = {"learning_rate": 5e-3, "epochs": 6, "batch_size": 4, "accumulation": 1}
 # `embedded`: values from worlds of seeds 100 to 103 (docs/defaults.md); what else was looked at,
@@ -63,7 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # A small real model and real people, by development users of LaMP-2M (docs/real.md).
     "real": {
-        "methods": [*METHODS],
+        "methods": [name for name in METHODS if METHODS[name].default or name in UNTRAINED],
         "base": {
             "model": "smollm2",
             "max_tokens": 512,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Of methods: those of every run in the order of tables, then the others. More markers than colours:
 # no two methods have both.
 COLOURS = ["#808080", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#8C6D31"]
-MARKERS = "s^vDPoX*<>hdp"
+MARKERS = "s^vDPoX*<>hdp8H+x1234"
 # Answers of no model, from the least to the most knowing: black, told apart by how they are drawn.
 LINES = {"nonpersonal": ":", "bayes": "--", "oracle": "-."}
 INK = "#222222"

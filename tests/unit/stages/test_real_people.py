@@ -10,7 +10,6 @@ import pytest
 from flows.lamp_task import lamp_task
 from tasks.config.run import resolve
 from tasks.lamp.definitions import MOVIE_TAGS
-from tasks.methods import METHODS
 from tests.unit.stages.pipeline import predictions
 from tests.unit.stages.users import FILES
 
@@ -22,7 +21,7 @@ USERS, QUERIES = 5, 2
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="real histories (shared/data/real) are not here")
 def test_preset_real_end_to_end(place: Path, tmp_path: Path) -> None:
-    """Every method answers every query, with a label."""
+    """Every method of it answers every query, with a label."""
     (tmp_path / "few" / TASK).mkdir(parents=True)
     asked = set()
     for name in FILES.values():
@@ -43,8 +42,9 @@ def test_preset_real_end_to_end(place: Path, tmp_path: Path) -> None:
     )
     cell = lamp_task(config.for_task(TASK, 0))
     assert cell.missing == ()
-    assert set(cell.answers) == set(METHODS)
-    for method in METHODS:
+    assert set(cell.answers) == set(config.methods)
+    assert len(config.methods) == 13
+    for method in config.methods:
         given = predictions(cell, method)
         assert set(given) == asked
         assert set(given.values()) <= set(MOVIE_TAGS)
