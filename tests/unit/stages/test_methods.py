@@ -53,13 +53,14 @@ def test_a_method_is_known_by_its_entry(monkeypatch: pytest.MonkeyPatch) -> None
     """The preset runs those that are compared by default; what has no entry is refused."""
     assert resolve({}).methods == [name for name in METHODS if METHODS[name].default]
     with pytest.raises(InputError) as caught:
-        resolve({"methods": ["base", "per_pcs"]})
+        resolve({"methods": ["base", "per_prompt"]})
     assert str(caught.value) == (
-        "configuration: methods.1: there is no method per_pcs; there are "
-        f"{', '.join(METHODS)} (got 'per_pcs')"
+        "configuration: methods.1: there is no method per_prompt; there are "
+        f"{', '.join(METHODS)} (got 'per_prompt')"
     )
-    monkeypatch.setitem(METHODS, "per_pcs", Method("per_pcs", merged=True))
-    assert resolve({"methods": ["base", "per_pcs"]}).methods == ["base", "per_pcs"]
+    assert resolve({"methods": "all"}).methods == [*METHODS]
+    monkeypatch.setitem(METHODS, "per_prompt", Method("per_prompt", merged=True))
+    assert resolve({"methods": ["base", "per_prompt"]}).methods == ["base", "per_prompt"]
 
 
 @pytest.mark.parametrize("name", ["base", "oppu", "merge_only", "stack_only", "mta"])
@@ -131,6 +132,7 @@ def test_what_methods_are_made_of() -> None:
         "rag_4": (True, False, None),
         "oppu": (False, False, "oppu"),
         "merge_only": (False, True, None),
+        "factors": (False, True, None),
         "stack_only": (False, False, "stacking"),
         "mta": (False, True, "stacking"),
         "mta_prior": (False, True, "stacking"),
