@@ -24,4 +24,4 @@ def commonest(batch: Batch) -> list[list[str]]:
     return answered
 
 
-METHOD = Method("commonest", order=90, answer=commonest, default=False)
+METHOD = Method("commonest", order=90, answer=commonest, passes=0.0, default=False)

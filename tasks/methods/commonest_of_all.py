@@ -44,4 +44,4 @@ def answered(batch: Batch) -> list[list[str]]:
     return [[batch.fitted.answer] * len(user["query"]) for user in batch.users]
 
 
-METHOD = Method("commonest_of_all", order=89, fit=fit, answer=answered, default=False)
+METHOD = Method("commonest_of_all", order=89, fit=fit, answer=answered, passes=0.0, default=False)

@@ -36,7 +36,8 @@ class Method:
     answer: what answers in the engine's place: per user of the batch, an answer to each query.
     label_prior: the labels' likelihoods are weighed by how often the user gave them
     (`label_prior`); without labels nothing changes.
-    grouped: whether it needs `base.engine=grouped`.
+    passes: how often the model reads a question to answer it; None: once under each anchor of the
+    user's recipe. grouped: whether it needs `base.engine=grouped`.
     default: whether it is compared where a run names no methods.
     """
 
@@ -51,6 +52,7 @@ class Method:
     adapt: Callable[[Batch], Adapted] | None = None
     answer: Callable[[Batch], list[list[str]]] | None = None
     label_prior: bool = False
+    passes: float | None = 1.0
     grouped: bool = False
     default: bool = True
 

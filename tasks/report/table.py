@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from tasks.fusion import read_recipes
-from tasks.methods import MethodName
+from tasks.methods import METHODS, MethodName
 from tasks.prepare import each_user
 from tasks.results.models import Compared, Estimate
 from tasks.results.run import Cell
@@ -15,7 +15,9 @@ from tasks.results.store import store
 from tasks.stacking import read_work
 
 Row = Mapping[str, Any]
-COSTS = ("bytes_per_user", "steps_per_user", "tokens_per_user", "seconds_per_user")
+COSTS = (
+    "bytes_per_user", "steps_per_user", "tokens_per_user", "seconds_per_user", "passes_per_answer"
+)  # fmt: skip
 
 
 def rows(cells: Iterable[Cell]) -> list[Row]:
@@ -66,12 +68,14 @@ def costs(cell: Cell, method: MethodName) -> dict[str, float]:
     bytes_per_user: the recipe (anchor ids and 8 bytes per weight), the user's own LoRA in float32,
     and the text of the history where it is looked up to answer; the bank is shared and not
     counted. steps and tokens: training on the user's items, of weights too. seconds_per_user:
-    evidence, training and answering, as measured when the work was done.
+    evidence, training and answering, as measured when the work was done. passes_per_answer: how
+    often the model reads a question.
     """
     batches = cell.answers[method]
     work = [one for batch in batches for one in read_work(store().path(batch.work))]
     stored, seconds = float(batches[0].bytes_per_user), fmean(one.seconds for one in work)
     steps, tokens = fmean(one.steps for one in work), fmean(one.tokens for one in work)
+    passes: float | None = METHODS[method].passes
     if cell.config.method(method).prompt.history_items:
         stored += fmean(
             sum(len(f"{item['text']}{item['answer']}".encode()) for item in user["profile"])
@@ -83,11 +87,14 @@ def costs(cell: Cell, method: MethodName) -> dict[str, float]:
         seconds += fmean(recipe.seconds for recipe in recipes)
         steps += fmean(recipe.steps for recipe in recipes)
         tokens += fmean(recipe.tokens for recipe in recipes)
+        if passes is None:
+            passes = fmean(sum(one != 0 for one in recipe.weights) for recipe in recipes)
     return {
         "bytes_per_user": round(stored, 1),
         "steps_per_user": round(steps, 2),
         "tokens_per_user": round(tokens, 1),
         "seconds_per_user": round(seconds, 4),
+        "passes_per_answer": round(passes or 0.0, 2),
     }
 
 
@@ -125,6 +132,8 @@ def _cell(column: str, row: Row) -> str:
         return str(value)
     if column in COSTS[:3]:
         return f"{value:,.0f}"
+    if column == "passes_per_answer":
+        return f"{value:g}"
     lo, hi = row.get(f"{column}_lo"), row.get(f"{column}_hi")
     interval = "" if lo is None or hi is None else f" [{lo:.3f}, {hi:.3f}]"
     return f"{value:.4f}{interval}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 import pytest
 
+from tasks.methods import METHODS
 from tasks.report.table import costs
 from tasks.results.models import Answers
 from tasks.results.run import Cell
@@ -84,5 +86,20 @@ WANTED = {
 def test_by_hand(costly: Cell, method: str) -> None:
     """Users count alike, whatever the sizes of batches."""
     found = costs(costly, method)
+    assert found.pop("passes_per_answer") == 1
     names = ("bytes_per_user", "steps_per_user", "tokens_per_user", "seconds_per_user")
     assert found == dict(zip(names, map(pytest.approx, WANTED[method]), strict=True))
+
+
+@pytest.mark.parametrize(("passes", "wanted"), [(1.0, 1), (0.0, 0), (None, 5 / 3)])
+def test_passes_by_hand(
+    costly: Cell, monkeypatch: pytest.MonkeyPatch, passes: float | None, wanted: float
+) -> None:
+    """A method's own number, or one for each anchor that weighs anything: 2, 1 and 2 of them."""
+    monkeypatch.setitem(METHODS, "merge_only", replace(METHODS["merge_only"], passes=passes))
+    recipes: dict[str, Any] = {
+        user: {"anchors": ["aa", "b"], "similarities": [0.5, 0.1], "weights": weights}
+        for user, weights in {"u": [0.8, 0.2], "v": [1.0, 0.0], "w": [1.5, -0.5]}.items()
+    }
+    one = costly.model_copy(update={"mergings": (merging(("merge_only",), recipes=recipes),)})
+    assert costs(one, "merge_only")["passes_per_answer"] == pytest.approx(wanted, abs=0.005)

@@ -179,6 +179,7 @@ def test_costs_by_hand(parts: dict[str, Any]) -> None:
     """Recipe: 5 and 7 bytes of ids, 16 of weights, so 22 on average; seconds 1.5 (+ 0.6)."""
     one = cell(scored(), **parts)
     nothing = {"steps_per_user": 0.0, "tokens_per_user": 0.0, "seconds_per_user": 1.5}
+    nothing |= {"passes_per_answer": 1.0}
     assert costs(one, "base") == {"bytes_per_user": 0.0, **nothing}
     assert costs(one, "merge_only") == {"bytes_per_user": 22.0, **nothing}
     assert costs(one, "mta") == {
@@ -186,6 +187,7 @@ def test_costs_by_hand(parts: dict[str, Any]) -> None:
         "steps_per_user": 2.5,
         "tokens_per_user": 200.5,
         "seconds_per_user": 2.1,
+        "passes_per_answer": 1.0,
     }
 
 
