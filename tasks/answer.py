@@ -88,7 +88,7 @@ def answers(
     import polars as pl
 
     some, merger = users_in_order(users, user_ids), Merger(merged) if merged else None
-    batch = Batch(some, how.training, merger, fitted, setting)
+    batch = Batch(some, how.training, merger, fitted, setting, how.answer, how.quantisation)
     method = METHODS[how.method]
     adapted = (method.adapt or merged_and_trained)(batch)
     rows = Rows("answers", _keys(how, batch, adapted), _read)
@@ -120,7 +120,7 @@ def answers(
         users=user_ids,
         predictions=folder.file(TABLE),
         work=folder.file(WORK),
-        merged=adapted.merger is not None,
+        merged=adapted.merger is not None and method.answer is None,
         stacked=adapted.file,
         bytes_per_user=adapted.bytes_per_user,
         failed=tuple(

@@ -66,6 +66,11 @@ def cell_of(run: Run, lamp_task: str | None, method: MethodName, seed: int | Non
     cell = cells[lamp_task]
     adapted = [name for name in METHODS
                if any(one.merged or one.stacked for one in cell.answers.get(name, ()))]  # fmt: skip
+    if method in cell.answers and method not in adapted:
+        raise InputError(
+            f"--method {method}: gives no user a LoRA, so there is none to write; it is there for "
+            + ", ".join(adapted)
+        )
     _listed("--method", method, adapted)
     return cell
 

@@ -64,13 +64,18 @@ class Adapted:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of few-shot users, and what their method made for all: `merger`, `fitted`."""
+    """A batch of few-shot users, and what their method made for all: `merger`, `fitted`.
+
+    scoring, quantisation: how questions are answered (`scoring.answer`), and by what base model.
+    """
 
     users: Sequence[User]
     training: TrainingOptions | None
     merger: Merger | None
     fitted: Result | None
     setting: Setting
+    scoring: str = "generate"
+    quantisation: str = "none"
 
     @property
     def names(self) -> list[str]:

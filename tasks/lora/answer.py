@@ -7,6 +7,7 @@ from itertools import chain, islice
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from tasks.lora.adapters import LoraBatch
 from tasks.lora.base import Base
@@ -48,7 +49,7 @@ def answer_users(
         # Rows to fill up with repeat the user's first question; their answers are dropped.
         filled = [one for part in asked for one in [*part, *[part[0]] * (rows - len(part))]]
         with assigned(layers, *parts([user for user, _ in batch])):
-            answers = _greedy(base, filled, max_new_tokens)
+            answers = greedy(base, filled, max_new_tokens)
         for place, (user, span) in enumerate(batch):
             count = span.stop - span.start
             results[user][span] = answers[place * rows : place * rows + count]
@@ -226,13 +227,22 @@ def _label_log_p(
     return -label_losses(base, packed), packed.sample
 
 
-def _greedy(base: Base, questions: Sequence[Encoded], max_new_tokens: int) -> list[str]:
-    """The greedy answer to each question, in one batch, without special tokens (`load_base`)."""
+def greedy(
+    base: Base,
+    questions: Sequence[Encoded],
+    max_new_tokens: int,
+    processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
+) -> list[str]:
+    """The greedy answer to each question, in one batch, without special tokens (`load_base`).
+
+    processors: of token ids [N, T] and logits [N, V], what makes the logits a token is chosen by.
+    """
     batch = collate(base, [Encoded(question.prompt, []) for question in questions])
     output = base.model.generate(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         max_new_tokens=max_new_tokens,
+        logits_processor=LogitsProcessorList(processors),
     )
     texts = base.tokenizer.batch_decode(
         output[:, batch.input_ids.shape[1] :], skip_special_tokens=True
