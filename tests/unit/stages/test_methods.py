@@ -133,6 +133,7 @@ def test_what_methods_are_made_of() -> None:
         "oppu": (False, False, "oppu"),
         "merge_only": (False, True, None),
         "factors": (False, True, None),
+        "mixture_of_answers": (False, True, None),
         "stack_only": (False, False, "stacking"),
         "mta": (False, True, "stacking"),
         "mta_prior": (False, True, "stacking"),
