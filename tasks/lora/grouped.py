@@ -125,9 +125,11 @@ class _Product(torch.autograd.Function):
                 else:
                     inner.add_(torch.bmm(through_b, wide_a).to(inner.dtype))
         if ctx.rank:
-            inputs = _by_user(x, wide_a).to(wide_a.dtype)
-            own = through_b[:, :, through_b.shape[2] - ctx.rank :]
-            of_a = torch.bmm(own.transpose(1, 2), inputs)
+            # Weights of an exact merge stand in B alone.
+            if ctx.needs_input_grad[4]:
+                inputs = _by_user(x, wide_a).to(wide_a.dtype)
+                own = through_b[:, :, through_b.shape[2] - ctx.rank :]
+                of_a = torch.bmm(own.transpose(1, 2), inputs)
             of_b = torch.bmm(rows.transpose(1, 2), low).mul_(ctx.scale)
         of_y = gradient if ctx.needs_input_grad[1] else None
         return of_x, of_y, None, None, of_a, of_b, None, None, None
