@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from tasks.config.options import PriorOptions, TrainingOptions
@@ -14,6 +15,7 @@ from tasks.fusion import Merger
 from tasks.log import log
 from tasks.method.prior import log_prior
 from tasks.methods import METHODS, MethodName
+from tasks.methods.method import Method
 from tasks.prepare import users_in_order
 from tasks.record import File, Record, Result, key_of, library_versions
 from tasks.results.models import Answers, Merged, Setting
@@ -90,6 +92,7 @@ def answers(
     some, merger = users_in_order(users, user_ids), Merger(merged) if merged else None
     batch = Batch(some, how.training, merger, fitted, setting, how.answer, how.quantisation)
     method = METHODS[how.method]
+    batch, about, before = told(method, batch)
     adapted = (method.adapt or merged_and_trained)(batch)
     rows = Rows("answers", _keys(how, batch, adapted), _read)
     if rows.missing:
@@ -101,8 +104,8 @@ def answers(
         for user, mine, log_p in zip(some, chosen, scores, strict=True)
     ]
     works = [
-        work.model_copy(update={"seconds": work.seconds + each})
-        for work, each in zip(adapted.works, seconds, strict=True)
+        work.model_copy(update={"seconds": work.seconds + sum(each)})
+        for work, *each in zip(adapted.works, seconds, before, strict=True)
     ]
     columns = {
         "user_id": user_ids,
@@ -122,7 +125,7 @@ def answers(
         work=folder.file(WORK),
         merged=adapted.merger is not None and method.answer is None,
         stacked=adapted.file,
-        bytes_per_user=adapted.bytes_per_user,
+        bytes_per_user=adapted.bytes_per_user + about,
         failed=tuple(
             f"training of user {label(user_id)}: the loss stopped being finite at step "
             f"{work.steps}; lower {method.trained}.learning_rate"
@@ -130,6 +133,16 @@ def answers(
             if work.failed
         ),
     )
+
+
+def told(method: Method, batch: Batch) -> tuple[Batch, int, list[float]]:
+    """The batch with the method's text about each user, its mean bytes, and each one's seconds."""
+    if method.about is None:
+        return batch, 0, [0.0] * len(batch.users)
+    texts, seconds = zip(*method.about(batch), strict=True)
+    users = [{**user, "about": text} for user, text in zip(batch.users, texts, strict=True)]
+    size = round(fmean(len(text.encode()) for text in texts))
+    return replace(batch, users=users), size, [*seconds]
 
 
 def weighed(

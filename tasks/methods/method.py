@@ -34,6 +34,7 @@ class Method:
     adapt: what makes the LoRAs of a batch of users, where the model is run; None stands for
     `merged_and_trained` (tasks/stacking.py).
     answer: what answers in the engine's place: per user of the batch, an answer to each query.
+    about: a text per user of the batch that stands before each question, and the seconds it took.
     label_prior: the labels' likelihoods are weighed by how often the user gave them
     (`label_prior`); without labels nothing changes.
     passes: how often the model reads a question to answer it; None: once under each anchor of the
@@ -51,6 +52,7 @@ class Method:
     fit: Callable[[MethodConfig, Prepared, Base], Result] | None = None
     adapt: Callable[[Batch], Adapted] | None = None
     answer: Callable[[Batch], list[list[str]]] | None = None
+    about: Callable[[Batch], list[tuple[str, float]]] | None = None
     label_prior: bool = False
     passes: float | None = 1.0
     grouped: bool = False
@@ -59,4 +61,5 @@ class Method:
     @property
     def uses_items(self) -> bool:
         """Whether anything of it depends on the user's items."""
-        return self.history or self.merged or self.label_prior or bool(self.trained or self.answer)
+        plain = self.history or self.merged or self.label_prior
+        return plain or bool(self.trained or self.answer or self.about)

@@ -260,6 +260,8 @@ class Planner:
             work = train(model, how.training, samples, below, beside)
             self._add("training", work, how.method, disk=len(ids) * (4 * own + 2 * ROW))
         labels = 0 if how.answer == "generate" else len(questions.task.labels)
+        if METHODS[how.method].about:
+            self._note(f"{how.method}: the text about each user is not counted")
         if METHODS[how.method].answer:
             work = Work(users=len(ids))
         elif labels:

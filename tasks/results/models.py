@@ -226,7 +226,8 @@ class Answers(Result):
 
     predictions: user_id and lists of query_id, gold, prediction. work: user_id, and `Training` with
     the seconds of answering. merged: whether a LoRA is merged below. stacked: the users' own, a
-    bank in their order. bytes_per_user: of one. failed: whose training stopped, in a line each.
+    bank in their order. bytes_per_user: of one, and of the text about the user. failed: whose
+    training stopped, in a line each.
     """
 
     users: tuple[str, ...]

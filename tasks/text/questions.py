@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tasks.config.task import MethodConfig, TaskConfig
@@ -11,7 +12,8 @@ from tasks.lamp.options import PromptOptions
 from tasks.lamp.prompts import LAYOUT, Sample, profile_samples, query_samples
 from tasks.results.models import Base, Prepared, Questions, Setting
 
-# What a user's row in any table is about; item ids are carried along but decide nothing.
+# What a user's row in any table is about; item ids are carried along but decide nothing. `about`,
+# if there is one, is a text that stands before each of the user's queries.
 Item = Mapping[str, str]
 User = Mapping[str, Any]
 
@@ -49,7 +51,8 @@ def content(profile: Sequence[Item]) -> list[list[str]]:
 
 def asked(user: User) -> list[list[str]]:
     """What of a user's queries counts, for cache keys: ids too, as they stand in tables."""
-    return [[query["id"], query["input"], query["gold"]] for query in user["query"]]
+    before = [[user["about"]]] if "about" in user else []
+    return before + [[query["id"], query["input"], query["gold"]] for query in user["query"]]
 
 
 def profile_questions(questions: Questions, profile: Sequence[Item]) -> list[Sample]:
@@ -60,4 +63,7 @@ def profile_questions(questions: Questions, profile: Sequence[Item]) -> list[Sam
 def user_queries(questions: Questions, user: User) -> list[Sample]:
     """The questions a few-shot user is scored on."""
     how = questions.task, questions.prompt, questions.instruction
-    return query_samples(user["profile"], user["query"], *how)
+    samples = query_samples(user["profile"], user["query"], *how)
+    if about := user.get("about"):
+        samples = [replace(one, prompt=f"{about}\n{one.prompt}") for one in samples]
+    return samples

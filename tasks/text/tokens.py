@@ -69,7 +69,8 @@ def _content(questions: Questions, kind: Kind, user: User) -> list[Any]:
     if kind == "profile":
         return [content(user["profile"])]
     asked = [[item["input"], item["gold"] if kind == "golds" else None] for item in user["query"]]
-    return [asked, content(user["profile"]) if questions.prompt.history_items else None]
+    before = [user["about"]] if "about" in user else []
+    return [asked, content(user["profile"]) if questions.prompt.history_items else None, *before]
 
 
 def samples_of(questions: Questions, loaded: LoadedBase, kind: Kind, user: User) -> list[Encoded]:
