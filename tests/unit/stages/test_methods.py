@@ -132,6 +132,7 @@ def test_what_methods_are_made_of() -> None:
         "rag_4": (True, False, None),
         "oppu": (False, False, "oppu"),
         "merge_only": (False, True, None),
+        "profile_summary": (False, False, None),
         "factors": (False, True, None),
         "mixture_of_answers": (False, True, None),
         "stack_only": (False, False, "stacking"),

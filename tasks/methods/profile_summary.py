@@ -1,0 +1,104 @@
+"""A summary of the user's history in the prompt (PAG, profile-augmented generation).
+
+The base model writes it, once per user (Richardson et al. 2023, arXiv 2310.20081), and it stands
+before every question. The tiny model writes no sentences: there it is what the user's answers are
+made of, each label or word with its count.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from tasks.methods.method import Method
+
+if TYPE_CHECKING:
+    from tasks.lamp.definitions import LampTask
+    from tasks.record import File
+    from tasks.stacking import Batch
+    from tasks.text.questions import User
+
+VERSION = 1
+# Of a summary that is written: tokens at most, and words of an item that is shown for it.
+TOKENS, WORDS = 64, 60
+# Of one that is counted: how many labels or words.
+COUNTED = 5
+FILE = "summaries.parquet"
+# A summary, and the seconds it took.
+Summary = tuple[str, float]
+
+
+def summaries(batch: Batch) -> list[Summary]:
+    """Per user a summary; who did not change has the one that was written before."""
+    import polars as pl
+
+    from tasks.record import key_of, library_versions
+    from tasks.results.rows import Rows
+    from tasks.text.loading import LIBRARIES
+    from tasks.text.questions import content
+
+    base, task = batch.setting.base, batch.setting.questions.task
+    if base.model == "tiny":
+        return [(counted(task, user), 0.0) for user in batch.users]
+    how = (base, batch.quantisation, batch.setting.questions.prompt.chat)
+    shared = key_of("summaries", VERSION, library_versions(LIBRARIES), task, how)
+    keys = [key_of(shared, content(user["profile"])) for user in batch.users]
+    rows: Rows[Summary] = Rows("summaries", keys, _read)
+    if rows.missing:
+        rows.add(written(batch, [batch.users[number] for number in rows.missing]))
+        with rows.folder() as folder:
+            table = pl.DataFrame(rows.all(), ["summary", "seconds"], orient="row")
+            table.write_parquet(folder.path / FILE)
+    return rows.all()
+
+
+def counted(task: LampTask, user: User) -> str:
+    """The user's commonest labels, or words of answers, with their counts, the first of a tie."""
+    answers = [item["answer"] for item in user["profile"]]
+    said = answers if task.labels else [word for one in answers for word in one.split()]
+    found = Counter(said).most_common(COUNTED)
+    return f"{task.cue}: " + ", ".join(f"{what} {count}" for what, count in found)
+
+
+def written(batch: Batch, users: list[User]) -> list[Summary]:
+    """What the base model, without any LoRA, says the user prefers."""
+    from tasks.lora.batches import encode
+    from tasks.running.slots import gpu_slot
+    from tasks.text.loading import load
+    from tasks.training import engine_of
+
+    base, task = batch.setting.base, batch.setting.questions.task
+    with gpu_slot():
+        started = time.perf_counter()
+        loaded = load(base, batch.setting.compute, batch.quantisation)
+        asked = [[encode(loaded, question(task, user), None)] for user in users]
+        engine = engine_of(base.engine)
+        with engine.grouped(loaded.model, []) as layers:
+            texts = engine.answer_users(loaded, layers, asked, lambda _: (None, None), TOKENS)
+        each = round((time.perf_counter() - started) / len(users), 4)
+    return [(f"### User Profile:\n{' '.join(text.split())}", each) for (text,) in texts]
+
+
+def question(task: LampTask, user: User) -> str:
+    """What the base model is asked. The last items stand nearest to the end, which is never cut."""
+    items = []
+    for item in user["profile"]:
+        text = " ".join(item["text"].split()[:WORDS])
+        items.append(f"{task.text_field}: {text} {task.cue}: {item['answer']}")
+    shown = "\n".join(items)
+    return (
+        f"{shown}\nThese are the {task.text_field}s of one user, each with the {task.cue} that the "
+        f"user gave. In one sentence, how does this user choose a {task.cue}? Answer:"
+    )
+
+
+def _read(folder: File) -> list[Summary]:
+    import polars as pl
+
+    from tasks.results.store import store
+
+    return list(pl.read_parquet(store().path(folder) / FILE).iter_rows())
+
+
+METHOD = Method("profile_summary", order=12, about=summaries, default=False)
