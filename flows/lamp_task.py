@@ -112,6 +112,9 @@ def bank_and_recipes(
     if own.fusion.weights == "learned":
         trained = learned_weights(own.fusion.learned, merged, users.few_shot, setting)
         merged = merged.model_copy(update={"recipes": trained})
+    if remade := METHODS[methods[0]].recipes:
+        recipes = remade(own, users, embedded, merged, setting)
+        merged = merged.model_copy(update={"recipes": recipes})
     return Merging(methods=methods, embedded=embedded, chosen=chosen, merged=merged)
 
 
@@ -141,7 +144,9 @@ def bank_of_anchors(
     loras = tuple(one for job in made for one in job.loras)
     if not loras:
         raise StageFailed(f"no anchor could be trained; {missing[0]}")
-    return chosen, bank(loras, chosen, f"{config.name}, {own.method}")
+    usual = bank(loras, chosen, f"{config.name}, {own.method}")
+    remade = METHODS[own.method].bank
+    return chosen, remade(own, users, chosen, usual, setting) if remade else usual
 
 
 def all_answers(

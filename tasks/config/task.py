@@ -94,8 +94,9 @@ class TaskConfig(TaskSections):
         alike: dict[str, tuple[MethodName, ...]] = {}
         for name in self.methods:
             if METHODS[name].merged:
-                own = self.method(name)
-                key = key_of(own.anchors, own.bank, own.meta_lora, own.fusion)
+                own, method = self.method(name), METHODS[name]
+                alone = name if method.bank or method.recipes else None
+                key = key_of(own.anchors, own.bank, own.meta_lora, own.fusion, alone)
                 alike[key] = (*alike.get(key, ()), name)
         return list(alike.values())
 

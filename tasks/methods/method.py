@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tasks.config.task import MethodConfig
     from tasks.record import Result
-    from tasks.results.models import Base, Prepared
+    from tasks.results.models import (
+        Anchors,
+        Bank,
+        Base,
+        Embedded,
+        Merged,
+        Prepared,
+        Recipes,
+        Setting,
+    )
     from tasks.stacking import Adapted, Batch
 
 
@@ -29,6 +38,9 @@ class Method:
     history: the items most similar to the query (BM25) stand in the prompt (`rag.history_items`).
     merged: a LoRA merged from the bank by the user's recipe. trained: the section of the
     configuration by which a LoRA is trained on the user's items, over the merged one if any.
+    bank: a stage's bank in place of the usual one, which it is given. recipes: a stage's recipes in
+    place of those by `fusion`, which it is given with the bank. Both are of methods that merge, and
+    are called in the flow; a plan takes what such a stage is given as `before`.
     fit: what is made once, for all users, beside the bank, by a stage (a router, say); called in
     the flow. It reaches `adapt` as `batch.fitted`.
     adapt: what makes the LoRAs of a batch of users, where the model is run; None stands for
@@ -49,6 +61,8 @@ class Method:
     history: bool = False
     merged: bool = False
     trained: str | None = None
+    bank: Callable[[MethodConfig, Prepared, Anchors, Bank, Setting], Bank] | None = None
+    recipes: Callable[[MethodConfig, Prepared, Embedded, Merged, Setting], Recipes] | None = None
     fit: Callable[[MethodConfig, Prepared, Base], Result] | None = None
     adapt: Callable[[Batch], Adapted] | None = None
     answer: Callable[[Batch], list[list[str]]] | None = None

@@ -65,7 +65,8 @@ class Personaliser:
 
     def __init__(self, cell: Cell, method: MethodName = "mta") -> None:
         merging = cell.merging(method)
-        if merging is None or METHODS[method].adapt or METHODS[method].answer:
+        made = METHODS[method]
+        if merging is None or made.adapt or made.answer or made.recipes:
             raise InputError(
                 f"--method {method}: merges no LoRA by a recipe, so it has nothing for a new user; "
                 "take mta"

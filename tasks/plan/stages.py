@@ -66,9 +66,9 @@ class Planner:
             return UNSEEN.get(name)
         if stage := getattr(self, name, None):
             return lambda **arguments: stage(SimpleNamespace(**arguments))
-        # A stage of a method's own (`Method.fit`).
+        # A stage of a method's own (`Method.fit`, `bank`, `recipes`).
         self._note(f"{name}: its work is not known and not counted")
-        return lambda **_: Result()
+        return lambda **given: given.get("before", Result())
 
     def given_model(self, _: Any) -> models.Base:
         self._add("base model", Work(users=1, memory=self._model.weights))
