@@ -1,0 +1,176 @@
+"""A small network from the user's embedding to the weights over the bank, one pass per user.
+
+The idea of Profile-to-PEFT (arXiv 2510.16282), whose network gives the LoRA itself; here it gives
+the recipe. It is trained once, on the anchor candidates, to give what the evidence of as many items
+as a new user has would say:
+
+    w(x) = softmax(W x + b + U tanh(V x + c))        x the unit vector of a user
+
+by the least KL(evidence's weights | w), mean over candidates, + `decay` / 2 of the squared numbers.
+
+A new user then costs no pass of the items under each anchor.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from tasks.methods.method import Method
+from tasks.record import File, Options, Result
+from tasks.results.models import Bank, Embedded, Recipes, Setting
+from tasks.results.stage import stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tasks.config.task import MethodConfig
+    from tasks.results.models import Merged, Prepared
+
+FILE = "network.safetensors"
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "numpy")
+Weights = dict[str, "Tensor"]
+
+
+class NetworkOptions(Options):
+    """The network, and how it is trained. items: of each candidate, at most, in its evidence."""
+
+    hidden: int = Field(16, ge=0)
+    steps: int = Field(300, ge=0)
+    learning_rate: float = Field(0.03, gt=0.0)
+    decay: float = Field(1e-4, ge=0.0)
+    items: int = Field(10, ge=1)
+    temperature: float = Field(1.0, gt=0.0)
+
+
+class Network(Result):
+    """`file`: W [K, D], b [K], U [K, H], V [H, D], c [H]."""
+
+    file: File
+
+
+@stage(version=1, libraries=LIBRARIES, uses_model=True)
+def network(
+    options: NetworkOptions, embedded: Embedded, bank: Bank, candidates: File, setting: Setting
+) -> Network:
+    """The network, trained on the anchor candidates' embeddings and evidence."""
+    import numpy as np
+    import torch
+    from safetensors.torch import save_file
+
+    from tasks.config.task import derive_seed
+    from tasks.embed import read_embeddings
+    from tasks.lora.bank import read_bank
+    from tasks.prepare import users_in_order
+    from tasks.results.store import store
+    from tasks.running.slots import gpu_slot
+    from tasks.text.loading import load
+    from tasks.text.tokens import tokens_of
+    from tasks.training import log_likelihoods
+
+    ids, points = read_embeddings(embedded)["anchor"]
+    users = users_in_order(candidates, ids)
+    with gpu_slot():
+        loaded, loras = load(setting.base, setting.compute), read_bank(store().path(bank.file))
+        samples = tokens_of(setting.questions, setting.base, loaded, "profile", users)
+        few = [own[: options.items] for own in samples]
+        evidence = log_likelihoods(loaded, loras, few, engine=setting.base.engine)
+    wanted = torch.from_numpy(evidence / options.temperature).softmax(1)
+    seed = derive_seed(setting.seed, "hypernetwork")
+    made = fitted(torch.from_numpy(np.asarray(points, np.float64)), wanted, options, seed)
+    with store().new("network") as folder:
+        save_file(made, folder.path / FILE)
+    return Network(file=folder.file(FILE))
+
+
+def fitted(points: Tensor, wanted: Tensor, options: NetworkOptions, seed: int) -> Weights:
+    """The network's numbers (float64): points [U, D], wanted [U, K], whose rows sum to 1.
+
+    All candidates in every step of Adam; W, b and U begin at 0, so it begins with equal weights.
+    """
+    import torch
+
+    size, anchors = points.shape[1], wanted.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(options.hidden, size + 1, generator=generator, dtype=torch.float64)
+    numbers = {
+        "W": points.new_zeros(anchors, size),
+        "b": points.new_zeros(anchors),
+        "U": points.new_zeros(anchors, options.hidden),
+        "V": drawn[:, :size],
+        "c": drawn[:, size],
+    }
+    numbers = {name: one.contiguous().requires_grad_() for name, one in numbers.items()}
+    leaves = [*numbers.values()]
+    adam = torch.optim.Adam(leaves, lr=options.learning_rate)
+    with torch.enable_grad():
+        for _ in range(options.steps):
+            log_w = _logits(numbers, points).log_softmax(1)
+            squares = sum((one**2).sum() for one in leaves)
+            loss = -(wanted * log_w).sum(1).mean() + options.decay / 2 * squares
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+    return {name: one.detach() for name, one in numbers.items()}
+
+
+def _logits(numbers: Weights, points: Tensor) -> Tensor:
+    """[U, K] of points [U, D]."""
+    hidden = (points @ numbers["V"].T + numbers["c"]).tanh()
+    return points @ numbers["W"].T + numbers["b"] + hidden @ numbers["U"].T
+
+
+@stage(version=1, libraries=("torch", "numpy", "polars"))
+def predicted(
+    top_m: int, network: Network, embedded: Embedded, bank: Bank, before: Recipes
+) -> Recipes:
+    """Every few-shot user's recipe: the `top_m` anchors of the largest weights by the network."""
+    import numpy as np
+    import polars as pl
+    import torch
+    from safetensors.torch import load_file
+
+    from tasks.config.options import FusionOptions
+    from tasks.fusion import TABLE, unit_vectors
+    from tasks.method.weights import by_evidence
+    from tasks.results.store import store
+
+    ids, users, anchors = unit_vectors(embedded, bank)
+    numbers = load_file(store().path(network.file))
+    log_w = _logits(numbers, torch.from_numpy(np.asarray(users, np.float64))).log_softmax(1)
+    # In six decimals, as company moves the last bits.
+    known = np.round(log_w.numpy(), 6)
+    options = FusionOptions(top_m=top_m, weights="evidence", evidence_temperature=1.0)
+    members, similarities, weights = by_evidence(users @ anchors.T, known, options)
+    with store().new("predicted") as folder:
+        columns = {
+            "user_id": ids,
+            "anchors": [[bank.names[k] for k in own] for own in members],
+            "similarities": similarities.tolist(),
+            "weights": weights.tolist(),
+            "seconds": [0.0] * len(ids),
+        }
+        pl.DataFrame(columns).write_parquet(folder.path / TABLE)
+    update = {"table": folder.file(TABLE), "anchors_per_user": members.shape[1]}
+    return before.model_copy(update=update)
+
+
+def recipes(
+    config: MethodConfig, users: Prepared, embedded: Embedded, merged: Merged, setting: Setting
+) -> Recipes:
+    """The recipes by the network, trained once for all users."""
+    options = NetworkOptions()
+    made = network(options, embedded, merged.bank, users.anchor, setting)
+    return predicted(config.fusion.top_m, made, embedded, merged.bank, merged.recipes)
+
+
+METHOD = Method(
+    "hypernetwork",
+    order=33,
+    # So that no evidence is asked for, of which it needs none.
+    settings={"fusion": {"weights": "cosine", "order": "right", "merge": "exact"}},
+    merged=True,
+    recipes=recipes,
+    default=False,
+)
