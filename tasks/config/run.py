@@ -139,6 +139,11 @@ def _adapters_by_evidence(config: TaskConfig) -> None:
         own, method = config.method(name), METHODS[name]
         if not (own.bank.adapters and method.merged):
             continue
+        if method.bank:
+            raise InputError(
+                f"configuration: methods: {name} trains a bank of its own; leave it out, or "
+                "bank.adapters"
+            )
         for option, needed in (("weights", "evidence"), ("shortlist", None)):
             value = getattr(own.fusion, option)
             if value == needed or (option == "weights" and own.fusion.by_evidence):

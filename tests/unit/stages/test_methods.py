@@ -139,6 +139,7 @@ def test_what_methods_are_made_of() -> None:
         "stack_only": (False, False, "stacking"),
         "mta": (False, True, "stacking"),
         "mta_prior": (False, True, "stacking"),
+        "group_experts": (False, True, "stacking"),
         "mta_published": (False, True, "stacking"),
         "commonest_of_all": (False, False, None),
         "commonest": (False, False, None),
