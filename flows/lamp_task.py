@@ -171,7 +171,7 @@ def all_answers(
         merging = merging_of(mergings, name)
         merged = merging.merged if merging else None
         setting, how = setting_of(config, own, users, base), how_answered(own)
-        fitted = method.fit(own, users, base) if method.fit else None
+        fitted = method.fit(own, users, setting, merged) if method.fit else None
         same = known.answers.get(name, ()) if known and not method.uses_items else ()
         before = {answered.users: answered for answered in same}
         for number, batch in enumerate(batches):

@@ -46,7 +46,8 @@ class Adapted:
     """The LoRAs of a batch's users, in their order, that the engine applies when it answers.
 
     keys: what each user's LoRAs depend on. works: what making each user's took. merger: of the
-    merged LoRAs below, if there are any. own: the users' own, and the file with them.
+    merged LoRAs below, if there are any. own: the users' own, and the file with them. kept: bytes
+    that one user's own is made of, where that is less than its numbers.
     """
 
     keys: list[Any]
@@ -54,10 +55,13 @@ class Adapted:
     merger: Merger | None = None
     own: Bank | None = None
     file: File | None = None
+    kept: int | None = None
 
     @property
     def bytes_per_user(self) -> int:
-        """What one user's own LoRA takes in float32."""
+        """What one user's own LoRA takes in float32, or what it is made of."""
+        if self.kept is not None:
+            return self.kept
         layers = self.own.layers.values() if self.own else ()
         return sum(4 * (a[0].numel() + b[0].numel()) for a, b in layers)
 

@@ -12,8 +12,9 @@ gradient with respect to the input embeddings' weight [V, d] does, by a backward
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -103,17 +104,40 @@ def mean_states(base: Base, samples: Sequence[Encoded], positions: int = STATE_P
     """The last hidden states of each prompt, averaged over its tokens: [N, d] (float32, CPU)."""
 
     def vectors(batch: Batch) -> Tensor:
-        output = base.model.base_model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-        )
-        states: Tensor = output.last_hidden_state.float()
+        states = _states(base, batch).float()
         mask = batch.attention_mask[..., None]
         return (states * mask).sum(1) / mask.sum(1)
 
     return _row_by_row(base, samples, positions, vectors)
+
+
+@contextmanager
+def hooked(base: Base, names: Sequence[str], hook: Callable[..., Any]) -> Iterator[None]:
+    """`hook(name, input, output)` after each of these layers; what it gives is put out instead."""
+    with ExitStack() as stack:
+        for name in names:
+
+            def after(_: Any, x: tuple[Tensor, ...], out: Tensor, name: str = name) -> Any:
+                return hook(name, x[0], out)
+
+            stack.callback(base.model.get_submodule(name).register_forward_hook(after).remove)
+        yield
+
+
+def mean_inputs(base: Base, names: Sequence[str], samples: Sequence[Encoded]) -> dict[str, Tensor]:
+    """What enters each layer [in], averaged over all tokens of the samples (float32, CPU)."""
+    tokens = sum(sample.length for sample in samples)
+    sums: dict[str, Any] = {}
+    for some in micro_batches([(1, one.length, one.length) for one in samples], STATE_POSITIONS):
+        batch = collate(base, [samples[i] for i in some])
+        mask = batch.attention_mask[..., None]
+
+        def add(name: str, x: Tensor, _: Tensor, mask: Tensor = mask) -> None:
+            sums[name] = sums.get(name, 0.0) + (x.float() * mask).sum((0, 1)).cpu() / tokens
+
+        with hooked(base, names, add), torch.no_grad():
+            _states(base, batch)
+    return sums
 
 
 def projection(size: int, to: int, seed: int) -> Tensor | None:
@@ -144,6 +168,18 @@ def _row_by_row(
     made = [vectors(collate(base, [samples[i] for i in one])).flatten(1).cpu() for one in batches]
     order = torch.tensor([i for one in batches for i in one])
     return torch.cat(made)[order.argsort()]
+
+
+def _states(base: Base, batch: Batch) -> Tensor:
+    """The last hidden states [B, T, d] of a batch; past the output embedding nothing is run."""
+    output = base.model.base_model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    )
+    states: Tensor = output.last_hidden_state
+    return states
 
 
 def _labels(batch: Batch) -> tuple[Tensor, Tensor]:

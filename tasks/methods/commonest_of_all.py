@@ -14,7 +14,7 @@ from tasks.results.stage import stage
 
 if TYPE_CHECKING:
     from tasks.config.task import MethodConfig
-    from tasks.results.models import Base, Prepared
+    from tasks.results.models import Prepared
     from tasks.stacking import Batch
 
 
@@ -33,7 +33,7 @@ def common_answer(base: File, anchor: File) -> CommonAnswer:
     return CommonAnswer(answer=min(counts, key=lambda answer: (-counts[answer], answer)))
 
 
-def fit(_config: MethodConfig, users: Prepared, _base: Base) -> Result:
+def fit(_config: MethodConfig, users: Prepared, *_: object) -> Result:
     """The answer for everybody."""
     return common_answer(users.base, users.anchor)
 

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from tasks.results.models import (
         Anchors,
         Bank,
-        Base,
         Embedded,
         Merged,
         Prepared,
@@ -41,8 +40,8 @@ class Method:
     bank: a stage's bank in place of the usual one, which it is given. recipes: a stage's recipes in
     place of those by `fusion`, which it is given with the bank. Both are of methods that merge, and
     are called in the flow; a plan takes what such a stage is given as `before`.
-    fit: what is made once, for all users, beside the bank, by a stage (a router, say); called in
-    the flow. It reaches `adapt` as `batch.fitted`.
+    fit: what is made once, for all users, beside the bank if any, by a stage (a router, say);
+    called in the flow. It reaches `adapt` as `batch.fitted`.
     adapt: what makes the LoRAs of a batch of users, where the model is run; None stands for
     `merged_and_trained` (tasks/stacking.py).
     answer: what answers in the engine's place: per user of the batch, an answer to each query.
@@ -63,7 +62,7 @@ class Method:
     trained: str | None = None
     bank: Callable[[MethodConfig, Prepared, Anchors, Bank, Setting], Bank] | None = None
     recipes: Callable[[MethodConfig, Prepared, Embedded, Merged, Setting], Recipes] | None = None
-    fit: Callable[[MethodConfig, Prepared, Base], Result] | None = None
+    fit: Callable[[MethodConfig, Prepared, Setting, Merged | None], Result] | None = None
     adapt: Callable[[Batch], Adapted] | None = None
     answer: Callable[[Batch], list[list[str]]] | None = None
     about: Callable[[Batch], list[tuple[str, float]]] | None = None

@@ -23,7 +23,7 @@ from tasks.plan.stages import Planner
 from tasks.plan.work import TaskPlan, Work
 from tasks.prepare import prepared_users
 from tasks.record import File
-from tasks.results.models import Base, Prepared
+from tasks.results.models import Base, Prepared, Setting
 from tasks.results.stage import stage
 from tasks.stand_in import planned_by
 from tasks.text.questions import questions_of
@@ -314,8 +314,8 @@ def routed(users: File, base: Base) -> Base:
 def test_a_stage_of_a_methods_own_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fit(_config: MethodConfig, users: Prepared, base: Base) -> Any:
-        return routed(users.base, base)
+    def fit(_config: MethodConfig, users: Prepared, setting: Setting, merged: None) -> Any:
+        return routed(users.base, setting.base)
 
     monkeypatch.setitem(METHODS, "base", replace(METHODS["base"], fit=fit))
     notes = notes_of(config_at(tmp_path, methods=["base"]))

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from tasks.config.task import MethodConfig
 from tasks.methods.method import Method
-from tasks.results.models import Base, Prepared, Training
+from tasks.results.models import Merged, Prepared, Setting, Training
 from tasks.record import Result, key_of
 from tasks.results.stage import stage
 from tasks.stacking import Adapted, Batch
@@ -49,7 +49,7 @@ def strength(users: Prepared) -> Strength:
     return Strength(share=1 / len(users.few_shot_ids))
 
 
-def fit(config: MethodConfig, users: Prepared, base: Base) -> Result:
+def fit(config: MethodConfig, users: Prepared, setting: Setting, merged: Merged) -> Result:
     return strength(users)
 
 
