@@ -8,7 +8,7 @@ from tasks.methods.method import Method
 
 METHOD = Method(
     "factors",
-    order=32,
+    order=36,
     settings={"fusion": {"weights": "learned", "order": "right", "merge": "exact"}},
     merged=True,
     default=False,

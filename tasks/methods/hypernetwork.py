@@ -167,7 +167,7 @@ def recipes(
 
 METHOD = Method(
     "hypernetwork",
-    order=33,
+    order=37,
     # So that no evidence is asked for, of which it needs none.
     settings={"fusion": {"weights": "cosine", "order": "right", "merge": "exact"}},
     merged=True,

@@ -156,7 +156,7 @@ class Mixing:
 
 METHOD = Method(
     "mixture_of_answers",
-    order=36,
+    order=39,
     merged=True,
     answer=mixed_answers,
     passes=None,

@@ -135,6 +135,7 @@ def test_what_methods_are_made_of() -> None:
         "profile_summary": (False, False, None),
         "factors": (False, True, None),
         "hypernetwork": (False, True, None),
+        "per_pcs": (False, True, None),
         "mixture_of_answers": (False, True, None),
         "stack_only": (False, False, "stacking"),
         "mta": (False, True, "stacking"),

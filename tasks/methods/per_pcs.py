@@ -1,0 +1,185 @@
+"""A user's LoRA assembled of pieces of the anchors' LoRAs, layer by layer, without training.
+
+The idea of Per-Pcs (arXiv 2406.10471). A piece is an anchor's A and B of one layer. Each has a gate
+g [in], trained on the anchor's items with the LoRA frozen:
+
+    y = W x + scale * sigmoid(g . x) B A x
+
+A user's items go through the base model once. With h, the mean of what enters a layer over all
+tokens, the layer's `top_m` pieces of the largest g . h are weighed by the softmax of these. What a
+user keeps are the pieces' numbers and weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import cycle, islice
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from tasks.methods.method import Method
+from tasks.record import File, Options, Result, key_of
+from tasks.results.models import Bank, Setting
+from tasks.results.stage import stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tasks.config.task import MethodConfig
+    from tasks.lora.adapters import Lora
+    from tasks.lora.bank import Bank as LoadedBank
+    from tasks.lora.base import Base
+    from tasks.lora.batches import Encoded
+    from tasks.results.models import Merged, Prepared, Training
+    from tasks.stacking import Adapted, Batch
+
+# Raised when other LoRAs are assembled of the same gates.
+VERSION = 1
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "peft")
+FILE = "gates.safetensors"
+# Bytes of a piece's number and weight.
+PIECE = 2 + 4
+# Of each layer by name: gates [K, in], or the mean of what enters it [in].
+Vectors = dict[str, "Tensor"]
+
+
+class GateOptions(Options):
+    """How gates are trained: steps of Adam, each on the next `items` of the anchor's items."""
+
+    steps: int = Field(50, ge=0)
+    learning_rate: float = Field(0.01, gt=0.0)
+    items: int = Field(8, ge=1)
+
+
+class Gates(Result):
+    """`file`: per layer the gates of all anchors [K, in]."""
+
+    file: File
+
+
+@stage(version=1, libraries=LIBRARIES, uses_model=True)
+def gates(options: GateOptions, bank: Bank, candidates: File, setting: Setting) -> Gates:
+    """The gates of the bank's pieces, trained on each anchor's own items."""
+    from safetensors.torch import save_file
+
+    from tasks.lora.bank import read_bank
+    from tasks.lora.tokens import joined
+    from tasks.prepare import users_in_order
+    from tasks.results.store import store
+    from tasks.running.slots import gpu_slot
+    from tasks.text.loading import load
+    from tasks.text.tokens import tokens_of
+
+    questions, base = setting.questions, setting.base
+    with gpu_slot():
+        loaded, loras = load(base, setting.compute), read_bank(store().path(bank.file))
+        anchors = [users_in_order(candidates, one.members) for one in bank.members]
+        samples = [joined(tokens_of(questions, base, loaded, "profile", own)) for own in anchors]
+        made = trained_gates(loaded, loras, samples, options)
+    with store().new("gates") as folder:
+        save_file(made, folder.path / FILE)
+    return Gates(file=folder.file(FILE))
+
+
+def trained_gates(
+    base: Base, bank: LoadedBank, samples: Sequence[Sequence[Encoded]], options: GateOptions
+) -> Vectors:
+    """Gates (CPU), from 0 on. samples: of each anchor, taken in turn."""
+    import torch
+
+    from tasks.lora.forward import label_losses, row_limit
+    from tasks.lora.packing import pack
+    from tasks.lora.signature import hooked
+
+    found: dict[str, list[Tensor]] = {name: [] for name in bank.layers}
+    for number, own in enumerate(samples):
+        lora, stream = bank.of([number]).to(base.device).one(0), cycle(own)
+        made = {name: torch.zeros_like(a[0]) for name, (a, _) in lora.layers.items()}
+        leaves = [one.requires_grad_() for one in made.values()]
+        adam = torch.optim.Adam(leaves, lr=options.learning_rate)
+        with hooked(base, [*made], partial(gated, lora, made)):
+            for _ in range(options.steps):
+                step = [[*islice(stream, options.items)]]
+                packed = pack(step, base.tokenizer.pad_token_id, row_limit(base, step))
+                loss = label_losses(base, packed.to(base.device)).mean()
+                for one, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
+                    one.grad = gradient
+                adam.step()
+        for name, one in made.items():
+            found[name].append(one.detach().cpu())
+    return {name: torch.stack(own) for name, own in found.items()}
+
+
+def gated(lora: Lora, gates: Vectors, name: str, x: Tensor, out: Tensor) -> Tensor:
+    """A layer's output with its piece, weighed token by token."""
+    a, b = lora.layers[name]
+    wide = x.to(a.dtype)
+    update = (wide @ gates[name]).sigmoid()[..., None] * (wide @ a.T @ b.T)
+    return out + (lora.scale * update).to(out.dtype)
+
+
+def assemble(bank: LoadedBank, gates: Vectors, means: Vectors, top: int) -> Lora:
+    """The LoRA, of rank `top` * r, of a user by the mean inputs of layers."""
+    from tasks.lora.adapters import Lora
+
+    layers = {}
+    for name, (a, b) in bank.layers.items():
+        scores = gates[name] @ means[name]
+        best = scores.argsort(descending=True, stable=True)[:top]
+        heavy = scores[best].softmax(0)[:, None, None] * b[best]
+        layers[name] = (a[best].flatten(0, 1), heavy.transpose(0, 1).flatten(1))
+    return Lora(layers, bank.scale)
+
+
+def assembled(batch: Batch) -> Adapted:
+    """The LoRAs of a batch's users, assembled of pieces."""
+    from safetensors.torch import load_file
+
+    from tasks.lora.signature import mean_inputs
+    from tasks.results.models import Training
+    from tasks.results.store import store
+    from tasks.running.slots import gpu_slot
+    from tasks.text.loading import load
+    from tasks.text.questions import content
+    from tasks.text.tokens import tokens_of
+
+    setting, merger, fitted = batch.setting, batch.merger, batch.fitted
+    assert merger
+    assert isinstance(fitted, Gates)
+    bank, trained = merger.bank, load_file(store().path(fitted.file))
+    top = len(merger.recipes[batch.names[0]].anchors)
+    shared = key_of("per_pcs", VERSION, fitted, merger.merged.bank, top, setting)
+    keys = [key_of(shared, content(user["profile"])) for user in batch.users]
+
+    def make(numbers: Sequence[int], _: object) -> Iterator[tuple[Lora, Training]]:
+        users = [batch.users[number] for number in numbers]
+        with gpu_slot():
+            loaded = load(setting.base, setting.compute)
+            for own in tokens_of(setting.questions, setting.base, loaded, "profile", users):
+                started = time.perf_counter()
+                lora = assemble(bank, trained, mean_inputs(loaded, [*trained], [*own]), top)
+                yield lora, Training(items=len(own), seconds=time.perf_counter() - started)
+
+    return replace(batch.stacked(keys, make), kept=PIECE * top * len(bank.layers))
+
+
+def fit(config: MethodConfig, users: Prepared, setting: Setting, merged: Merged | None) -> Result:
+    """The gates, trained once for all users."""
+    assert merged
+    return gates(GateOptions(), merged.bank, users.anchor, setting)
+
+
+METHOD = Method(
+    "per_pcs",
+    order=38,
+    # So that no evidence is asked for, of which it needs none.
+    settings={"fusion": {"weights": "cosine", "order": "right", "merge": "exact"}},
+    merged=True,
+    fit=fit,
+    adapt=assembled,
+    default=False,
+)
