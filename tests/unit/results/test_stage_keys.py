@@ -19,6 +19,7 @@ from tasks.config.options import (
     ComputeOptions,
     EmbeddingOptions,
     FusionOptions,
+    LearnedOptions,
     PriorOptions,
     TaskAdaptOptions,
     TinyModelOptions,
@@ -27,6 +28,8 @@ from tasks.config.options import (
 from tasks.embed import Embedding
 from tasks.lamp.definitions import TASKS
 from tasks.lamp.options import PromptOptions, SplitOptions, SyntheticOptions
+from tasks.methods.hypernetwork import Network, NetworkOptions
+from tasks.methods.per_pcs import GateOptions
 from tasks.own_bank import GivenAdapter
 from tasks.record import File, Result
 from tasks.results.models import (
@@ -150,7 +153,12 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "meta_lora": (TRAINED, (ANCHOR,), file("anchor"), SETTING),
     "bank": ((LORA,), ANCHORS, "LaMP-2M, mta"),
     "own_bank": ((GivenAdapter(name="a", path="/adapters/a", content="hash"),), BASE),
+    "learned_weights": (LearnedOptions(), MERGED, file("few_shot"), SETTING),
     "common_answer": (file("base"), file("anchor")),
+    "experts": (TRAINED, 3, BANK, file("base"), file("anchor"), SETTING),
+    "network": (NetworkOptions(), EMBEDDED, BANK, file("anchor"), SETTING),
+    "predicted": (3, Network(file=file("network"), **NOTED), EMBEDDED, BANK, RECIPES),
+    "gates": (GateOptions(), BANK, file("anchor"), SETTING),
     "evidence": (3, EMBEDDED, BANK, file("few_shot"), SETTING),
     "fusion": (FusionOptions(shortlist=3), EMBEDDED, BANK,
                Evidence(table=file("evidence"), **NOTED)),
