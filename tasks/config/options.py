@@ -237,11 +237,17 @@ class PlanOptions(Options):
 
 
 class ComputeOptions(Options):
-    """Where it runs. It decides no result; the last bits follow the threads of torch on a CPU."""
+    """Where it runs. It decides no result; the last bits follow the threads of torch on a CPU.
+
+    `adapter_dtype` rounds as `base.dtype` does, and follows from it and the device by default.
+    """
 
     outside_key: ClassVar[bool] = True
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    # Of the LoRAs' products; their weights and AdamW's moments are float32. auto: bfloat16 over a
+    # bfloat16 base on a GPU, else float32.
+    adapter_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     # Of torch on the CPU. None: `cpus_per_job` on Ray; else one for the tiny model, whose steps are
     # too small to share, and OMP_NUM_THREADS, or all cores without it, for others.
     threads: int | None = Field(None, ge=1)

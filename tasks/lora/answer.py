@@ -48,7 +48,7 @@ def answer_users(
         rows = max(map(len, asked))
         # Rows to fill up with repeat the user's first question; their answers are dropped.
         filled = [one for part in asked for one in [*part, *[part[0]] * (rows - len(part))]]
-        with assigned(layers, *parts([user for user, _ in batch])):
+        with assigned(layers, *parts([user for user, _ in batch]), base.adapter_dtype):
             answers = greedy(base, filled, max_new_tokens)
         for place, (user, span) in enumerate(batch):
             count = span.stop - span.start
@@ -77,7 +77,7 @@ def log_likelihoods(
 
     def measure(batch: list[Span]) -> None:
         own = [samples[user][span] for user, span in batch]
-        with assigned(layers, *parts([user for user, _ in batch])):
+        with assigned(layers, *parts([user for user, _ in batch]), base.adapter_dtype):
             scores = _log_p(base, own, rows)
         for (user, span), some in zip(batch, scores, strict=True):
             results[user][span] = some
@@ -106,7 +106,7 @@ def answer_log_p(
     found: list[list[list[Tensor]]] = [[[]] * len(own) for own in asked]
 
     def measure(batch: list[Span]) -> None:
-        with assigned(layers, *parts([user for user, _ in batch])):
+        with assigned(layers, *parts([user for user, _ in batch]), base.adapter_dtype):
             log_p = iter(_token_log_p(base, [asked[user][span] for user, span in batch], rows))
         for user, span in batch:
             for number in range(span.start, span.stop):

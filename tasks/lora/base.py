@@ -39,6 +39,7 @@ class Base:
     """A frozen base model in eval mode, and its tokenizer.
 
     max_tokens: of prompt and answer. end: the token that ends an answer; None: end of text.
+    adapter_dtype: of the LoRAs' products; None: the LoRAs' own.
     """
 
     model: Any
@@ -46,6 +47,7 @@ class Base:
     device: torch.device
     max_tokens: int
     end: int | None = None
+    adapter_dtype: torch.dtype | None = None
 
     @property
     def end_of_answer(self) -> int:
@@ -71,12 +73,19 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
+def pick_adapter_dtype(name: str, device: torch.device, base: torch.dtype) -> torch.dtype | None:
+    """`auto` is bfloat16 over a bfloat16 base on a GPU; None, the LoRAs' own float32, elsewhere."""
+    narrow = device.type == "cuda" and base == torch.bfloat16
+    return torch.bfloat16 if name == "bfloat16" or (name == "auto" and narrow) else None
+
+
 def load_base(
     folder: Path,
     *,
     max_tokens: int,
     device: str = "auto",
     dtype: str = "auto",
+    adapter_dtype: str = "auto",
     gradient_checkpointing: bool = False,
     chat: str = "auto",
     quantisation: str = "none",
@@ -108,10 +117,12 @@ def load_base(
     if gradient_checkpointing:
         # Non-reentrant: gradients must reach the LoRAs although the embeddings are frozen.
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return as_base(model, tokenizer, target, max_tokens)
+    return as_base(model, tokenizer, target, max_tokens, adapter_dtype)
 
 
-def as_base(model: Any, tokenizer: Any, device: torch.device, max_tokens: int) -> Base:
+def as_base(
+    model: Any, tokenizer: Any, device: torch.device, max_tokens: int, adapter_dtype: str = "auto"
+) -> Base:
     """A model in memory, as the engine takes it: on `device`, frozen, answering greedily."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -119,7 +130,8 @@ def as_base(model: Any, tokenizer: Any, device: torch.device, max_tokens: int) -
     model.generation_config = _greedy(model.generation_config, tokenizer, end)
     model.to(device).requires_grad_(False)
     model.config.use_cache = True
-    return Base(model.eval(), tokenizer, device, most_tokens(model.config, max_tokens), end)
+    low = pick_adapter_dtype(adapter_dtype, device, model.dtype)
+    return Base(model.eval(), tokenizer, device, most_tokens(model.config, max_tokens), end, low)
 
 
 def _model(folder: Path, dtype: torch.dtype, quantised: dict[str, Any]) -> Any:

@@ -138,7 +138,8 @@ class Gradients:
             numbers = flat[rows].requires_grad_()
             own = self.loras(numbers, users)
             # Until the gradients are there: with checkpointing the layers run again for them.
-            with assigned(self.layers, self.frozen(users) if self.frozen else None, own):
+            frozen = self.frozen(users) if self.frozen else None
+            with assigned(self.layers, frozen, own, base.adapter_dtype):
                 by_label = label_losses(base, packed)
                 counts = by_label.new_tensor([labels[user] for user in users])
                 means = sum_by(by_label, packed.user, len(users)) / counts

@@ -42,20 +42,25 @@ class GroupedLinear(nn.Module):
         """The base weight: some models look at it."""
         return cast(Tensor, self.linear.weight)
 
-    def set(self, frozen: Part | None, trained: Part | None) -> None:
-        """Set the users whose rows come next; without any part it is the base layer."""
+    def set(
+        self, frozen: Part | None, trained: Part | None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Set the users whose rows come next; without any part it is the base layer.
+
+        dtype: of the products, and of what the LoRAs' gradients are rounded to; None: the LoRAs'.
+        """
         joined = None
         if parts := [part for part in (frozen, trained) if part]:
             with torch.no_grad():
                 joined = (
-                    torch.cat([a for a, _, _ in parts], 1),
-                    torch.cat([scale * b for _, b, scale in parts], 2),
+                    torch.cat([a for a, _, _ in parts], 1).to(dtype),
+                    torch.cat([scale * b for _, b, scale in parts], 2).to(dtype),
                 )
         # Past torch's own setting of attributes, which is slow: every step sets every layer.
         vars(self).update(trained=trained, joined=joined)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` [U * n, T, in] (or [U, in]) to [U * n, T, out]; computed in the adapters' dtype."""
+        """`x` [U * n, T, in] (or [U, in]) to [U * n, T, out]; its LoRAs as `set` says."""
         if self.joined is None:
             return cast(Tensor, self.linear(x))
         weight, bias, y = None, None, None
@@ -100,7 +105,7 @@ class _Product(torch.autograd.Function):
         if rows.dtype == low.dtype:
             rows.baddbmm_(low, up)
         else:
-            # A bfloat16 base: the sum is made in the adapters' float32, as in PEFT, then rounded.
+            # A bfloat16 base: the sum is made in the LoRAs' float32, as in PEFT, then rounded.
             rows.copy_(rows + torch.bmm(low, up))
         rank = 0 if a is None else a.shape[1]
         ctx.rank, ctx.scale = rank, scale
@@ -154,17 +159,23 @@ def grouped(model: nn.Module, names: Sequence[str]) -> Iterator[Layers]:
 
 
 @contextmanager
-def assigned(layers: Layers, frozen: LoraBatch | None, trained: LoraBatch | None) -> Iterator[None]:
+def assigned(
+    layers: Layers,
+    frozen: LoraBatch | None,
+    trained: LoraBatch | None,
+    dtype: torch.dtype | None = None,
+) -> Iterator[None]:
     """`layers` with the LoRAs of the users whose rows come next; without any at the end.
 
-    Raises ValueError for a LoRA on an ungrouped layer.
+    dtype: of their products (`GroupedLinear.set`). Raises ValueError for a LoRA on an ungrouped
+    layer.
     """
     both = (frozen, trained)
     if lost := {name for one in both if one for name in one.layers} - layers.keys():
         raise ValueError(f"{min(lost)} has a LoRA but is not grouped")
     try:
         for name, layer in layers.items():
-            layer.set(*(one.part(name) if one else None for one in both))
+            layer.set(*(one.part(name) if one else None for one in both), dtype)
         yield
     finally:
         for layer in layers.values():

@@ -123,7 +123,7 @@ def _texts(
     longest = max((question.length for question in asked), default=0) + most
     size = max(1, BATCH_FACTOR * default_positions(base) // (anchors * longest))
     texts: list[str] = []
-    with assigned(layers, loras, None):
+    with assigned(layers, loras, None, base.adapter_dtype):
         for start in range(0, len(asked), size):
             part = asked[start : start + size]
             # Rows are anchor by anchor; all of a question's rows are written alike.

@@ -44,7 +44,7 @@ def load(base: Base, compute: ComputeOptions, quantisation: str = "none") -> Loa
             "(base.task_adapt), which 4-bit weights cannot take; use one of the two"
         )
     wanted = (base.content, base.adapter, base.dtype, base.max_tokens, base.chat, quantisation,
-              compute.device, base.gradient_checkpointing)  # fmt: skip
+              compute.device, compute.adapter_dtype, base.gradient_checkpointing)  # fmt: skip
     kept = getattr(_LOADED, "base", None)
     if kept is None or kept[0] != wanted:
         _LOADED.base = kept = None  # before the next one takes memory
@@ -53,6 +53,7 @@ def load(base: Base, compute: ComputeOptions, quantisation: str = "none") -> Loa
             max_tokens=base.max_tokens,
             device=compute.device,
             dtype=base.dtype,
+            adapter_dtype=compute.adapter_dtype,
             gradient_checkpointing=base.gradient_checkpointing,
             chat=base.chat,
             quantisation=quantisation,

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tasks.errors import InputError
 from tasks.lora.answer import answer_users
-from tasks.lora.base import load_base, pick_device, pick_dtype
+from tasks.lora.base import load_base, pick_adapter_dtype, pick_device, pick_dtype
 from tasks.lora.batches import encode
 from tasks.lora.tiny import batches, train_tiny, train_tokenizer
 from tasks.lora.train import Trained
@@ -136,6 +136,12 @@ def test_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_dtype("auto", gpu) == torch.bfloat16
     assert pick_dtype("bfloat16", cpu) == torch.bfloat16
     assert pick_dtype("float32", gpu) == torch.float32
+    narrow, wide = torch.bfloat16, torch.float32
+    assert pick_adapter_dtype("auto", gpu, narrow) == narrow
+    assert pick_adapter_dtype("auto", gpu, wide) is None
+    assert pick_adapter_dtype("auto", cpu, narrow) is None
+    assert pick_adapter_dtype("bfloat16", cpu, wide) == narrow
+    assert pick_adapter_dtype("float32", gpu, narrow) is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == pick_device("cpu") == cpu
     with pytest.raises(InputError, match=r"compute\.device"):

@@ -72,7 +72,7 @@ OUTSIDE = {
     "ComputeOptions.device", "ComputeOptions.threads", "ComputeOptions.runner",
     "ComputeOptions.workers", "ComputeOptions.max_workers", "ComputeOptions.side_by_side",
     "ComputeOptions.ray_address", "ComputeOptions.gpus_per_job", "ComputeOptions.cpus_per_job",
-    "ComputeOptions.checkpoint_seconds",
+    "ComputeOptions.checkpoint_seconds", "ComputeOptions.adapter_dtype",
 }  # fmt: skip
 
 
