@@ -76,7 +76,9 @@ class LoraBatch:
 
     def of(self, users: Sequence[int]) -> LoraBatch:
         """Those of `users` (their numbers), in this order; gathered on the device."""
-        rows = torch.tensor([*users], device=next(iter(self.layers.values()))[0].device)
+        # The host goes on while they are copied.
+        device = next(iter(self.layers.values()))[0].device
+        rows = torch.tensor([*users]).to(device, non_blocking=True)
         layers = {name: (a[rows], b[rows]) for name, (a, b) in self.layers.items()}
         return LoraBatch(layers, self.scale)
 

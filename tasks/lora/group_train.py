@@ -79,8 +79,9 @@ def train_group(
             todo = {u: [samples[u][i] for i in plans[u][step]] for u in active}
             losses = gradients.fill(adam.grad, adam.flat, todo)
             rates = {u: rates_of[len(plans[u])][step] for u in active}
-            outcome.failed += adam.step(rates, losses)
-            for user, loss in losses.items():
+            failed, seen = adam.step(rates, losses)
+            outcome.failed += failed
+            for user, loss in seen.items():
                 outcome.losses[user].append(loss)
             if checkpoint and checkpoint.due():
                 checkpoint.save(Saved(adam.steps, adam.tensors(), outcome.facts()))
@@ -120,34 +121,38 @@ class Gradients:
     positions: int
     outcome: Outcome
 
-    def fill(self, grad: Tensor, flat: Tensor, todo: dict[int, list[Encoded]]) -> dict[int, float]:
+    def fill(self, grad: Tensor, flat: Tensor, todo: dict[int, list[Encoded]]) -> Tensor:
         """Write the gradient at `flat` [U, P] into `grad` [U, P], 0 for users not in `todo`.
 
-        todo: user -> the samples of the user's step. Returns each of these users' mean loss.
+        todo: user -> the samples of the user's step. Returns each user's mean loss [U] (float64).
+        The host waits for nothing: on a GPU it is ahead by as many micro-batches as there are.
         """
         grad.zero_()
         base, outcome = self.base, self.outcome
         limit = row_limit(base, todo.values())
         labels = {user: sum(len(sample.answer) for sample in own) for user, own in todo.items()}
-        losses = dict.fromkeys(todo, 0.0)
+        losses = torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
 
         def work(batch: list[Span]) -> None:
             users, parts = [user for user, _ in batch], [todo[user][span] for user, span in batch]
             packed = pack(parts, base.tokenizer.pad_token_id, limit).to(base.device)
-            rows = torch.tensor(users, device=base.device)
+            rows = torch.tensor(users).to(base.device, non_blocking=True)
             numbers = flat[rows].requires_grad_()
             own = self.loras(numbers, users)
             # Until the gradients are there: with checkpointing the layers run again for them.
             frozen = self.frozen(users) if self.frozen else None
             with assigned(self.layers, frozen, own, base.adapter_dtype):
                 by_label = label_losses(base, packed)
-                counts = by_label.new_tensor([labels[user] for user in users])
+                counts = torch.tensor([labels[user] for user in users])
+                counts = counts.to(by_label, non_blocking=True)
                 means = sum_by(by_label, packed.user, len(users)) / counts
                 (gradient,) = torch.autograd.grad(means.sum(), numbers)
+            # First what may not fit, then what counts.
+            own_losses = means.detach().double()
             grad.index_add_(0, rows, gradient)
+            losses.index_add_(0, rows, own_losses)
             outcome.computed += packed.input_ids.numel()
-            for user, part, loss in zip(users, parts, means.tolist(), strict=True):
-                losses[user] += loss
+            for user, part in zip(users, parts, strict=True):
                 outcome.tokens[user] += sum(sample.length for sample in part)
 
         positions = max(1, self.positions >> outcome.halved)
@@ -168,24 +173,32 @@ class _AdamW:
         """What changes from step to step: weights and moments, each [U, P]."""
         return {"flat": self.flat, "mean": self.mean, "square": self.square}
 
-    def step(self, rates: dict[int, float], losses: dict[int, float]) -> list[int]:
-        """One step of the rows with a loss; returns those that were not finite and were left."""
+    def step(self, rates: dict[int, float], losses: Tensor) -> tuple[list[int], dict[int, float]]:
+        """One step of the rows with a rate.
+
+        losses: of all rows [U] (float64). Returns the rows that were left, as they were not finite,
+        and the loss of each that has a rate.
+        """
         self.steps += 1
         norms = self.grad.norm(dim=1)
-        finite = torch.isfinite(norms).tolist()
-        failed = [u for u, loss in losses.items() if not (finite[u] and math.isfinite(loss))]
-        moving = [u for u in losses if u not in failed]
+        # The only time in a step that the host waits for the GPU.
+        norm_of, loss_of = torch.stack([norms.double(), losses]).tolist()
+        failed = [u for u in rates if not (math.isfinite(norm_of[u]) and math.isfinite(loss_of[u]))]
+        moving = [u for u in rates if u not in failed]
+        seen = {u: loss_of[u] for u in rates}
         if not moving:
-            return failed
+            return failed, seen
         # All rows at once while all move; a copy of the moving rows when some have stopped.
         everyone = len(moving) == len(self.flat)
-        rows = slice(None) if everyone else torch.tensor(moving, device=self.flat.device)
+        device = self.flat.device
+        rows = slice(None) if everyone else torch.tensor(moving).to(device, non_blocking=True)
         flat, grad = self.flat[rows], self.grad[rows]
         mean, square = self.mean[rows], self.square[rows]
         # torch.nn.utils.clip_grad_norm_, row by row: the factor is capped at 1, with its 1e-6.
         clip = (self.options.max_grad_norm / (norms[rows] + 1e-6)).clamp_(max=1.0)
         grad = grad * clip[:, None]
-        rate = flat.new_tensor([[rates[u]] for u in moving])
+        rate = torch.tensor([[rates[u]] for u in moving], dtype=flat.dtype)
+        rate = rate.to(device, non_blocking=True)
         flat.mul_(1.0 - rate * self.options.weight_decay)
         mean.lerp_(grad, 1.0 - BETA1)
         square.mul_(BETA2).addcmul_(grad, grad, value=1.0 - BETA2)
@@ -193,4 +206,4 @@ class _AdamW:
         flat.sub_(rate / (1.0 - BETA1**self.steps) * mean / root)
         if not everyone:
             self.flat[rows], self.mean[rows], self.square[rows] = flat, mean, square
-        return failed
+        return failed, seen

@@ -64,12 +64,12 @@ class MergedUsers:
         return self.kept.of(users) if self.kept else self._merge(users)
 
     def _merge(self, users: Sequence[int]) -> LoraBatch:
-        rows = torch.tensor([*users], device=self.members.device)
+        rows = torch.tensor([*users]).to(self.members.device, non_blocking=True)
         return self.weighed(users, self.weights[rows])
 
     def weighed(self, users: Sequence[int], weights: Tensor) -> LoraBatch:
         """As `parts`, with other weights [U, m] of the same anchors; differentiable in them."""
-        members = self.members[torch.tensor([*users], device=self.members.device)]
+        members = self.members[torch.tensor([*users]).to(self.members.device, non_blocking=True)]
         layers = {
             name: _merge_layer(a[members], b[members], weights.to(a.dtype), self.how)
             for name, (a, b) in self.layers.items()

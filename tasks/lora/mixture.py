@@ -59,8 +59,9 @@ def train_weights(
     base.model.train(base.model.is_gradient_checkpointing)
     try:
         for _ in range(steps):
-            for user, loss in gradients.fill(grad, flat, todo).items():
-                outcome.losses[user].append(loss)
+            losses = gradients.fill(grad, flat, todo).tolist()
+            for user in todo:
+                outcome.losses[user].append(losses[user])
             # `fill` has the gradient of the mean over answer tokens.
             flat.grad = counts * grad + penalty * (flat - start)
             adam.step()

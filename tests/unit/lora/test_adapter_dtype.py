@@ -8,6 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from tasks.lora.adapters import LoraBatch
 from tasks.lora.group_train import Gradients
 from tasks.lora.grouped import GroupedLinear, fresh, grouped, shapes_of
 from tasks.lora.merge import MergedUsers
@@ -76,11 +77,12 @@ def test_a_step_is_as_near_to_float32_as_peft_s_autocast() -> None:
     flat += 0.05 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))
     merged = MergedUsers(bank, RECIPES, "exact", base.device)
 
-    def engine(dtype: torch.dtype | None) -> tuple[Tensor, dict[int, float]]:
+    def engine(dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
         gradient, outcome = torch.zeros_like(flat), Outcome(flat, [[] for _ in SEEDS], [0] * 5)
         with grouped(base.model, list(shapes.sizes)) as layers:
-            work = Gradients(replace(base, adapter_dtype=dtype), layers, shapes, SCALE,
-                             merged.parts, 10_000, outcome)  # fmt: skip
+            split = lambda rows, _: LoraBatch(shapes.split(rows), SCALE)  # noqa: E731
+            work = Gradients(replace(base, adapter_dtype=dtype), layers, split, merged.parts,
+                             10_000, outcome)  # fmt: skip
             losses = work.fill(gradient, flat, dict(enumerate(these.samples)))
         return gradient, losses
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, MistralConfig, MistralForCausalLM
 
 from tasks.errors import InputError
@@ -74,11 +75,14 @@ def test_many_users_of_one_size(fresh_base: MakeBase, monkeypatch: pytest.Monkey
     assert max(sizes) == 12
 
 
+Stepped = tuple[list[int], dict[int, float]]
+
+
 class GlobalClip(group_train._AdamW):
     """Faulty: one norm over all users, as `clip_grad_norm_` on the whole matrix would."""
 
-    def step(self, rates: dict[int, float], losses: dict[int, float]) -> list[int]:
-        active = list(losses)
+    def step(self, rates: dict[int, float], losses: Tensor) -> Stepped:
+        active = list(rates)
         total = self.grad[active].norm()
         self.grad[active] *= (self.options.max_grad_norm / (total + 1e-6)).clamp(max=1.0)
         return super().step(rates, losses)
@@ -87,10 +91,10 @@ class GlobalClip(group_train._AdamW):
 class SharedSteps(group_train._AdamW):
     """Faulty: users that have done their steps go on with what gradient they had."""
 
-    def step(self, rates: dict[int, float], losses: dict[int, float]) -> list[int]:
+    def step(self, rates: dict[int, float], losses: Tensor) -> Stepped:
         everyone = range(len(self.flat))
         rates = dict.fromkeys(everyone, self.options.learning_rate) | rates
-        return super().step(rates, dict.fromkeys(everyone, 0.0) | losses)
+        return super().step(rates, losses)
 
 
 @pytest.mark.parametrize("faulty", [GlobalClip, SharedSteps])
