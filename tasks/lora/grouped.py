@@ -30,6 +30,10 @@ from tasks.lora.targets import AnyModel, Names, Sizes, target_layers
 
 # Numbers of a LoRA from which threads pay for themselves.
 WIDE = 2**18
+# In half precision ranks are filled up with zeros to a multiple of it: a GPU's kernels like rows of
+# 16 bytes (x A^T of 16,384 x 2,048 on an H200: .049 ms for rank 20, .036 for 24).
+ALIGNED = 8
+_HALF = (torch.bfloat16, torch.float16)
 
 
 class GroupedLinear(nn.Module):
@@ -56,6 +60,10 @@ class GroupedLinear(nn.Module):
         """
         joined = None
         if parts := [part for part in (frozen, trained) if part]:
+            if short := -sum(a.shape[1] for a, _, _ in parts) % ALIGNED if dtype in _HALF else 0:
+                a, b, _ = parts[0]
+                nothing = (a.new_zeros(len(a), short, a.shape[2]), b.new_zeros(*b.shape[:2], short))
+                parts.insert(0, (*nothing, 1.0))
             with torch.no_grad():
                 joined = (
                     torch.cat([a for a, _, _ in parts], 1).to(dtype),
@@ -113,8 +121,10 @@ class _Product(torch.autograd.Function):
             # A bfloat16 base: the sum is made in the LoRAs' float32, as in PEFT, then rounded.
             rows.copy_(rows + torch.bmm(low, up))
         rank = 0 if a is None else a.shape[1]
+        # The trained rows alone; in half precision the products of all of them are faster.
+        ctx.first = 0 if low.dtype in _HALF else low.shape[2] - rank
         ctx.rank, ctx.scale = rank, scale
-        ctx.save_for_backward(x, weight, low[:, :, low.shape[2] - rank :], wide_a, wide_b)
+        ctx.save_for_backward(x, weight, low[:, :, ctx.first :], wide_a, wide_b)
         return out
 
     @staticmethod
@@ -138,9 +148,9 @@ class _Product(torch.autograd.Function):
             # Weights of an exact merge stand in B alone.
             if ctx.needs_input_grad[4]:
                 inputs = _by_user(x, wide_a).to(wide_a.dtype)
-                own = through_b[:, :, through_b.shape[2] - ctx.rank :]
-                of_a = torch.bmm(own.transpose(1, 2), inputs)
-            of_b = torch.bmm(rows.transpose(1, 2), low).mul_(ctx.scale)
+                own = through_b[:, :, ctx.first :]
+                of_a = torch.bmm(own.transpose(1, 2), inputs)[:, -ctx.rank :]
+            of_b = torch.bmm(rows.transpose(1, 2), low)[:, :, -ctx.rank :].mul_(ctx.scale)
         of_y = gradient if ctx.needs_input_grad[1] else None
         return of_x, of_y, None, None, of_a, of_b, None, None, None
 
