@@ -102,6 +102,9 @@ class Bench:
             "positions": positions,
             "padding": round(outcome.padding, 4) if outcome else None,
             "halved": outcome.halved if outcome else None,
+            "losses": [round(statistics.mean(one), 4) for one in zip(*outcome.losses, strict=True)]
+            if outcome
+            else None,
             "peak_bytes": peak_bytes(self.device),
             "bytes_per_user": 4 * engine.shapes.width,
             "waits_of_a_step": sum(waits.places.values()),
