@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tasks.errors import InputError, short
+from tasks.lora.devices import in_half_on_gpu, pick_adapter_dtype, pick_device, pick_dtype
+from tasks.lora.norms import fuse
 
 # Once per load, these drown the log of hundreds of jobs. PEFT 0.21 reads a property that
 # transformers 5 renames.
@@ -53,30 +55,6 @@ class Base:
     def end_of_answer(self) -> int:
         end: int = self.tokenizer.eos_token_id if self.end is None else self.end
         return end
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one. Raises InputError for `cuda` without a GPU."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "compute.device: cuda was asked for, but torch sees no GPU; use auto or cpu"
-        )
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU and float32 elsewhere."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-
-
-def pick_adapter_dtype(name: str, device: torch.device, base: torch.dtype) -> torch.dtype | None:
-    """`auto` is bfloat16 over a bfloat16 base on a GPU; None, the LoRAs' own float32, elsewhere."""
-    narrow = device.type == "cuda" and base == torch.bfloat16
-    return torch.bfloat16 if name == "bfloat16" or (name == "auto" and narrow) else None
 
 
 def load_base(
@@ -129,6 +107,8 @@ def as_base(
     end = end_of_turn(tokenizer)
     model.generation_config = _greedy(model.generation_config, tokenizer, end)
     model.to(device).requires_grad_(False)
+    if in_half_on_gpu(model):
+        fuse(model)
     model.config.use_cache = True
     low = pick_adapter_dtype(adapter_dtype, device, model.dtype)
     return Base(model.eval(), tokenizer, device, most_tokens(model.config, max_tokens), end, low)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from tasks.lora.adapters import LoraBatch
 from tasks.lora.answer import evidence
-from tasks.lora.base import as_base, pick_device, pick_dtype
+from tasks.lora.base import as_base
 from tasks.lora.batches import Encoded
 from tasks.lora.cost import flops
+from tasks.lora.devices import pick_device, pick_dtype
 from tasks.lora.group_train import default_positions, train_group
 from tasks.lora.grouped import fresh, grouped
 from tasks.lora.train import Outcome
@@ -160,22 +160,20 @@ class Bench:
                 "unprofiled_step": round(steps.seconds[1], 4)}  # fmt: skip
 
     def peft(self, engine: Engine, count: int) -> dict[str, Any]:
-        """One user as warm-up, then `count`, each with all ten items."""
+        """One user as warm-up, then `count`, each with all ten items, on a model as it comes."""
         users = list(islice(make_users(self.shape), count + 1))
+        model, _ = make(self.shape, self.dtype)
         with tempfile.TemporaryDirectory() as scratch:
             job = self.job(engine, Path(scratch))
-            train_peft(engine.base.model, users[:1], job, True)
-            call = partial(train_peft, engine.base.model, users[1:], job, True)
-            seconds = timed(call, self.device) / count
-        # PEFT leaves traces on a model: the next case gets a new one.
-        self.engine = None
+            train_peft(model, users[:1], job, True)
+            seconds = timed(lambda: train_peft(model, users[1:], job, True), self.device) / count
         return {"seconds_per_user": round(seconds, 3)}
 
     def published(self, engine: Engine, count: int) -> dict[str, Any]:
         users, questions = list(islice(make_users(self.shape), count)), self.questions(count)
         with tempfile.TemporaryDirectory() as scratch:
             job = self.job(engine, Path(scratch))
-            engine.base.model.save_pretrained(job.base)
+            make(self.shape, self.dtype)[0].save_pretrained(job.base)
             answering: list[float] = []
 
             def one() -> None:
