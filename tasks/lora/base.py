@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tasks.errors import InputError, short
+from tasks.lora import varlen
 from tasks.lora.devices import in_half_on_gpu, pick_adapter_dtype, pick_device, pick_dtype
 from tasks.lora.norms import fuse
 
@@ -108,7 +109,10 @@ def as_base(
     model.generation_config = _greedy(model.generation_config, tokenizer, end)
     model.to(device).requires_grad_(False)
     if in_half_on_gpu(model):
+        # cuDNN's attention makes a plan for every new shape, for .4 s (H200).
+        torch.backends.cuda.enable_cudnn_sdp(False)
         fuse(model)
+        varlen.use(model)
     model.config.use_cache = True
     low = pick_adapter_dtype(adapter_dtype, device, model.dtype)
     return Base(model.eval(), tokenizer, device, most_tokens(model.config, max_tokens), end, low)

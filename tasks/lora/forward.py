@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from tasks.lora import varlen
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, takes
-from tasks.lora.packing import ONE_PER_ROW, Packed, layout
+from tasks.lora.packing import ONE_PER_ROW, ONE_PER_USER, Packed, layout
 
 # x + attention(norm(x)), then x + mlp(norm(x)), with these names for the parts (transformers 5).
 KNOWN_LAYERS = (
@@ -33,9 +34,14 @@ def label_losses(base: Base, packed: Packed) -> Tensor:
     model = base.model
     options: dict[str, Any] = {}
     if not packed.one_per_row:
-        additive = model.config._attn_implementation != "sdpa"
-        options["attention_mask"] = packed.mask(model.dtype, additive)
         options["position_ids"] = packed.position_ids
+        if packed.longest:
+            options |= {"cu_seq_lens_q": packed.ends, "max_length_q": packed.longest}
+            # As transformers looks at it: a mask that is made already. Nobody reads it.
+            options["attention_mask"] = packed.ends[None, None, None]
+        else:
+            additive = model.config._attn_implementation not in ("sdpa", varlen.NAME)
+            options["attention_mask"] = packed.mask(model.dtype, additive)
     with _labels_only(model, packed):
         logits = model(input_ids=packed.input_ids, use_cache=False, **options).logits[0]
     wide = logits if logits.dtype == torch.float64 else logits.float()
@@ -95,8 +101,16 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def row_limit(base: Base, per_user: Iterable[Sequence[Encoded]]) -> int:
-    """The row limit of these users' samples (`layout`), or ONE_PER_ROW where it must be."""
-    return layout(per_user) if may_pack(base.model) else ONE_PER_ROW
+    """The row limit of these users' samples (`layout`), or ONE_PER_ROW where it must be.
+
+    ONE_PER_USER where attention needs no mask for it.
+    """
+    if not may_pack(base.model):
+        return ONE_PER_ROW
+    samples = [*per_user]
+    if varlen.used(base.model) and not any(one.choices for own in samples for one in own):
+        return ONE_PER_USER
+    return layout(samples)
 
 
 def may_pack(model: Any) -> bool:

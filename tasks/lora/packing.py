@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from tasks.lora.batches import Encoded
 ByUser = Mapping[int, Sequence[Encoded]]
 Span = tuple[int, slice]
 
-# Tokens of a row of several samples, about; as a limit, 0 means one sample per row.
+# Tokens of a row of several samples, about; as a limit, 0 means one sample per row, the other bound
+# all of a user's samples in one, which is right for samples without choices and `varlen` only.
 ROW_TOKENS = 512
-ONE_PER_ROW = 0
+ONE_PER_ROW, ONE_PER_USER = 0, 2**40
 # One sample per row where that pads by at most this share; attention is cheaper so.
 TOLERATED_PADDING = 0.08
 # A micro-batch filled to the first share of the budget takes no user who would bring its padding
@@ -41,7 +42,9 @@ class Packed:
     by all of its segment, any other (a choice) by itself only. label, sample, user [N]: a label's
     token, the number of its sample (a choice counts as one), of its user. source [N]: the position
     that predicts it, in [U * n * T]. picks [U, M]: these positions user by user, filled up with the
-    user's first one; slot [N]: a label's place in [U * M].
+    user's first one; slot [N]: a label's place in [U * M]. ends [S + 1] int32: from 0 on, where
+    in [U * n * T] each sample, and what is left of a row, ends; longest: of these. Only where each
+    user has one row (ONE_PER_USER); else none, and 0.
     """
 
     users: int
@@ -55,6 +58,8 @@ class Packed:
     user: Tensor
     picks: Tensor
     slot: Tensor
+    ends: Tensor
+    longest: int
     tokens: int
     one_per_row: bool
 
@@ -226,6 +231,11 @@ def pack(per_user: Sequence[Sequence[Encoded]], pad: int, limit: int) -> Packed:
             before = len(sample.prompt) - 1
             found = [(before + n, token, 0) for n, token in enumerate(sample.answer)]
         labels += [(row * width + begin + n, token, number + m, user) for n, token, m in found]
+    ends: list[int] = []
+    if limit == ONE_PER_USER:
+        borders = {row * width + at for one, _, _, row, begin in places
+                   for at in (begin, begin + one.length)}  # fmt: skip
+        ends = sorted(borders | set(range(0, ids.size + 1, width)))
     source, label, of_sample, owner = torch.tensor(labels).reshape(-1, 4).long().T.contiguous()
     counts = torch.bincount(owner, minlength=len(plans))
     column = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
@@ -243,6 +253,8 @@ def pack(per_user: Sequence[Sequence[Encoded]], pad: int, limit: int) -> Packed:
         user=owner,
         picks=picks,
         slot=owner * picks.shape[1] + column,
+        ends=torch.tensor(ends, dtype=torch.int32),
+        longest=max((b - a for a, b in pairwise(ends)), default=0),
         tokens=sum(sample.length for sample, *_ in places),
         one_per_row=limit == ONE_PER_ROW and not any(sample.choices for sample, *_ in places),
     )

@@ -1,0 +1,149 @@
+"""Attention over samples end to end: all around torch's kernel, which runs on GPUs only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from tasks.lora import varlen
+from tasks.lora.base import Base
+from tasks.lora.batches import Encoded
+from tasks.lora.forward import label_losses, row_limit, sum_by
+from tasks.lora.packing import ONE_PER_ROW, ONE_PER_USER, pack
+from tests.unit.lora.group_case import close, group
+from tests.unit.lora.helpers import MakeBase, sample, tiny_base
+from tests.unit.lora.peft_reference import likelihood
+
+USERS = [
+    [sample(10 * u + i, 2 + 5 * i, 1 + i % 4) for i in range(n)] for u, n in enumerate((5, 2, 1))
+]
+
+
+def one_by_one(
+    q: Tensor, k: Tensor, v: Tensor, ends: Tensor, of_keys: Tensor, most: int, _: int, *,
+    scale: float, window_size: tuple[int, int],
+) -> Tensor:  # fmt: skip
+    """What torch's documentation says of the kernel: [T, heads, d], window (-1, 0) is causal."""
+    assert window_size == (-1, 0)
+    assert ends is of_keys
+    assert (ends.dtype, int(ends[0]), int(ends[-1])) == (torch.int32, 0, len(q))
+    lengths = ends.diff()
+    assert int(lengths.min()) > 0
+    assert int(lengths.max()) == most
+    parts = [
+        scaled_dot_product_attention(
+            *(x.transpose(0, 1) for x in some), is_causal=True, scale=scale
+        )
+        for some in zip(*(x.split(lengths.tolist()) for x in (q, k, v)), strict=True)
+    ]
+    return torch.cat([part.transpose(0, 1) for part in parts])
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Stands in for the kernel; the longest sample of each call."""
+    calls: list[int] = []
+
+    def counted(*args: Any, **options: Any) -> Tensor:
+        calls.append(args[5])
+        return one_by_one(*args, **options)
+
+    monkeypatch.setattr(varlen.varlen, "varlen_attn", counted)
+    return calls
+
+
+def end_to_end(base: Base) -> Base:
+    varlen.use(base.model)
+    return base
+
+
+def test_losses_are_transformers_own(kernel: list[int], base: Base) -> None:
+    """Each sample alone through the model; a row per user is padded to the longest user's."""
+    wanted = torch.tensor([-likelihood(base.model, item) for own in USERS for item in own])
+    other = end_to_end(tiny_base())
+    limit = row_limit(other, USERS)
+    packed = pack(USERS, 0, limit)
+    assert packed.input_ids.shape == (3, sum(one.length for one in USERS[0]))
+    with torch.no_grad():
+        got = sum_by(label_losses(other, packed), packed.sample, 8)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-4)
+    longest = packed.input_ids.shape[1] - USERS[2][0].length  # what is left of the last user's row
+    assert kernel == [longest] * 2
+
+
+def test_where_it_is_not_right(base: Base) -> None:
+    """Samples with choices keep the mask, and so do models that were not told to."""
+    other = end_to_end(tiny_base())
+    assert row_limit(other, USERS) == ONE_PER_USER
+    assert row_limit(base, USERS) != ONE_PER_USER
+    branched = [[Encoded([5, 6, 7], [], choices=([8], [9, 4]))]]
+    limit = row_limit(other, branched)
+    assert limit == ONE_PER_ROW
+    with torch.no_grad():
+        got, wanted = (label_losses(one, pack(branched, 0, limit)) for one in (other, base))
+    torch.testing.assert_close(got, wanted)
+
+
+def test_answers_are_those_of_sdpa(base: Base) -> None:
+    """With a cache and padding on the left."""
+    ids = torch.tensor([[0, 0, 5, 80, 33], [290, 7, 112, 64, 3]])
+    mask = (ids != 0).long()
+    got, wanted = (
+        one.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+        for one in (end_to_end(tiny_base()), base)
+    )
+    assert got.tolist() == wanted.tolist()
+
+
+def test_training_gives_the_same_loras(kernel: list[int], fresh_base: MakeBase) -> None:
+    wanted, _ = group(fresh_base()).together()
+    got, _ = group(end_to_end(fresh_base())).together()
+    close(got, wanted, 1e-5)
+    assert kernel
+
+
+def test_models_whose_attention_is_another_stay() -> None:
+    """Gemma 2 caps its scores; heads of 12 do not fit the kernel."""
+    small = {"vocab_size": 30, "hidden_size": 24, "intermediate_size": 24, "num_hidden_layers": 1}
+    for config in (
+        Gemma2Config(**small, num_attention_heads=2, num_key_value_heads=2, head_dim=8),
+        LlamaConfig(**small, num_attention_heads=2),
+    ):
+        model = AutoModelForCausalLM.from_config(config)
+        varlen.use(model)
+        assert not varlen.used(model)
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])
+def test_losses_and_gradients_of_more_models(kernel: list[int], base: Base, kind: Any) -> None:
+    """Against the masked rows of the same model: losses, and gradients of its embeddings."""
+    torch.manual_seed(0)
+    config = kind(
+        vocab_size=300, hidden_size=32, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, initializer_range=0.3,
+        sliding_window=None,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    weight = model.get_input_embeddings().weight.requires_grad_()
+    these = Base(model, base.tokenizer, base.device, 60)
+    weights, found = torch.arange(1.0, 9.0), []
+    for _ in range(2):
+        packed = pack(USERS, 0, row_limit(these, USERS))
+        losses = sum_by(label_losses(these, packed), packed.sample, 8)
+        found.append((losses.detach(), *torch.autograd.grad((losses * weights).sum(), [weight])))
+        end_to_end(these)
+    assert len(kernel) == 2
+    for got, wanted in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
