@@ -1,7 +1,7 @@
 """The grouped engine on one GPU, in minutes: how much of the chip's peak it uses, and on what.
 
     python -m tests.benchmarks.gpu --to FOLDER                  at most 3.3 minutes, on an H200
-    python -m tests.benchmarks.gpu --to FOLDER --minutes 8
+    python -m tests.benchmarks.gpu --to FOLDER --minutes 8 --cases 8b:train:32 1b:peft:2
     python -m tests.benchmarks.gpu --to FOLDER --dry            a tiny model, seconds on a CPU
 
 Llamas of `shapes` by random init, made on the GPU in bfloat16, and random tokens: users of 10 items
@@ -93,6 +93,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--to", type=Path, required=True, help="the folder of the results")
     parser.add_argument("--minutes", type=float, default=3.3)
+    parser.add_argument("--cases", nargs="*", help="some, as 8b:train:32", default=[])
     parser.add_argument("--dry", action="store_true", help="tiny models, every case")
     return parser.parse_args()
 
@@ -131,7 +132,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     # In a dry run each kind once.
     kinds = {case.kind: replace(case, users=2, needs=0, model="dry") for case in CASES}
-    for case in kinds.values() if given.dry else CASES:
+    some = [c for c in CASES if f"{c.model}:{c.kind}:{c.users}" in given.cases or not given.cases]
+    for case in kinds.values() if given.dry else some:
         rows.append(run(bench, case, end))
         print({n: v for n, v in rows[-1].items() if n not in ("waits", "all_steps")}, flush=True)
         seconds = round(time.monotonic() - started, 1)
