@@ -85,7 +85,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "anchors": {"embedding": "text", "text_model": "base", "min_items": 5},
         "meta_lora": {"learning_rate": 1e-3, "epochs": 2},
         "fusion": {"top_m": 4, "weights": "evidence", "evidence_temperature": 3.0, "shortlist": 8},
-        "stacking": {"rank": 4, "alpha": 8.0, "learning_rate": 1e-3, "epochs": 2},
+        "stacking": {"rank": 4, "alpha": 8.0, "learning_rate": 5e-4, "epochs": 2},
         "oppu": {"learning_rate": 5e-4, "epochs": 2},
         "label_prior": {"strength": 2.0, "smoothing": 0.3},
         "scoring": {"answer": "likelihood"},
