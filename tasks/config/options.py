@@ -148,8 +148,8 @@ class LearnedOptions(Options):
     """
 
     steps: int = Field(20, ge=0)
-    learning_rate: float = Field(0.02, gt=0.0)
-    penalty: float = Field(10.0, ge=0.0)
+    learning_rate: float = Field(0.01, gt=0.0)
+    penalty: float = Field(300.0, ge=0.0)
 
 
 class FusionOptions(Options):

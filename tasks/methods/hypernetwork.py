@@ -36,10 +36,10 @@ Weights = dict[str, "Tensor"]
 class NetworkOptions(Options):
     """The network, and how it is trained. items: of each candidate, at most, in its evidence."""
 
-    hidden: int = Field(16, ge=0)
+    hidden: int = Field(64, ge=0)
     steps: int = Field(300, ge=0)
     learning_rate: float = Field(0.03, gt=0.0)
-    decay: float = Field(1e-4, ge=0.0)
+    decay: float = Field(1e-5, ge=0.0)
     items: int = Field(10, ge=1)
     temperature: float = Field(1.0, gt=0.0)
 
