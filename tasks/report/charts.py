@@ -24,18 +24,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Of methods: those of every run in the order of tables, then the others. More markers than colours:
-# no two methods have both.
+# no two methods have both. A colour that comes again has another line.
 COLOURS = ["#808080", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#8C6D31"]
 MARKERS = "s^vDPoX*<>hdp8H+x1234"
+STROKES = ("-", "--", ":")
 # Answers of no model, from the least to the most knowing: black, told apart by how they are drawn.
 LINES = {"nonpersonal": ":", "bayes": "--", "oracle": "-."}
 INK = "#222222"
 
 
-def style(method: str) -> tuple[str, str]:
-    """Colour and marker of a method."""
+def style(method: str) -> tuple[str, str, str]:
+    """Colour, marker and line of a method."""
     place = sorted(METHODS, key=lambda name: not METHODS[name].default).index(method)
-    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    again, colour = divmod(place, len(COLOURS))
+    return COLOURS[colour], MARKERS[place % len(MARKERS)], STROKES[again % len(STROKES)]
 
 
 def bars(title: str, axis: str, names: Sequence[str], compared: Compared, metric: str) -> str:
@@ -93,10 +95,11 @@ def curves(title: str, axis: str, names: Sequence[str], points: Mapping[int, Com
             axes.plot(places, values, color=INK, linestyle=LINES[name], linewidth=1.2, label=name)
             continue
         beside = places + 0.05 * (methods.index(name) - (len(methods) - 1) / 2)
-        colour, marker = style(name)
+        colour, marker, stroke = style(name)
         axes.plot(
-            beside, values, color=colour, marker=marker, markersize=6, linewidth=1.6, label=name
-        )
+            beside, values, color=colour, marker=marker, linestyle=stroke, markersize=6,
+            linewidth=1.6, label=name,
+        )  # fmt: skip
         axes.plot([beside, beside], [lows, highs], color=colour, linewidth=1.0)
     axes.set(xticks=range(len(points)), xticklabels=points, xlim=(-0.4, len(points) - 0.6))
     axes.set(xlabel="items per few-shot user (at most)", ylabel=axis)
