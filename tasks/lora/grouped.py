@@ -190,7 +190,8 @@ def assigned(
         raise ValueError(f"{min(lost)} has a LoRA but is not grouped")
     try:
         for name, layer in layers.items():
-            layer.set(*(one.part(name) if one else None for one in both), dtype)
+            below, own = (one.part(name) if one else None for one in both)
+            layer.set(below, own, dtype)
         yield
     finally:
         for layer in layers.values():

@@ -49,18 +49,15 @@ def attention(
     cu_seq_lens_q [S + 1] int32: from 0 on, where in [B * T] samples end. Without it, sdpa.
     """
     if cu_seq_lens_q is None or max_length_q is None:
-        out, _ = sdpa_attention_forward(
+        return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )
-        return out, None
     groups = query.shape[1] // key.shape[1]
     heads = (query, repeat_kv(key, groups), repeat_kv(value, groups))
     q, k, v = (one.transpose(1, 2).flatten(0, 1) for one in heads)
     ends, most = cu_seq_lens_q, max_length_q
     # A window to the left only: causal.
-    out = varlen.varlen_attn(
-        q, k, v, ends, ends, most, most, scale=scaling, window_size=(-1, 0)
-    )  # fmt: skip
+    out = varlen.varlen_attn(q, k, v, ends, ends, most, most, scale=scaling, window_size=(-1, 0))
     return cast(Tensor, out).unflatten(0, (len(query), -1)), None
 
 
