@@ -84,6 +84,7 @@ def mta(
     scoring: options.ScoringOptions | None = None,
     per_task: dict[str, dict[str, Any]] | None = None,
     compute: options.ComputeOptions | None = None,
+    mlflow: options.MlflowOptions | None = None,
     dry_run: bool | None = None,
     plan: options.PlanOptions | None = None,
 ) -> State[Any]:

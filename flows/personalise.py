@@ -18,8 +18,8 @@ from tasks.errors import InputError
 from tasks.log import log
 from tasks.methods import MethodName
 from tasks.personalise.new_users import personalise as make
-from tasks.report.files import read_run
 from tasks.running.slots import cpu_jobs, device_of, gpu_slots
+from tasks.tracking.registry import run_of
 
 
 @flow(name="mta", persist_result=False)
@@ -36,7 +36,8 @@ def personalise(
 
     Args:
         user: a user file of the worker's machine, JSON or JSON Lines, without queries.
-        run: a run's name, id or file; `last` ended last.
+        run: a run's name, id or file; `last` ended last; or a registered bank, as MLflow names it:
+            `models:/mta-bank/3`, `models:/mta-bank@champion`.
         to: the folder that users' folders are written into.
         lamp_task: of the run; by default its first.
         keep: PEFT folders, or recipes as JSON alone.
@@ -64,7 +65,7 @@ def new_users(
     """How many users were made, and why others were not; a line of each is in the log."""
     made, left_out = 0, list[str]()
     try:
-        taken = read_run(run)
+        taken = run_of(run)
         on_gpu = device_of(taken.cells[0].config.compute) == "cuda"
         gpu_slots(1 if on_gpu else cpu_jobs())  # the limit may not be there yet
         for told in make(taken, Path(user), Path(to), lamp_task, method, seed, keep):

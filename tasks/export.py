@@ -22,7 +22,7 @@ from tasks.results.models import Answers
 from tasks.results.run import Cell, Run
 from tasks.results.store import store
 from tasks.text.loading import model_folder, model_name
-from tasks.text.questions import questions_of, user_queries
+from tasks.text.questions import shown_prompt
 
 if TYPE_CHECKING:
     from tasks.lora.adapters import Lora
@@ -64,8 +64,10 @@ def cell_of(run: Run, lamp_task: str | None, method: MethodName, seed: int | Non
     lamp_task = next(iter(cells)) if lamp_task is None else lamp_task
     _listed("--lamp-task", lamp_task, cells)
     cell = cells[lamp_task]
+    # A registered bank has no answers: its methods merge for new users.
     adapted = [name for name in METHODS
-               if any(one.merged or one.stacked for one in cell.answers.get(name, ()))]  # fmt: skip
+               if any(one.merged or one.stacked for one in cell.answers.get(name, ()))
+               or (cell.merging(name) and not cell.answers)]  # fmt: skip
     if method in cell.answers and method not in adapted:
         raise InputError(
             f"--method {method}: gives no user a LoRA, so there is none to write; it is there for "
@@ -92,14 +94,11 @@ def batch_of(run: Run, cell: Cell, method: MethodName, user_id: str) -> Answers:
 def about(cell: Cell, method: MethodName) -> dict[str, str]:
     """What `mta.json` says of every user of a method: what it goes with, and how prompts look."""
     own = cell.config.method(method)
-    questions = questions_of(own.prompt, cell.users, own.base.model)
-    query = {"id": "", "input": f"{cell.users.instruction}<text>", "gold": ""}
-    (sample,) = user_queries(questions, {"profile": [], "query": [query]})
     return {
         "lamp_task": cell.config.lamp_task,
         "method": method,
         "base": model_folder(cell.base).name,
-        "prompt": sample.prompt,
+        "prompt": shown_prompt(own.prompt, cell.users, own.base.model),
         "chat": own.prompt.chat,
     }
 

@@ -33,6 +33,8 @@ SMALL: dict[str, Any] = {
     "meta_lora": {"rank": 2, "alpha": 4.0, "epochs": 1, "batch_size": 8},
     "fusion": {"top_m": 2, "weights": "cosine"},
     "stacking": {"rank": 2, "alpha": 4.0, "epochs": 1, "users_per_job": 3},
+    # tests/flows/test_personalise.py has one registered.
+    "mlflow": {"register_bank": False},
     # Tests change the code in their own process; what processes do is tested in test_runners.py.
     "compute": {"workers": "threads", "max_workers": 1},
 }

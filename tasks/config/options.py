@@ -220,6 +220,15 @@ class ScoringOptions(Options):
         return self
 
 
+class MlflowOptions(Options):
+    """What MLflow gets beside the run's numbers and files.
+
+    register_bank: each bank as a version of the registered model `mta-bank` (docs/personalise.md).
+    """
+
+    register_bank: bool = True
+
+
 class PlanOptions(Options):
     """The machine that `dry_run` estimates for; by default one H100 SXM (bfloat16, dense).
 

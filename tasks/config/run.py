@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from tasks.config.options import SYNTHETIC_TASKS, PlanOptions, PresetName
+from tasks.config.options import SYNTHETIC_TASKS, MlflowOptions, PlanOptions, PresetName
 from tasks.config.presets import GIVEN_MODEL, PRESETS, WORLDS
 from tasks.config.task import TaskConfig, TaskSections, overlay
 from tasks.errors import InputError, masked, short
@@ -40,6 +40,7 @@ class RunConfig(TaskSections):
     per_task: dict[str, dict[Annotated[str, Field(pattern=PER_TASK)], dict[str, Any]]] = Field({})
     # What it would take, instead of doing it.
     dry_run: bool = False
+    mlflow: MlflowOptions = MlflowOptions()
     plan: PlanOptions = PlanOptions()
 
     @field_validator("lamp_tasks", "methods", "items_curve", "seeds")

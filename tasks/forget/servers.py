@@ -17,6 +17,9 @@ from prefect.settings import PREFECT_API_URL
 from infra.local.alone import local_server
 from tasks.errors import label, masked, short
 from tasks.forget.holding import WRITTEN, Marks, holds
+from tasks.record import files_of
+from tasks.results.run import Run
+from tasks.tracking import registry
 from tasks.tracking.server import PARENT_TAG, Mlflow
 
 SEARCHED = (".parquet", ".json", *WRITTEN)
@@ -39,18 +42,20 @@ def traces_in_mlflow(
     marks: Marks,
     anchors: Iterable[str] = (),
     flow_runs: Set[str] = frozenset(),
+    learned: Set[str] = frozenset(),
     remove: bool = False,
 ) -> Traces:
-    """Search all runs, and remove at once what they have of a user.
+    """Search all runs and registered banks, and remove at once what they have of a user.
 
     anchors: whose LoRAs go, and their runs with them. flow_runs: those whose answers were made with
-    such LoRAs, so that all their tables go. Metrics stay, and parameters, which MLflow does not
-    take back.
+    such LoRAs, so that all their tables go. learned: stored folders that a bank must not be made
+    of. Metrics stay, and parameters, which MLflow does not take back.
     """
     traces = Traces()
     for uri in uris:
         try:
             _search(Mlflow(uri), traces, marks, {*map(label, anchors)}, flow_runs, remove)
+            _search_banks(Mlflow(uri), traces, marks, learned, remove)
         except Exception as error:
             line = f"MLflow at {uri}: not searched ({type(error).__name__}: {short(error)})"
             traces.failed.append(masked(line))
@@ -100,6 +105,40 @@ def _search(
                 mlflow.client.set_tag(run_id, name, "forgotten")
             if whole and run.info.lifecycle_stage == "active":
                 mlflow.client.delete_run(run_id)
+
+
+def _search_banks(
+    mlflow: Mlflow, traces: Traces, marks: Marks, learned: Set[str], remove: bool
+) -> None:
+    """Versions of the registered bank that name the user, or learned from the user."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    for version in registry.versions(mlflow):
+        files: Any = get_artifact_repository(str(version.source), tracking_uri=mlflow.uri)
+        if not _taught(files, marks, learned):
+            continue
+        traces.runs += 1
+        traces.lines.append(f"MLflow model {version.name}, version {version.version}")
+        if remove:
+            files.delete_artifacts("artifacts")
+            mlflow.client.delete_model_version(version.name, version.version)
+            mlflow.client.delete_logged_model(version.tags["model_id"])
+
+
+def _taught(files: Any, marks: Marks, learned: Set[str]) -> bool:
+    """Whether a version's bank is of the user, too; one that cannot be read is."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(files.download_artifacts(registry.RUN_PATH, folder))
+            run, named = Run.model_validate_json(file.read_bytes()), holds(file, marks)
+    except Exception:
+        return True
+    made_of = {
+        one.folder
+        for cell in run.cells
+        for one in files_of(cell.base, cell.users.base, *(m.merged.bank for m in cell.mergings))
+    }
+    return named or bool(made_of & learned)
 
 
 def _artifacts(mlflow: Mlflow, run_id: str, folder: str | None = None) -> Iterator[str]:

@@ -52,7 +52,10 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     named = {file: run for file, run in runs.items() if in_store and _names(run, gone, marks)}
     flow_runs = {file.stem for file in named}
     taught = flow_runs if trained else set()
-    in_mlflow = traces_in_mlflow(uris, marks, anchors | marks.ids, taught, remove=True)
+    # Whose numbers a bank would still have; the stored bank goes for the map beside it.
+    learned = {uri for uri in gone if stage_of(uri) in (*MODELS, "meta_lora")
+               or has_mark(store.root / uri / "base.parquet", marks)}  # fmt: skip
+    in_mlflow = traces_in_mlflow(uris, marks, anchors | marks.ids, taught, learned, remove=True)
     if not (in_store or in_mlflow.runs or sources):
         raise InputError(f"{label(user_id)}: no such user in {store.root}, MLflow or known data")
     # Beside the store; `mta run` makes it where it is called.
@@ -67,7 +70,7 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
         names = ["the base model"] * base + [f"anchor {label(one)}" for one in sorted(anchors)]
         done.append(f"trained on the user, so removed and trained again: {', '.join(names)}")
     searched, found = search(store, marks)
-    again = traces_in_mlflow(uris, marks)
+    again = traces_in_mlflow(uris, marks, learned=learned)
     left = list(dict.fromkeys([*in_mlflow.failed, *left, *found, *again.failed, *again.lines]))
     what = f"{len(left)} left" if left else "nothing of the user is left"
     done.append(f"proof: searched {searched} files of the store and beside it, and MLflow: {what}")

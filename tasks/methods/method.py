@@ -72,6 +72,11 @@ class Method:
     default: bool = True
 
     @property
+    def for_new_users(self) -> bool:
+        """Whether bank, recipe and training are all that a user's LoRAs take."""
+        return self.merged and not (self.adapt or self.answer or self.recipes)
+
+    @property
     def uses_items(self) -> bool:
         """Whether anything of it depends on the user's items."""
         plain = self.history or self.merged or self.label_prior

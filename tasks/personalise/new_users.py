@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.config.task import TaskConfig
 from tasks.errors import InputError, label
@@ -55,29 +55,50 @@ def personalise(
     if not users:
         return
     personaliser, told = Personaliser(cell, method), about(cell, method)
+    for user, one in each_made(personaliser, users, to, keep, told):
+        if isinstance(one, InputError):
+            yield one
+        else:
+            yield f"{place_of(to, user, keep)}: {_described(user, one)}"
+
+
+def each_made(
+    personaliser: Personaliser,
+    users: Sequence[History],
+    to: Path | None,
+    keep: Keep,
+    told: Mapping[str, str],
+) -> Iterator[tuple[History, Personal | InputError]]:
+    """Make each user, and write it into `to` unless that is None; some at once.
+
+    Raises InputError where `to` cannot be made.
+    """
     try:
-        to.mkdir(parents=True, exist_ok=True)
+        if to:
+            to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"--to {to}: cannot be made ({error.strerror}); name another folder"
         ) from error
-    each = cell.config.stacking.users_per_job
+    each = personaliser.cell.config.stacking.users_per_job
     for start in range(0, len(users), each):
-        part = {}
+        part = []
         for user in users[start : start + each]:
-            place = to / (file_name(user.user_id) + (".json" if keep == "recipe" else ""))
-            if place.exists():
-                yield InputError(f"{place}: is there already, so {label(user.user_id)} is left "
-                                 "out; name a new folder with --to")  # fmt: skip
+            if to and (place := place_of(to, user, keep)).exists():
+                yield user, InputError(f"{place}: is there already, so {label(user.user_id)} is "
+                                       "left out; name a new folder with --to")  # fmt: skip
             else:
-                part[place] = user
-        made = _made(personaliser, [*part.values()], keep == "folder") if part else []
-        for (place, user), one in zip(part.items(), made, strict=True):
-            if isinstance(one, InputError):
-                yield one
-            else:
-                write(place, one, personaliser, told, keep)
-                yield f"{place}: {_described(user, one)}"
+                part.append(user)
+        made = _made(personaliser, part, bool(to) and keep == "folder") if part else []
+        for user, one in zip(part, made, strict=True):
+            if to and not isinstance(one, InputError):
+                write(place_of(to, user, keep), one, personaliser, told, keep)
+            yield user, one
+
+
+def place_of(to: Path, user: History, keep: Keep) -> Path:
+    """Where a user's folder, or recipe, is written."""
+    return to / (file_name(user.user_id) + (".json" if keep == "recipe" else ""))
 
 
 def histories(cell: Cell, file: Path) -> tuple[list[History], list[InputError]]:
@@ -110,6 +131,11 @@ def _with_questions(config: TaskConfig, run: Prepared, users: list[History]) -> 
     """LaMP-1's papers without a citation get a question each, as in the run (lamp/related.py)."""
     if all(item["answer"] != UNASKED for user in users for item in user.profile):
         return users
+    if not run.few_shot_ids:
+        raise InputError(
+            "papers without a citation are asked about with papers of the run's other users, which "
+            "a registered bank has not; give items with citations, or the run itself"
+        )
     import polars as pl
 
     from tasks.lamp.related import ask_related
@@ -138,14 +164,15 @@ def write(
         loras = made.loras or ([] if cell.base.adapter else [personaliser.nothing()])
         write_folder(place, whole_lora(cell, loras), model_name(cell.base.model), about)
         return
-    recipe = made.recipe
-    values = {
-        **about,
-        "merge": personaliser.run.merged.how,
-        "anchors": recipe.anchors if recipe else (),
-        "weights": recipe.weights if recipe else (),
-    }
+    values = {**about, "merge": personaliser.run.merged.how, **recipe_values(made)}
     write_atomic(place, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def recipe_values(made: Personal) -> dict[str, list[Any]]:
+    """Anchors and weights, best first; none of a user without a history."""
+    recipe = made.recipe
+    anchors, weights = (recipe.anchors, recipe.weights) if recipe else ((), ())
+    return {"anchors": [*anchors], "weights": [*weights]}
 
 
 def _made(

@@ -65,8 +65,7 @@ class Personaliser:
 
     def __init__(self, cell: Cell, method: MethodName = "mta") -> None:
         merging = cell.merging(method)
-        made = METHODS[method]
-        if merging is None or made.adapt or made.answer or made.recipes:
+        if merging is None or not METHODS[method].for_new_users:
             raise InputError(
                 f"--method {method}: merges no LoRA by a recipe, so it has nothing for a new user; "
                 "take mta"
@@ -75,7 +74,8 @@ class Personaliser:
         self.cell, self.method, self.fusion, self.training = cell, method, own.fusion, own.training
         self.setting = setting_of(cell.config, own, cell.users, cell.base)
         self.loaded = load(cell.base, cell.config.compute)
-        self.run = Merger(merging.merged)
+        # A registered bank has no few-shot users.
+        self.run = Merger(merging.merged, None if cell.users.few_shot_ids else {})
         bank = self.run.bank
         self.bank = replace(bank, layers=bank.to(self.loaded.device).layers)
         task = cell.users.task

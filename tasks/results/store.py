@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ FOLDER_URLS = ("file://", "local://")
 STALE_SECONDS = 3600.0
 # A checkpoint that nobody went on from for so long is of work that nobody wants.
 CHECKPOINT_SECONDS = 30 * 24 * 3600.0
+# A store in place of that of the environment.
+PLACE: ContextVar[str | None] = ContextVar("place", default=None)
 
 
 @dataclass
@@ -145,6 +148,24 @@ class Store:
                 self.remote.download(file.folder, folder)
             return _matches(place, file)
 
+    def bring(self, file: File, get: Callable[[Path], Path]) -> None:
+        """Have a file that lies elsewhere: `get` writes it below a folder, and gives its path.
+
+        Raises InputError where that is another file.
+        """
+        if self.intact(file):
+            return
+        place = self.root / file.uri
+        with self._aside() as scratch:
+            scratch.mkdir()
+            made = get(scratch)
+            if not _matches(made, file):
+                raise InputError(f"{file.uri}: is damaged where it was fetched from")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if place.exists():
+                self.remove(place)  # damaged
+            made.rename(place)
+
     def folders(self, stage: str = "*") -> list[Path]:
         """All folders of a stage, or of every stage, that lie on this machine."""
         return sorted(path for path in self.root.glob(f"{stage}/??/*") if path.is_dir())
@@ -198,6 +219,16 @@ class Store:
         return [lock for lock in sorted(locks) if not _free(lock)]
 
 
+@contextmanager
+def reading_from(root: Path) -> Iterator[None]:
+    """Within the block the store is this folder, whatever the environment says."""
+    token = PLACE.set(str(root))
+    try:
+        yield
+    finally:
+        PLACE.reset(token)
+
+
 def store(place: str | None = None) -> Store:
     """The store at a place (`store_place`). Raises InputError for a URL that nothing here reads."""
     place = store_place(place)
@@ -210,10 +241,10 @@ def store(place: str | None = None) -> Store:
 def store_place(place: str | None = None) -> str:
     """Where a store is, for any process of any machine: an fsspec URL, or a whole path.
 
-    place: a path, `file:///path` or a URL; else `MTA_STORE`, else `.mta/store`. Raises InputError
-    for a `file://` without a whole path.
+    place: a path, `file:///path` or a URL; else PLACE, `MTA_STORE` or `.mta/store`. Raises
+    InputError for a `file://` without a whole path.
     """
-    place = place or os.environ.get("MTA_STORE", ".mta/store")
+    place = place or PLACE.get() or os.environ.get("MTA_STORE", ".mta/store")
     protocol, divided, path = place.partition("://")
     if not divided:
         return str(Path(place).absolute())

@@ -38,6 +38,14 @@ def questions_of(prompt: PromptOptions, users: Prepared, model: str) -> Question
     )
 
 
+def shown_prompt(prompt: PromptOptions, users: Prepared, model: str) -> str:
+    """How a query's prompt looks, with `<text>` for its text; model: `base.model`."""
+    query = {"id": "", "input": f"{users.instruction}<text>", "gold": ""}
+    questions = questions_of(prompt, users, model)
+    (sample,) = user_queries(questions, {"profile": [], "query": [query]})
+    return sample.prompt
+
+
 def setting_of(config: TaskConfig, own: MethodConfig, users: Prepared, base: Base) -> Setting:
     """What a method's stages that run the model are given."""
     questions = questions_of(own.prompt, users, own.base.model)

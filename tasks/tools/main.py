@@ -45,6 +45,12 @@ LampTask = Annotated[
     str | None, typer.Option("--task", "--lamp-task", help="default: the run's first")
 ]
 Seed = Annotated[int | None, typer.Option(help="default: the run's first")]
+BankName = Annotated[
+    str, typer.Option("--run", help="a run's name, id or file, or models:/mta-bank/VERSION")
+]
+BaseFolder = Annotated[
+    str | None, typer.Option("--base", help="the base model here; default: where the run had it")
+]
 
 
 @app.command()
@@ -117,23 +123,24 @@ def _serve(run: Run, to: Path, base: str | None, **how: Any) -> int:
 def personalise(
     user: Annotated[Path, typer.Option(help="a user file: JSON or JSON Lines, without queries")],
     to: Annotated[Path, typer.Option(help="a folder")] = Path("personalised"),
-    run: RunName = "last",
+    run: BankName = "last",
     lamp_task: LampTask = None,
     keep: Annotated[
         Literal["folder", "recipe"], typer.Option(help="PEFT folders, or recipes as JSON alone")
     ] = "folder",
     method: str = "mta",
     seed: Seed = None,
+    base: BaseFolder = None,
 ) -> int:
     """Give new users their LoRAs, by their histories and the bank of a finished run.
 
     A PEFT folder for each user of the file. Exit code 2: somebody was left out, and is named.
     """
     from tasks.personalise.new_users import personalise as make
-    from tasks.report.files import read_run
+    from tasks.tracking.registry import run_of
 
     code = 0
-    for told in make(read_run(run), user, to, lamp_task, method, seed, keep):
+    for told in make(run_of(run, base), user, to, lamp_task, method, seed, keep):
         if isinstance(told, InputError):
             command.say(str(told))
             code = 2
@@ -146,17 +153,18 @@ def personalise(
 def ask(
     text: Annotated[str, typer.Argument(help="as the input of a query, or its last part")],
     user: Annotated[str, typer.Option(help="a few-shot user's id, or a file of one user")],
-    run: RunName = "last",
+    run: BankName = "last",
     lamp_task: LampTask = None,
     compare: Annotated[bool, typer.Option("--compare", help="base and merged, too")] = False,
     method: str = "mta",
     seed: Seed = None,
+    base: BaseFolder = None,
 ) -> None:
     """Ask one user's model, as the run asked its queries."""
     from tasks.personalise.ask import ask as answers
-    from tasks.report.files import read_run
+    from tasks.tracking.registry import run_of
 
-    found = answers(read_run(run), user, text, lamp_task, method, seed, compare)
+    found = answers(run_of(run, base), user, text, lamp_task, method, seed, compare)
     for name, answer in found.items():
         print(f"{name:8} {answer}" if compare else answer)
 

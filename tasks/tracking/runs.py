@@ -26,6 +26,7 @@ from tasks.report.table import Row, mean_rows, rows
 from tasks.results.run import Run
 from tasks.results.store import store
 from tasks.tracking.entries import Entry, parts, whole
+from tasks.tracking.registry import register
 from tasks.tracking.server import NOTE_TAG, PARENT_TAG, Mlflow, methods_page, tracking_uri
 
 # More than so many wait for MLflow's database.
@@ -84,6 +85,8 @@ def log_run(run: Run, mlflow: Mlflow) -> str:
     entry = whole(run, means, _texts(run, [row for table in [*tables, means] for row in table]))
     run_id = log_whole(mlflow, entry)
     _log_parts(mlflow, run_id, parts(run, tables))
+    if run.config.get("mlflow", {}).get("register_bank"):
+        register(mlflow, run_id, run)
     links = {
         "report": mlflow.page(run_id, "/artifacts/report.html"),
         "methods": mlflow.address(methods_page(mlflow.experiment, run_id)),

@@ -30,6 +30,8 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # It tells of each step by which a model is saved.
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     # Two requests less for each run.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }

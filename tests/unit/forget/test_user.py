@@ -21,6 +21,8 @@ from tasks.results.run import Cell, Run
 from tasks.results.store import RESULTS, Store, remembered, store
 from tasks.running.slots import gpu_slots
 from tasks.tools.main import main
+from tasks.tracking.registry import register
+from tasks.tracking.server import Mlflow
 from tests.unit.stages import pipeline
 from tests.unit.stages.users import user, write_users
 
@@ -115,6 +117,14 @@ def _track(folder: Path, cell: Cell) -> None:
         client.log_artifacts(run.info.run_id, str(store().path(lora.adapter)), "adapter")
 
 
+def registered(folder: Path, run: Run) -> MlflowClient:
+    """The run's bank in MLflow's registry."""
+    mlflow = Mlflow(f"sqlite:///{folder / TRACKED}")
+    (parent,) = mlflow.search("tags.kind = 'benchmark'")
+    register(mlflow, parent.info.run_id, run)
+    return mlflow.client
+
+
 def grep(folder: Path, *words: str) -> list[str]:
     """Files with any of the words in their bytes, parquet read as JSON: a search of its own."""
     found = []
@@ -139,9 +149,10 @@ def artifacts(folder: Path) -> list[str]:
 
 
 def test_a_few_shot_user_is_gone_and_others_are_not(
-    copied: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied: Store, tmp_path: Path, filled: tuple[Path, Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = stages_at(copied.root)
+    banks = registered(tmp_path, filled[1])
     assert grep(tmp_path / "mta", '"few-1"', "few-1 film")
     assert main(["forget", "few-1", "--data", str(tmp_path.parent / "nowhere")]) == 2
     data = write_users(tmp_path / "data", **ROLES)
@@ -164,6 +175,8 @@ def test_a_few_shot_user_is_gone_and_others_are_not(
     for newest in ("report.html", "last_comparison.txt"):
         assert not (tmp_path / "mta" / newest).is_symlink()
     after = stages_at(copied.root)
+    # Nothing of the bank was trained on the user.
+    assert len(banks.search_model_versions("name = 'mta-bank'")) == 1
     # Nobody was trained on the user: all anchors' LoRAs stay, and so do the other people's folders.
     assert after["meta_lora"] == before["meta_lora"] == 6
     for stage in ("prepare", "embed", "whitening", "anchors", "bank", "fusion", "compare"):
@@ -186,9 +199,10 @@ def test_a_few_shot_user_is_gone_and_others_are_not(
 
 
 def test_an_anchors_lora_goes_with_all_that_was_made_of_it(
-    copied: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied: Store, tmp_path: Path, filled: tuple[Path, Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = stages_at(copied.root)
+    banks = registered(tmp_path, filled[1])
     # Its predictions hold nothing of the anchor, but were made with what it taught.
     assert artifacts(tmp_path).count("predictions.parquet") == 2
     assert main(["forget", "anchor-3"]) == 1
@@ -206,6 +220,8 @@ def test_an_anchors_lora_goes_with_all_that_was_made_of_it(
     client = MlflowClient(f"sqlite:///{tmp_path / TRACKED}")
     anchors = [r.data.tags["anchor"] for r in client.search_runs(["1"], "tags.kind = 'anchor'")]
     assert sorted(anchors) == ["anchor-1", "anchor-2"]
+    assert banks.search_model_versions("name = 'mta-bank'") == []
+    assert not [*(tmp_path / "artifacts").rglob("bank.safetensors")]
 
 
 def test_the_next_run_makes_the_same_for_the_others(
