@@ -30,6 +30,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows.lamp_task import lamp_task, noted
+from flows.tune import tuned, with_settings
 from tasks.compare import overall
 from tasks.config import options
 from tasks.config.run import RunConfig, resolve
@@ -85,6 +86,7 @@ def mta(
     per_task: dict[str, dict[str, Any]] | None = None,
     compute: options.ComputeOptions | None = None,
     mlflow: options.MlflowOptions | None = None,
+    tune: bool | None = None,
     dry_run: bool | None = None,
     plan: options.PlanOptions | None = None,
 ) -> State[Any]:
@@ -109,6 +111,7 @@ def mta(
         meta_lora: how anchors' LoRAs are trained.
         oppu: the method `oppu`, one LoRA per user from scratch.
         per_task: sections that differ for a LaMP task: {"LaMP-3": {"stacking": {"rank": 2}}}.
+        tune: choose settings of `mta` on development users first (flows/tune.py).
         dry_run: do nothing but say what the run would take: steps, FLOPs, memory, hours, disk.
     """
     return outcome({name: value for name, value in locals().items() if value is not None})
@@ -197,9 +200,12 @@ def all_cells(config: RunConfig) -> tuple[list[Cell], list[str]]:
 
 def one_cell(config: RunConfig, seed: int, name: str) -> tuple[Cell | None, list[str]]:
     """One LaMP task under one seed, with its curve; and what is missing of it."""
-    own = config.for_task(name, seed)
+    own, tuning = config.for_task(name, seed), None
     CELL.set(own.name)
     try:
+        if config.tune:
+            tuning = tuned(own)
+            own = with_settings(own, tuning.settings)
         cell = lamp_task(own)
     except InputError as error:
         return None, [f"{own.name}: {error}"]
@@ -210,10 +216,13 @@ def one_cell(config: RunConfig, seed: int, name: str) -> tuple[Cell | None, list
             continue  # that is the cell itself
         CELL.set(f"{own.name}, {items} items")
         with noted(f"{own.name} with {items} items", missing):
-            point = lamp_task(config.for_task(name, seed, items), known=cell)
+            fewer = config.for_task(name, seed, items)
+            fewer = with_settings(fewer, tuning.settings) if tuning else fewer
+            point = lamp_task(fewer, known=cell)
             curve[items] = point.compared
             missing += [f"with {items} items: {line}" for line in point.missing]
-    return cell.model_copy(update={"curve": curve, "missing": tuple(missing)}), missing
+    found = {"curve": curve, "tuning": tuning, "missing": tuple(missing)}
+    return cell.model_copy(update=found), missing
 
 
 def now() -> str:

@@ -38,6 +38,8 @@ class RunConfig(TaskSections):
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([])
     # LaMP task -> sections as above, laid over them for that task.
     per_task: dict[str, dict[Annotated[str, Field(pattern=PER_TASK)], dict[str, Any]]] = Field({})
+    # Settings of MTA are chosen on development users first, per LaMP task and seed (flows/tune.py).
+    tune: bool = False
     # What it would take, instead of doing it.
     dry_run: bool = False
     mlflow: MlflowOptions = MlflowOptions()
@@ -64,6 +66,16 @@ class RunConfig(TaskSections):
             raise ValueError(
                 "items_curve needs split.kind grouped, as published chooses users by their items: "
                 "give items_curve=[]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tunes_mta_for_others(self) -> RunConfig:
+        if self.tune and "mta" not in self.methods:
+            raise ValueError("tune chooses settings of mta, which methods lacks: add it")
+        if self.tune and self.split.development:
+            raise ValueError(
+                "tune chooses on the development users whom split.development scores: give one"
             )
         return self
 

@@ -40,7 +40,8 @@ def planned(config: RunConfig, one_cell: OneCell) -> State[None]:
     for seed, lamp_task in product(config.all_seeds, config.lamp_tasks):
         planner = Planner(model)
         with planned_by(planner):
-            _, missing = one_cell(config.model_copy(update={"base": base}), seed, lamp_task)
+            run = config.model_copy(update={"base": base, "tune": False})
+            _, missing = one_cell(run, seed, lamp_task)
         if missing:
             raise StageFailed("; ".join(missing))
         plans += planner.plans
@@ -77,6 +78,8 @@ def plan_text(config: RunConfig, model: PlannedModel, plans: Sequence[TaskPlan])
     names = dict.fromkeys(work.stage for work in everything)
     stages = [_total(name, [work for work in everything if work.stage == name]) for name in names]
     lines += ["", f"## All of {len(plans)}", "", *_table(stages, everything, model.notes)]
+    if config.tune:
+        lines += ["", "Not counted: the trials of `tune`, each of fewer users than the run."]
     return "\n".join(lines) + "\n"
 
 

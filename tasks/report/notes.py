@@ -72,6 +72,7 @@ def coverage_notes(cells: Sequence[Cell]) -> list[str]:
 def cell_notes(cell: Cell) -> list[str]:
     """Of a cell: what was left out, how few, what is no answer."""
     lines = [f"{cell.name}: dropped {count} x {what}" for what, count in cell.users.dropped.items()]
+    lines += [f"{cell.name}: {cell.tuning.text()}"] if cell.tuning else []
     for merging in cell.mergings:
         head, chosen = f"{cell.name}, {merging.methods[0]}", merging.chosen
         if chosen is None:

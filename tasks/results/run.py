@@ -42,11 +42,54 @@ def merging_of(mergings: Iterable[Merging], method: MethodName) -> Merging | Non
     return next((one for one in mergings if method in one.methods), None)
 
 
+class Trial(Record):
+    """Settings of MTA, section by section, that were tried on development users (flows/tune.py).
+
+    users, scores: of each rung, how many users there were and the mean score. seconds: of work.
+    """
+
+    settings: dict[str, dict[str, Any]]
+    users: tuple[int, ...] = ()
+    scores: tuple[float, ...] = ()
+    seconds: float = 0.0
+
+
+class Tuning(Record):
+    """All trials, the run's own settings first, and the number of the chosen one.
+
+    users: the development users, all of whom the last rung has.
+    """
+
+    trials: tuple[Trial, ...]
+    chosen: int
+    users: int
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """What is laid over the run's own settings."""
+        return self.trials[self.chosen].settings
+
+    def text(self) -> str:
+        """What was chosen, and what it cost, in one line."""
+        own, best = self.trials[0], self.trials[self.chosen]
+        told = [f"{name}.{key} {value:g}" for name, one in self.settings.items()
+                for key, value in one.items()]  # fmt: skip
+        what = f"{', '.join(told)} (score {best.scores[-1]:.3f}, the run's own settings"
+        if not told:
+            what = "no settings were better than the run's own (score"
+        seconds = sum(one.seconds for one in self.trials)
+        return (
+            f"tuned on {self.users} development users: {what} {own.scores[-1]:.3f}), by "
+            f"{len(self.trials)} trials of {seconds:.0f} s together"
+        )
+
+
 class Cell(Record):
     """One LaMP task under one seed: what its stages gave, and in lines what is missing.
 
     answers: per method, batch by batch; all methods have the same batches. curve: the comparison
     when each few-shot user has so many items. coverage: which layers the LoRAs are on, in lines.
+    tuning: how settings of `config` were chosen, if they were.
     """
 
     config: TaskConfig
@@ -57,6 +100,7 @@ class Cell(Record):
     compared: Compared
     curve: dict[int, Compared] = Field({})
     coverage: tuple[str, ...] = ()
+    tuning: Tuning | None = None
     missing: tuple[str, ...] = ()
 
     @property

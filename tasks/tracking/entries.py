@@ -26,6 +26,7 @@ NOT_IN_MANIFEST: Any = {
     "answers": {"__all__": {"__all__": {"users", "merged"}}},
     "compared": {"task"},
     "curve": True,
+    "tuning": True,
 }
 
 
@@ -86,6 +87,7 @@ def whole(run: Run, means: Sequence[Row] = (), texts: Mapping[str, str] | None =
             "preset": run.config["preset"],
             "seed": ",".join(map(str, run.config["seeds"] or [run.config["seed"]])),
             "missing": str(len(run.missing)),
+            **{f"tuned.{one.name}": one.tuning.text() for one in run.cells if one.tuning},
         },
         params=flat(run.config),
         metrics=[
@@ -120,7 +122,7 @@ def data_set(cell: Cell) -> DataSet:
 
 
 def parts(run: Run, tables: Sequence[Sequence[Row]]) -> Iterator[Entry]:
-    """The anchors and methods of a run. tables: each cell's rows."""
+    """The anchors, methods and trials of a run. tables: each cell's rows."""
     for cell, table in zip(run.cells, tables, strict=True):
         # An anchor that two banks hold was trained once.
         anchors = {
@@ -130,6 +132,8 @@ def parts(run: Run, tables: Sequence[Sequence[Row]]) -> Iterator[Entry]:
         }
         yield from anchors.values()
         yield from (_method(run, cell, row) for row in table if cell.scored(row["method"]))
+        if cell.tuning:
+            yield from (_trial(run, cell, n) for n in range(len(cell.tuning.trials)))
 
 
 def _anchor(run: Run, cell: Cell, merging: Merging, lora: MetaLora) -> Entry:
@@ -165,6 +169,30 @@ def _method(run: Run, cell: Cell, row: Row) -> Entry:
         params=params | flat(cell.config.method(name).model_dump(mode="json")),
         metrics=[(key, float(one), 0) for key, one in numbers.items() if one is not None],
         files=[(scored.predictions, None), (scored.golds, None)],
+    )
+
+
+def _trial(run: Run, cell: Cell, number: int) -> Entry:
+    """Settings that were tried on development users; a step is the number of users."""
+    assert cell.tuning is not None
+    trial, end = cell.tuning.trials[number], _end(run)
+    tags = {
+        "kind": "trial",
+        "lamp_task": cell.config.lamp_task,
+        "seed": str(cell.config.seed),
+        "preset": run.config["preset"],
+        "chosen": str(number == cell.tuning.chosen).lower(),
+        "result": f"trial {number}",
+    }
+    return Entry(
+        name=f"{cell.name} trial {number}",
+        start=end - int(1000 * trial.seconds),
+        end=end,
+        tags=tags,
+        params=flat(trial.settings),
+        metrics=[
+            ("score", score, users) for users, score in zip(trial.users, trial.scores, strict=True)
+        ],
     )
 
 
