@@ -11,7 +11,8 @@ users that were in the run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +25,8 @@ from tasks.learned_weights import learn, with_weights
 from tasks.lora.adapters import Lora
 from tasks.lora.bank import stack
 from tasks.lora.batches import Encoded
-from tasks.lora.merge import MergedUsers
+from tasks.lora.merge import MergedUsers, add_to_model
+from tasks.lora.targets import AnyModel
 from tasks.method.weights import Floats, shortlists
 from tasks.methods import METHODS, MethodName
 from tasks.prepare import users_of
@@ -54,6 +56,20 @@ class Personal:
     def loras(self) -> list[Lora]:
         """What is added to the base model."""
         return [one for one in (self.merged, self.stacked) if one]
+
+
+@contextmanager
+def folded(model: AnyModel, lora: Lora) -> Iterator[None]:
+    """The model with a LoRA in its weights; at the end these are the very ones from before."""
+    weights = [model.get_submodule(name).weight for name in lora.layers]
+    before = [one.detach().clone() for one in weights]
+    try:
+        add_to_model(model, lora)
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, old in zip(weights, before, strict=True):
+                weight.copy_(old)
 
 
 class Personaliser:
@@ -120,11 +136,19 @@ class Personaliser:
         merged = self._merged(recipes)
         own: Sequence[Lora | None] = [None] * len(names)
         failed: list[int] = []
+        parts = merged.parts(range(len(names))).to(torch.device("cpu"))
         if train and self.training:
             seeds, engine = seeds_of(self.setting, names), self.setting.base.engine
-            own, outcome = train_loras(loaded, self.training, samples, seeds, merged, engine=engine)
+            below: MergedUsers | None = merged
+            with ExitStack() as alone:
+                # In the weights it costs nothing; beside them its rank of m * r a tenth of a step.
+                if len(names) == 1 and engine == "grouped" and loaded.model.dtype == torch.float32:
+                    alone.enter_context(folded(loaded.model, parts.one(0)))
+                    below = None
+                own, outcome = train_loras(
+                    loaded, self.training, samples, seeds, below, engine=engine
+                )
             failed = outcome.failed
-        parts = merged.parts(range(len(names))).to(torch.device("cpu"))
         return [
             Personal(name, recipe, parts.one(number), lora, number in failed)
             for number, (name, recipe, lora) in enumerate(zip(names, recipes, own, strict=True))

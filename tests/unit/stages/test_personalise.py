@@ -23,7 +23,7 @@ from tasks.lora.grouped import assigned, grouped
 from tasks.personalise import new_users
 from tasks.personalise.ask import ask
 from tasks.personalise.new_users import histories, personalise
-from tasks.personalise.personaliser import Personal, Personaliser
+from tasks.personalise.personaliser import Personal, Personaliser, folded
 from tasks.prepare import prepared_users, users_of
 from tasks.report.files import write_run
 from tasks.results.run import Cell, Run
@@ -145,6 +145,29 @@ def test_few_shot_users_get_their_recipes_again(finished: Run, tmp_path: Path) -
         assert now.merged
         assert before.merged
         assert largest_difference(now.merged, before.merged) < 1e-3
+
+
+def test_one_user_is_as_one_of_several(plain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One alone is trained with the merged LoRA in the model's weights, which come back."""
+    personaliser, users = Personaliser(plain.cells[0]), [dict(one) for one in NEW]
+    for one in users:
+        one["profile"] = [
+            {"id": item["id"], "text": item["description"], "answer": item["tag"]}
+            for item in one["profile"]
+        ]
+    weights = personaliser.loaded.model.state_dict()
+    before = {name: weight.clone() for name, weight in weights.items()}
+    together = personaliser(users)
+    folds = pipeline.noted(monkeypatch, "tasks.personalise.personaliser.folded", lambda *_: 1)
+    for number, one in enumerate(users):
+        (alone,) = personaliser([one])
+        for lora in ("merged", "stacked"):
+            pair = getattr(alone, lora), getattr(together[number], lora)
+            assert largest_difference(*pair) < 1e-5
+    assert len(folds) == 3
+    with pytest.raises(KeyboardInterrupt), folded(personaliser.loaded.model, together[0].loras[0]):
+        raise KeyboardInterrupt
+    assert all(torch.equal(weight, before[name]) for name, weight in weights.items())
 
 
 def test_a_longer_history_is_another_user(plain: Run, tmp_path: Path) -> None:
