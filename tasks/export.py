@@ -18,7 +18,7 @@ from tasks.errors import InputError, label
 from tasks.fusion import Merger
 from tasks.methods import METHODS, MethodName
 from tasks.report.files import shown_run
-from tasks.results.models import Answers
+from tasks.results.models import Answers, Base
 from tasks.results.run import Cell, Run
 from tasks.results.store import store
 from tasks.text.loading import model_folder, model_name
@@ -48,7 +48,7 @@ def export(
         raise InputError(f"--to {folder}: is there already; name a new folder")
     batch = batch_of(run, cell, method, user_id)
     lora = whole_lora(cell, MethodLoras(cell, method).of(user_id, batch))
-    write_folder(folder, lora, model_name(cell.base.model), about(cell, method) | {"user": user_id})
+    write_folder(folder, lora, cell.base, about(cell, method) | {"user": user_id})
     return model_folder(cell.base)
 
 
@@ -103,16 +103,30 @@ def about(cell: Cell, method: MethodName) -> dict[str, str]:
     }
 
 
-def write_folder(folder: Path, lora: Lora, base: str, about: Mapping[str, str]) -> None:
+def write_folder(
+    folder: Path, lora: Lora, base: Base, about: Mapping[str, str], name: str | None = None
+) -> None:
     """Write a LoRA as a PEFT folder, with `about` as its `mta.json`: whole or not at all.
 
-    base: the name of the base model.
+    name: what the folder calls the base model; None: as the run did.
     """
     from tasks.lora.adapters import write_peft
 
     with whole_folder(folder) as scratch:
-        write_peft(scratch, lora, base)
+        write_peft(scratch, lora, name or model_name(base.model), transposed(model_folder(base)))
         write_about(scratch, about)
+
+
+@lru_cache(maxsize=1)
+def transposed(model: Path) -> bool:
+    """Whether a model's linear layers hold their weights as [in, out], as GPT-2's `Conv1D` do."""
+    from transformers import AutoConfig
+    from transformers.pytorch_utils import Conv1D
+
+    from tasks.lora.base import without_weights
+
+    bare = without_weights(AutoConfig.from_pretrained(model, trust_remote_code=False))
+    return any(isinstance(layer, Conv1D) for layer in bare.modules())
 
 
 def write_about(folder: Path, about: Mapping[str, str]) -> None:

@@ -19,6 +19,7 @@ from tasks.export import (
     about,
     batch_of,
     cell_of,
+    transposed,
     whole_folder,
     whole_lora,
     write_about,
@@ -27,7 +28,7 @@ from tasks.export import (
 from tasks.files import file_name
 from tasks.methods import MethodName
 from tasks.results.run import Run
-from tasks.text.loading import model_folder, model_name
+from tasks.text.loading import model_folder
 
 if TYPE_CHECKING:
     from tasks.lora.adapters import Lora
@@ -71,21 +72,30 @@ def vllm_folders(
     cell = cell_of(run, lamp_task, method, seed)
     if to.is_dir() and any(to.iterdir()):
         raise InputError(f"--to {to}: holds something already; name a new folder")
+    if transposed(model_folder(cell.base)):
+        raise InputError(
+            f"--format vllm: vLLM takes no LoRAs on layers like GPT-2's ({cell.base.model}); "
+            "export with --format peft or merged"
+        )
     to.mkdir(parents=True, exist_ok=True)
     loras, said = MethodLoras(cell, method), about(cell, method)
     for user in cell.users.few_shot_ids:
         try:
             own = whole_lora(cell, loras.of(user, batch_of(run, cell, method, user)))
-            yield _folder(to, user, own, rank, tolerance, base or model_name(cell.base.model),
-                          said | {"max_lora_rank": str(most)})  # fmt: skip
+            smaller, error = _cut(user, own, rank, tolerance)
+            told = {"max_lora_rank": str(most), "user": user, "error": f"{error:.6f}"}
+            folder = to / file_name(user)
+            write_folder(folder, smaller, cell.base, said | told, base)
+            yield Served(user, folder, error)
         except InputError as error:
             yield error
 
 
-def _folder(
-    to: Path, user: str, lora: Lora, rank: int, tolerance: float | None, base: str,
-    about: dict[str, str],
-) -> Served:  # fmt: skip
+def _cut(user: str, lora: Lora, rank: int, tolerance: float | None) -> tuple[Lora, float]:
+    """A user's LoRA of at most this rank, and what that loses.
+
+    Raises InputError where it is more than the tolerance, or vLLM loads no such LoRA.
+    """
     from tasks.lora.merge import cut
 
     if matrices := [name for name in lora.layers if name.endswith("]")]:
@@ -99,9 +109,7 @@ def _folder(
             f"user {label(user)}: a LoRA of rank {rank} loses {error:.1%} of the update of rank "
             f"{lora.rank}, more than --tolerance {tolerance:g}; raise --rank"
         )
-    folder = to / file_name(user)
-    write_folder(folder, smaller, base, about | {"user": user, "error": f"{error:.6f}"})
-    return Served(user, folder, error)
+    return smaller, error
 
 
 def merged_model(

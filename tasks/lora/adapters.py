@@ -146,10 +146,14 @@ def from_peft(config: LoraConfig, layers: dict[str, Factors]) -> Lora:
     return Lora(plain, config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r))
 
 
-def write_peft(folder: Path, lora: Lora, base_model: str) -> None:
-    """Write `lora` as an ordinary PEFT folder (adapter_config.json, adapter_model.safetensors)."""
+def write_peft(folder: Path, lora: Lora, base_model: str, fan_in_fan_out: bool = False) -> None:
+    """Write `lora` as an ordinary PEFT folder (adapter_config.json, adapter_model.safetensors).
+
+    fan_in_fan_out: the layers' own weights are [in, out], as those of GPT-2's `Conv1D`.
+    """
     config, layers = to_peft(lora)
     config.base_model_name_or_path = base_model
+    config.fan_in_fan_out = fan_in_fan_out
     config.save_pretrained(str(folder))
     tensors = {
         f"{_PREFIX}{layer}.lora_{side}.weight": factor.contiguous()

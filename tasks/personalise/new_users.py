@@ -23,7 +23,6 @@ from tasks.methods import MethodName
 from tasks.prepare import users_of
 from tasks.results.models import Prepared
 from tasks.results.run import Cell, Run
-from tasks.text.loading import model_name
 from tasks.text.questions import User
 
 if TYPE_CHECKING:
@@ -162,7 +161,7 @@ def write(
     cell, about = personaliser.cell, {**about, "user": made.user_id}
     if keep == "folder":
         loras = made.loras or ([] if cell.base.adapter else [personaliser.nothing()])
-        write_folder(place, whole_lora(cell, loras), model_name(cell.base.model), about)
+        write_folder(place, whole_lora(cell, loras), cell.base, about)
         return
     values = {**about, "merge": personaliser.run.merged.how, **recipe_values(made)}
     write_atomic(place, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())

@@ -27,6 +27,8 @@ from tasks.results.run import Run
 from tasks.serving import Served, max_lora_rank, merged_model, vllm_folders
 from tasks.tools.main import main
 from tests.unit.lora.helpers import delta
+from tests.unit.lora.test_architectures import base_of
+from tests.unit.lora.test_base import gpt2
 from tests.unit.stages.pipeline import LORA, ROLES, run
 from tests.unit.stages.users import user
 
@@ -155,6 +157,59 @@ def test_the_command(saved: Run, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([*given, str(tmp_path / "t"), *everyone, "--rank", "1", "--tolerance", "0.01"]) == 2
     assert capsys.readouterr().err.count("more than --tolerance 0.01; raise --rank") == 3
     assert list((tmp_path / "t").iterdir()) == []
+
+
+def test_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers hold weights as [in, out], and one of them is query, key and value at once.
+
+    The folder says so, stock PEFT adds what the whole model has, and vLLM is refused.
+    """
+    gpt2(tmp_path / "model", 0.0)
+    monkeypatch.setenv("MTA_STORE", str(tmp_path / "mta" / "store"))
+    cell = run(tmp_path, ROLES, methods=["mta"])
+    made = Run(id="two", name="two", date="", report="two", config={}, cells=(cell,))
+    export(made, "LaMP-2M", "mta", "few-0", tmp_path / "lora")
+    merged_model(made, tmp_path / "whole", "few-0")
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"]
+    assert "transformer.h.0.attn.c_attn" in config["target_modules"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    plain = logits(base, tokenizer)
+    stock: Any = PeftModel.from_pretrained(base, str(tmp_path / "lora"))
+    assert stock.base_model.model.transformer.h[0].attn.c_attn.fan_in_fan_out
+    wanted = logits(stock.merge_and_unload(), tokenizer)
+    got = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "whole"), tokenizer)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert (got - plain).abs().max() > 1e-3
+    with pytest.raises(InputError, match="vLLM takes no LoRAs on layers like GPT-2's"):
+        next(vllm_folders(made, tmp_path / "vllm"))
+    assert not (tmp_path / "vllm").exists()
+
+
+def test_fused_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phi-3's: by the names of transformers, which vLLM's Phi3ForCausalLM has too.
+
+    Its `packed_modules_mapping` is qkv_proj: [qkv_proj], gate_up_proj: [gate_up_proj].
+    """
+    phi3 = base_of("phi3")
+    phi3.model.save_pretrained(tmp_path / "model")
+    phi3.tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.setenv("MTA_STORE", str(tmp_path / "mta" / "store"))
+    cell = run(tmp_path, ROLES, methods=["mta"])
+    made = Run(id="three", name="three", date="", report="three", config={}, cells=(cell,))
+    found = [*vllm_folders(made, tmp_path / "vllm", rank=8)]
+    assert len(found) == 3
+    for one in found:
+        assert isinstance(one, Served)
+        weights = load_file(one.folder / "adapter_model.safetensors")
+        assert {match[1] for name in weights if (match := WEIGHT.fullmatch(name))} == {
+            "qkv_proj", "o_proj", "gate_up_proj", "down_proj",
+        }  # fmt: skip
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+        plain = logits(base, phi3.tokenizer)
+        adapted = logits(PeftModel.from_pretrained(base, str(one.folder)), phi3.tokenizer)
+        assert (adapted - plain).abs().max() > 1e-3
 
 
 def test_ranks() -> None:
