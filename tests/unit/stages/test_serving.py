@@ -159,6 +159,49 @@ def test_the_command(saved: Run, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert list((tmp_path / "t").iterdir()) == []
 
 
+def test_sixty_users(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of rank 26 (three anchors of 8, and 2) cut to 16: each loss is said, and PEFT loads all."""
+    everyone = [user(f"few-{n:02}", 3, queries=1) for n in range(60)]
+    short = {**LORA, "epochs": 1}
+    cell = run(
+        place, ROLES | {"few_shot": everyone}, methods=["mta"],
+        meta_lora={"rank": 8, "alpha": 8.0, **short},
+        stacking={"rank": 2, "alpha": 4.0, **short},
+        fusion={"top_m": 3, "weights": "cosine"},
+    )  # fmt: skip
+    made = Run(id="sixty", name="sixty", date="", report="sixty", config={}, cells=(cell,))
+    write_run(made)
+    to, given = tmp_path / "all", ["export", "--run", "sixty", "--all", "--format", "vllm"]
+    capsys.readouterr()
+    assert main([*given, "--rank", "16", "--to", str(to)]) == 0
+    *lines, _served = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1].split(",")[0] for line in lines] == [
+        f"few-{n:02}" for n in range(60)
+    ]
+    base = AutoModelForCausalLM.from_pretrained(place / "model")
+    tokenizer = AutoTokenizer.from_pretrained(place / "model")
+    plain, seen = logits(base, tokenizer), set()
+    model: Any = None
+    for line in lines:
+        name = line.split(": ")[1].split(",")[0]
+        lost = float(line.split(", ")[1].split("%")[0]) / 100
+        about = json.loads((to / name / "mta.json").read_text())
+        assert 0 < lost == pytest.approx(float(about["error"]), abs=1e-4)
+        if model is None:
+            model = PeftModel.from_pretrained(base, str(to / name), adapter_name=name)
+        else:
+            found = model.load_adapter(str(to / name), adapter_name=name)
+            assert not found.unexpected_keys
+        model.set_adapter(name)
+        for other in {*model.peft_config} - {name}:
+            model.delete_adapter(other)
+        change = float((logits(model, tokenizer) - plain).abs().max())
+        assert change > 1e-3
+        seen.add(change)
+        assert model.peft_config[name].r == 16
+    assert len(seen) == 60
+
+
 def test_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its layers hold weights as [in, out], and one of them is query, key and value at once.
 
