@@ -11,6 +11,8 @@ from flows import tune
 from flows.tune import drawn, tuned, with_settings
 from tasks.config.run import resolve
 from tasks.errors import InputError
+from tasks.plan.model import plan_model
+from tasks.plan.run import plan_text
 from tasks.results.models import Compared, Estimate
 from tasks.results.run import Trial, Tuning
 from tests.unit.stages import pipeline
@@ -151,3 +153,10 @@ def test_what_is_said() -> None:
         "tuned on 8 development users: no settings were better than the run's own (score 0.250), "
         "by 2 trials of 7 s together"
     )
+
+
+def test_a_plan_says_that_trials_are_not_counted(place: Path) -> None:
+    told = "Not counted: the trials of `tune`"
+    for given in (True, False):
+        config = pipeline.run_config(place, ROLES, tune=given)
+        assert (told in plan_text(config, plan_model(config), [])) == given
