@@ -13,9 +13,7 @@ A [U, r, in], B [U, out, r] of scale s. Either part may be absent. (LoRA: Hu et 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -28,8 +26,6 @@ from torch.nn.functional import linear
 from tasks.lora.adapters import Factors, Lora, LoraBatch, Part
 from tasks.lora.targets import AnyModel, Names, Sizes, target_layers
 
-# Numbers of a LoRA from which threads pay for themselves.
-WIDE = 2**18
 # In half precision ranks are filled up with zeros to a multiple of it: a GPU's kernels like rows of
 # 16 bytes (x A^T of 16,384 x 2,048 on an H200: .049 ms for rank 20, .036 for 24).
 ALIGNED = 8
@@ -246,20 +242,10 @@ def fresh(shapes: Shapes, seeds: Sequence[int], dtype: torch.dtype = torch.float
     As PEFT's default (Kaiming with a = sqrt 5). Each user's numbers come from the user's own seed.
     """
     flat = torch.zeros(len(seeds), shapes.width, dtype=dtype)
-
-    def draw(row: Tensor, seed: int) -> None:
+    for row, seed in zip(flat, seeds, strict=True):
         generator = torch.Generator().manual_seed(seed)
         for a, _ in shapes.split(row[None]).values():
             bound = 1.0 / math.sqrt(a.shape[2])
             uniform = torch.rand(a.shape[1:], generator=generator, dtype=torch.float32)
             a.copy_((uniform * 2 - 1) * bound)
-
-    if shapes.width < WIDE:
-        for row, seed in zip(flat, seeds, strict=True):
-            draw(row, seed)
-        return flat
-    # A generator is one core's work: users of a large model are drawn side by side.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(draw, flat, seeds):
-            pass
     return flat

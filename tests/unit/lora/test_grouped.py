@@ -16,7 +16,6 @@ from transformers import (
     GPTNeoXForCausalLM,
 )
 
-import tasks.lora.grouped
 from tasks.errors import InputError
 from tasks.lora.adapters import Lora, LoraBatch
 from tasks.lora.base import Base
@@ -231,15 +230,6 @@ def test_one_user_s_gradient_sees_no_other(fresh_base: MakeBase) -> None:
 
 
 # --- flat rows ------------------------------------------------------------------------------------
-
-
-def test_initial_weights_are_the_same_from_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each user's numbers come from the user's own seed, whoever else is drawn."""
-    shapes = Shapes({"a": (40, 30), "b": (30, 20)}, 4)
-    wanted = torch.cat([fresh(shapes, [seed]) for seed in range(9)])
-    monkeypatch.setattr(tasks.lora.grouped, "WIDE", 0)
-    assert torch.equal(fresh(shapes, range(9)), wanted)
-    assert wanted.unique().numel() > wanted.numel() // 3
 
 
 def test_shapes_by_hand() -> None:
