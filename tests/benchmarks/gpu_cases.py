@@ -25,6 +25,7 @@ from tasks.lora.cost import flops
 from tasks.lora.devices import pick_device, pick_dtype
 from tasks.lora.group_train import default_positions, train_group
 from tasks.lora.grouped import fresh, grouped
+from tasks.lora.merge import MergedUsers
 from tasks.lora.train import Outcome
 from tests.benchmarks.engine import SCALE, STACKED_RANK, Engine
 from tests.benchmarks.machine import (
@@ -80,10 +81,12 @@ class Bench:
         positions, started = default_positions(engine.base), time.monotonic()
         initial = fresh(engine.shapes, range(len(users))).to(self.device)
         initial_seconds = time.monotonic() - started
+        merged = engine.merged(count)
         reset_peak(self.device)
         with waits_of_host(self.device) as waits:
             steps.after = lambda _: waits.stop()
-            outcome, batches = self.steps(engine, users, initial, steps, MOST_WARM + TIMED)
+            most = MOST_WARM + TIMED
+            outcome, batches = self.steps(engine, users, merged, initial, steps, most)
         step = statistics.median(steps.timed or steps.seconds[-1:])
         tokens = sum(s.length for own in users for s in own)
         loras = engine.shapes.width + engine.merged_width
@@ -116,11 +119,11 @@ class Bench:
         return [own[:ITEMS_A_STEP] for own in islice(make_users(self.shape), count)]
 
     def steps(
-        self, engine: Engine, users: Sequence[Sequence[Encoded]], initial: torch.Tensor,
-        steps: Steps, most: int,
+        self, engine: Engine, users: Sequence[Sequence[Encoded]], merged: MergedUsers,
+        initial: torch.Tensor, steps: Steps, most: int,
     ) -> tuple[Outcome | None, int]:  # fmt: skip
         """Train for at most so many steps of all items; the number of micro-batches, too."""
-        merged, batches = engine.merged(len(users)), []
+        batches = []
 
         def under(numbers: Sequence[int]) -> LoraBatch:
             batches.append(len(numbers))
@@ -147,7 +150,7 @@ class Bench:
         # As part of its step the profiler's own start would count.
         steps.after = lambda done: seen.start() if done == 2 else seen.stop() if done == 3 else None
         initial = fresh(engine.shapes, range(len(users))).to(self.device)
-        _, batches = self.steps(engine, users, initial, steps, 3)
+        _, batches = self.steps(engine, users, engine.merged(count), initial, steps, 3)
         found = kernels(seen, steps.seconds[2])
         order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
         table = seen.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=90)
