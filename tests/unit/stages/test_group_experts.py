@@ -21,6 +21,8 @@ from tasks.lora.grouped import fresh, shapes_of
 from tasks.lora.merge import concatenate
 from tasks.lora.train import epochs
 from tasks.methods import group_experts
+from tasks.personalise.personaliser import Personaliser
+from tasks.prepare import users_of
 from tasks.record import key_of
 from tasks.results.run import Cell, Run
 from tasks.results.store import store
@@ -97,6 +99,19 @@ def test_the_rest_is_as_with_any_bank(cell: Cell, tmp_path: Path) -> None:
     for layer in wanted.layers:
         assert (delta(found, layer) - delta(wanted, layer)).abs().max() < 1e-6
     assert 0 < recipe.weights[1] < recipe.weights[0] < 1
+
+
+def test_a_new_user_is_served_from_it(cell: Cell) -> None:
+    """By another name, as in the benchmark."""
+    merging, users = cell.merging(METHOD), users_of(cell.users.few_shot)
+    assert merging
+    wanted = read_recipes(merging.merged.recipes)
+    renamed = [user | {"user_id": f"other {user['user_id']}"} for user in users]
+    made = Personaliser(cell, METHOD)(renamed, train=False)
+    for user, personal in zip(users, made, strict=True):
+        assert personal.recipe
+        assert personal.recipe.anchors == wanted[user["user_id"]].anchors
+        assert personal.recipe.weights == pytest.approx(wanted[user["user_id"]].weights, abs=1e-4)
 
 
 def test_items_are_drawn_by_the_seed(
