@@ -57,14 +57,14 @@ class MergedUsers:
         members_of = self.members.shape[1] if how == "exact" else 1
         numbers = sum(a[0].numel() + b[0].numel() for a, b in self.layers.values())
         small = 4 * numbers * members_of * len(recipes) <= KEPT_BYTES
-        self.kept = self._merge(range(len(recipes))) if small or how == "svd" else None
+        keep = small or how == "svd"
+        self.kept = self.weighed(range(len(recipes)), self.weights) if keep else None
 
     def parts(self, users: Sequence[int]) -> LoraBatch:
         """The merged LoRAs of `users` (their numbers), gathered on the device."""
-        return self.kept.of(users) if self.kept else self._merge(users)
-
-    def _merge(self, users: Sequence[int]) -> LoraBatch:
-        rows = torch.tensor([*users]).to(self.members.device, non_blocking=True)
+        if self.kept:
+            return self.kept.of(users)
+        rows = torch.tensor([*users]).to(self.weights.device, non_blocking=True)
         return self.weighed(users, self.weights[rows])
 
     def weighed(self, users: Sequence[int], weights: Tensor) -> LoraBatch:
