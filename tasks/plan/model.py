@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
+from tasks.base_model import GivenModel
 from tasks.config.options import BaseOptions, PlanOptions, TrainingOptions
 from tasks.config.run import RunConfig
 from tasks.errors import InputError, short
 from tasks.lora.base import Base, attention_only, end_of_turn, most_tokens, without_weights
 from tasks.lora.grouped import Shapes, shapes_of
 from tasks.lora.tiny import tiny_config
+from tasks.results import models
+from tasks.text.encoder import Encoder
 from tasks.text.loading import find_model
 
 # Numbers of the models' own config.json, for where the hub does not answer.
@@ -29,6 +33,14 @@ KNOWN_MODELS: dict[str, dict[str, Any]] = {
 CHARACTERS_PER_TOKEN = 4
 # A chat template's own tokens, and those that open and close a text.
 AROUND = 16
+NOT_LOADED = models.Base(model="", content="", dtype="float32", max_tokens=0)
+# In place of functions that look at a model or at results.
+UNSEEN: dict[str, Callable[..., Any]] = {
+    "log": lambda *_, **__: None,
+    "coverage_lines": lambda *_: (),
+    "given": lambda model: GivenModel(model=model, content="", revision=None),
+    "encoder_of": lambda model: Encoder(model=model, content="", libraries={}),
+}
 
 
 class Characters:

@@ -9,7 +9,6 @@ from typing import Any
 
 from humanize import metric
 
-from tasks.base_model import GivenModel
 from tasks.embed import WHITENED
 from tasks.lamp.folders import ROLES
 from tasks.lora.answer import on_one_prompt
@@ -20,25 +19,16 @@ from tasks.method.clusters import members_of
 from tasks.methods import METHODS
 from tasks.own_bank import as_member, read_adapters
 from tasks.plan.lengths import Lengths, Measure, assumed_clusters, blank
-from tasks.plan.model import PlannedModel
-from tasks.plan.work import TaskPlan, Work, adapter_bytes, passes, train
+from tasks.plan.model import NOT_LOADED, UNSEEN, PlannedModel
+from tasks.plan.work import TaskPlan, Work, adapter_bytes, likelihoods, passes, train
 from tasks.record import File, Result, key_of
 from tasks.results import models
 from tasks.results.stage import CELL
 from tasks.task_adapt import KINDS, chosen_items
-from tasks.text.encoder import Encoder
 from tasks.text.tokens import by_question
 
 # Bytes of a row in a table, about.
 ROW = 100
-NOT_LOADED = models.Base(model="", content="", dtype="float32", max_tokens=0)
-# In place of functions that look at a model or at results.
-UNSEEN: dict[str, Callable[..., Any]] = {
-    "log": lambda *_, **__: None,
-    "coverage_lines": lambda *_: (),
-    "given": lambda model: GivenModel(model=model, content="", revision=None),
-    "encoder_of": lambda model: Encoder(model=model, content="", libraries={}),
-}
 
 
 class Planner:
@@ -158,7 +148,7 @@ class Planner:
         for label, own in zip(labels, samples, strict=True):
             shown[label] += own[0::2]
         work, width = train(model, training, shown), model.lora(training).width
-        work += self._likelihoods([own[1::2] for own in samples], width, len(shown))
+        work += likelihoods(self._model, [own[1::2] for own in samples], width, len(shown))
         # All rounds are of the same users.
         first = given.number == 0
         work.users, work.items = first * len(samples), first * sum(map(len, samples))
@@ -217,7 +207,7 @@ class Planner:
         anchors, users = given.bank.members, given.embedded.users
         samples = self._measure.tokens("profile", given.setting.questions, given.users)
         times = min(given.shortlist or len(anchors), len(anchors))
-        work = self._likelihoods(samples, self._numbers[anchors[0].adapter], times)
+        work = likelihoods(self._model, samples, self._numbers[anchors[0].adapter], times)
         work.users, disk = users, users * (ROW + 8 * len(anchors))
         return models.Evidence(table=self._add("evidence", work, disk=disk))
 
@@ -305,8 +295,3 @@ class Planner:
         work.stage, work.method, work.disk = stage, method, disk
         self._works.append(work)
         return File(uri=f"plan/{len(self.plans)}/{len(self._works)}", sha256="")
-
-    def _likelihoods(self, samples: list[Lengths], width: int, times: int) -> Work:
-        """All users' samples under each of `times` LoRAs: a bank of one of them at a time."""
-        flat = [[*chain(*samples)]]
-        return passes(self._model, flat, below=width, beside=2 * 4 * width, times=times)

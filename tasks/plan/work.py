@@ -86,6 +86,12 @@ def passes(
     )
 
 
+def likelihoods(model: PlannedModel, samples: Sequence[Lengths], width: int, times: int) -> Work:
+    """All users' samples under each of `times` LoRAs: a bank of one of them at a time."""
+    flat = [[*chain(*samples)]]
+    return passes(model, flat, below=width, beside=2 * 4 * width, times=times)
+
+
 def train(
     model: PlannedModel, options: TrainingOptions, samples: Sequence[Lengths], below: int = 0,
     beside: int = 0,
