@@ -65,8 +65,8 @@ def plan_text(config: RunConfig, model: PlannedModel, plans: Sequence[TaskPlan])
         f"{machine.bandwidth_tb:g} TB/s.",
         "Steps and tokens are counted from the data, with answers of full length; FLOPs follow "
         "from these and the model's size, and hours from FLOPs. Memory is of what stays there, "
-        "passes need some beside; disk is the store's, and MLflow keeps the anchors' adapters once "
-        "more.",
+        "passes need some beside; disk is the store's, and MLflow keeps the anchors' adapters "
+        "twice more: one by one, and as registered banks.",
     ]
     for plan in plans:
         people = [f"{count} {role.replace('_', '-')}" for role, count in plan.users.items()]
