@@ -19,7 +19,7 @@ from tasks.log import log
 from tasks.methods import MethodName
 from tasks.personalise.new_users import personalise as make
 from tasks.running.slots import cpu_jobs, device_of, gpu_slots
-from tasks.tracking.registry import run_of
+from tasks.tracking.taken_run import run_of
 
 
 @flow(name="mta", persist_result=False)

@@ -15,7 +15,8 @@ from tasks.personalise.new_users import Keep, each_made, histories, place_of, re
 from tasks.personalise.personaliser import Personaliser
 from tasks.results.run import Cell, Run
 from tasks.results.store import reading_from
-from tasks.tracking.registry import RUN_FILE, STORE_FOLDER, new_users_method, with_base
+from tasks.tracking.registry import RUN_FILE, STORE_FOLDER, new_users_method
+from tasks.tracking.taken_run import with_base
 
 
 class RegisteredBank:

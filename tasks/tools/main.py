@@ -137,7 +137,7 @@ def personalise(
     A PEFT folder for each user of the file. Exit code 2: somebody was left out, and is named.
     """
     from tasks.personalise.new_users import personalise as make
-    from tasks.tracking.registry import run_of
+    from tasks.tracking.taken_run import run_of
 
     code = 0
     for told in make(run_of(run, base), user, to, lamp_task, method, seed, keep):
@@ -162,7 +162,7 @@ def ask(
 ) -> None:
     """Ask one user's model, as the run asked its queries."""
     from tasks.personalise.ask import ask as answers
-    from tasks.tracking.registry import run_of
+    from tasks.tracking.taken_run import run_of
 
     found = answers(run_of(run, base), user, text, lamp_task, method, seed, compare)
     for name, answer in found.items():

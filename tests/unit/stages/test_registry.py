@@ -17,9 +17,10 @@ from tasks.personalise.new_users import personalise
 from tasks.results.run import Run
 from tasks.results.store import store
 from tasks.tools.main import main
-from tasks.tracking import registry
-from tasks.tracking.registry import register, run_of
+from tasks.tracking import taken_run
+from tasks.tracking.registry import register
 from tasks.tracking.server import Mlflow
+from tasks.tracking.taken_run import run_of
 from tests.unit.stages import pipeline
 from tests.unit.stages.test_personalise import NEW, saved
 
@@ -133,13 +134,13 @@ def test_asking_from_another_machine(
 
 def test_what_is_there_is_not_fetched(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[str] = []
-    real = registry._download
+    real = taken_run._download
 
     def download(files: Any, file: Any, scratch: Path) -> Path:
         fetched.append(file.uri.split("/")[0])
         return real(files, file, scratch)
 
-    monkeypatch.setattr(registry, "_download", download)
+    monkeypatch.setattr(taken_run, "_download", download)
     run = run_of("models:/mta-bank/1")
     assert sorted(fetched) == ["bank", "registered", "task_adapt", "tiny_model", "whitening"]
     run_of("models:/mta-bank/1")
