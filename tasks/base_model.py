@@ -24,6 +24,7 @@ from tasks.task_adapt import adapted_to_task
 from tasks.text.loading import (
     HUB_FILES,
     LIBRARIES,
+    adapter_dtype_of,
     dtype_of,
     find_model,
     folder_hash,
@@ -67,11 +68,13 @@ def base_model(config: TaskConfig, users: Prepared) -> Base:
             )  # fmt: skip
     else:
         base = given_model(given(config.base.model), config.compute)
+    dtype = dtype_of(config.base, config.compute)
     base = base.model_copy(
         update={
             "model": config.base.model,
             "max_tokens": config.base.max_tokens,
-            "dtype": dtype_of(config.base, config.compute),
+            "dtype": dtype,
+            "adapter_dtype": adapter_dtype_of(dtype, config.compute),
             "chat": questions.prompt.chat,
             "engine": config.base.engine,
             "gradient_checkpointing": config.base.gradient_checkpointing,

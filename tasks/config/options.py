@@ -248,7 +248,7 @@ class PlanOptions(Options):
 class ComputeOptions(Options):
     """Where it runs. It decides no result; the last bits follow the threads of torch on a CPU.
 
-    `adapter_dtype` rounds as `base.dtype` does, and follows from it and the device by default.
+    But for `adapter_dtype`, which is in the keys as `base.dtype` is.
     """
 
     outside_key: ClassVar[bool] = True

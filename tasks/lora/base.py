@@ -42,7 +42,8 @@ class Base:
     """A frozen base model in eval mode, and its tokenizer.
 
     max_tokens: of prompt and answer. end: the token that ends an answer; None: end of text.
-    adapter_dtype: of the LoRAs' products; None: the LoRAs' own.
+    adapter_dtype: of the LoRAs' products; None: the LoRAs' own. end_to_end: whether its attention
+    takes samples end to end (`varlen`).
     """
 
     model: Any
@@ -51,6 +52,7 @@ class Base:
     max_tokens: int
     end: int | None = None
     adapter_dtype: torch.dtype | None = None
+    end_to_end: bool = False
 
     @property
     def end_of_answer(self) -> int:
@@ -108,14 +110,16 @@ def as_base(
     end = end_of_turn(tokenizer)
     model.generation_config = _greedy(model.generation_config, tokenizer, end)
     model.to(device).requires_grad_(False)
+    end_to_end = False
     if in_half_on_gpu(model):
         # cuDNN's attention makes a plan for every new shape, for .4 s (H200).
         torch.backends.cuda.enable_cudnn_sdp(False)
         fuse(model)
-        varlen.use(model)
+        end_to_end = varlen.use(model)
     model.config.use_cache = True
     low = pick_adapter_dtype(adapter_dtype, device, model.dtype)
-    return Base(model.eval(), tokenizer, device, most_tokens(model.config, max_tokens), end, low)
+    most = most_tokens(model.config, max_tokens)
+    return Base(model.eval(), tokenizer, device, most, end, low, end_to_end)
 
 
 def _model(folder: Path, dtype: torch.dtype, quantised: dict[str, Any]) -> Any:

@@ -34,5 +34,6 @@ def pick_adapter_dtype(name: str, device: torch.device, base: torch.dtype) -> to
 
 
 def in_half_on_gpu(model: Any) -> bool:
-    """Whether a GPU's kernels for half precision are there for it."""
-    return bool(model.device.type == "cuda" and model.dtype in (torch.bfloat16, torch.float16))
+    """Whether a GPU's kernels for half precision are there for it: from compute capability 8 on."""
+    half = model.device.type == "cuda" and model.dtype in (torch.bfloat16, torch.float16)
+    return bool(half and torch.cuda.get_device_capability(model.device) >= (8, 0))

@@ -19,14 +19,7 @@ from tasks.lora import varlen
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, takes
 from tasks.lora.packing import ONE_PER_ROW, ONE_PER_USER, Packed, layout
-
-# x + attention(norm(x)), then x + mlp(norm(x)), with these names for the parts (transformers 5).
-KNOWN_LAYERS = (
-    "LlamaDecoderLayer",
-    "MistralDecoderLayer",
-    "Qwen2DecoderLayer",
-    "Qwen3DecoderLayer",
-)
+from tasks.lora.varlen import KNOWN_LAYERS
 
 
 def label_losses(base: Base, packed: Packed) -> Tensor:
@@ -108,7 +101,7 @@ def row_limit(base: Base, per_user: Iterable[Sequence[Encoded]]) -> int:
     if not may_pack(base.model):
         return ONE_PER_ROW
     samples = [*per_user]
-    if varlen.used(base.model) and not any(one.choices for own in samples for one in own):
+    if base.end_to_end and not any(one.choices for own in samples for one in own):
         return ONE_PER_USER
     return layout(samples)
 

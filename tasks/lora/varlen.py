@@ -15,22 +15,27 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+# x + attention(norm(x)), then x + mlp(norm(x)), with these names for the parts (transformers 5).
+# Attention is softmax(q k^T) v and nothing more, and is handed what the model is given.
+KNOWN_LAYERS = (
+    "LlamaDecoderLayer",
+    "MistralDecoderLayer",
+    "Qwen2DecoderLayer",
+    "Qwen3DecoderLayer",
+)
 # How transformers calls it: an implementation of attention, beside "sdpa" and "eager".
 NAME = "end_to_end"
 
 
-def use(model: Any) -> None:
-    """Let a model take samples end to end, where torch's kernel knows all of its attention."""
+def use(model: Any) -> bool:
+    """Let a model take samples end to end; whether torch's kernel knows all of its attention."""
     config = model.config.get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    more = ("attn_logit_softcapping", "v_head_dim")
-    if size % 8 == 0 and size <= 256 and not any(getattr(config, one, None) for one in more):
+    kinds = {type(layer).__name__ for layer in getattr(model.base_model, "layers", ())}
+    known = bool(kinds) and kinds <= {*KNOWN_LAYERS} and size % 8 == 0 and size <= 256
+    if known:
         model.set_attn_implementation(NAME)
-
-
-def used(model: Any) -> bool:
-    """Whether the model takes samples end to end."""
-    return bool(model.config._attn_implementation == NAME)
+    return known
 
 
 def attention(

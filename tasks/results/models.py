@@ -85,6 +85,7 @@ class Base(Result):
 
     model: `tiny`, a folder or a hub id. content: the hash of its files. weights: its folder in the
     store, of `tiny` only. adapter: a PEFT folder that is added when it is loaded. dtype: in memory.
+    adapter_dtype: of LoRAs' products.
     """
 
     model: Annotated[str, OUTSIDE_KEY]
@@ -93,6 +94,7 @@ class Base(Result):
     weights: Annotated[File | None, OUTSIDE_KEY] = None
     adapter: File | None = None
     dtype: Literal["float32", "bfloat16"]
+    adapter_dtype: Literal["float32", "bfloat16"] = "float32"
     max_tokens: int
     chat: Literal["auto", "never"] = "auto"
     engine: Literal["grouped", "peft"] = "grouped"

@@ -44,7 +44,7 @@ def load(base: Base, compute: ComputeOptions, quantisation: str = "none") -> Loa
             "(base.task_adapt), which 4-bit weights cannot take; use one of the two"
         )
     wanted = (base.content, base.adapter, base.dtype, base.max_tokens, base.chat, quantisation,
-              compute.device, compute.adapter_dtype, base.gradient_checkpointing)  # fmt: skip
+              compute.device, base.adapter_dtype, base.gradient_checkpointing)  # fmt: skip
     kept = getattr(_LOADED, "base", None)
     if kept is None or kept[0] != wanted:
         _LOADED.base = kept = None  # before the next one takes memory
@@ -53,7 +53,7 @@ def load(base: Base, compute: ComputeOptions, quantisation: str = "none") -> Loa
             max_tokens=base.max_tokens,
             device=compute.device,
             dtype=base.dtype,
-            adapter_dtype=compute.adapter_dtype,
+            adapter_dtype=base.adapter_dtype,
             gradient_checkpointing=base.gradient_checkpointing,
             chat=base.chat,
             quantisation=quantisation,
@@ -91,6 +91,14 @@ def dtype_of(options: BaseOptions, compute: ComputeOptions) -> Literal["float32"
     if options.dtype != "auto":
         return options.dtype
     return "bfloat16" if device_of(compute) == "cuda" else "float32"
+
+
+def adapter_dtype_of(dtype: str, compute: ComputeOptions) -> Literal["float32", "bfloat16"]:
+    """The type of LoRAs' products over weights of `dtype`: `auto` rounds as these on a GPU."""
+    if compute.adapter_dtype != "auto":
+        return compute.adapter_dtype
+    narrow = dtype == "bfloat16" and device_of(compute) == "cuda"
+    return "bfloat16" if narrow else "float32"
 
 
 def model_name(model: str) -> str:
