@@ -2,11 +2,12 @@
 
     bank = mlflow.pyfunc.load_model("models:/mta-bank/3")
     bank.predict([{"user_id": "u1", "profile": [{"id": "1", "tag": "comedy", ...}]}])
-    bank.predict(users, params={"keep": "folder", "to": "models"})
+    bank.predict(users, params={"keep": "folder"})
 
 A recipe for each user, or a PEFT folder in `to`, as `mta personalise` makes them; who cannot be
-made has an `error` instead. `load_model(..., model_config={"base": "/models/x"})` says where the
-base model lies on this machine.
+made has an `error` instead. `load_model(..., model_config={"base": "/models/x", "to": "models"})`
+says where the base model lies on this machine, and where folders are written: who asks a served
+bank does not choose that.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ class BankModel(PythonModel):
         # Here: to register a bank runs this file, and loads no model.
         from tasks.personalise.registered import RegisteredBank
 
-        base = (context.model_config or {}).get("base")
-        self.bank, self.lock = RegisteredBank(Path(context.artifacts["bank"]), base), Lock()
+        config = context.model_config or {}
+        self.bank = RegisteredBank(Path(context.artifacts["bank"]), config.get("base"))
+        self.to, self.lock = Path(config.get("to", "personalised")), Lock()
 
     # Untyped: MLflow would take its types for a signature of its own.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """A recipe, a folder or an error for each user; model_input: users, or a frame of them."""
         users = model_input if isinstance(model_input, list) else model_input.to_dict("records")
-        keep, to = (params or {}).get("keep", "recipe"), (params or {}).get("to", "personalised")
+        keep = (params or {}).get("keep", "recipe")
         with self.lock:  # one batch of users at a time is in the model's layers
-            return self.bank(users, keep, Path(to))
+            return self.bank(users, keep, self.to)
 
 
 set_model(BankModel())

@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.config.options import ComputeOptions
 from tasks.embed import TABLE, measured
 from tasks.methods import METHODS, MethodName
 from tasks.record import File, files_of, key_of
@@ -164,7 +165,8 @@ def _portable(run: Run, cell: Cell, method: MethodName, place: Store) -> Run:
     users: dict[str, Any] = {"optimum": None, "population": None, "few_shot_ids": (), "audit": {}}
     scores = {"scored": (), "draws": None}
     alone = Cell(
-        config=cell.config,
+        # Where it ran says nothing of where new users are made.
+        config=cell.config.model_copy(update={"compute": ComputeOptions()}),
         users=cell.users.model_copy(update=users),
         base=cell.base,
         mergings=(kept,),
@@ -223,7 +225,7 @@ def _save(
             pip_requirements=[
                 f"{name}=={metadata.version(name)}" for name in ("mta", "mlflow", *LIBRARIES)
             ],
-            model_config={"base": None},
+            model_config={"base": None, "to": "personalised"},
         )
 
 
@@ -242,5 +244,5 @@ def _signature() -> ModelSignature:
         ColSpec(text, "folder", required=False),
         ColSpec(text, "error", required=False),
     ]
-    ways = [ParamSpec("keep", text, "recipe"), ParamSpec("to", text, "personalised")]
+    ways = [ParamSpec("keep", text, "recipe")]
     return ModelSignature(Schema(users), Schema(made), ParamSchema(ways))

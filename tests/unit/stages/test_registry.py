@@ -170,7 +170,8 @@ def test_as_mlflow_loads_it(elsewhere: Path, recipes: dict[str, Any]) -> None:
     assert rows[3]["error"] == "the user_id is an earlier user's; ids must differ"
     assert [*elsewhere.iterdir()] == []
     to = elsewhere / "models"
-    (row,) = bank.predict(users[:1], params={"keep": "folder", "to": str(to)})
+    bank = mlflow.pyfunc.load_model(BANK, model_config={"to": str(to)})
+    (row,) = bank.predict(users[:1], params={"keep": "folder"})
     assert row == {"user_id": "new-0", "folder": str(to / "new-0")}
     assert (to / "new-0" / "adapter_model.safetensors").is_file()
     with pytest.raises(InputError, match=r"keep 'both': give one of folder, recipe"):
