@@ -74,7 +74,8 @@ class Method:
     @property
     def for_new_users(self) -> bool:
         """Whether bank, recipe and training are all that a user's LoRAs take."""
-        return self.merged and not (self.adapt or self.answer or self.recipes)
+        own = self.adapt or self.answer or self.recipes or self.about or self.fit
+        return self.merged and not own
 
     @property
     def uses_items(self) -> bool:

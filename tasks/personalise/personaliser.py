@@ -81,10 +81,14 @@ class Personaliser:
 
     def __init__(self, cell: Cell, method: MethodName = "mta") -> None:
         merging = cell.merging(method)
-        if merging is None or not METHODS[method].for_new_users:
+        if merging is None:
             raise InputError(
                 f"--method {method}: merges no LoRA by a recipe, so it has nothing for a new user; "
                 "take mta"
+            )
+        if not METHODS[method].for_new_users:
+            raise InputError(
+                f"--method {method}: makes its LoRAs in a way that new users do not have; take mta"
             )
         own = cell.config.method(method)
         self.cell, self.method, self.fusion, self.training = cell, method, own.fusion, own.training

@@ -140,7 +140,7 @@ def test_what_is_exported_is_merged_by_them(cell: Cell, tmp_path: Path) -> None:
     found = read_peft(tmp_path / "lora")
     for layer in wanted.layers:
         assert (delta(found, layer) - delta(wanted, layer)).abs().max() < 1e-6
-    with pytest.raises(InputError, match=f"--method {METHOD}: merges no LoRA by a recipe"):
+    with pytest.raises(InputError, match=f"--method {METHOD}: makes its LoRAs in a way that new"):
         Personaliser(cell, METHOD)
 
 

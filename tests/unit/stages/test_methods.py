@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -155,6 +156,14 @@ def test_what_methods_are_made_of() -> None:
             assert type(own.training) is TrainingOptions
         else:
             assert GIVEN.method(method.name).training is None
+
+
+def test_whose_loras_new_users_can_have() -> None:
+    """Those of bank, recipe and training alone; each other way keeps a method from them."""
+    able = [name for name, method in METHODS.items() if method.for_new_users]
+    assert able == ["merge_only", "factors", "mta", "group_experts", "mta_prior", "mta_published"]
+    for own in ("adapt", "answer", "recipes", "about", "fit"):
+        assert not replace(METHODS["mta"], **{own: print}).for_new_users
 
 
 def test_oppu_as_published() -> None:

@@ -167,7 +167,7 @@ def test_in_a_small_run(place: Path, cell: Cell, tmp_path: Path) -> None:
     (batch,) = cell.answers[METHOD]
     assert batch.bytes_per_user == 14 * 2 * 6
     assert costs(cell, METHOD)["steps_per_user"] == 0
-    with pytest.raises(InputError, match=f"--method {METHOD}: merges no LoRA by a recipe"):
+    with pytest.raises(InputError, match=f"--method {METHOD}: makes its LoRAs in a way that new"):
         Personaliser(cell, METHOD)
 
 
