@@ -160,18 +160,25 @@ def all_answers(
 ) -> dict[MethodName, tuple[Answers, ...]]:
     """Every method's answers, batch by batch; a batch that one method lacks is left out of all.
 
-    Those of a method that looks at no items are the known ones. Raises StageFailed where no batch
-    is left.
+    Those of a method that looks at no items are the known ones; a method whose `fit` gives nothing
+    is left out. Raises StageFailed where no batch is left.
     """
     batches = batches_of(users.few_shot_ids, config.stacking.users_per_job)
     made: dict[tuple[MethodName, int], Answers] = {}
     jobs: dict[tuple[MethodName, int], Job[Answers]] = {}
+    able: list[MethodName] = []
     for name in methods:
         own, method = config.method(name), METHODS[name]
         merging = merging_of(mergings, name)
         merged = merging.merged if merging else None
         setting, how = setting_of(config, own, users, base), how_answered(own)
-        fitted = method.fit(own, users, setting, merged) if method.fit else None
+        fitted = None
+        if method.fit:
+            with noted(name, missing):
+                fitted = method.fit(own, users, setting, merged)
+            if fitted is None:
+                continue
+        able.append(name)
         same = known.answers.get(name, ()) if known and not method.uses_items else ()
         before = {answered.users: answered for answered in same}
         for number, batch in enumerate(batches):
@@ -183,11 +190,11 @@ def all_answers(
                     how, users.few_shot, batch, merged, fitted, setting
                 )
     made |= collected(jobs, "answers of", f"{config.name}: methods", missing)
-    complete = [n for n in range(len(batches)) if all((name, n) in made for name in methods)]
-    if not complete:
+    complete = [n for n in range(len(batches)) if all((name, n) in made for name in able)]
+    if not (able and complete):
         raise StageFailed(f"no batch of users could be scored; {missing[0]}")
     missing += [f"{name}, {line}" for (name, _), one in made.items() for line in one.failed]
-    return {name: tuple(made[name, number] for number in complete) for name in methods}
+    return {name: tuple(made[name, number] for number in complete) for name in able}
 
 
 def collected(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from flows.mta import one_cell
 from tasks.config.run import resolve
 from tasks.config.task import TaskConfig
 from tasks.errors import DiskFull, InputError
+from tasks.methods import METHODS
 from tasks.results.models import (
     Anchor,
     Anchors,
@@ -238,6 +240,18 @@ def test_bad_input_of_one_bank_leaves_the_other_methods(stages: dict[str, StandI
     cell = lamp_task(config_of("base", "mta", "mta_published"))
     assert list(cell.answers) == ["base", "mta"]
     assert cell.missing == ("LaMP-2M: mta_published: anchors.text_model: cannot be loaded",)
+
+
+def test_a_method_that_cannot_be_fitted_is_named_and_others_go_on(
+    stages: dict[str, StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "per_pcs", replace(METHODS["per_pcs"], fit=no_memory))
+    cell = lamp_task(config_of("base", "mta", "per_pcs"))
+    assert list(cell.answers) == ["base", "mta"]
+    assert names(cell.answers["mta"]) == [("u1", "u2"), ("u3", "u4"), ("u5",)]
+    assert cell.missing == ("LaMP-2M: per_pcs: no memory",)
+    with pytest.raises(StageFailed, match="no batch of users could be scored; per_pcs: no memory"):
+        lamp_task(config_of("per_pcs"))
 
 
 def test_bad_input_of_one_task_is_a_line_of_the_run(stages: dict[str, StandIn]) -> None:
