@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from tasks.methods.method import Method
-from tasks.record import File, Options, Result, key_of
+from tasks.record import File, Options, Result, key_of, library_versions
 from tasks.results.models import Bank, Setting
 from tasks.results.stage import stage
 
@@ -86,32 +86,75 @@ def gates(options: GateOptions, bank: Bank, candidates: File, setting: Setting) 
 
 
 def trained_gates(
-    base: Base, bank: LoadedBank, samples: Sequence[Sequence[Encoded]], options: GateOptions
+    base: Base,
+    bank: LoadedBank,
+    samples: Sequence[Sequence[Encoded]],
+    options: GateOptions,
+    positions: int | None = None,
 ) -> Vectors:
-    """Gates (CPU), from 0 on. samples: of each anchor, taken in turn."""
+    """Gates (CPU), from 0 on.
+
+    samples: of each anchor, taken in turn. positions: the most of a pass, as in training. Raises
+    InputError for a sample that does not fit into the device's memory.
+    """
+    import torch
+
+    from tasks.lora.group_train import default_positions
+
+    most = positions or default_positions(base)
+    found: dict[str, list[Tensor]] = {name: [] for name in bank.layers}
+    # Without dropout, the mode matters for checkpointing only: transformers does it in training.
+    base.model.train(base.model.is_gradient_checkpointing)
+    try:
+        for number, own in enumerate(samples):
+            lora = bank.of([number]).to(base.device).one(0)
+            for name, one in _trained(base, lora, own, options, most).items():
+                found[name].append(one.detach().cpu())
+    finally:
+        base.model.eval()
+    return {name: torch.stack(own) for name, own in found.items()}
+
+
+def _trained(
+    base: Base, lora: Lora, samples: Sequence[Encoded], options: GateOptions, positions: int
+) -> Vectors:
+    """One anchor's gates."""
+    import torch
+
+    from tasks.lora.signature import hooked
+
+    stream = cycle(samples)
+    made = {name: torch.zeros_like(a[0]) for name, (a, _) in lora.layers.items()}
+    leaves = [one.requires_grad_() for one in made.values()]
+    adam = torch.optim.Adam(leaves, lr=options.learning_rate)
+    with hooked(base, [*made], partial(gated, lora, made)):
+        for _ in range(options.steps):
+            _fill(base, leaves, [*islice(stream, options.items)], positions)
+            adam.step()
+    return made
+
+
+def _fill(base: Base, leaves: list[Tensor], step: list[Encoded], positions: int) -> None:
+    """Write the gradients of the mean loss of the step's answer tokens, pass by pass."""
     import torch
 
     from tasks.lora.forward import label_losses, row_limit
-    from tasks.lora.packing import pack
-    from tasks.lora.signature import hooked
+    from tasks.lora.packing import Span, pack, span_batches, work_off
 
-    found: dict[str, list[Tensor]] = {name: [] for name in bank.layers}
-    for number, own in enumerate(samples):
-        lora, stream = bank.of([number]).to(base.device).one(0), cycle(own)
-        made = {name: torch.zeros_like(a[0]) for name, (a, _) in lora.layers.items()}
-        leaves = [one.requires_grad_() for one in made.values()]
-        adam = torch.optim.Adam(leaves, lr=options.learning_rate)
-        with hooked(base, [*made], partial(gated, lora, made)):
-            for _ in range(options.steps):
-                step = [[*islice(stream, options.items)]]
-                packed = pack(step, base.tokenizer.pad_token_id, row_limit(base, step))
-                loss = label_losses(base, packed.to(base.device)).mean()
-                for one, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
-                    one.grad = gradient
-                adam.step()
-        for name, one in made.items():
-            found[name].append(one.detach().cpu())
-    return {name: torch.stack(own) for name, own in found.items()}
+    labels, limit = sum(one.labels for one in step), row_limit(base, [step])
+    for one in leaves:
+        one.grad = torch.zeros_like(one)
+
+    def work(batch: list[Span]) -> None:
+        parts = [step[span] for _, span in batch]
+        packed = pack(parts, base.tokenizer.pad_token_id, limit).to(base.device)
+        loss = label_losses(base, packed).sum() / labels
+        # First what may not fit, then what counts.
+        for one, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
+            assert one.grad is not None
+            one.grad += gradient
+
+    work_off(span_batches({0: step}, limit, positions), {0: step}, work)
 
 
 def gated(lora: Lora, gates: Vectors, name: str, x: Tensor, out: Tensor) -> Tensor:
@@ -152,7 +195,8 @@ def assembled(batch: Batch) -> Adapted:
     assert isinstance(fitted, Gates)
     bank, trained = merger.bank, load_file(store().path(fitted.file))
     top = len(merger.recipes[batch.names[0]].anchors)
-    shared = key_of("per_pcs", VERSION, fitted, merger.merged.bank, top, setting)
+    libraries = library_versions(LIBRARIES)
+    shared = key_of("per_pcs", VERSION, libraries, fitted, merger.merged.bank, top, setting)
     keys = [key_of(shared, content(user["profile"])) for user in batch.users]
 
     def make(numbers: Sequence[int], _: object) -> Iterator[tuple[Lora, Training]]:
@@ -181,5 +225,6 @@ METHOD = Method(
     merged=True,
     fit=fit,
     adapt=assembled,
+    grouped=True,
     default=False,
 )

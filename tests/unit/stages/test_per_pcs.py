@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tasks.config.run import resolve
 from tasks.errors import InputError
 from tasks.export import export
 from tasks.lora.adapters import Lora, read_peft
@@ -86,6 +87,31 @@ def test_gates_are_trained_by_adam_with_the_lora_frozen(base: Base) -> None:
             assert gate.detach().abs().max() > 0.1
     # The model is as it was: no hook is left.
     assert not any(module._forward_hooks for module in base.model.modules())
+
+
+def test_gates_are_the_same_in_small_passes(base: Base) -> None:
+    """With checkpointing too, and then the model is in training; afterwards it is not."""
+    bank, options = bank_on(base), GateOptions(steps=3, learning_rate=0.05, items=4)
+    wanted = trained_gates(base, bank, [some(1), some(2), some(3)], options)
+    modes: list[bool] = []
+    base.model.gradient_checkpointing_enable()
+    hook = base.model.register_forward_pre_hook(lambda model, _: modes.append(model.training))
+    try:
+        got = trained_gates(base, bank, [some(1), some(2), some(3)], options, positions=1)
+    finally:
+        hook.remove()
+        base.model.gradient_checkpointing_disable()
+    # Item by item: three anchors' three steps of four.
+    assert modes == [True] * 36
+    assert not base.model.training
+    for name, gate in wanted.items():
+        assert (got[name] - gate).abs().max() < 1e-3
+
+
+def test_stock_peft_is_refused() -> None:
+    """Its bank may have layers that are no modules: matrices of a bare parameter."""
+    with pytest.raises(InputError, match=f"methods: {METHOD} needs base.engine=grouped"):
+        resolve({"methods": [METHOD], "base": {"engine": "peft"}})
 
 
 def test_a_gate_of_zeros_lets_half_of_the_lora_through(base: Base) -> None:
