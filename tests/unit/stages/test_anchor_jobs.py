@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tasks.config.options import TrainingOptions
 from tasks.lora import group_train
@@ -142,9 +143,10 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, *bad: int) -> None:
     """The losses of these users of a job are infinite."""
     real = group_train.Gradients.fill
 
-    def fill(self: Any, grad: Any, flat: Any, todo: dict[int, Any]) -> dict[int, float]:
+    def fill(self: Any, grad: Any, flat: Any, todo: dict[int, Any]) -> Tensor:
         losses = real(self, grad, flat, todo)
-        return {u: float("inf") if u in bad else loss for u, loss in losses.items()}
+        losses[[*bad]] = float("inf")
+        return losses
 
     monkeypatch.setattr(group_train.Gradients, "fill", fill)
 
