@@ -35,7 +35,7 @@ ITEMS = 1000
 POPULATION = "population"
 
 
-@stage(version=1, libraries=LIBRARIES, uses_model=True)
+@stage(version=2, libraries=LIBRARIES, uses_model=True)
 def experts(
     options: TrainingOptions,
     items: int,
@@ -49,15 +49,13 @@ def experts(
     before: the bank of the same groups. items: drawn of the base users'. Raises InputError where
     they have none, or a training diverges.
     """
-    from tasks.files import sha256_of
-    from tasks.lora.adapters import write_peft
     from tasks.lora.bank import stack, write_bank
     from tasks.lora.merge import concatenate
     from tasks.lora.tokens import joined
     from tasks.prepare import users_of
     from tasks.results.store import store
     from tasks.running.slots import gpu_slot
-    from tasks.text.loading import load, model_name
+    from tasks.text.loading import load
     from tasks.text.tokens import tokens_of
 
     names = [name for member in before.members for name in member.members]
@@ -79,15 +77,27 @@ def experts(
     with store().new("experts") as folder:
         write_bank(folder.path / "bank.safetensors", stack(anchors, loras))
         (folder.path / "members.json").write_text(json.dumps(names, ensure_ascii=False))
-        for number, lora in enumerate(loras):
-            write_peft(folder.path / str(number), lora, model_name(setting.base.model))
-    place = store().path(folder.file())
-    members: list[MetaLora] = []
-    for number, (member, training) in enumerate(zip(before.members, how, strict=True)):
-        digest = sha256_of(place / str(number))
-        file = File(uri=f"{folder.uri}/{number}", sha256=digest)
-        members.append(member.model_copy(update={"adapter": file, "training": training}))
-    return Bank(file=folder.file("bank.safetensors"), members=tuple(members), map=before.map)
+    members = tuple(
+        member.model_copy(
+            update={"adapter": _kept(member, lora, setting.base.model), "training": training}
+        )
+        for member, lora, training in zip(before.members, loras, how, strict=True)
+    )
+    return Bank(file=folder.file("bank.safetensors"), members=members, map=before.map)
+
+
+def _kept(member: MetaLora, lora: Lora, model: str) -> File:
+    """A member's adapter in a folder of its own, with whose it is, as a meta-LoRA has it."""
+    from tasks.lora.adapters import write_peft
+    from tasks.meta_lora import META
+    from tasks.results.store import store
+    from tasks.text.loading import model_name
+
+    about = {"anchor": member.anchor, "members": member.members}
+    with store().new("experts") as folder:
+        write_peft(folder.path / "adapter", lora, model_name(model))
+        (folder.path / META).write_text(json.dumps(about, ensure_ascii=False))
+    return folder.file("adapter")
 
 
 def _drawn(samples: Samples, items: int, seed: int) -> Samples:

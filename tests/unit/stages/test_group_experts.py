@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from tasks.lora.batches import Encoded, encode
 from tasks.lora.grouped import fresh, shapes_of
 from tasks.lora.merge import concatenate
 from tasks.lora.train import epochs
+from tasks.meta_lora import META as META_FILE
 from tasks.methods import group_experts
 from tasks.personalise.personaliser import Personaliser
 from tasks.prepare import users_of
 from tasks.record import key_of
 from tasks.results.run import Cell, Run
 from tasks.results.store import store
+from tasks.tracking.entries import parts
 from tasks.training import training_from
 from tests.unit.lora import peft_reference
 from tests.unit.lora.helpers import delta
@@ -81,6 +84,27 @@ def test_a_member_is_what_all_share_and_a_group(place: Path, cell: Cell) -> None
             assert min(moved) > 1e-4
             assert (delta(found, layer) - delta(wanted, layer)).norm() < 1e-2 * min(moved)
             assert torch.equal(delta(folder, layer), delta(found, layer))
+
+
+def test_each_member_is_an_anchor_in_mlflow(cell: Cell) -> None:
+    """Beside the usual bank's; a member's stored folder says whose it is."""
+    made = Run(
+        id="one",
+        name="one",
+        date="2026-03-04T05:06:00",
+        report="one",
+        config={"preset": "embedded"},
+        cells=(cell,),
+    )
+    merging, usual = cell.merging(METHOD), cell.merging("mta")
+    assert merging
+    assert usual
+    adapters = [one.adapter for both in (usual, merging) for one in both.merged.bank.members]
+    entries = [one for one in parts(made, [[]]) if one.tags["kind"] == "anchor"]
+    assert [one.files for one in entries] == [[(adapter, None)] for adapter in adapters]
+    for member in merging.merged.bank.members:
+        about = json.loads((store().root / member.adapter.folder / META_FILE).read_text())
+        assert about == {"anchor": member.anchor, "members": [*member.members]}
 
 
 def test_the_rest_is_as_with_any_bank(cell: Cell, tmp_path: Path) -> None:
