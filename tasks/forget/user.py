@@ -41,20 +41,15 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     marks = marks_of(store, user_id, texts)
     gone, files = what_goes(store, marks)
     base = any(stage_of(uri) in MODELS for uri in gone)
-    # By its uri where its name cannot be read.
-    anchors = {
-        str((_json(store.root / uri / META) or {"anchor": uri})["anchor"])
-        for uri in gone
-        if stage_of(uri) == "meta_lora" and (base or has_mark(store.root / uri, marks))
-    }
+    as_base = {uri for uri in gone if has_mark(store.root / uri / "base.parquet", marks)}
+    anchors = _anchors(store, gone, marks, base, bool(as_base))
     trained = base or bool(anchors)
     in_store = bool(gone or files)
     named = {file: run for file, run in runs.items() if in_store and _names(run, gone, marks)}
     flow_runs = {file.stem for file in named}
     taught = flow_runs if trained else set()
     # Whose numbers a bank would still have; the stored bank goes for the map beside it.
-    learned = {uri for uri in gone if stage_of(uri) in (*MODELS, "meta_lora")
-               or has_mark(store.root / uri / "base.parquet", marks)}  # fmt: skip
+    learned = as_base | {uri for uri in gone if stage_of(uri) in (*MODELS, "meta_lora")}
     in_mlflow = traces_in_mlflow(uris, marks, anchors | marks.ids, taught, learned, remove=True)
     if not (in_store or in_mlflow.runs or sources):
         raise InputError(f"{label(user_id)}: no such user in {store.root}, MLflow or known data")
@@ -76,6 +71,25 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     done.append(f"proof: searched {searched} files of the store and beside it, and MLflow: {what}")
     done += [f"{source}: still holds the user, who comes back with it" for source in sources]
     return done, left
+
+
+def _anchors(store: Store, gone: set[str], marks: Marks, base: bool, as_base: bool) -> set[str]:
+    """Whose LoRAs were trained on the user, of those that go.
+
+    base: all, on a base model that was. as_base: it is a base user, on whose items the LoRA below
+    all of group_experts was trained.
+    """
+    found = set()
+    for uri in gone:
+        place, every = store.root / uri, {"meta_lora": base, "experts": base or as_base}
+        stage = stage_of(uri)
+        # Beside members' folders is one of their bank.
+        if stage not in every or (stage == "experts" and (place / "members.json").exists()):
+            continue
+        if every[stage] or has_mark(place, marks):
+            # By its uri where its name cannot be read.
+            found.add(str((_json(place / META) or {"anchor": uri})["anchor"]))
+    return found
 
 
 def in_sources(runs: Iterable[Any], user_id: str, data: Path | None) -> tuple[list[str], set[str]]:

@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from tasks.errors import InputError
 from tasks.forget.closure import stage_of
+from tasks.forget.servers import Traces
 from tasks.forget.user import forget
 from tasks.results.rows import known_rows
 from tasks.results.store import LOCKS, RESULTS, Store, store
@@ -144,6 +145,43 @@ def test_what_was_trained_on_the_user_goes_and_all_that_was_made_with_it(
     assert left(made) == ALL - GONE[user_id]
     kept = {made.uris[name] for name in left(made) if not name.startswith("stacking")}
     assert results() == {f"{stage_of(uri)}-{uri[-64:]}" for uri in kept}
+
+
+@pytest.mark.parametrize(
+    ("user_id", "wanted"),
+    [("base-1", {*CLUSTERS}), ("anchor-1", {"cluster-0"}), ("few-1", set[str]())],
+)
+def test_what_all_share_was_trained_on_base_users(
+    where: Store, monkeypatch: pytest.MonkeyPatch, user_id: str, wanted: set[str]
+) -> None:
+    """group_experts over a given base model: the LoRA of base users is in every member's.
+
+    MLflow is asked for the runs of these anchors, and of the user.
+    """
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    made = Made()
+    made.folder("prepare", **{role: _table(names) for role, names in USERS.items()})
+    made.result("prepare", [])
+    members = [f"experts {anchor}" for anchor in CLUSTERS]
+    for name, (anchor, own) in zip(members, CLUSTERS.items(), strict=True):
+        made.folder(name, meta_lora={"anchor": anchor, "members": own})
+    names = [name for own in CLUSTERS.values() for name in own]
+    with store().new("experts") as folder:
+        (folder.path / "members.json").write_text(json.dumps(names))
+    made.uris["experts"] = folder.uri
+    made.result("experts", ["prepare"], *members)
+    asked: list[set[str]] = []
+
+    def searched(*given: Any, **options: Any) -> Traces:
+        if options.get("remove"):
+            asked.append(given[2])
+        return Traces()
+
+    monkeypatch.setattr("tasks.forget.user.traces_in_mlflow", searched)
+    done, found = forget(store(), user_id)
+    assert (asked, found, left(made)) == ([wanted | {user_id}], [], set())
+    trained = [line for line in done if line.startswith("trained on the user")]
+    assert len(trained) == bool(wanted)
 
 
 def test_rows_are_found_as_far_as_they_are_there(made: Made) -> None:
