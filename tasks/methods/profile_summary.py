@@ -11,17 +11,21 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from tasks.log import log
 from tasks.methods.method import Method
 
 if TYPE_CHECKING:
     from tasks.lamp.definitions import LampTask
+    from tasks.lora.base import Base
+    from tasks.lora.batches import Encoded
     from tasks.record import File
     from tasks.stacking import Batch
     from tasks.text.questions import User
 
-VERSION = 1
-# Of a summary that is written: tokens at most, and words of an item that is shown for it.
-TOKENS, WORDS = 64, 60
+VERSION = 2
+# Of a summary that is written: tokens at most, and words of an item that is shown for it, at most
+# and at least.
+TOKENS, WORDS, FEWEST = 64, 60, 8
 # Of one that is counted: how many labels or words.
 COUNTED = 5
 FILE = "summaries.parquet"
@@ -63,7 +67,6 @@ def counted(task: LampTask, user: User) -> str:
 
 def written(batch: Batch, users: list[User]) -> list[Summary]:
     """What the base model, without any LoRA, says the user prefers."""
-    from tasks.lora.batches import encode
     from tasks.running.slots import gpu_slot
     from tasks.text.loading import load
     from tasks.training import engine_of
@@ -72,19 +75,52 @@ def written(batch: Batch, users: list[User]) -> list[Summary]:
     with gpu_slot():
         started = time.perf_counter()
         loaded = load(base, batch.setting.compute, batch.quantisation)
-        asked = [[encode(loaded, question(task, user), None)] for user in users]
+        fitted = [fitting(loaded, task, user) for user in users]
+        asked = [[one] for one, _ in fitted]
         engine = engine_of(base.engine)
         with engine.grouped(loaded.model, []) as layers:
             texts = engine.answer_users(loaded, layers, asked, lambda _: (None, None), TOKENS)
         each = round((time.perf_counter() - started) / len(users), 4)
+    cut = sum(one.truncated for one, _ in fitted)
+    if short := sum(words < WORDS for _, words in fitted):
+        log(
+            f"{task.name}: profile_summary: of {len(users)} histories {short} are shown by fewer "
+            f"than {WORDS} words an item, to fit base.max_tokens={loaded.max_tokens}; {cut} lost "
+            "their first items"
+        )
     return [(f"### User Profile:\n{' '.join(text.split())}", each) for (text,) in texts]
 
 
-def question(task: LampTask, user: User) -> str:
-    """What the base model is asked. The last items stand nearest to the end, which is never cut."""
+def fitting(base: Base, task: LampTask, user: User) -> tuple[Encoded, int]:
+    """The question of the most words an item that the model takes whole, and how many these are.
+
+    Where FEWEST are too many, too, its start is cut: the first items.
+    """
+    from tasks.lora.batches import encode
+
+    found, words = encode(base, question(task, user), None), WORDS
+    if not found.truncated:
+        return found, words
+    found, words = encode(base, question(task, user, FEWEST), None), FEWEST
+    too_many = WORDS
+    while not found.truncated and too_many - words > 1:
+        middle = (words + too_many) // 2
+        tried = encode(base, question(task, user, middle), None)
+        if tried.truncated:
+            too_many = middle
+        else:
+            found, words = tried, middle
+    return found, words
+
+
+def question(task: LampTask, user: User, words: int = WORDS) -> str:
+    """What the base model is asked. words: of an item's text, at most.
+
+    The last items stand nearest to the end, which is never cut.
+    """
     items = []
     for item in user["profile"]:
-        text = " ".join(item["text"].split()[:WORDS])
+        text = " ".join(item["text"].split()[:words])
         items.append(f"{task.text_field}: {text} {task.cue}: {item['answer']}")
     shown = "\n".join(items)
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from tasks.base_model import base_model
 from tasks.lamp.definitions import get_task
 from tasks.lora.base import load_base
 from tasks.lora.batches import encode
-from tasks.methods.profile_summary import counted, question
+from tasks.methods.profile_summary import FEWEST, WORDS, counted, fitting, question
 from tasks.prepare import prepared_users
 from tasks.report.table import costs
 from tasks.results.store import store
 from tasks.text.questions import User, setting_of
+from tests.unit.lora.helpers import tiny_base
 from tests.unit.stages.pipeline import (
     ONE_MORE_ITEM,
     ROLES,
@@ -50,6 +52,22 @@ def test_words_of_headlines_counted_by_hand() -> None:
 
 def tagged(name: str, number: int, tag: str) -> str:
     return f"description: {name} film number {number} tag: {tag}"
+
+
+@pytest.mark.parametrize(("room", "fits"), [(3000, True), (1000, True), (64, False)])
+def test_items_share_the_room(room: int, fits: bool) -> None:
+    """Ten items of 70 words: as many words of each as fit, and one more would not."""
+    base, task = tiny_base(), get_task("LaMP-2M")
+    base = replace(base, max_tokens=room)
+    text = " ".join(["film"] * 70)
+    user = {"profile": [{"text": text, "answer": "comedy"} for _ in range(10)]}
+    found, words = fitting(base, task, user)
+    assert found == encode(base, question(task, user, words), None)
+    assert (found.truncated, len(found.prompt) <= room) == (not fits, True)
+    assert question(task, user, words).count("film") == 10 * words
+    assert words == WORDS if room == 3000 else FEWEST <= words < WORDS
+    if words not in (WORDS, FEWEST):
+        assert encode(base, question(task, user, words + 1), None).truncated
 
 
 def test_the_base_model_writes_it(place: Path, work: dict[str, list[Any]]) -> None:
