@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tasks.config.options import PriorOptions, TrainingOptions
 from tasks.config.task import MethodConfig
 from tasks.errors import label
-from tasks.fusion import Merger
+from tasks.fusion import Merger, read_recipes
 from tasks.log import log
 from tasks.method.prior import log_prior
 from tasks.methods import METHODS, MethodName
@@ -89,7 +89,9 @@ def answers(
     """
     import polars as pl
 
-    some, merger = users_in_order(users, user_ids), Merger(merged) if merged else None
+    some = users_in_order(users, user_ids)
+    # Not those of the whole run: each would be made anew in every job.
+    merger = Merger(merged, read_recipes(merged.recipes, user_ids)) if merged else None
     batch = Batch(some, how.training, merger, fitted, setting, how.answer, how.quantisation)
     method = METHODS[how.method]
     batch, about, before = told(method, batch)

@@ -12,7 +12,7 @@ narrows it to the most similar anchors.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -187,11 +187,11 @@ def bank_vectors(bank: Bank, ids: Sequence[str], points: Floats) -> Floats:
     return unit_rows(np.stack([points[own].mean(0) if own else nobody for own in groups]))
 
 
-def read_recipes(recipes: Recipes) -> dict[str, Recipe]:
-    """user_id -> recipe."""
-    import polars as pl
+def read_recipes(recipes: Recipes, ids: Collection[str] | None = None) -> dict[str, Recipe]:
+    """user_id -> recipe; with `ids` of these users alone."""
+    from tasks.lamp.tables import read_table
 
-    table = pl.read_parquet(store().path(recipes.table))
+    table = read_table(store().path(recipes.table), ids)
     return {row.pop("user_id"): Recipe.model_validate(row) for row in table.to_dicts()}
 
 

@@ -8,10 +8,13 @@ rows that are not known, and writes all of the batch into one folder, which name
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cache
+from glob import glob
 from pathlib import Path
+from threading import Lock
 from typing import Generic, TypeVar
 
 from tasks.record import File
@@ -65,40 +68,63 @@ def known_rows(
 ) -> dict[str, Row]:
     """The rows that are in the store, by key. A folder that is damaged is as if not there.
 
-    As few folders are read as a greedy choice finds: first those with the most of the rows.
+    As few folders are read as a greedy choice finds: first those with the most of the rows. One
+    that only lies at a URL is fetched when it is read.
     """
-    where, wanted = store(), set(keys)
-    found: dict[str, Row] = {}
-    numbered = [(folder, _numbers(folder)) for folder in _folders(where, stage) if wanted]
-    for folder, numbers in sorted(numbered, key=lambda one: -len(wanted & one[1].keys())):
-        own = (wanted - found.keys()) & numbers.keys()
-        file = File(uri=folder.relative_to(where.root).as_posix(), sha256=folder.name)
-        if own and where.intact(file):
-            rows = read(file)
-            found |= {key: rows[numbers[key]] for key in own}
+    where, found = store(), dict[str, Row]()
+    index, wanted = _index(where.root, stage), defaultdict[str, list[str]](list)
+    index.update(where)
+    for key in set(keys):
+        for uri in index.uris.get(key, ()):
+            wanted[uri].append(key)
+    for uri, own in sorted(wanted.items(), key=lambda one: (-len(one[1]), one[0])):
+        new = [key for key in own if key not in found]
+        file = File(uri=uri, sha256=Path(uri).name)
+        if new and where.intact(file):
+            rows, names = read(file), json.loads((where.root / uri / ROWS).read_bytes())
+            numbers = {key: number for number, key in enumerate(names)}
+            found |= {key: rows[numbers[key]] for key in new}
     return found
 
 
-def _folders(where: Store, stage: str) -> list[Path]:
-    """The folders of a stage; those with rows that only lie at the URL are fetched."""
-    if where.remote:
-        for path in where.remote.list(stage):
-            uri, _, name = path.rpartition("/")
-            if name == ROWS and uri.count("/") == 2 and not (where.root / uri).exists():
-                where.intact(File(uri=uri, sha256=Path(uri).name))
-    return where.folders(stage)
+class _Index:
+    """Which folders of a stage have which rows: a folder is read once, as its content stays.
 
+    uris: by key. A batch asks for its own keys alone, so that it costs as much as its users,
+    however many came before; only the names of folders are listed each time.
+    """
 
-def _numbers(folder: Path) -> dict[str, int]:
-    """The number of each row in a folder, by key; none where it names no rows."""
-    try:
-        return _read_names(folder)
-    except (OSError, ValueError):
-        return {}
+    def __init__(self, stage: str) -> None:
+        self.stage, self.uris = stage, dict[str, tuple[str, ...]]()
+        self._seen, self._lock = set[str](), Lock()
+
+    def update(self, where: Store) -> None:
+        """Read which rows are in folders that are new, here or at the URL."""
+        with self._lock:
+            here = {*glob(f"{self.stage}/??/*", root_dir=where.root)}
+            texts = {uri: _text(where.root / uri / ROWS) for uri in here - self._seen}
+            if where.remote:
+                paths = (path.rpartition("/") for path in where.remote.list(self.stage))
+                there = {uri for uri, _, name in paths if name == ROWS and uri.count("/") == 2}
+                new = sorted(f"{uri}/{ROWS}" for uri in there - here - self._seen)
+                texts |= {path[: -len(ROWS) - 1]: b for path, b in where.remote.read(new).items()}
+            for uri, text in texts.items():
+                with suppress(ValueError):  # one that names no rows has none
+                    names, alone = json.loads(text), (uri,)
+                    for key in names:
+                        before = self.uris.get(key)
+                        self.uris[key] = (*before, uri) if before else alone
+                    self._seen.add(uri)
 
 
 @cache
-def _read_names(folder: Path) -> dict[str, int]:
-    """Kept: a folder's content never changes under its name."""
-    names = json.loads((folder / ROWS).read_text())
-    return {key: number for number, key in enumerate(names)}
+def _index(_root: Path, stage: str) -> _Index:
+    return _Index(stage)
+
+
+def _text(path: Path) -> bytes:
+    """What is in a file; nothing where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

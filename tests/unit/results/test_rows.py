@@ -176,3 +176,20 @@ def test_rows_of_other_machines_are_found(
     Remote(place).remove(f"{first.uri}/rows.txt")
     at("three")
     assert known_rows(STAGE, ["r1", "r2", "r3"], read) == {"r2": "2", "r3": "row of r3"}
+
+
+def test_a_folder_at_a_url_is_fetched_for_its_rows_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a million users the others are terabytes: only their names are read."""
+    monkeypatch.setenv("MTA_STORE", f"memory://{tmp_path.name}/store")
+    monkeypatch.setenv("MTA_STORE_CACHE", str(tmp_path / "one"))
+    first, other = keep(["r1"], ["1"]), keep(["r2"], ["2"])
+    monkeypatch.setenv("MTA_STORE_CACHE", str(tmp_path / "two"))
+    assert known_rows(STAGE, ["r1", "r3"], read) == {"r1": "1"}
+    assert (tmp_path / "two" / first.uri).exists()
+    assert not (tmp_path / "two" / other.uri).exists()
+    late = keep(["r3"], ["3"])
+    store().remove(store().root / first.uri)
+    assert known_rows(STAGE, ["r1", "r2", "r3"], read) == {"r2": "2", "r3": "3"}
+    assert (tmp_path / "two" / late.uri).exists()
