@@ -21,6 +21,7 @@ from tasks.own_bank import as_member, read_adapters
 from tasks.plan.lengths import Lengths, Measure, assumed_clusters, blank
 from tasks.plan.model import NOT_LOADED, UNSEEN, PlannedModel
 from tasks.plan.work import TaskPlan, Work, adapter_bytes, likelihoods, passes, train
+from tasks.prepare import each_user
 from tasks.record import File, Result, key_of
 from tasks.results import models
 from tasks.results.stage import CELL
@@ -115,9 +116,8 @@ class Planner:
         elif method.encoder:
             self._note(f"embedding: the work of {method.encoder.model} is small and not counted")
         else:
-            users = [user for table in new for user in measure.users(table).values()]
-            items = [item for user in users for item in user["profile"]]
-            texts = (method.task.whole(item["text"], item["answer"]) for item in items)
+            users = chain(*map(each_user, new))
+            texts = chain(*map(method.texts, users))
             ids = [
                 model.base.tokenizer(one, split_special_tokens=True)["input_ids"] for one in texts
             ]
@@ -158,7 +158,7 @@ class Planner:
     def anchors(self, given: Any) -> models.Anchors:
         """Those that the run would choose of clusters that are dealt at random."""
         users, labels = self._measure.users(given.candidates), [*given.clusters.clusters]
-        items = {user_id: len(user["profile"]) for user_id, user in users.items()}
+        items = {user_id: user.items for user_id, user in users.items()}
         members = members_of([*items], [*items.values()], labels, given.options)
         count = len({*labels})
         self._note(f"anchors: {len(members)} of candidates at random in {count} clusters (assumed)")
@@ -265,11 +265,11 @@ class Planner:
             work = passes(model, samples, below, own, beside)
             work.seconds += new * model.weights / (model.machine.bandwidth_tb * 1e12)
         users = self._measure.users(table)
-        queries = [query for user_id in ids for query in users[user_id]["query"]]
+        asked = [users[user_id] for user_id in ids]
         # Predictions twice as tables, and in LaMP's own format; each label's likelihood; what each
         # user took.
         each = ROW + 8 * labels
-        disk = len(ids) * ROW + sum(each + 3 * len(query["gold"]) for query in queries)
+        disk = len(ids) * ROW + sum(each * one.queries + 3 * one.gold for one in asked)
         file = self._add("scoring", work, how.method, disk)
         return models.Answers(users=ids, predictions=file, work=file)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from tasks.errors import InputError
 from tasks.lora.batches import Encoded
 from tasks.method.clusters import members_of
 from tasks.methods import METHODS
-from tasks.plan.lengths import Measure, assumed_clusters
+from tasks.plan.lengths import Counts, Measure, assumed_clusters
 from tasks.plan.model import CHARACTERS_PER_TOKEN, Characters, plan_model
 from tasks.plan.run import hours, plan_text
 from tasks.plan.stages import Planner
 from tasks.plan.work import TaskPlan, Work
-from tasks.prepare import prepared_users
+from tasks.prepare import prepared_users, users_of
 from tasks.record import File
 from tasks.results.models import Base, Prepared, Setting
 from tasks.results.stage import stage
@@ -121,10 +122,16 @@ def test_an_encoder_that_is_not_counted_is_said(tmp_path: Path) -> None:
 class Told(Measure):
     """Lengths of users who are told to it."""
 
-    people: dict[str, Any]
+    people: list[dict[str, Any]]
 
-    def users(self, table: File) -> dict[str, Any]:
-        return self.people
+    def users(self, table: File) -> dict[str, Counts]:
+        return {
+            one["user_id"]: Counts(len(one["profile"]), len(one.get("query", ())), 0)
+            for one in self.people
+        }
+
+    def records(self, table: File, places: Collection[int]) -> list[dict[str, Any]]:
+        return [self.people[place] for place in places]
 
 
 def lengths_of(
@@ -134,7 +141,7 @@ def lengths_of(
     task = config.for_task("LaMP-2M", 0)
     questions = questions_of(task.prompt, prepared_users(task), task.base.model)
     measure = Told(plan_model(config))
-    measure.people = {person["user_id"]: person for person in people}
+    measure.people = people
     return measure.tokens(kind, questions, File(uri="none", sha256="")), measure.notes
 
 
@@ -174,6 +181,39 @@ def test_many_items_are_looked_at_in_part(tmp_path: Path) -> None:
     assert (fourth - first, seventh - fourth) == (30, 30)
     assert all(own <= {first, fourth, seventh} for own in lengths)
     assert "6 of 18 profile items of 9 users" in notes[0]
+
+
+def test_many_queries_are_looked_at_in_part(tmp_path: Path) -> None:
+    """Where labels are compared a query has a sample for each of the 15, in any user's turn."""
+    people = [
+        {
+            "user_id": f"{n}",
+            "profile": [],
+            "query": [
+                {"id": f"{n}{i}", "input": "x" * 40 * n, "gold": ""} for i in range(1 + n % 2)
+            ],
+        }
+        for n in range(8)
+    ]
+    config = config_at(tmp_path, preset="paper", prompt={"history_items": 0}, plan={"max_items": 4})
+    found, notes = lengths_of(config, "choices", people)
+    assert [len(own) for own in found] == [15, 30] * 4
+    assert "4 of 12 queries of 8 users" in notes[0]
+    # Every query has all labels, whose lengths stand in their order.
+    wanted = [len(one.answer) for one in found[0]]
+    assert all([len(one.answer) for one in own[:15]] == wanted for own in found)
+
+
+def test_a_table_is_counted_without_its_texts(tmp_path: Path) -> None:
+    config = config_at(tmp_path)
+    users = prepared_users(config.for_task("LaMP-2M", 0))
+    read = users_of(users.few_shot)
+    assert Measure(plan_model(config)).users(users.few_shot) == {
+        one["user_id"]: (
+            len(one["profile"]), len(one["query"]), sum(len(q["gold"]) for q in one["query"])
+        )
+        for one in read
+    }  # fmt: skip
 
 
 def members(options: dict[str, Any], items: dict[str, int]) -> dict[str, list[str]]:
