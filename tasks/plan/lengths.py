@@ -98,7 +98,8 @@ class Measure:
             samples = sum(map(len, found.values()))
             tokens = sum(one.length for own in found.values() for one in own)
             self.kept += 4 * tokens + 13 * samples + 100 * len(found)
-        return [self._lengths[key][user_id] for user_id in ids or self.users(table)]
+        lengths = self._lengths[key]  # looked up once: a key takes as long as some users
+        return [lengths[user_id] for user_id in ids or self.users(table)]
 
     def _measured(self, kind: Kind, questions: Questions, table: File) -> dict[str, Lengths]:
         users = self.users(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -62,7 +62,8 @@ class PlannedModel:
 
     base: the model on torch's meta device, with its tokenizer or `Characters`. parameters: tied
     ones count once. each: bytes per number of the weights. gpu: whether the plan is for a GPU.
-    checkpointing: in training. notes: what of this is assumed.
+    checkpointing: in training. notes: what of this is assumed. shapes: of LoRAs, by rank and
+    layers.
     """
 
     base: Base
@@ -72,6 +73,7 @@ class PlannedModel:
     checkpointing: bool
     machine: PlanOptions
     notes: list[str]
+    shapes: dict[tuple[object, ...], Shapes] = field(default_factory=dict, compare=False)
 
     @property
     def weights(self) -> int:
@@ -80,7 +82,11 @@ class PlannedModel:
 
     def lora(self, options: TrainingOptions) -> Shapes:
         """The shapes of a LoRA. Raises InputError where no layer is named as `target_modules`."""
-        return shapes_of(self.base.model, options.target_modules, options.rank)
+        # Kept: every job asks, and the answer goes through all modules of the model.
+        key = (options.rank, *options.target_modules)
+        if key not in self.shapes:
+            self.shapes[key] = shapes_of(self.base.model, options.target_modules, options.rank)
+        return self.shapes[key]
 
     def seconds(self, flops: int) -> float:
         """An estimate for the machine."""

@@ -18,6 +18,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 PROCESS = Path("/proc/self")
+CPU = torch.device("cpu")
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:

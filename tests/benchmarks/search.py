@@ -14,15 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from tasks.config.options import FusionOptions
 from tasks.method.weights import search
-from tests.benchmarks.machine import peak_bytes, reset_peak, timed
+from tests.benchmarks.machine import CPU, peak_bytes, reset_peak, timed
 
 ANCHORS, DIMENSIONS, TOP = 50, 384, 8
 LOOPED = 2_000
-CPU = torch.device("cpu")
 
 
 def unit_vectors(count: int, dimensions: int, seed: int, block: int = 65_536) -> np.ndarray:

@@ -271,6 +271,7 @@ def test_recipes_are_of_the_bank(first: Cell) -> None:
     merged = merging_of(first).merged
     recipes = read_recipes(merged.recipes)
     assert sorted(recipes) == FEW_SHOT
+    assert read_recipes(merged.recipes, ["few-1"]) == {"few-1": recipes["few-1"]}
     for recipe in recipes.values():
         assert len(recipe.anchors) == 2
         assert set(recipe.anchors) <= set(merged.bank.names)
