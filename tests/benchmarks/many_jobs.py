@@ -91,16 +91,12 @@ def write_users(path: Path, count: int, role: str, task: LampTask, length: int) 
             items = pl.int_range(ITEMS * first, ITEMS * (first + len(numbers)), eager=True)
             profile = {"id": strings(items, "i{}"), "text": strings(items, f"{{}} {text}")}
             query = {"id": strings(numbers, "q{}"), "input": strings(numbers, f"{{}} {text}")}
-            every = [
-                lists(np.full(len(numbers), ITEMS), struct(profile | {"answer": answers(items)})),
-                lists(np.ones(len(numbers), int), struct(query | {"gold": answers(numbers)})),
-            ]
+            own = pl.DataFrame(profile | {"answer": answers(items)}).to_struct()
+            asked = pl.DataFrame(query | {"gold": answers(numbers)}).to_struct()
+            ones = np.ones(len(numbers), int)
             names = strings(numbers, "{}").to_arrow()
-            writer.write_table(pa.table([names, names, *every], names=SIDE.names).cast(SIDE))
-
-
-def struct(columns: dict[str, pl.Series]) -> pl.Series:
-    return pl.DataFrame(columns).to_struct()
+            columns = [names, names, lists(ITEMS * ones, own), lists(ones, asked)]
+            writer.write_table(pa.table(columns, names=SIDE.names).cast(SIDE))
 
 
 @dataclass(frozen=True)
@@ -140,10 +136,7 @@ class World:
         own = self.task.method("mta")
         setting = setting_of(self.task, own, self.users, self.base)
         names = [f"anchor-{number:07d}" for number in range(ANCHORS)]
-        anchors = tuple(
-            Anchor(name=name, items=ITEMS, cluster=n, members=(name,))
-            for n, name in enumerate(names)
-        )
+        anchors = tuple(Anchor(name=one, items=ITEMS, cluster=0, members=(one,)) for one in names)
         chosen = Anchors(
             table=self.users.anchor, anchors=anchors, whole_clusters=0, asked=ANCHORS,
             candidates=ANCHORS, eligible=ANCHORS, clusters=ANCHORS, noise=0,
@@ -269,10 +262,6 @@ def run(world: World, merging: Merging, home: Path) -> dict[str, Any]:
         return figures | {"found_again_seconds": found}
 
 
-def bytes_below(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
 def main() -> int:
     from tests.benchmarks.machine import CPU, peak_bytes
 
@@ -285,24 +274,22 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         os.environ |= {"MTA_STORE": f"{name}/.mta/store", "HF_HUB_OFFLINE": "1"}
-        times = [time.perf_counter()]
         world = World.of(configuration(given.per_job), given.users, given.length)
-        times.append(time.perf_counter())
+        started = time.perf_counter()
         merging, text = planned(world)
-        times.append(time.perf_counter())
-        of_plan = peak_bytes(CPU)
+        planning, of_plan = round(time.perf_counter() - started, 1), peak_bytes(CPU)
         print(text, flush=True)
         figures = run(world, merging, Path(name) / "server")
-        kept = store().root
-        parts = {part: bytes_below(kept / part) for part in ("stacking", "answers", "results")}
-    making, planning = (round(later - before, 1) for before, later in pairwise(times))
+        kept = dict.fromkeys(("stacking", "answers", "results"), 0.0)
+        for part in kept:
+            files = [file for file in (store().root / part).rglob("*") if file.is_file()]
+            kept[part] = round(sum(file.stat().st_size for file in files) / given.users, 1)
     figures |= {
         "users": given.users,
-        "table_seconds": making,
         "plan_seconds": planning,
         "plan_peak_bytes": of_plan,
         "peak_bytes": peak_bytes(CPU),
-        "bytes_per_user": {part: round(size / given.users, 1) for part, size in parts.items()},
+        "bytes_per_user": kept,
     }
     print(json.dumps(figures))
     return 0 if figures["users_answered"] == given.users else 1
