@@ -160,7 +160,7 @@ def all_answers(
 ) -> dict[MethodName, tuple[Answers, ...]]:
     """Every method's answers, batch by batch; a batch that one method lacks is left out of all.
 
-    Those of a method that looks at no items are the known ones; a method whose `fit` gives nothing
+    Those of a method that looks at no items are the known ones; a method whose `fit` fails
     is left out. Raises StageFailed where no batch is left.
     """
     batches = batches_of(users.few_shot_ids, config.stacking.users_per_job)
@@ -172,12 +172,12 @@ def all_answers(
         merging = merging_of(mergings, name)
         merged = merging.merged if merging else None
         setting, how = setting_of(config, own, users, base), how_answered(own)
-        fitted = None
+        fitted, before_it = None, len(missing)
         if method.fit:
             with noted(name, missing):
                 fitted = method.fit(own, users, setting, merged)
-            if fitted is None:
-                continue
+        if len(missing) > before_it:
+            continue
         able.append(name)
         same = known.answers.get(name, ()) if known and not method.uses_items else ()
         before = {answered.users: answered for answered in same}
