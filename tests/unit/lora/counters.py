@@ -53,12 +53,18 @@ def flops(call: Callable[[], Any]) -> int:
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
-    """The most bytes of tensors that were there at once in `call`, beside those before it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
-        call()
-    held = peak = 0
-    for event in measured.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
+    """The most bytes of tensors that were there at once in `call`, beside those before it.
+
+    torch's profiler has noted nothing at all once, so it may try again.
+    """
+    for _ in range(3):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+            call()
+        held = peak = 0
+        for event in measured.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                held += event.nbytes()
+                peak = max(peak, held)
+        if peak:
+            break
     return peak
