@@ -204,10 +204,7 @@ class Evidence(Result):
 
 
 class Recipes(Result):
-    """`table`: user_id, anchors, similarities, weights [m], best first, seconds (of evidence).
-
-    Where weights are trained, steps and tokens, too.
-    """
+    """`table`: user_id, anchors, similarities, weights [m], best first; seconds, steps, tokens."""
 
     table: File
     users: int
