@@ -90,7 +90,6 @@ def answers(
     import polars as pl
 
     some = users_in_order(users, user_ids)
-    # Not those of the whole run: each would be made anew in every job.
     merger = Merger(merged, read_recipes(merged.recipes, user_ids)) if merged else None
     batch = Batch(some, how.training, merger, fitted, setting, how.answer, how.quantisation)
     method = METHODS[how.method]

@@ -188,7 +188,7 @@ def bank_vectors(bank: Bank, ids: Sequence[str], points: Floats) -> Floats:
 
 
 def read_recipes(recipes: Recipes, ids: Collection[str] | None = None) -> dict[str, Recipe]:
-    """user_id -> recipe; with `ids` of these users alone."""
+    """user_id -> recipe; with `ids` of these users alone, as all would take each job long."""
     from tasks.lamp.tables import read_table
 
     table = read_table(store().path(recipes.table), ids)
