@@ -18,6 +18,7 @@ import shutil
 import tempfile
 import warnings
 from contextlib import suppress
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from tasks.results.store import MAKING, Store, store
 from tasks.text.loading import LIBRARIES, model_name
 from tasks.text.questions import shown_prompt
 from tasks.tracking.entries import flat
-from tasks.tracking.server import Mlflow
+from tasks.tracking.server import Mlflow, all_pages
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -85,13 +86,7 @@ def _content(cell: Cell, method: MethodName) -> str:
 def versions(mlflow: Mlflow, query: str = "") -> list[ModelVersion]:
     """All versions of `mta-bank`, or those that a query finds."""
     asked = " and ".join(filter(None, (f"name = '{NAME}'", query)))
-    found, token = list[Any](), None
-    while True:
-        page = mlflow.client.search_model_versions(asked, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
+    return all_pages(partial(mlflow.client.search_model_versions, asked))
 
 
 def _new_version(mlflow: Mlflow, run_id: str, run: Run, cell: Cell, method: MethodName) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from tasks.databases import MLFLOW, make_whole
@@ -73,14 +74,7 @@ class Mlflow:
         from mlflow.entities import ViewType
 
         view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
-        found: list[MlflowRun] = []
-        token: str | None = None
-        while True:
-            page = self.client.search_runs([self.experiment], query, view, RUNS, page_token=token)
-            found += page
-            token = page.token
-            if not token:
-                return found
+        return all_pages(partial(self.client.search_runs, [self.experiment], query, view, RUNS))
 
     def log(self, entry: Entry, found: MlflowRun | None, parent: str | None = None) -> str:
         """Log an entry into the run that was found of it, else into a new one; its id.
@@ -117,6 +111,18 @@ class Mlflow:
         if not self.uri.startswith("http"):
             return None
         return f"{masked(os.environ.get('MTA_MLFLOW_UI', self.uri)).rstrip('/')}/{page}"
+
+
+def all_pages(search: Callable[..., Any]) -> list[Any]:
+    """What one of MLflow's searches finds, all pages of it."""
+    found: list[Any] = []
+    token: str | None = None
+    while True:
+        page = search(page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
 
 
 def _data_input(data: DataSet) -> DatasetInput:
