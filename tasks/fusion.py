@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tasks.config.options import FusionOptions
@@ -117,22 +118,32 @@ def fusion(
         seconds = table["seconds"].to_list()
         known = np.array(table["log_likelihoods"].to_list(), dtype=float)
     chosen, similarities, weights = chosen_anchors(options, ids, users, anchors, known)
-    names = pl.Series(bank.names).gather(chosen.ravel()).reshape(chosen.shape)
     with store().new("fusion") as folder:
-        columns = {
-            "user_id": ids,
-            "anchors": names.arr.to_list(),
-            "similarities": pl.Series(similarities).arr.to_list(),
-            "weights": pl.Series(weights).arr.to_list(),
-            "seconds": seconds,
-        }
-        pl.DataFrame(columns).write_parquet(folder.path / TABLE)
+        write_recipes(folder.path, bank, ids, (chosen, similarities, weights), seconds)
     return Recipes(
         table=folder.file(TABLE),
         users=len(ids),
         anchors_per_user=chosen.shape[1],
         without_similar_anchor=int((similarities.max(axis=1) <= 0).sum()),
     )
+
+
+def write_recipes(
+    place: Path, bank: Bank, ids: Sequence[str], chosen: Chosen, seconds: Sequence[float]
+) -> None:
+    """Write users' recipes as a folder's table (`Recipes`); chosen: as of `chosen_anchors`."""
+    import polars as pl
+
+    members, similarities, weights = chosen
+    names = pl.Series(bank.names).gather(members.ravel()).reshape(members.shape)
+    columns = {
+        "user_id": ids,
+        "anchors": names.arr.to_list(),
+        "similarities": pl.Series(similarities).arr.to_list(),
+        "weights": pl.Series(weights).arr.to_list(),
+        "seconds": seconds,
+    }
+    pl.DataFrame(columns).write_parquet(place / TABLE)
 
 
 def chosen_anchors(

@@ -127,12 +127,11 @@ def predicted(
 ) -> Recipes:
     """Every few-shot user's recipe: the `top_m` anchors of the largest weights by the network."""
     import numpy as np
-    import polars as pl
     import torch
     from safetensors.torch import load_file
 
     from tasks.config.options import FusionOptions
-    from tasks.fusion import TABLE, unit_vectors
+    from tasks.fusion import TABLE, unit_vectors, write_recipes
     from tasks.method.weights import by_evidence
     from tasks.results.store import store
 
@@ -142,17 +141,10 @@ def predicted(
     # In six decimals, as company moves the last bits.
     known = np.round(log_w.numpy(), 6)
     options = FusionOptions(top_m=top_m, weights="evidence", evidence_temperature=1.0)
-    members, similarities, weights = by_evidence(users @ anchors.T, known, options)
+    chosen = by_evidence(users @ anchors.T, known, options)
     with store().new("predicted") as folder:
-        columns = {
-            "user_id": ids,
-            "anchors": [[bank.names[k] for k in own] for own in members],
-            "similarities": similarities.tolist(),
-            "weights": weights.tolist(),
-            "seconds": [0.0] * len(ids),
-        }
-        pl.DataFrame(columns).write_parquet(folder.path / TABLE)
-    update = {"table": folder.file(TABLE), "anchors_per_user": members.shape[1]}
+        write_recipes(folder.path, bank, ids, chosen, [0.0] * len(ids))
+    update = {"table": folder.file(TABLE), "anchors_per_user": chosen[0].shape[1]}
     return before.model_copy(update=update)
 
 
