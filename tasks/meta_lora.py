@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.config.options import TrainingOptions
@@ -106,16 +107,21 @@ def _train(
 
 def _keep(key: str, anchor: Anchor, lora: Lora, training: Training, model: str) -> MetaLora:
     """Store one in a folder of its own, as the bank points to it."""
-    from tasks.lora.adapters import write_peft
-
     # Without the seconds: made again, it has the same content, and so the same place.
     kept = training.model_dump(exclude={"seconds"})
     about = {"anchor": anchor.name, "members": anchor.members, "training": kept}
     with store().new("meta_lora", [key]) as folder:
-        write_peft(folder.path / "adapter", lora, model_name(model))
-        (folder.path / META).write_text(json.dumps(about, ensure_ascii=False))
+        write_member(folder.path, about, lora, model)
     (found,) = _read(folder.file())
     return found.model_copy(update={"training": training})
+
+
+def write_member(place: Path, about: Mapping[str, object], lora: Lora, model: str) -> None:
+    """A bank member's adapter, and whose it is, in a folder of its own."""
+    from tasks.lora.adapters import write_peft
+
+    write_peft(place / "adapter", lora, model_name(model))
+    (place / META).write_text(json.dumps(about, ensure_ascii=False))
 
 
 def _read(folder: File) -> list[MetaLora]:

@@ -88,15 +88,12 @@ def experts(
 
 def _kept(member: MetaLora, lora: Lora, model: str) -> File:
     """A member's adapter in a folder of its own, with whose it is, as a meta-LoRA has it."""
-    from tasks.lora.adapters import write_peft
-    from tasks.meta_lora import META
+    from tasks.meta_lora import write_member
     from tasks.results.store import store
-    from tasks.text.loading import model_name
 
     about = {"anchor": member.anchor, "members": member.members}
     with store().new("experts") as folder:
-        write_peft(folder.path / "adapter", lora, model_name(model))
-        (folder.path / META).write_text(json.dumps(about, ensure_ascii=False))
+        write_member(folder.path, about, lora, model)
     return folder.file("adapter")
 
 
