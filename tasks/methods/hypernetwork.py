@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from tasks.methods.method import Method
+from tasks.methods.method import WITHOUT_EVIDENCE, Method
 from tasks.record import File, Options, Result
 from tasks.results.models import Bank, Embedded, Recipes, Setting
 from tasks.results.stage import stage
@@ -160,8 +160,7 @@ def recipes(
 METHOD = Method(
     "hypernetwork",
     order=37,
-    # So that no evidence is asked for, of which it needs none.
-    settings={"fusion": {"weights": "cosine", "order": "right", "merge": "exact"}},
+    settings=WITHOUT_EVIDENCE,
     merged=True,
     recipes=recipes,
     default=False,

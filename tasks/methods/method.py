@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # The settings of methods that need the likelihood of each label.
 LIKELIHOOD = {"scoring": {"answer": "likelihood"}}
+# Of methods with weights of their own: no evidence is asked for, of which they need none.
+WITHOUT_EVIDENCE = {"fusion": {"weights": "cosine", "order": "right", "merge": "exact"}}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from tasks.methods.method import Method
+from tasks.methods.method import WITHOUT_EVIDENCE, Method
 from tasks.record import File, Options, Result, key_of, library_versions
 from tasks.results.models import Bank, Setting
 from tasks.results.stage import stage
@@ -220,8 +220,7 @@ def fit(config: MethodConfig, users: Prepared, setting: Setting, merged: Merged 
 METHOD = Method(
     "per_pcs",
     order=38,
-    # So that no evidence is asked for, of which it needs none.
-    settings={"fusion": {"weights": "cosine", "order": "right", "merge": "exact"}},
+    settings=WITHOUT_EVIDENCE,
     merged=True,
     fit=fit,
     adapt=assembled,
