@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tasks.lora.adapters import Lora, LoraBatch
 from tasks.lora.base import Base
@@ -49,6 +49,16 @@ def tiny_model(vocabulary: int, seed: int = 0, **changes: Any) -> LlamaForCausal
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(**(options | changes))).eval().requires_grad_(False)
+
+
+def model_of(kind: Any, **changes: Any) -> Any:
+    """A random model of two layers, by a kind of configuration; draws from seed 0 on."""
+    options = {
+        "vocab_size": 300, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(kind(**(options | changes))).eval()
 
 
 def tiny_base(max_tokens: int = 128, seed: int = 0, **changes: Any) -> Base:

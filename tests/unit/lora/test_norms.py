@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from tasks.lora.norms import fuse
+from tests.unit.lora.helpers import model_of
 
 IDS = torch.tensor([[5, 80, 33, 290, 7, 112, 64, 3]])
 
@@ -23,12 +24,7 @@ IDS = torch.tensor([[5, 80, 33, 290, 7, 112, 64, 3]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])
 def test_the_model_is_the_same(kind: Any, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    config = kind(
-        vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, head_dim=8, initializer_range=0.3,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = model_of(kind)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 2.0)

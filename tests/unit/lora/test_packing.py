@@ -34,7 +34,7 @@ from tasks.lora.packing import (
     pack,
     rows_of,
 )
-from tests.unit.lora.helpers import sample, tiny_base
+from tests.unit.lora.helpers import model_of, sample, tiny_base
 from tests.unit.lora.peft_reference import likelihood
 
 sizes = st.lists(
@@ -238,12 +238,7 @@ def test_only_labels_go_through_the_head(base: Base) -> None:
 @pytest.mark.parametrize("limit", [ONE_PER_ROW, ROW_TOKENS])
 def test_after_the_last_attention_only_labels(base: Base, kind: Any, limit: int) -> None:
     """The last feed-forward sees M positions per user, M being the most labels of any; not all."""
-    torch.manual_seed(0)
-    config = kind(
-        vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, head_dim=8, initializer_range=0.3,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = model_of(kind)
     assert type(model.model.layers[-1]).__name__ in KNOWN_LAYERS
     other = Base(model, base.tokenizer, base.device, 60)
     seen: list[tuple[int, ...]] = []

@@ -26,7 +26,7 @@ from tasks.lora.batches import Encoded
 from tasks.lora.forward import label_losses, row_limit, sum_by
 from tasks.lora.packing import ONE_PER_ROW, ONE_PER_USER, pack
 from tests.unit.lora.group_case import close, group
-from tests.unit.lora.helpers import MakeBase, sample, tiny_base
+from tests.unit.lora.helpers import MakeBase, model_of, sample, tiny_base
 from tests.unit.lora.peft_reference import likelihood
 
 USERS = [
@@ -136,13 +136,8 @@ def test_models_whose_attention_is_another_stay() -> None:
 @pytest.mark.parametrize("kind", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])
 def test_losses_and_gradients_of_more_models(kernel: list[int], base: Base, kind: Any) -> None:
     """Against the masked rows of the same model: losses, and gradients of its embeddings."""
-    torch.manual_seed(0)
-    config = kind(
-        vocab_size=300, hidden_size=32, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, initializer_range=0.3,
-        sliding_window=None,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    model = model_of(kind, hidden_size=32, num_attention_heads=4, sliding_window=None)
+    model.requires_grad_(False)
     weight = model.get_input_embeddings().weight.requires_grad_()
     these = Base(model, base.tokenizer, base.device, 60)
     weights, found = torch.arange(1.0, 9.0), []
