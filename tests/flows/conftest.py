@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,7 +29,9 @@ def prefect_server() -> Iterator[None]:
 class MlflowServer:
     """An MLflow server with a sqlite store and an artifact folder of its own, and one port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tables: Path) -> None:
+        """tables: the database to begin with (`mlflow_tables`)."""
+        shutil.copy(tables, folder / "mlflow.db")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -38,13 +41,13 @@ class MlflowServer:
     def start(self) -> None:
         """It answers when this returns."""
         self.process = _mlflow(self.folder, self.port)
-        for _ in range(240):
+        for _ in range(1200):
             try:
                 urllib.request.urlopen(f"{self.address}/health", timeout=2)
                 return
             except OSError:
                 assert self.process.poll() is None, (self.folder / "log").read_text()
-                time.sleep(0.5)
+                time.sleep(0.1)
 
     def end(self, how: int = 15) -> None:
         if self.process:
@@ -54,9 +57,9 @@ class MlflowServer:
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, mlflow_tables: Path) -> Iterator[str]:
     """The address of a server for all tests."""
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), mlflow_tables)
     try:
         server.start()
         yield server.address
@@ -80,12 +83,22 @@ def _mlflow(folder: Path, port: int) -> subprocess.Popen[bytes]:
 
 
 @pytest.fixture
+def mlflow_file(tmp_path: Path, mlflow_tables: Path) -> str:
+    """The address of an MLflow of the test's own that is a file: no server, and as real."""
+    return f"sqlite:///{shutil.copy(mlflow_tables, tmp_path / 'mlflow.db')}"
+
+
+@pytest.fixture
 def workplace(
-    tmp_path: Path, prefect_server: None, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """A store of the test's own, and the servers to run against."""
+    request: pytest.FixtureRequest, tmp_path: Path, prefect_server: None, mlflow_file: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:  # fmt: skip
+    """A store of the test's own, Prefect's server, and MLflow: its server where the test names it,
+    else a file."""
+    server = "mlflow_server" in request.fixturenames
+    address = request.getfixturevalue("mlflow_server") if server else mlflow_file
     monkeypatch.setenv("MTA_STORE", str(tmp_path / ".mta" / "store"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     return tmp_path
 
 

@@ -16,8 +16,8 @@ from tests.flows.test_flow import mlflow_runs, run
 ADAPTED = {"task_adapt": {"enabled": True, "train_on": "profile", "max_items": 40, "rank": 2}}
 
 
-def test_nothing_is_done_but_the_plan(workplace: Path, mlflow_server: str) -> None:
-    before = len(experiment_runs(mlflow_server))
+def test_nothing_is_done_but_the_plan(workplace: Path, mlflow_file: str) -> None:
+    before = len(experiment_runs(mlflow_file))
     given = parameters(["dry_run=true"])
     state = run(items_curve=[2], base={**ADAPTED, "model": "tiny"}, **given)
     assert state.is_completed(), state.message
@@ -38,7 +38,7 @@ def test_nothing_is_done_but_the_plan(workplace: Path, mlflow_server: str) -> No
     assert kept == {"prepare", "results"}
     assert {path.name.split("-")[0] for path in (store / "results").iterdir()} == {"prepare"}
     assert not (workplace / ".mta" / "last_comparison.txt").exists()
-    assert len(experiment_runs(mlflow_server)) == before
+    assert len(experiment_runs(mlflow_file)) == before
     assert state.state_details.flow_run_id is not None
     with get_client(sync_client=True) as client:
         mine = ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id])
@@ -62,13 +62,13 @@ def test_what_cannot_be_planned_is_one_line(workplace: Path) -> None:
     assert "there is no such folder" in (state.message or "")
 
 
-def test_an_adapted_base_model(workplace: Path, mlflow_server: str) -> None:
+def test_an_adapted_base_model(workplace: Path, mlflow_file: str) -> None:
     state = run(base=ADAPTED)
     assert state.is_completed(), state.message
     (record,) = records(workplace, "task_adapt").values()
     assert record["training"]["items"] == 40
-    parent, _ = mlflow_runs(mlflow_server, state)
-    path = MlflowClient(mlflow_server).download_artifacts(
+    parent, _ = mlflow_runs(mlflow_file, state)
+    path = MlflowClient(mlflow_file).download_artifacts(
         parent.info.run_id, "LaMP-2M/manifest.json", str(workplace)
     )
     manifest = json.loads(Path(path).read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,13 +26,20 @@ ANCHORS = 12
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowServer]:
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store of the test's own, and tables that are stubs."""
+    monkeypatch.setenv("MTA_STORE", str(tmp_path / "mta" / "store"))
+    stub_report(monkeypatch)
+
+
+@pytest.fixture
+def server(
+    tmp_path: Path, mlflow_tables: Path, stored: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MlflowServer]:
     """One that does not run yet."""
     (tmp_path / "mlflow").mkdir()
-    made = MlflowServer(tmp_path / "mlflow")
-    monkeypatch.setenv("MTA_STORE", str(tmp_path / "mta" / "store"))
+    made = MlflowServer(tmp_path / "mlflow", mlflow_tables)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", made.address)
-    stub_report(monkeypatch)
     yield made
     made.end(signal.SIGKILL)
 
@@ -61,7 +69,11 @@ def whole_run(run: Run) -> str:
 
 
 def test_everything_is_there_once(
-    server: MlflowServer, at_batch: Callable[[int, Callable[[], None]], None]
+    server: MlflowServer,
+    at_batch: Callable[[int, Callable[[], None]], None],
+    tmp_path: Path,
+    mlflow_tables: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = ended_run(anchors=ANCHORS)
     assert "`mta log spry-llama` logs the run" in whole_run(run)
@@ -93,19 +105,17 @@ def test_everything_is_there_once(
     assert {name: one.info.run_id for name, one in named(server.address).items()} == ids
     assert logged(server.address) == disturbed
 
-    # One that nothing happens to, in an MLflow of its own.
-    server.end()
-    for left_over in ("mlflow.db", "artifacts"):
-        path = server.folder / left_over
-        path.rename(path.with_name(f"first-{left_over}"))
-    server.start()
-    assert whole_run(run) == ""
-    assert logged(server.address) == disturbed
     parent = named(server.address)[NAME]
     ran, came_out, ways = parent.data.tags["mlflow.note.content"].split("\n\n")
     assert (ran, came_out) == run.summary
     page = f"{server.address}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}"
     assert f"[report]({page}/artifacts/report.html), [methods]({server.address}/#/" in ways
+
+    # One that nothing happens to, in an MLflow of its own, which is a file.
+    calm = f"sqlite:///{shutil.copy(mlflow_tables, tmp_path / 'calm.db')}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", calm)
+    assert whole_run(run) == ""
+    assert logged(calm) == disturbed
 
 
 def kill_and_start(server: MlflowServer) -> None:
@@ -113,11 +123,13 @@ def kill_and_start(server: MlflowServer) -> None:
     server.start()
 
 
-def test_the_page_is_known_when_the_run_begins(server: MlflowServer) -> None:
-    server.start()
+def test_the_page_is_known_when_the_run_begins(
+    stored: None, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     with tracked(begun(ended_run())) as page:
         assert page is not None
-        assert page.startswith(f"{server.address}/#/experiments/")
+        assert page.startswith(f"{mlflow_server}/#/experiments/")
 
 
 def test_whether_a_flow_run_is_over(prefect_server: None) -> None:

@@ -4,6 +4,7 @@ a process or a node that is killed in the middle loses nothing that is finished.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -54,12 +55,13 @@ def contents(cell: Cell) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def on_threads(
-    tmp_path_factory: pytest.TempPathFactory, prefect_server: None, mlflow_server: str
+    tmp_path_factory: pytest.TempPathFactory, prefect_server: None, mlflow_tables: Path
 ) -> dict[str, Any]:
     """What the other runners are held against."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
         folder = tmp_path_factory.mktemp("threads")
+        mlflow = shutil.copy(mlflow_tables, folder / "mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow}")
         found = contents(results(patch, folder, {"workers": "threads"}))
     assert {stage: len(folders(folder, stage)) for stage in STAGES} == {
         "prepare": 1, "tiny_model": 1, "anchors": 1, "meta_lora": 3, "bank": 1, "fusion": 1,

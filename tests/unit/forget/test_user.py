@@ -54,7 +54,7 @@ CELLS: list[Cell] = []
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Run]]:
-    """A folder with a store, a run's file, a report, a log, and the run in MLflow."""
+    """A folder with a store, a run's file, a report and a log."""
     with (
         prefect_test_harness(server_startup_timeout=180),
         pipeline.prepared_place(tmp_path_factory.mktemp("forget")) as place,
@@ -85,8 +85,12 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Run
 
 
 @pytest.fixture
-def copied(filled: tuple[Path, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def copied(
+    filled: tuple[Path, Run], tmp_path: Path, mlflow_tables: Path, monkeypatch: pytest.MonkeyPatch
+) -> Store:
+    """All of it, and the run in an MLflow."""
     place, run = filled
+    shutil.copy(mlflow_tables, tmp_path / TRACKED)
     shutil.copytree(place / "mta", tmp_path / "mta", symlinks=True)
     monkeypatch.setenv("MTA_STORE", str(tmp_path / "mta" / "store"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / TRACKED}")

@@ -162,11 +162,13 @@ def test_no_text_is_printed_or_said(ran: tuple[Path, Cell, str]) -> None:
 def test_each_can_be_forgotten(
     ran: tuple[Path, Cell, str],
     tmp_path: Path,
+    mlflow_tables: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     original = store().state
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    mlflow = shutil.copy(mlflow_tables, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow}")
     for number, name in enumerate(STRANGE):
         copy = tmp_path / str(number)
         # A run's file would name a flow run, which no server here has.

@@ -4,6 +4,7 @@ checkpoints go."""
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -176,9 +177,12 @@ def test_sweep_takes_what_nobody_resumes(where: Store) -> None:
     assert kept(where) == sorted([half.name, fresh.name, damaged.name])
 
 
-def test_with_a_user_who_is_forgotten_all_go(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_user_who_is_forgotten_all_go(
+    place: Path, mlflow_tables: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They may be of the user, or go on from what goes: half-written and damaged ones, too."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}")
+    mlflow = shutil.copy(mlflow_tables, place / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow}")
     prepared_users(config_of(place, pipeline.ROLES))
     own = a_checkpoint("stacking", "own", ["few-0", "few-1"])
     a_checkpoint("stacking", "other", ["few-0", "few-12"])

@@ -216,11 +216,11 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory, tables: Path) -> dict[str, Any]:
+def calm(tmp_path_factory: pytest.TempPathFactory, mlflow_tables: Path) -> dict[str, Any]:
     """What an MLflow holds of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("calm")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    (folder / "mlflow.db").write_bytes(tables.read_bytes())
+    (folder / "mlflow.db").write_bytes(mlflow_tables.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MTA_STORE", str(folder / "mta" / "store"))
         patch.setenv("MLFLOW_TRACKING_URI", uri)
