@@ -13,7 +13,7 @@ from tests.flows.test_flow import TABLE, mlflow_runs, run
 
 
 def test_a_method_without_recipes_leaves_the_others(
-    workplace: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
+    workplace: Path, mlflow_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where the published rule gives a user no weights; methods of other banks are scored."""
     real = weights.search
@@ -32,7 +32,7 @@ def test_a_method_without_recipes_leaves_the_others(
     assert {"base", "mta"} <= scored
     assert "mta_published" not in scored
     assert "MISSING: LaMP-2M: mta_published: " in table
-    _, children = mlflow_runs(mlflow_server, state)
+    _, children = mlflow_runs(mlflow_file, state)
     methods = {c.data.tags["method"] for c in children if c.data.tags["kind"] == "method"}
     assert methods == {"base", "mta"}
 

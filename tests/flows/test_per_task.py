@@ -31,7 +31,7 @@ OWN = {
     },
     "LaMP-3": {"oppu": {"rank": 5, "batch_size": 2}, "anchors": {"count": 2}},
 }
-METHODS = ["base", "oppu", "merge_only", "mta", "mta_published"]
+METHODS = ["oppu", "mta", "mta_published"]
 # What each LaMP task has: the above over the small world's (tests/small.py) and the preset's.
 WANTED = {
     "LaMP-2M": {
@@ -84,9 +84,9 @@ def steps(child: Run, section: str, items: int) -> int:
 
 
 def test_mlflow_and_export_have_what_each_lamp_task_had(
-    both: State, workplace: Path, mlflow_server: str, capsys: pytest.CaptureFixture[str]
+    both: State, workplace: Path, mlflow_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, children = mlflow_runs(mlflow_server, both)
+    _, children = mlflow_runs(mlflow_file, both)
     methods = [child for child in children if child.data.tags["kind"] == "method"]
     assert len(methods) == 2 * len(METHODS)
     for child in methods:
@@ -94,13 +94,12 @@ def test_mlflow_and_export_have_what_each_lamp_task_had(
         wanted = WANTED[task] | (PUBLISHED if method == "mta_published" else {})
         told = {name: child.data.params[name] for name in wanted}
         assert told == wanted, (task, method)
-        if method in ("oppu", "mta", "mta_published"):
-            section = "oppu" if method == "oppu" else "stacking"
-            # Six items per few-shot user (split.few_shot_items).
-            assert child.data.metrics["steps_per_user"] == steps(child, section, 6)
+        section = "oppu" if method == "oppu" else "stacking"
+        # Six items per few-shot user (split.few_shot_items).
+        assert child.data.metrics["steps_per_user"] == steps(child, section, 6)
     anchors = [child for child in children if child.data.tags["kind"] == "anchor"]
     assert {child.data.tags["lamp_task"] for child in anchors} == set(OWN)
-    client = MlflowClient(mlflow_server)
+    client = MlflowClient(mlflow_file)
     for child in anchors:
         wanted = WANTED[child.data.tags["lamp_task"]]
         for name in ("meta_lora.rank", "meta_lora.epochs"):
@@ -113,7 +112,9 @@ def test_mlflow_and_export_have_what_each_lamp_task_had(
     answered = {}
     for child in methods:
         if child.data.tags["method"] == "mta":
-            file = client.download_artifacts(child.info.run_id, "predictions.parquet")
+            file = client.download_artifacts(
+                child.info.run_id, "predictions.parquet", str(workplace)
+            )
             answered[child.data.tags["lamp_task"]] = pl.read_parquet(file)
     _exports(workplace, answered, capsys)
 

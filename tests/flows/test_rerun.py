@@ -15,7 +15,7 @@ from prefect.states import Scheduled
 
 from flows.mta import mta
 from tests.flows.conftest import folders, records, write_world
-from tests.flows.test_flow import task_runs, wait_for_events
+from tests.flows.test_flow import task_runs
 from tests.small import SMALL
 
 TABLE = Path(".mta/last_comparison.txt")
@@ -96,6 +96,25 @@ def test_one_new_user_costs_one_user(workplace: Path, monkeypatch: pytest.Monkey
     assert "Since the last run of this configuration" in page
     assert changed in page
 
+    # All in another place, and one item more of one anchor: the content is the key, not the path,
+    # and the other anchors are found in their jobs.
+    names = [anchor_of(folder) for folder in trained]
+    assert len(names) == 3
+    moved = data.rename(workplace / "moved")
+    file = moved / "user_anchor_candidate.json"
+    candidates = json.loads(file.read_text())
+    anchor = next(item for item in candidates if item["user_id"] == names[0])
+    anchor["profile"].append(anchor["profile"][0] | {"id": "new", "description": "a new film"})
+    file.write_text(json.dumps(candidates))
+    run(data=str(moved))
+    now = [anchor_of(folder) for folder in folders(workplace, "meta_lora")]
+    assert sorted(now) == sorted([*names, names[0]])
+
+
+def anchor_of(folder: Path) -> str:
+    """Whose LoRA lies in a folder of the stage `meta_lora`."""
+    return str(json.loads((folder / "meta_lora.json").read_text())["anchor"])
+
 
 def test_a_curve_takes_the_bank_of_the_run(workplace: Path) -> None:
     """Anchors are the same however many items few-shot users have: their jobs are sent once.
@@ -105,7 +124,6 @@ def test_a_curve_takes_the_bank_of_the_run(workplace: Path) -> None:
     small = SMALL | {"methods": ["mta"]}
     first = mta(**small | {"items_curve": [3, 6]}, return_state=True)
     assert first.is_completed(), first.message
-    wait_for_events()
     names = [
         name for name, _ in task_runs(first) if name.startswith(("meta-lora", "anchors", "bank"))
     ]
