@@ -160,16 +160,14 @@ def test_a_killed_holder_frees_it(
 def test_processes_wait_for_each_other(
     where: Store, started: Callable[[], subprocess.Popen[str]]
 ) -> None:
-    first = started()
-    assert held(first)
-    second = started()
-    time.sleep(2)
-    assert second.poll() is None
-    first.communicate("let go\n", timeout=30)
-    assert held(second)
-    second.communicate("let go\n", timeout=30)
-    assert (first.returncode, second.returncode) == (0, 0)
-    assert not FileLocks().is_locked(KEY)
+    locks, other = FileLocks(), started()
+    assert held(other)
+    assert not locks.acquire_lock(KEY, "one", acquire_timeout=0.3)
+    other.communicate("let go\n", timeout=30)
+    assert other.returncode == 0
+    assert not locks.is_locked(KEY)
+    assert locks.acquire_lock(KEY, "one", acquire_timeout=0.3)
+    locks.release_lock(KEY, "one")
 
 
 def test_a_key_is_a_file_of_the_store(where: Store, tmp_path: Path) -> None:

@@ -124,11 +124,12 @@ def test_what_may_pass_is_tried_again() -> None:
     assert not may_pass(None, None, Failed(message="file x: record 3 has no tag"))
 
 
+# Only the worker imports what it runs.
 PARENT = """
 import multiprocessing, time
-from tests.unit.results.test_stage import announce_and_sleep
 if __name__ == "__main__":
-    multiprocessing.get_context("spawn").Process(target=announce_and_sleep).start()
+    code = "from tests.unit.results.test_stage import announce_and_sleep; announce_and_sleep()"
+    multiprocessing.get_context("spawn").Process(target=exec, args=(code,)).start()
     time.sleep(600)
 """
 
