@@ -33,7 +33,7 @@ SECTIONS: dict[str, Any] = SMALL | {
     "anchors": SMALL["anchors"] | {"count": 8, "per_job": 3},
     "stacking": SMALL["stacking"] | {"users_per_job": 2},
     # Trainings of a second or less: so that some are killed after a checkpoint.
-    "compute": {"checkpoint_seconds": 0.05, "workers": "processes", "max_workers": 2},
+    "compute": {"checkpoint_seconds": 0.05, "workers": "processes"},
 }
 FAULTS_A_RUN = 3
 # A run starts again at most so often after its last fault.
@@ -68,13 +68,16 @@ class Outcome:
 class Driver:
     """The faults of one seed. Everything it keeps is in `folder`."""
 
-    def __init__(self, folder: Path, kills: int, seed: int, kinds: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, kills: int, seed: int, kinds: Sequence[str], workers: int
+    ) -> None:
         self.kills, self.seed = kills, seed
         self.layout = copy_project(folder / "project")
         self.began = time.monotonic()
         self.outcome = Outcome(seed)
         self.decks: dict[Way, Iterator[tuple[str, Draw]]] = {}
-        for way in (kind(self.layout, environment(), SECTIONS) for kind in (Alone, OnStack)):
+        sections = SECTIONS | {"compute": SECTIONS["compute"] | {"max_workers": workers}}
+        for way in (kind(self.layout, environment(), sections) for kind in (Alone, OnStack)):
             own = [name for name in kinds if way.name in KINDS[name].ways]
             if own:
                 self.decks[way] = _deck(own, random.Random(f"{seed} {way.name}"))
@@ -163,7 +166,7 @@ class Driver:
                 if way.outcome():
                     return None
                 new |= self._files(kind) - before
-                time.sleep(0.005)
+                time.sleep(0.02)  # the look itself takes a core's time
         else:
             share = 1 - len(whole(self.layout.store)) / self.outcome.pieces
             if wait(way, draw.fraction * self.run_seconds * max(share, LEAST_SHARE)):

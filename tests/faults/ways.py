@@ -25,6 +25,8 @@ from infra.local.server import PrefectApi
 from infra.local.settings import DEPLOYMENT, HOST, MLFLOW, SERVER, WORKER, Layout, StackError
 
 ROOT = Path(__file__).resolve().parents[2]
+# What another process compiles just now.
+HALF_COMPILED = shutil.ignore_patterns("*.pyc.*")
 FINAL_STATES = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 UP_SECONDS = 240
 
@@ -42,10 +44,10 @@ class Ended:
 
 
 def copy_project(folder: Path) -> Layout:
-    """The project's code in `folder`."""
+    """The project's code in `folder`; as it was compiled, where it was."""
     folder.mkdir(parents=True)
     for name in ("flows", "tasks", "infra"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name, ignore=HALF_COMPILED)
     shutil.copy(ROOT / "prefect.yaml", folder)
     layout = Layout(folder)
     layout.make()

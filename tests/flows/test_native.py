@@ -1,11 +1,10 @@
-"""The whole embedded benchmark on PostgreSQL and S3 (tests/servers)."""
+"""The benchmark on PostgreSQL and S3 (tests/servers)."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,17 +12,13 @@ from typing import Any
 
 import pytest
 
-from tasks.config.options import SYNTHETIC_TASKS
-from tasks.methods import METHODS
-from tests.flows.test_stack import ROOT, environment
+from tests.flows.test_stack import copy_project, environment
 from tests.servers.__main__ import servers, why_not
 from tests.small import SMALL
 
-# All tasks and all methods, with budgets as small as they go.
-GIVEN: dict[str, Any] = SMALL | {
-    "lamp_tasks": list(SYNTHETIC_TASKS),
-    "methods": list(METHODS),
-}
+# Two LaMP tasks at once. All methods: tests/unit/stages/test_own_task.py; what they keep in a store
+# at a URL, tests/unit/results/test_whole_path.py.
+GIVEN: dict[str, Any] = SMALL | {"lamp_tasks": ["LaMP-2M", "LaMP-4"]}
 
 
 def stack(
@@ -55,9 +50,7 @@ def test_the_benchmark_on_postgres_and_s3(tmp_path: Path) -> None:
 
 
 def in_servers(project: Path, native: dict[str, str]) -> None:
-    for name in ("flows", "tasks", "infra"):
-        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "prefect.yaml", project)
+    copy_project(project)
     given = [part for k, v in GIVEN.items() for part in ("-p", f"{k}={json.dumps(v)}")]
     try:
         done = stack(["benchmark", *given], project, native)
@@ -77,7 +70,7 @@ def in_servers(project: Path, native: dict[str, str]) -> None:
             "WHERE key = 'kind' AND status = 'FINISHED' GROUP BY value",
         )
     )
-    methods = len(SYNTHETIC_TASKS) * len(METHODS)
+    methods = len(GIVEN["lamp_tasks"]) * len(GIVEN["methods"])
     assert dict(kinds)["benchmark"] == 1
     assert dict(kinds)["method"] == methods
     names = artifacts(native)
