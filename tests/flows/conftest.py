@@ -6,24 +6,41 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
 from prefect.testing.utilities import prefect_test_harness
 
 from tests.small import SMALL
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+def prefect_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A database with Prefect's tables, to copy: that of `prefect_server`, as it began."""
+    file = tmp_path_factory.mktemp("tables") / "prefect.db"
+    with prefect_test_harness(server_startup_timeout=180):
+        url = str(PREFECT_SERVER_DATABASE_CONNECTION_URL.value())
+        with (
+            closing(sqlite3.connect(url.removeprefix("sqlite+aiosqlite:///"))) as own,
+            closing(sqlite3.connect(file)) as copy,
+        ):
+            own.backup(copy)
+        yield file
+
+
+@pytest.fixture(scope="session")
+def prefect_server(prefect_tables: Path) -> None:
+    """A real Prefect server, and the only one of a process: Prefect asks the first that it met for
+    slots ever after, and gives them back to the one that is set."""
 
 
 class MlflowServer:

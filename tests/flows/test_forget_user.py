@@ -14,7 +14,6 @@ import polars as pl
 import pytest
 from mlflow import MlflowClient
 from prefect import flow
-from prefect.testing.utilities import prefect_test_harness
 
 from tasks.report.files import write_report, write_run, write_state
 from tasks.results.run import Cell, Run
@@ -53,12 +52,11 @@ CELLS: list[Cell] = []
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Run]]:
+def filled(
+    tmp_path_factory: pytest.TempPathFactory, prefect_server: None
+) -> Iterator[tuple[Path, Run]]:
     """A folder with a store, a run's file, a report and a log."""
-    with (
-        prefect_test_harness(server_startup_timeout=180),
-        pipeline.prepared_place(tmp_path_factory.mktemp("forget")) as place,
-    ):
+    with pipeline.prepared_place(tmp_path_factory.mktemp("forget")) as place:
         ran(place, ROLES)
         # Another LaMP data set of other people in the same store.
         others = {

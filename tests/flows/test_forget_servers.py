@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    TaskRunFilter,
+    TaskRunFilterName,
+)
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
 from tasks.forget.servers import forget_in_prefect
 
@@ -30,21 +36,25 @@ def outer() -> None:
 
 @pytest.mark.slow
 @pytest.mark.server
-def test_flow_runs_go_with_their_task_runs() -> None:
+def test_flow_runs_go_with_their_task_runs(prefect_server: None) -> None:
     named = TaskRunFilter(name=TaskRunFilterName(any_=["meta-lora-secret-user"]))
-    with prefect_test_harness():
-        outer()
-        with get_client(sync_client=True) as client:
-            (run,) = [str(run.id) for run in client.read_flow_runs()]
-        unknown = str(uuid4())
+    state = outer(return_state=True)
+    run, unknown = str(state.state_details.flow_run_id), str(uuid4())
+    only = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
+    with get_client(sync_client=True) as client:
+        # It reaches the server as an event, a moment after it has ended.
+        for _ in range(300):
+            if client.read_task_runs(task_run_filter=named, flow_run_filter=only):
+                break
+            time.sleep(0.1)
+        assert client.read_task_runs(task_run_filter=named)
         done, left = forget_in_prefect({run, unknown})
         (line,) = left
         assert line.startswith(f"Prefect: `prefect flow-run delete {unknown}` where it ran, ")
         assert "(unknown to http://" in line
         assert done == ["Prefect: 1 flow runs removed, with the names and logs of their tasks"]
-        with get_client(sync_client=True) as client:
-            assert client.read_flow_runs() == []
-            assert client.read_task_runs(task_run_filter=named) == []
+        assert client.read_flow_runs(flow_run_filter=only) == []
+        assert client.read_task_runs(task_run_filter=named) == []
 
 
 # In a process of its own: a server that Prefect starts ends with the process.
@@ -52,7 +62,7 @@ RUN_ALONE = """
 import sys
 from pathlib import Path
 from infra.local.alone import local_server
-from tests.unit.forget.test_servers import outer
+from tests.flows.test_forget_servers import outer
 with local_server(Path(sys.argv[1])):
     print(outer(return_state=True).state_details.flow_run_id)
 """
@@ -60,9 +70,11 @@ with local_server(Path(sys.argv[1])):
 
 @pytest.mark.slow
 @pytest.mark.server
-def test_flow_runs_of_a_run_without_the_stack_go_too(tmp_path: Path) -> None:
+def test_flow_runs_of_a_run_without_the_stack_go_too(tmp_path: Path, prefect_tables: Path) -> None:
     """They are in a database of their own, which no server that is set knows of."""
     home = tmp_path / "local"
+    home.mkdir()
+    shutil.copy(prefect_tables, home / "prefect.db")
     command = [sys.executable, "-c", RUN_ALONE, str(home)]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     run = ended.stdout.strip().splitlines()[-1]
