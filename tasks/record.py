@@ -32,9 +32,12 @@ class Record(BaseModel):
 
 
 class Options(Record):
-    """A section of the configuration: no silent type conversion."""
+    """A section of the configuration: no silent type conversion.
 
-    model_config = ConfigDict(strict=True)
+    The string below a field says what it is: for Prefect's form, and for docs/options.md.
+    """
+
+    model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
 
     @classmethod
     def of(cls, other: Options) -> Self:

@@ -13,17 +13,24 @@ PresetName = Literal["embedded", "paper", "real"]
 
 
 class TinyModelOptions(Options):
-    """The tiny Llama trained from random init when `base.model` is `tiny`."""
+    """The tiny Llama that is trained from random weights when `base.model` is `tiny`."""
 
     hidden: int = Field(64, ge=8)
+    """Width of the model."""
     layers: int = Field(2, ge=1)
+    """Number of decoder layers."""
     heads: int = Field(4, ge=1)
+    """Number of attention heads; they must divide `hidden` into even sizes."""
     steps: int = Field(1000, ge=1)
+    """Optimiser steps."""
     batch_size: int = Field(64, ge=1)
+    """Questions per step."""
     learning_rate: float = Field(3e-3, gt=0.0)
+    """Learning rate of AdamW."""
     max_vocabulary: int = Field(8000, ge=32)
-    # So many of its questions have `rag.history_items` items of the history before them.
+    """Most tokens of its byte-level BPE."""
     history_share: float = Field(0.25, ge=0.0, le=1.0)
+    """Share of its training questions with `rag.history_items` items of history in front."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> TinyModelOptions:
@@ -33,33 +40,47 @@ class TinyModelOptions(Options):
 
 
 class TrainingOptions(Options):
-    """One LoRA and how it is trained."""
+    """One LoRA, and how it is trained."""
 
     rank: int = Field(8, ge=1)
+    """Rank r of the LoRA."""
     alpha: float = Field(16.0, gt=0.0)
+    """Scale: the update is alpha / rank times B A."""
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
-    # Bare parameters, such as a mixture's experts; only base.engine=peft puts LoRAs on them.
+    """Layers with a LoRA: names as PEFT takes them, or all linear layers."""
     target_parameters: list[str] = Field([])
+    """Bare parameters with a LoRA, such as a mixture's experts; needs `base.engine=peft`."""
     learning_rate: float = Field(1e-4, gt=0.0)
+    """Learning rate of AdamW at its peak."""
     epochs: int = Field(3, ge=1)
+    """Passes over the items."""
     batch_size: int = Field(1, ge=1)
+    """Items per batch."""
     accumulation: int = Field(2, ge=1)
+    """Batches per optimiser step."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up."""
     warmup_share: float = Field(0.1, ge=0.0, le=1.0)
+    """Share of the steps in which the learning rate rises from 0."""
     max_grad_norm: float = Field(1.0, gt=0.0)
+    """Gradients are scaled down to this norm."""
     weight_decay: float = Field(0.0, ge=0.0)
+    """Weight decay of AdamW."""
 
 
 class TaskAdaptOptions(TrainingOptions):
     """The base model adapted to the LaMP task first, by one LoRA trained on the base users' items.
 
-    The defaults are OPPU's (arXiv 2402.04401, its task_LoRA.py), which trains on base users'
-    `queries`; Per-Pcs does the same in batches of 6. `max_items`: at most so many, drawn by seed.
+    The defaults are OPPU's (arXiv 2402.04401, its task_LoRA.py); Per-Pcs does the same in batches
+    of 6. OPPU also names "out_proj", which no layer of a Llama is called.
     """
 
     enabled: bool = False
+    """Whether the base model is adapted first."""
     train_on: Literal["queries", "profile", "both"] = "queries"
+    """The base users' queries (as OPPU does), their profile items, or both."""
     max_items: int | None = Field(None, ge=1)
+    """Most items, drawn by the seed; null: all."""
     alpha: float = Field(8.0, gt=0.0)
     # OPPU also names "out_proj", which no layer of a Llama is called.
     target_modules: list[str] | Literal["all-linear"] = Field(["q_proj", "k_proj", "v_proj"])
@@ -71,19 +92,20 @@ class TaskAdaptOptions(TrainingOptions):
 
 
 class BaseOptions(Options):
-    """The frozen base model: `tiny`, or a Hugging Face id or local folder.
-
-    quantisation: `nf4` answers with the model in 4 bits, as published; nothing is trained so.
-    engine: `grouped` trains and answers for many users at once; `peft` is stock PEFT, user by user:
-    slow, for models that the other cannot put LoRAs on.
-    """
+    """The frozen base model."""
 
     model: str = Field("tiny", min_length=1)
+    """`tiny`, `smollm2`, a Hugging Face id, a folder or a GGUF file."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the weights; `auto` is bfloat16 on a GPU, else float32."""
     quantisation: Literal["none", "nf4"] = "none"
+    """`nf4` answers with the model in 4 bits, as published; training stays in full."""
     engine: Literal["grouped", "peft"] = "grouped"
+    """`grouped`: many users at once; `peft`: stock PEFT, user by user, slow, for experts."""
     gradient_checkpointing: bool = False
+    """Save memory in training by computing activations twice."""
     max_tokens: int = Field(256, ge=8)
+    """Longest sample in tokens; longer ones are cut."""
     tiny: TinyModelOptions = TinyModelOptions()
     task_adapt: TaskAdaptOptions = TaskAdaptOptions()
 
@@ -92,81 +114,93 @@ class EmbeddingOptions(Options):
     """The vector of a user (AnchorOptions has these fields, too)."""
 
     embedding: Literal["signature", "input_signature", "text"] = "signature"
+    """Gradient of the answers at the model's output (`signature`) or its input, whitened
+    (`input_signature`), or a vector of text and answer (`text`)."""
     text_model: str = Field("BAAI/bge-small-en-v1.5", min_length=1)
+    """Encoder for `text`: a sentence-transformers model, or `base`, the base model's states."""
     signature_vocabulary: int = Field(64, ge=1, le=256)
+    """A signature is projected to at most so many rows."""
     signature_hidden: int = Field(64, ge=1, le=256)
+    """A signature is projected to at most so many columns."""
 
 
 class AnchorOptions(EmbeddingOptions):
-    """How users are embedded, clustered, and anchors chosen (docs/method.md, Anchors).
-
-    embedding: the gradient of the user's answers at the model's output (`signature`) or at its
-    input, whitened (`input_signature`); or a vector of text and answer (`text`).
-    train_on: an anchor is one user, as published; a whole cluster with all its items; or both.
-    selection: HDBSCAN's excess of mass, or the leaves of its tree: many small clusters.
-    reassign: k-means goes on from HDBSCAN's clusters, and takes in what it calls noise.
-    refits: at most so many rounds fit the clusters again by evidence, `refit_epochs` of training
-    in each. per_job: this many anchors share one training job.
-    """
+    """How users are embedded, clustered, and anchors chosen (docs/method.md, Anchors)."""
 
     clustering: Literal["hdbscan", "kmeans"] = "hdbscan"
+    """`hdbscan` finds the number of clusters; `kmeans` (published) makes `count` of them."""
     min_cluster_size: int = Field(5, ge=2)
+    """Smallest cluster of HDBSCAN."""
     min_samples: int = Field(1, ge=1)
+    """HDBSCAN's number of neighbours that make a point dense."""
     selection: Literal["eom", "leaf"] = "eom"
+    """HDBSCAN's excess of mass (`eom`), or the leaves of its tree: many small clusters."""
     reassign: bool = False
+    """k-means goes on from HDBSCAN's clusters, and takes in what it calls noise."""
     refits: int = Field(0, ge=0)
+    """Most rounds in which the clusters are fitted again by evidence."""
     refit_epochs: int = Field(2, ge=1)
+    """Epochs of training in each such round."""
     pca_dimensions: int = Field(8, ge=1)
+    """Principal components that are clustered."""
     count: int = Field(24, ge=1)
+    """Number of anchors that are asked for."""
     min_items: int = Field(11, ge=1)
+    """An anchor has at least so many items."""
     noise: Literal["last", "never"] = "last"
+    """Candidates that HDBSCAN calls noise become anchors last, or never."""
     train_on: Literal["user", "cluster", "both"] = "user"
+    """An anchor is one user (published), a whole cluster with all its items, or both."""
     per_job: Annotated[int, OUTSIDE_KEY] = Field(1, ge=1)
+    """Anchors that share one training job; decides no result."""
 
 
 class BankOptions(Options):
-    """A bank that somebody else trained, in place of anchors.
-
-    adapters: PEFT folders of `base.model`, each a folder or a Hugging Face id; or a folder of them.
-    """
+    """A bank that somebody else trained, in place of anchors."""
 
     adapters: (
         Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] | None
     ) = None
+    """PEFT folders of `base.model`: a folder of them, or a list of folders and Hugging Face ids."""
 
 
 class StackingOptions(TrainingOptions):
-    """The tiny LoRA on top of the merged one; `users_per_job` users share one task run."""
+    """The tiny LoRA on top of the merged one."""
 
     users_per_job: Annotated[int, OUTSIDE_KEY] = Field(64, ge=1)
+    """Users that share one job; decides no result."""
 
 
 class LearnedOptions(Options):
-    """How weights are learned from those of the evidence: steps of Adam, each on all the items.
-
-    penalty: of their squared distance from the evidence's (tasks/lora/mixture.py).
-    """
+    """How weights are learned from those of the evidence, by Adam on all items at once."""
 
     steps: int = Field(20, ge=0)
+    """Steps of Adam."""
     learning_rate: float = Field(0.01, gt=0.0)
+    """Learning rate of Adam."""
     penalty: float = Field(300.0, ge=0.0)
+    """Weight of the squared distance from the evidence's weights."""
 
 
 class FusionOptions(Options):
-    """Which anchors a user's LoRA is merged from, with which weights, and how.
-
-    `evidence`: by the likelihood of the user's own items under each anchor's LoRA, among the
-    `shortlist` most similar anchors (all of them where it is null). `learned`: from these on by
-    gradients (`LearnedOptions`).
-    """
+    """Which anchors a user's LoRA is merged from, with which weights, and how."""
 
     top_m: int = Field(2, ge=1)
+    """Most anchors that are merged."""
     weights: Literal["cosine", "softmax", "evidence", "learned"] = "cosine"
+    """By similarity (`cosine`, `softmax`), by the likelihood of the user's items under each anchor
+    (`evidence`), or by gradients from there on (`learned`)."""
     temperature: float = Field(0.1, gt=0.0)
+    """Temperature of `softmax`."""
     evidence_temperature: float = Field(3.0, gt=0.0)
+    """Temperature of `evidence`; 1 is Bayesian model averaging."""
     shortlist: int | None = Field(None, ge=1)
+    """Evidence is asked of so many most similar anchors; null: of all."""
     order: Literal["right", "published"] = "right"
+    """`published` hands the weights out in reverse, as the published script does."""
     merge: Literal["exact", "factors", "svd"] = "exact"
+    """`exact` sums the products B A, `factors` (published) averages A and B, `svd` cuts `exact` to
+    rank r."""
     learned: LearnedOptions = LearnedOptions()
 
     @property
@@ -188,30 +222,31 @@ class FusionOptions(Options):
 
 
 class RagOptions(Options):
-    """The method `rag`: how many items of the history stand in the prompt."""
+    """The method `rag`."""
 
     history_items: int = Field(1, ge=1)
+    """Items of the history that stand in the prompt."""
 
 
 class PriorOptions(Options):
-    """The methods with a label prior: its strength, and its smoothing (tasks/method/prior.py)."""
+    """The methods with a label prior (docs/method.md, Baselines)."""
 
     strength: float = Field(1.0, ge=0.0)
+    """Weight of the log of the prior."""
     smoothing: float = Field(1.0, gt=0.0)
+    """Added to each label's count."""
 
 
 class ScoringOptions(Options):
-    """How questions are answered: by greedy decoding, or by one of the task's labels.
-
-    answer: `likelihood` takes the likeliest label; `constrained` decodes greedily, but writes none
-    but labels. Both run the prompt once.
-    metrics: LaMP's own rules, or those of MTA's published scorer (docs/method.md, Scoring).
-    tokens: ROUGE's words: LaMP's, of a to z and digits, or `unicode`, those of any script.
-    """
+    """How questions are answered and scored."""
 
     answer: Literal["generate", "likelihood", "constrained"] = "generate"
+    """Greedy text (`generate`), the likeliest label (`likelihood`), or greedy text that can only be
+    a label (`constrained`)."""
     metrics: Literal["lamp", "mta_published"] = "lamp"
+    """LaMP's own rules, or those of MTA's published scorer (docs/method.md, Scoring)."""
     tokens: Literal["lamp", "unicode"] = "lamp"
+    """ROUGE's words: LaMP's, of a to z and digits, or `unicode`, those of any script."""
 
     @model_validator(mode="after")
     def _published_words(self) -> ScoringOptions:
@@ -221,32 +256,30 @@ class ScoringOptions(Options):
 
 
 class MlflowOptions(Options):
-    """What MLflow gets beside the run's numbers and files.
-
-    register_bank: each bank as a version of the registered model `mta-bank` (docs/personalise.md).
-    """
+    """What MLflow gets beside the run's numbers and files."""
 
     register_bank: bool = True
+    """Register each bank as a version of the model `mta-bank` (docs/personalise.md)."""
 
 
 class PlanOptions(Options):
-    """The machine that `dry_run` estimates for; by default one H100 SXM (bfloat16, dense).
-
-    mfu: the share of the peak that training and reading prompts reach, an assumption: 0.02 was
-    measured with 8 users of a 1B model on an H200, cold (docs/benchmarks.md); give what
-    `tests.benchmarks.many_users` measures. bandwidth_tb: each token of an answer reads all weights.
-    max_items: so many are tokenised per task.
-    """
+    """The machine that `dry_run` estimates for; by default one H100 SXM (bfloat16, dense)."""
 
     peak_tflops: float = Field(989.0, gt=0.0)
+    """Peak of the machine, in TFLOP/s."""
     mfu: float = Field(0.25, gt=0.0, le=1.0)
+    """Share of the peak that training and reading prompts reach, an assumption: give what
+    `tests.benchmarks.many_users` measures (docs/measurements.md)."""
     bandwidth_tb: float = Field(3.35, gt=0.0)
+    """Memory bandwidth in TB/s; each token of an answer reads all weights."""
     memory_gb: float = Field(80.0, gt=0.0)
+    """Memory of the machine, in GB."""
     max_items: int = Field(20_000, ge=1)
+    """Most profile items that are tokenised per LaMP task; the rest is taken to be alike."""
 
 
 class ComputeOptions(Options):
-    """Where it runs. It decides no result; the last bits follow the threads of torch on a CPU.
+    """Where it runs. It decides no result; the last bits follow torch's threads on a CPU.
 
     But for `adapter_dtype`, which is in the keys as `base.dtype` is.
     """
@@ -254,25 +287,28 @@ class ComputeOptions(Options):
     outside_key: ClassVar[bool] = True
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # Of the LoRAs' products; their weights and AdamW's moments are float32. auto: bfloat16 over a
-    # bfloat16 base on a GPU, else float32.
+    """Where models run; `auto` takes a GPU if there is one."""
     adapter_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    # Of torch on the CPU. None: `cpus_per_job` on Ray; else one for the tiny model, whose steps are
-    # too small to share, and OMP_NUM_THREADS, or all cores without it, for others.
+    """Number format of the LoRAs' products; their weights stay float32. `auto`: bfloat16 over a
+    bfloat16 base on a GPU, else float32."""
     threads: int | None = Field(None, ge=1)
-    # ray: each job is a task of a Ray cluster, at `ray_address`, or of one started for the run.
+    """Threads of torch on the CPU; null: `cpus_per_job` on Ray, else one for the tiny model, and
+    OMP_NUM_THREADS or all cores for others."""
     runner: Literal["local", "ray"] = "local"
-    # Of runner=local. None: processes for the tiny model on a CPU, else threads.
+    """`ray`: each job is a task of a Ray cluster."""
     workers: Literal["threads", "processes"] | None = None
-    # Jobs at once with runner=local. None: as many as the `gpu` limit has slots, but one on a CPU
-    # with any other than the tiny model, which uses all cores.
+    """With `runner=local`; null: processes for the tiny model on a CPU, else threads."""
     max_workers: int | None = Field(None, ge=1)
-    # LaMP tasks (of any seed) at once. None: as many as there are workers; on Ray all.
+    """Jobs at once with `runner=local`; null: as many as the `gpu` limit has slots, but one on a
+    CPU with any model but the tiny one."""
     side_by_side: int | None = Field(None, ge=1)
+    """LaMP tasks (of any seed) at once; null: as many as there are workers, on Ray all."""
     ray_address: str | None = Field(None, min_length=1)
-    # What a job that runs the model asks of Ray (all others ask for no GPU).
+    """Address of the Ray cluster; null: one is started for the run."""
     gpus_per_job: float = Field(1.0, ge=0.0)
+    """GPUs that a job asks of Ray if it runs the model."""
     cpus_per_job: float = Field(1.0, gt=0.0)
-    # Seconds between two checkpoints of a training; never more than 2 % of the time goes into them.
-    # 0: none.
+    """CPUs that a job asks of Ray."""
     checkpoint_seconds: float = Field(60.0, ge=0.0)
+    """Seconds between checkpoints of a training, which never take more than 2 % of the time; 0:
+    none."""

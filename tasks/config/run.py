@@ -29,19 +29,21 @@ class RunConfig(TaskSections):
     """The resolved configuration, saved with the run."""
 
     preset: PresetName = "embedded"
+    """What everything else starts from."""
     lamp_tasks: list[str] = Field(["LaMP-2M"], min_length=1)
-    # A task of the user's own, which `lamp_tasks` may name beside those of LaMP.
+    """The LaMP tasks to run."""
     task: TaskOptions | None = None
-    # Scored again with other numbers of items per few-shot user, for the curve in the report.
+    """A task of the user's own, as a YAML or JSON file or its content (docs/your-data.md)."""
     items_curve: list[Annotated[int, Field(ge=1)]] = Field([])
-    # Several seeds: the whole benchmark once per seed, compared over all of them.
+    """Numbers of items per few-shot user to score again with, for the curve in the report."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([])
-    # LaMP task -> sections as above, laid over them for that task.
+    """Several seeds: the whole benchmark once per seed, compared over all of them."""
     per_task: dict[str, dict[Annotated[str, Field(pattern=PER_TASK)], dict[str, Any]]] = Field({})
-    # Settings of MTA are chosen on development users first, per LaMP task and seed (flows/tune.py).
+    """Sections that differ for a LaMP task, by its name."""
     tune: bool = False
-    # What it would take, instead of doing it.
+    """Choose settings of `mta` on development users first, per LaMP task and seed."""
     dry_run: bool = False
+    """Do nothing but say what the run would take."""
     mlflow: MlflowOptions = MlflowOptions()
     plan: PlanOptions = PlanOptions()
 
@@ -234,7 +236,9 @@ def _read_task(file: Path) -> dict[str, Any]:
         why = short(error)
         raise InputError(f"task {file}: cannot be read as YAML or JSON ({why})") from error
     if not isinstance(found, dict):
-        raise InputError(f"task {file}: holds no fields; write name: ..., text: ... (docs/data.md)")
+        raise InputError(
+            f"task {file}: holds no fields; write name: ..., text: ... (docs/your-data.md)"
+        )
     return found
 
 

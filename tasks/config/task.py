@@ -29,14 +29,17 @@ class MethodSections(Options):
     """What a method sees of a run, and may change for itself."""
 
     seed: int = Field(0, ge=0, lt=2**32)
+    """Decides every random choice."""
     base: BaseOptions = BaseOptions()
     prompt: PromptOptions = PromptOptions()
     anchors: AnchorOptions = AnchorOptions()
     bank: BankOptions = BankOptions()
     meta_lora: TrainingOptions = TrainingOptions()
+    """How the anchors' LoRAs are trained."""
     fusion: FusionOptions = FusionOptions()
     stacking: StackingOptions = StackingOptions()
     oppu: TrainingOptions = TrainingOptions()
+    """The method `oppu`: one LoRA per user, from scratch."""
     rag: RagOptions = RagOptions()
     label_prior: PriorOptions = PriorOptions()
     scoring: ScoringOptions = ScoringOptions()
@@ -46,9 +49,11 @@ class TaskSections(MethodSections):
     """What a LaMP task has of a run: its users and methods, and where it runs."""
 
     data: str = Field("synthetic", min_length=1)
+    """`synthetic`, `lamp` (downloaded), a user file, or a folder (docs/your-data.md)."""
     methods: list[MethodName] = Field(
         [name for name, method in METHODS.items() if method.default], min_length=1
     )
+    """The methods that are compared; `all` names every one."""
     synthetic: SyntheticOptions = SyntheticOptions()
     lamp: LampOptions = LampOptions()
     split: SplitOptions = SplitOptions()

@@ -1,0 +1,122 @@
+"""Write docs/options.md from the models of the configuration: `make docs`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tasks.config.options import TrainingOptions
+from tasks.config.presets import GIVEN_MODEL, PRESETS, WORLDS
+from tasks.config.run import RunConfig
+
+PAGE = Path(__file__).parents[3] / "docs" / "options.md"
+BOUNDS = {
+    "minimum": ">=",
+    "exclusiveMinimum": ">",
+    "maximum": "<=",
+    "exclusiveMaximum": "<",
+    "minItems": "entries >=",
+}
+INTRODUCTION = """# Options
+
+Any option is set by `-p`, for `make benchmark ARGS="..."`, `mta run`, `mta plan` and
+`prefect deployment run`. A section takes a JSON object of the options to change:
+
+    mta run -p seed=1 -p 'stacking={"rank": 8}'
+
+Short forms: `model` for `base.model`; a word as `split` for `split.kind`; `all` as `methods`.
+Unknown names and values out of bounds are refused before anything runs. The defaults are those of
+the models; a preset changes some of them ([below](#what-the-presets-change)).
+
+This page is generated from the code, and a test compares the two.
+"""
+Schema = dict[str, Any]
+
+
+def page() -> str:
+    """All of docs/options.md."""
+    return "\n".join([INTRODUCTION, *sections(), *presets()])
+
+
+def sections() -> Iterator[str]:
+    """A table of the options without a section, then one per section, nested ones after it."""
+    schema = RunConfig.model_json_schema()
+    waiting = [("", schema)]
+    while waiting:
+        name, section = waiting.pop(0)
+        yield f"## {name or 'Without a section'}\n"
+        if name:
+            yield sentence(section["description"].split("\n\n")[0]) + "\n"
+        yield "| option | type | default | bounds | what it is |\n|---|---|---|---|---|"
+        nested = []
+        for option, field in section["properties"].items():
+            path = f"{name}.{option}" if name else option
+            inner = next((one for one in any_of(field) if "$ref" in one), None)
+            if inner:
+                found = schema["$defs"][inner["$ref"].split("/")[-1]]
+                nested.append((path, {**found, **field}))
+            else:
+                yield row(path, field)
+        waiting = [*nested, *waiting]
+        yield ""
+
+
+def row(path: str, field: Schema) -> str:
+    kinds = " or ".join(dict.fromkeys(kind(one) for one in any_of(field)))
+    default = f"`{json.dumps(field['default'])}`" if "default" in field else "required"
+    bounds = ", ".join(
+        f"{sign} {one[rule]}"
+        for one in any_of(field)
+        for rule, sign in BOUNDS.items()
+        if rule in one
+    )
+    # A section that only changes a default leaves the sentence to the section it is made from.
+    about = (
+        field.get("description") or TrainingOptions.model_fields[path.split(".")[-1]].description
+    )
+    about = sentence(str(about))
+    return f"| `{path}` | {kinds} | {default} | {bounds} | {about} |"
+
+
+def sentence(text: str) -> str:
+    """In one line, with links to the pages that it names."""
+    return re.sub(r"docs/([a-z-]+\.md)", r"[\1](\1)", text.replace("\n", " "))
+
+
+def any_of(field: Schema) -> list[Schema]:
+    return field.get("anyOf", [field])
+
+
+def kind(field: Schema) -> str:
+    if "enum" in field:
+        return ", ".join(f"`{one}`" for one in field["enum"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    if field.get("type") == "array":
+        return f"list of {kind(field['items'])}"
+    return str(field.get("type", "any"))
+
+
+def presets() -> Iterator[str]:
+    """What each preset sets beside the defaults."""
+    yield "## What the presets change\n"
+    alone = {"embedded, for generated users": WORLDS, "embedded, for a given model": GIVEN_MODEL}
+    for name, values in {**PRESETS, **alone}.items():
+        yield f"### {name}\n\n| option | value |\n|---|---|"
+        yield from (f"| `{path}` | `{json.dumps(value)}` |" for path, value in leaves(values))
+        yield ""
+
+
+def leaves(values: Schema, path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{path}{name}.")
+        else:
+            yield path + name, value
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
