@@ -13,7 +13,7 @@ UNTRAINED = ("base_prior", "rag_4", "mta_prior", "commonest_of_all", "commonest"
 # Short trainings of small LoRAs, for the tiny model.
 SHORT = {"learning_rate": 5e-3, "epochs": 6, "batch_size": 4, "accumulation": 1}
 # `embedded`: values from worlds of seeds 100 to 103 (docs/defaults.md); what else was looked at,
-# docs/benchmarks.md says.
+# docs/measurements.md says.
 PRESETS: dict[str, dict[str, Any]] = {
     "embedded": {
         # `base`: offline there is no text encoder. Jobs take a second: several anchors in each.

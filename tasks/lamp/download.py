@@ -1,4 +1,4 @@
-"""LaMP's own files from the benchmark's site or a mirror, kept in a cache (docs/data.md).
+"""LaMP's own files from the benchmark's site or a mirror, kept in a cache (docs/your-data.md).
 
     folder = official_files("LaMP-3", LampOptions(), say=print, progress=lambda *_: None)
 

@@ -1,7 +1,7 @@
 """95% intervals of the scores, by a paired bootstrap over independent groups of users.
 
 Groups (tasks/lamp/groups.py) are drawn with all their users and queries, and every method is scored
-on the same draws; why so, and why percentiles: docs/benchmark.md, The statistics. All metrics are
+on the same draws; why so, and why percentiles: docs/statistics.md. All metrics are
 functions of sums over queries, so a draw is a row of multiplicities times the groups' sums.
 
 With fewer than 2 groups there is no interval (None). A metric that is nan or inf (a rating "nan" or

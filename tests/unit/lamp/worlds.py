@@ -28,7 +28,7 @@ SMALL = SyntheticOptions(
 def by_hand(
     lamp_task: str, options: SyntheticOptions, first: int, value: int, context: int, answer: int
 ) -> float:
-    """p(context, answer | first archetype, value), said again from docs/benchmark.md."""
+    """p(context, answer | first archetype, value), said again from docs/worlds.md."""
     choices, noise = options.choices, options.label_noise
     if lamp_task == "LaMP-1":
         school = list(permutations(range(choices), 2))[context][answer]

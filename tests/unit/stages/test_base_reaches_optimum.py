@@ -12,7 +12,7 @@ from tasks.config.run import resolve
 def test_as_good_as_an_answer_without_the_user_can_be() -> None:
     """Accuracy on the default world within .05 of the best non-personal answers to its queries.
 
-    On LaMP-1, which the tiny model finds hardest to learn (docs/benchmarks.md).
+    On LaMP-1, which the tiny model finds hardest to learn (docs/measurements.md).
     Those come from the population itself (tasks/lamp/synthetic/optimum.py), not from a model. It is
     not far above them either: a base model that beats them has seen the users it is asked about.
     """

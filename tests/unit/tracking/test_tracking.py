@@ -34,10 +34,10 @@ def test_points_stand_for_all_steps(losses: list[float], most: int) -> None:
     assert whole == pytest.approx(sum(losses), abs=1e-9)
 
 
-def test_the_readme_links_the_page_of_all_methods() -> None:
-    """tests/flows/test_report_page.py opens such a page; this is the one that README has."""
-    readme = Path(__file__).parents[3] / "README.md"
-    assert f"(http://127.0.0.1:5000/{methods_page('1')})" in readme.read_text(encoding="utf-8")
+def test_the_docs_link_the_page_of_all_methods() -> None:
+    """tests/flows/test_report_page.py opens such a page; the docs have this one."""
+    page = Path(__file__).parents[3] / "docs" / "compare-runs.md"
+    assert f"(http://127.0.0.1:5000/{methods_page('1')})" in page.read_text(encoding="utf-8")
 
 
 def test_the_page_of_a_runs_methods() -> None:
