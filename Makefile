@@ -14,6 +14,7 @@ empty :=
 comma := ,
 INSTALLED := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 INSTALLED_TEST := $(VENV)/.installed-test
+INSTALLED_DOCS := $(VENV)/.installed-docs
 AUDIT := $(VENV)/audit
 
 # Nothing that is run from here reports to anyone.
@@ -23,7 +24,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help benchmark up deploy status stop install test lint format pictures audit clean
+.PHONY: help benchmark up deploy status stop install test lint format docs pictures audit clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -56,7 +57,11 @@ lint: $(INSTALLED_TEST) ## ruff, which folder imports which, mypy
 	$(VENV)/bin/lint-imports --no-logo
 	$(PY) -m mypy
 
-pictures: $(INSTALLED_TEST) ## make the README's pictures anew from the last run of the benchmark
+docs: $(INSTALLED_DOCS) ## write the page of options, build the site in site/, check its links
+	@$(PY) -m tests.unit.docs.options
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+
+pictures: $(INSTALLED_TEST) ## make the docs' pictures anew from the last run of the benchmark
 	@$(PY) -m tests.benchmarks.pictures
 
 format: $(INSTALLED_TEST) ## let ruff rewrite the code
@@ -78,7 +83,8 @@ clean: ## remove everything the stack keeps (.mta); refused while it runs
 # One stamp for each set of extras: pip runs only when what is asked for has changed.
 $(INSTALLED): WANT = $(if $(EXTRAS),.[$(EXTRAS)],.)
 $(INSTALLED_TEST): WANT = .[test]
-$(sort $(INSTALLED) $(INSTALLED_TEST)): pyproject.toml constraints.txt
+$(INSTALLED_DOCS): WANT = .[docs]
+$(sort $(INSTALLED) $(INSTALLED_TEST) $(INSTALLED_DOCS)): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "mta: needs Python 3.11 or later, and '$(PYTHON)' is not: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(PY) || { echo "mta: creating $(VENV)"; $(PYTHON) -m venv $(VENV); }

@@ -1,0 +1,120 @@
+"""What README and docs/ say exists: commands, options, files. Their links: `make docs`."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import typer
+
+from infra.local.alone import parameters
+from infra.local.settings import DEPLOYMENTS
+from tasks.config.run import resolve
+from tasks.tools.main import app
+from tests.unit.docs import options
+
+ROOT = Path(__file__).parents[3]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAKE = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+VARIABLES = {"ARGS", "EXTRAS", "GPU_SLOTS", "MLFLOW_PORT", "PREFECT_PORT", "PYTHON"}
+
+
+def name_of(page: Path) -> str:
+    return page.name
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of each command of the fenced and the indented blocks."""
+    fenced = re.findall(r"^```(?:sh|shell|bash)?\n(.*?)^```", text, re.M | re.S)
+    indented = re.findall(
+        r"(?:^    .*\n)+", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M
+    )
+    for block in [*fenced, *indented]:
+        waiting = ""
+        for line in block.splitlines():
+            waiting += line.removesuffix("\\") + ("" if line.endswith("\\") else "\n")
+            try:
+                words = [] if line.endswith("\\") else shlex.split(waiting, comments=True)
+            except ValueError:
+                continue  # a quoted text goes on in the next line
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0], re.S):
+                words.pop(0)  # set for this command alone
+            if words:
+                yield words
+                waiting = ""
+
+
+def given(words: list[str]) -> list[str]:
+    """The values of `-p`."""
+    return [after for word, after in pairwise(words) if word == "-p"]
+
+
+def check(words: list[str]) -> None:
+    match words:
+        case ["make", target, *rest]:
+            assert target in MAKE
+            settings = dict(word.split("=", 1) for word in rest)
+            assert settings.keys() <= VARIABLES
+            extras = filter(None, settings.get("EXTRAS", "").split(","))
+            assert set(extras) <= PROJECT["optional-dependencies"].keys()
+            resolve(parameters(given(shlex.split(settings.get("ARGS", "")))))
+        case ["mta", name, *rest] if name != "--help":
+            command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+            parsed = command.make_context(name, rest)
+            resolve(parameters(parsed.params.get("param") or []))
+        case ["prefect", "deployment", "run", name, *rest]:
+            assert name in DEPLOYMENTS
+            if name == DEPLOYMENTS[0]:
+                resolve(parameters(given(rest)))
+        case ["python" | ".venv/bin/python", "-m", module, *rest]:
+            assert importlib.util.find_spec(module) is not None
+            if module == "flows.mta":
+                resolve(parameters(given(rest)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_exists(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = page.read_text(encoding="utf-8")
+    # Options may name a task's file: the one that a page shows.
+    for task in re.findall(r"^```yaml\n(name: .*?)^```", text, re.M | re.S):
+        (tmp_path / "reviews.yaml").write_text(task)
+    monkeypatch.chdir(tmp_path)
+    for words in commands(text):
+        try:
+            check([word.replace("$PWD", str(tmp_path)) for word in words])
+        except Exception as error:
+            pytest.fail(f"{page.name}: {shlex.join(words)}: {error}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_named_file_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:flows|tasks|infra|tests|docs)/[\w./-]+)`", text)
+    paths += [place for place in re.findall(r"\]\(([\w./-]+)[)#]", text) if page.parent == ROOT]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_commands_are_read_over_lines() -> None:
+    text = "```\nA=1 make up  # x\nmta run \\\n  -p 'a=\n  1'\n```\n\n    make stop\n"
+    found = list(commands(text))
+    assert found == [["make", "up"], ["mta", "run", "-p", "a=\n  1"], ["make", "stop"]]
+
+
+def test_options_are_those_of_the_code() -> None:
+    assert options.PAGE.read_text(encoding="utf-8") == options.page(), "`make docs` writes it"
+
+
+def test_readme_is_short() -> None:
+    """A page of 150 lines at most, of sentences of 25 words at most."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count("\n") <= 150
+    plain = re.sub(r"```.*?```|<.*?>|\]\(.*?\)|^[#|].*?$", "\n\n", text, flags=re.M | re.S)
+    parts = re.split(r"(?<=[.!?])\**\s+|\n\n", plain)
+    assert [part for part in parts if len(part.split()) > 25] == []
