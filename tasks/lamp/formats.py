@@ -13,27 +13,25 @@ LaMP official: `{split}_questions.json`, a list of {id, input, profile: [item]},
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from tasks.errors import InputError
 from tasks.lamp import kept
-from tasks.lamp.citations import UNASKED, read_papers
+from tasks.lamp.citations import read_papers
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.folders import UserFile, find_files
 from tasks.lamp.records import fields_of, item_fields, list_of, read_records, short
-from tasks.lamp.tables import ROW_GROUP, USERS, lists
+from tasks.lamp.tables import ROW_GROUP, USERS
 
-# An item or query of the user of that number: text and answer, or input and gold.
-ROW = {"user": pl.UInt32, "id": pl.String, "text": pl.String, "answer": pl.String}
-Row = tuple[int, str, str, str]
+Row = dict[str, str]
+# A row of `tables.USERS`.
+User = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,8 @@ def read_users(path: Path | str, task: LampTask, seed: int = 0) -> Loaded:
     Raises InputError for anything that does not have the format's shape.
     """
     tables = [USERS.empty_table()]
-    found = _read(Path(path), _Reader(task, tables.append, seed))
-    return Loaded(**vars(found), users=pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))))
+    found = _read(Path(path), task, seed, tables.append)
+    return Loaded(**vars(found), users=_frame(tables))
 
 
 def copy_users(path: Path | str, task: LampTask, to: Path, seed: int = 0) -> Found:
@@ -81,7 +79,7 @@ def copy_users(path: Path | str, task: LampTask, to: Path, seed: int = 0) -> Fou
     official files. `tables.mapped` reads the file. An error leaves an unfinished file.
     """
     with pa.ipc.new_file(str(to), USERS) as file:
-        return _read(Path(path), _Reader(task, file.write_table, seed))
+        return _read(Path(path), task, seed, file.write_table)
 
 
 @dataclass(frozen=True)
@@ -101,31 +99,39 @@ def read_histories(
     Each user is read without regard to the others, and queries are not looked at. Items are checked
     and dropped as by `read_users`. A file that cannot be read to its end is one fault more.
     """
-    tables, faults = [USERS.empty_table()], list[InputError]()
-    reader = _Reader(task, tables.append, seed)
-    given: dict[str, int] = {}
-    places: dict[str, str] = {}
-    try:
-        for place, record in read_records(file, faults.append):
-            try:
-                user_id = reader.take(record, file, place, places)
-                given[user_id] = len(record["profile"])
-            except InputError as error:
-                faults.append(error)
-    except InputError as error:
-        faults.append(error)
-    reader.flush()
-    rows = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))).select("user_id", "profile")
+    reader, faults, given = _Reader(task, seed), list[InputError](), dict[str, int]()
+
+    def readable() -> Iterator[User]:
+        places: dict[str, str] = {}
+        try:
+            for place, record in read_records(file, faults.append):
+                try:
+                    user_id, where = reader.name(record, file, place, "user_id", places)
+                    items = reader.items(record, where)
+                except InputError as error:
+                    faults.append(error)
+                else:
+                    given[user_id] = len(record["profile"])
+                    yield {"user_id": user_id, "role": None, "profile": items, "query": []}
+        except InputError as error:
+            faults.append(error)
+
+    rows = _frame([USERS.empty_table(), *reader.tables(readable())]).select("user_id", "profile")
     usable = dict(rows.iter_rows())
     return [History(name, usable.get(name, []), count) for name, count in given.items()], faults
 
 
-def _read(path: Path, reader: _Reader) -> Found:
-    for file in find_files(path):
-        reader.read(file)
-    reader.flush()
+def _read(path: Path, task: LampTask, seed: int, write: Callable[[pa.Table], Any]) -> Found:
+    reader = _Reader(task, seed)
+    users = (user for file in find_files(path) for user in reader.users(file))
+    for table in reader.tables(users):
+        write(table)
     dropped = {reason: count for reason, count in sorted(reader.dropped.items()) if count}
     return Found(dropped, reader.drawn)
+
+
+def _frame(tables: list[pa.Table]) -> pl.DataFrame:
+    return pl.DataFrame(pl.from_arrow(pa.concat_tables(tables)))
 
 
 def _read_golds(file: Path, task: str) -> dict[str, str]:
@@ -144,36 +150,30 @@ def _read_golds(file: Path, task: str) -> dict[str, str]:
 
 
 class _Reader:
-    """Checks the users of one or more files, and gives them on as tables of about ROW_GROUP bytes.
+    """Checks users of one or more files. dropped, drawn: as in `Found`, so far."""
 
-    dropped, drawn: as in `Found`, so far.
-    """
-
-    def __init__(self, task: LampTask, write: Callable[[pa.Table], None], seed: int) -> None:
+    def __init__(self, task: LampTask, seed: int) -> None:
         self.task = task
         self.dropped: Counter[str] = Counter()
         self.drawn = 0
-        self._write = write
         self._seed = seed
-        # The users that are not written yet; rows begin with the number of their user.
-        self._users: list[tuple[str, str | None]] = []
-        self._items: list[Row] = []
-        self._queries: list[Row] = []
-        self._characters = 0
 
-    def read(self, file: UserFile) -> None:
+    def users(self, file: UserFile) -> Iterator[User]:
+        """The users of a file. Raises InputError at the first that is none, or has no gold."""
         golds = _read_golds(file.outputs, self.task.name) if file.outputs else None
         name = "user_id" if golds is None else "id"
         users: dict[str, str] = {}  # id -> place
         queries: dict[str, str] = {}
         for place, record in read_records(file.path):
-            user_id, where = self._name(record, file.path, place, name, users)
+            user_id, where = self.name(record, file.path, place, name, users)
+            asked = record.get("query", [])
             if golds is not None:
                 if user_id not in golds:
                     raise InputError(f"{where} has no gold; get both files of one split")
-                record["query"] = [record | {"gold": golds[user_id]}]
-            self._ask(record.get("query", []), where, place, queries)
-            self._add(user_id, file.role, record, where)
+                asked = [record | {"gold": golds[user_id]}]
+            asked = self._queries(asked, where, place, queries)
+            profile = self.items(record, where)
+            yield {"user_id": user_id, "role": file.role, "profile": profile, "query": asked}
         if not users:
             raise InputError(f"{file.path}: holds an empty list; expected at least one user")
         if golds and (alone := [gold_id for gold_id in golds if gold_id not in users]):
@@ -182,23 +182,7 @@ class _Reader:
                 f"{file.path.name}; get both files of one split"
             )
 
-    def take(self, record: Any, file: Path, place: str, users: dict[str, str]) -> str:
-        """Take a user's items, or nothing of the user; returns the id. users: id -> place, so far.
-
-        Raises InputError for what is no user.
-        """
-        user_id, where = self._name(record, file, place, "user_id", users)
-        self._add(user_id, None, record, where)
-        return user_id
-
-    def _add(self, user_id: str, role: str | None, record: Any, where: str) -> None:
-        """Take a user's items; users so far are given on where they hold enough text."""
-        self._show(record, where)
-        self._users.append((user_id, role))
-        if self._characters >= ROW_GROUP:
-            self.flush()
-
-    def _name(
+    def name(
         self, record: Any, file: Path, place: str, name: str, users: dict[str, str]
     ) -> tuple[str, str]:
         """The id of the next user, which is noted in `users`, and what messages call the user."""
@@ -215,61 +199,11 @@ class _Reader:
         users[user_id] = place
         return user_id, where
 
-    def flush(self) -> None:
-        """Give on the users so far, without what is dropped."""
-        if not self._users:
-            return
-        labels = self.task.labels
-        shown = (*labels, UNASKED) if labels and self.task.items == "built" else labels
-        items, held = self._usable(
-            self._items, shown, kept.EMPTY_ITEM, kept.UNKNOWN_LABEL, kept.DUPLICATE_ITEM
-        )
-        queries, asked = self._usable(self._queries, labels, kept.EMPTY_QUERY, kept.UNKNOWN_GOLD)
-        left = held > 0
-        self.dropped[kept.EMPTY_USER] += int((~left).sum())
-        self.dropped[kept.ORPHAN_QUERY] += int(asked[~left].sum())
-        queries = queries.filter(left[queries["user"].to_numpy()])
-        queries = queries.select("id", input="text", gold="answer")
-        user_ids, roles = zip(*self._users, strict=True)
-        columns = [
-            pl.Series(user_ids).filter(left).to_arrow(),
-            pl.Series(roles, dtype=pl.String).filter(left).to_arrow(),
-            lists(held[left], items.drop("user").to_struct()),
-            lists(asked[left], queries.to_struct()),
-        ]
-        self._write(pa.table(columns, schema=USERS))
-        self._users, self._items, self._queries, self._characters = [], [], [], 0
-
-    def _usable(
-        self, rows: list[Row], labels: tuple[str, ...], *reasons: str
-    ) -> tuple[pl.DataFrame, NDArray[np.intp]]:
-        """The usable rows, and how many of them each user has."""
-        frame = pl.DataFrame(rows, ROW, orient="row")
-        frame, dropped = kept.usable(frame, self.task, labels, *reasons)
-        self.dropped.update(dropped)
-        return frame, np.bincount(frame["user"], minlength=len(self._users))
-
-    def _ask(self, given: Any, where: str, place: str, seen: dict[str, str]) -> None:
-        """Take the next user's queries. seen: query id -> place, of all users of the file."""
-        for number, query in enumerate(list_of(given, where, "query")):
-            at = f"{where}, query {number}"
-            query_id, asked, gold = fields_of(query, at, ("id", "input", "gold"), self.task.name)
-            # Predictions are matched to golds by query id alone (LaMP's rule).
-            if query_id in seen:
-                raise InputError(
-                    f"{at} has the id {short(query_id)}, which a query of {seen[query_id]} has "
-                    "too; give every query its own id"
-                )
-            seen[query_id] = place
-            self._queries.append((len(self._users), query_id, asked, gold))
-            self._characters += len(asked)
-
-    def _show(self, record: dict[str, Any], where: str) -> None:
-        """Take the next user's items."""
+    def items(self, record: dict[str, Any], where: str) -> list[Row]:
+        """A user's items; papers as questions."""
         if "profile" not in record:
             raise InputError(f"{where} has no profile; every user needs its list of items")
         profile, task = list_of(record["profile"], where, "profile"), self.task
-        items: Sequence[Sequence[str]]
         if task.items == "built":
             items, lost, drawn = read_papers(profile, where, task.name, self._seed)
             self.dropped[kept.NO_NEGATIVE] += lost
@@ -280,6 +214,41 @@ class _Reader:
                 item_fields(item, n, f"{where}, profile item {n}", names, task.name)
                 for n, item in enumerate(profile)
             ]
-        number = len(self._users)
-        self._items += [(number, item_id, text, answer) for item_id, text, answer in items]
-        self._characters += sum(len(text) for _, text, _ in items)
+        return [{"id": own, "text": text, "answer": answer} for own, text, answer in items]
+
+    def _queries(self, asked: Any, where: str, place: str, seen: dict[str, str]) -> list[Row]:
+        """A user's queries. seen: query id -> place, of all users of the file."""
+        rows = []
+        for number, query in enumerate(list_of(asked, where, "query")):
+            at = f"{where}, query {number}"
+            names = ("id", "input", "gold")
+            query_id, text, gold = fields_of(query, at, names, self.task.name)
+            # Predictions are matched to golds by query id alone (LaMP's rule).
+            if query_id in seen:
+                raise InputError(
+                    f"{at} has the id {short(query_id)}, which a query of {seen[query_id]} has "
+                    "too; give every query its own id"
+                )
+            seen[query_id] = place
+            rows.append({"id": query_id, "input": text, "gold": gold})
+        return rows
+
+    def tables(self, users: Iterable[User]) -> Iterator[pa.Table]:
+        """The users without what is dropped, about ROW_GROUP characters a table."""
+        part: list[User] = []
+        size = 0
+        for user in users:
+            part.append(user)
+            size += sum(len(item["text"]) for item in user["profile"])
+            size += sum(len(query["input"]) for query in user["query"])
+            if size >= ROW_GROUP:
+                yield self._table(part)
+                part, size = [], 0
+        if part:
+            yield self._table(part)
+
+    def _table(self, users: list[User]) -> pa.Table:
+        given = pl.from_arrow(pa.Table.from_pylist(users, USERS))
+        frame, dropped = kept.usable(pl.DataFrame(given), self.task)
+        self.dropped += dropped
+        return frame.to_arrow().cast(USERS)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
 from contextlib import suppress
 
+import numpy as np
 import polars as pl
 
+from tasks.lamp.citations import UNASKED
 from tasks.lamp.content import WHITE_SPACE
 from tasks.lamp.definitions import LampTask
+from tasks.lamp.tables import lists
 
 EMPTY_ITEM = "profile item with empty text or answer"
 DUPLICATE_ITEM = "profile item that stands twice in one profile"
@@ -20,42 +23,49 @@ EMPTY_USER = "user with no profile items left"
 ORPHAN_QUERY = "query of a user with no profile items left"
 
 
-def usable(
-    rows: pl.DataFrame,
-    task: LampTask,
-    labels: Collection[str],
-    empty: str,
-    unknown: str,
-    twice: str | None = None,
-) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Return the usable rows, and how many are not by reason.
+def usable(users: pl.DataFrame, task: LampTask) -> tuple[pl.DataFrame, Counter[str]]:
+    """Return the users with their usable items and queries, and how many are not, by reason.
 
-    rows: columns user, id, text, answer. labels: the answers that there are; empty for free text.
-    empty, unknown, twice: the reasons; without the last, rows may stand twice.
+    users: columns as `tables.USERS`. Labels are told as the task has them.
     """
-    answer = pl.col("answer")
-    if labels:
-        told = rows["answer"].unique()
+    users, dropped = _column(users, task, "profile", "text", "answer", EMPTY_ITEM, UNKNOWN_LABEL)
+    users, queries = _column(users, task, "query", "input", "gold", EMPTY_QUERY, UNKNOWN_GOLD)
+    left = users["profile"].list.len() > 0
+    orphans = int(users["query"].list.len().filter(~left).sum())
+    users_lost = {EMPTY_USER: int((~left).sum()), ORPHAN_QUERY: orphans}
+    return users.filter(left), dropped + queries + Counter(users_lost)
+
+
+def _column(
+    users: pl.DataFrame, task: LampTask, column: str, *names: str
+) -> tuple[pl.DataFrame, Counter[str]]:
+    """names: of the fields text and answer; then the reasons, empty and unknown."""
+    text, answer = (pl.col(name) for name in names[:2])
+    rows = users.select(column).with_row_index("user")
+    rows = rows.explode(column, empty_as_null=False).unnest(column)
+    blank = pl.any_horizontal(pl.col(names[:2]).str.strip_chars(WHITE_SPACE) == "")
+    faults = {names[2]: blank}
+    if task.labels:
+        told = rows[names[1]].unique()
         known = pl.Series([_label(one, task) for one in told], dtype=pl.String)
         rows = rows.with_columns(answer.replace_strict(told, known))
-    blank = pl.any_horizontal(pl.col("text", "answer").str.strip_chars(WHITE_SPACE) == "")
-    faults = [(blank, empty)]
-    if labels:
-        faults.append((~answer.is_in(list(labels)), unknown))
-    if twice:
-        faults.append((~pl.struct("user", "text", "answer").is_first_distinct(), twice))
-    reason = pl.coalesce(*(pl.when(fault).then(pl.lit(name)) for fault, name in faults))
-    marked = rows.with_columns(reason.alias("reason"))
-    counts = marked["reason"].drop_nulls().value_counts()
-    return marked.filter(pl.col("reason").is_null()).drop("reason"), dict(counts.iter_rows())
+        unasked = [UNASKED] if column == "profile" and task.items == "built" else []
+        faults[names[3]] = ~answer.is_in([*task.labels, *unasked])
+    if column == "profile":
+        faults[DUPLICATE_ITEM] = ~pl.struct("user", text, answer).is_first_distinct()
+    reason = pl.coalesce(*(pl.when(fault).then(pl.lit(name)) for name, fault in faults.items()))
+    rows = rows.with_columns(reason.alias("reason"))
+    kept = rows.filter(pl.col("reason").is_null())
+    lengths = np.bincount(kept["user"], minlength=users.height)
+    values = lists(lengths, kept.select("id", text, answer).to_struct())
+    users = users.with_columns(pl.Series(column, pl.from_arrow(values)))
+    return users, Counter(rows["reason"].drop_nulls())
 
 
 def _label(answer: str, task: LampTask) -> str:
     """A label stripped, as LaMP scores it, and a rating "4.0" as "4"."""
-    if answer in task.labels:
-        return answer
-    if task.kind == "rating":
+    if answer not in task.labels and task.kind == "rating":
         with suppress(ValueError):
             rating = float(answer)
-            return str(int(rating)) if rating.is_integer() else answer.strip()
-    return answer.strip()
+            answer = str(int(rating)) if rating.is_integer() else answer
+    return answer if answer in task.labels else answer.strip()

@@ -6,20 +6,20 @@ the last counts, as `json.load` has it. Each fault becomes one line with its pla
 
 from __future__ import annotations
 
-import codecs
 import json
 import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from tasks.errors import InputError
 
-BLOCK = 4 << 20  # bytes read at once
+BLOCK = 4 << 20  # characters read at once
 LONGEST = 64 << 20  # characters of one record; a longer one is a damaged file
 
 _SPACES = re.compile(r"[ \t\n\r]*")
+_KINDS = {type(None): "null", dict: "a JSON object", list: "a list", str: "a string"}
 
 
 def read_records(
@@ -32,7 +32,8 @@ def read_records(
     JSON, not UTF-8 or longer than LONGEST.
     """
     try:
-        with file.open("rb", buffering=0) as handle:
+        # A byte that is not UTF-8 becomes a lone surrogate, so what stands before it can be read.
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as handle:
             yield from _records(_Text(file, handle), damaged)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}); check it") from None
@@ -55,6 +56,7 @@ def _records(
             else:
                 yield text.place, value
         return
+    text.check(text.at + 1)
     if first != "[":
         what = "holds neither a JSON list nor JSON Lines; is it compressed?"
         if first == "<":
@@ -77,19 +79,19 @@ def _records(
 
 
 class _Text:
-    """The part of a file that is in memory; what stands before `at` has been used."""
+    """The part of a file that is in memory. What stands before `at` has been used.
 
-    def __init__(self, file: Path, handle: BinaryIO) -> None:
+    line, column, byte: where `at` is in the file; bytes are counted from 0, the others from 1.
+    """
+
+    def __init__(self, file: Path, handle: TextIO) -> None:
         self.file = file
         self.place = "at its start"
-        self.text = ""
+        self.text = handle.read(1).removeprefix("\ufeff")
         self.at = 0
-        self.line = 1
+        self.line = self.column = 1
+        self.byte = 0 if self.text else 3  # after a byte order mark
         self._handle = handle
-        self._begins = 0  # where the line begins; below 0 if that is no longer in memory
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-        self._read = 0  # bytes
-        self._bad: int | None = None  # the byte that is not UTF-8
         self._ended = False
         self._json = json.JSONDecoder(parse_constant=_refuse)
 
@@ -108,8 +110,6 @@ class _Text:
             self.next()
             try:
                 value, end = self._json.raw_decode(self.text, self.at)
-                self.use(end)
-                return value
             except json.JSONDecodeError as error:
                 if self._ended or len(self.text) - self.at >= LONGEST:
                     what = "" if self._ended else f", or it does not end within {LONGEST >> 20} MiB"
@@ -119,52 +119,54 @@ class _Text:
                 raise InputError(
                     f"{self.file}: {self.place}: cannot be read ({error}); repair it"
                 ) from None
+            else:
+                self.check(end)
+                self.use(end)
+                return value
 
     def use(self, end: int) -> None:
         """Go on to `end`."""
-        if breaks := self.text.count("\n", self.at, end):
-            self.line += breaks
-            self._begins = self.text.rfind("\n", self.at, end) + 1
+        used = self.text[self.at : end]
+        if breaks := used.count("\n"):
+            self.line, self.column = self.line + breaks, 1
+        self.column += len(used) - 1 - used.rfind("\n")
+        self.byte += len(used.encode(errors="surrogateescape"))
         self.at = end
 
     def skip(self) -> None:
-        """Go on to the next line that begins an object, or to the end where none can be read."""
+        """Go on to the next line that begins an object, or to the end where there is none."""
         while (end := self.text.find("\n{", self.at)) < 0 and not self._ended:
-            if self._bad is None:
-                self._more()
-            else:
-                self._ended = True
+            self._more()
         self.use(len(self.text) if end < 0 else end + 1)
 
+    def check(self, end: int) -> None:
+        """Raise InputError where a byte before `end` is not UTF-8."""
+        try:
+            self.text[self.at : end].encode()
+        except UnicodeEncodeError as error:
+            self.use(self.at + error.start)
+            raise InputError(
+                f"{self.file}: {self.place}: not UTF-8 at byte {self.byte}; repair it, or get it "
+                "again"
+            ) from None
+
     def fail(self, what: str, at: int) -> NoReturn:
-        line = self.line + self.text.count("\n", self.at, at)
-        begins = self.text.rfind("\n", self.at, at) + 1 or self._begins
+        self.check(at + 1)
+        self.use(at)
         hint = "repair it, or get it again if it was truncated"
         if self.place.startswith("line"):
             hint += "; JSON Lines have one user a line, and no comma"
         raise InputError(
-            f"{self.file}: {self.place}: not valid JSON at line {line}, column "
-            f"{at - begins + 1} ({what}); {hint}"
+            f"{self.file}: {self.place}: not valid JSON at line {self.line}, column "
+            f"{self.column} ({what}); {hint}"
         )
 
     def _more(self) -> None:
         """Drop what was used, and read at least as much as is left."""
-        if self._bad is not None:
-            raise InputError(
-                f"{self.file}: {self.place}: not UTF-8 at byte {self._bad}; repair it, or get it "
-                "again"
-            )
-        self.text, self._begins, self.at = self.text[self.at :], self._begins - self.at, 0
+        self.text, self.at = self.text[self.at :], 0
         block = self._handle.read(max(BLOCK, len(self.text)))
-        self._read += len(block)
+        self.text += block
         self._ended = not block
-        try:
-            self.text += self._decode(block, self._ended)
-        except UnicodeDecodeError as error:
-            good = error.object[: error.start]
-            self.text += good.decode()
-            self._bad = self._read - len(error.object) + len(good)
-            self._ended = False
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -173,6 +175,8 @@ def _refuse(constant: str) -> NoReturn:
 
 def text(value: Any, where: str, name: str) -> str:
     """Return a JSON string or number as a string, null as ""; else raise InputError."""
+    if value is None:
+        return ""
     if isinstance(value, str):
         try:
             value.encode()
@@ -181,8 +185,6 @@ def text(value: Any, where: str, name: str) -> str:
                 f"{where}: {name} holds half a character (a lone \\ud800-\\udfff escape); repair it"
             ) from None
         return value
-    if value is None:
-        return ""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{where}: {name} is {kind(value)}; it must be a string or a number")
     if isinstance(value, float) and not math.isfinite(value):
@@ -224,8 +226,7 @@ def list_of(value: Any, where: str, name: str) -> list[Any]:
 
 def kind(value: Any) -> str:
     """Name the type of a JSON value."""
-    names = {dict: "a JSON object", list: "a list", str: "a string", bool: "true or false"}
-    return "null" if value is None else names.get(type(value), "a number")
+    return "true or false" if isinstance(value, bool) else _KINDS.get(type(value), "a number")
 
 
 def short(string: str) -> str:
