@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pooch
 import requests
 from filelock import FileLock, Timeout
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_incrementing
 
 from tasks.errors import InputError
 from tasks.files import file_sha256, fsync, write_atomic
@@ -48,12 +47,11 @@ CHUNK_BYTES = 256 * 1024
 TIMEOUT_SECONDS = 30.0
 RETRIES = 6  # after pauses of 1, 2, ... seconds
 PASSING = (408, 425, 429)  # client errors that a later try may not meet
+WEB_PAGE = "holds a web page instead of JSON, so its address was wrong"
 
 Say = Callable[[str], None]
 # Name of the file, bytes there are, bytes there will be (None where the server does not say).
 ShowFile = Callable[[str, int, int | None], None]
-
-pooch.get_logger().setLevel(logging.ERROR)  # its own lines would go to stderr
 
 
 def official_files(lamp_task: str, options: LampOptions, say: Say, progress: ShowFile) -> Path:
@@ -72,7 +70,6 @@ def official_files(lamp_task: str, options: LampOptions, say: Say, progress: Sho
     inside = site_folder(lamp_task, options)
     place = cache_folder(options) / inside
     folder = place / options.part
-    url = f"{options.url.rstrip('/')}/{inside}/{options.part}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A shared cache may be read-only: then there is nothing to lock and nothing is recorded.
@@ -80,9 +77,11 @@ def official_files(lamp_task: str, options: LampOptions, say: Say, progress: Sho
         with _alone(place, say) if writable else contextlib.nullcontext():
             for kind, brackets in KINDS.items():
                 file = folder / f"{options.part}_{kind}.json"
-                if missing := not file.exists():
-                    _download(f"{url}/{file.name}", _Resuming(file, brackets, say, progress))
-                _check_recorded(file, brackets, url if missing else None, writable, say)
+                url = None
+                if not file.exists():
+                    url = f"{options.url.rstrip('/')}/{inside}/{options.part}/{file.name}"
+                    _download(url, file, brackets, say, progress)
+                _check_recorded(file, brackets, url, writable, say)
     except OSError as error:
         raise InputError(
             f"{error.filename or folder}: {error.strerror or error}; free space there, or set "
@@ -112,124 +111,108 @@ def _alone(place: Path, say: Say) -> contextlib.AbstractContextManager[object]:
         return lock.acquire()
 
 
-class _Refused(Exception):
-    """A failure that no later try will change."""
-
-
-@dataclass(frozen=True)
-class _Resuming:
-    """A downloader for pooch that continues a broken transfer, in this run or a later one.
+def _download(url: str, file: Path, brackets: str, say: Say, show: ShowFile) -> None:
+    """Make `file` of what the address has; failures that may pass are tried again.
 
     `<file>.part` holds what has come. `<file>.part-of` names the address and the version there (its
-    ETag, or its date). A part is continued only while both are the same (`If-Range`, RFC 9110,
-    section 13.1.5), so two versions are never mixed.
+    ETag, or its date).
     """
-
-    file: Path
-    brackets: str
-    say: Say
-    show: ShowFile
-
-    def __call__(self, url: str, output_file: str, _pooch: object) -> None:
-        Path(output_file).unlink()  # else a killed run would leave it, empty
-        part = self.file.with_name(f"{self.file.name}.part")
-        note = part.with_name(f"{part.name}-of")
-        address, _, version = note.read_text().partition("\n") if note.exists() else ("", "", "")
-        start = part.stat().st_size if part.exists() and version and address == url else 0
-        headers = {"Accept-Encoding": "identity"}
-        if start:
-            headers |= {"Range": f"bytes={start}-", "If-Range": version}
-        self.say(f"downloading {url} to {self.file}" + (f", from byte {start:,}" if start else ""))
-        try:
-            with requests.get(
-                url,
-                headers=headers,
-                stream=True,
-                timeout=TIMEOUT_SECONDS,
-                verify=os.environ.get("SSL_CERT_FILE") or True,
-            ) as response:
-                if not _continues(response, start, version):
-                    part.unlink()
-                    raise requests.ConnectionError("the server cannot continue what has come")
-                _check_answer(response)
-                if response.status_code != requests.codes.partial_content:
-                    start = 0
-                    part.write_bytes(b"")  # emptied before the note says what it is a part of
-                    note.write_text(f"{url}\n{_version(response)}")
-                length = response.headers.get("Content-Length", "")
-                total = start + int(length) if length.isdecimal() else None
-                with part.open("ab") as opened:
-                    for chunk in response.iter_content(CHUNK_BYTES):
-                        opened.write(chunk)
-                        self.show(self.file.name, opened.tell(), total)
-        except requests.RequestException as error:
-            self.say(f"{url}: {_why(error)}")
-            raise
-        if problem := _problem(part, self.brackets):
-            part.unlink()
-            raise _Refused(problem)
-        fsync(part)
-        part.replace(output_file)
-        note.unlink()
-
-
-def _continues(response: requests.Response, start: int, version: str) -> bool:
-    """False where what was to be the rest of that version, from byte `start`, is something else."""
-    if response.status_code == requests.codes.partial_content:
-        sent = response.headers.get("Content-Range", "")
-        return sent.startswith(f"bytes {start}-") and _version(response) in ("", version)
-    return response.status_code != requests.codes.range_not_satisfiable
-
-
-def _check_answer(response: requests.Response) -> None:
-    """Raise _Refused, or requests' own error, for an answer without the file."""
-    if 400 <= response.status_code < 500 and response.status_code not in PASSING:
-        raise _Refused(f"HTTP {response.status_code} {response.reason}; is the address right?")
-    response.raise_for_status()
-    # The benchmark's site sends a page with status 200 for some addresses that do not exist.
-    if "html" in response.headers.get("Content-Type", ""):
-        raise _Refused("holds a web page instead of JSON, so its address was wrong")
-
-
-def _version(response: requests.Response) -> str:
-    """What `If-Range` can name the content by; a weak ETag is not allowed there."""
-    tag = response.headers.get("ETag", "")
-    return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
-
-
-def _download(url: str, downloader: _Resuming) -> None:
-    base, _, name = url.rpartition("/")
-    folder, registry = downloader.file.parent, {name: None}
-    site = pooch.create(folder, base, registry=registry, retry_if_failed=RETRIES)
+    part, note = (file.with_name(f"{file.name}.{end}") for end in ("part", "part-of"))
+    tries = Retrying(
+        retry=retry_if_exception_type(requests.RequestException),
+        before_sleep=lambda tried: say(
+            f"{url}: {_why(tried.outcome and tried.outcome.exception())}"
+        ),
+        wait=wait_incrementing(1, 1),
+        stop=stop_after_attempt(1 + RETRIES),
+        reraise=True,
+    )
     try:
-        site.fetch(name, downloader=downloader)
-    except (_Refused, requests.RequestException) as error:
+        tries(_fetch, url, part, note, say, lambda *now: show(file.name, *now))
+    except requests.RequestException as error:
         raise InputError(f"{url}: {_why(error)}; {OTHER_WAYS}") from None
+    if problem := _problem(part, brackets):
+        part.unlink()
+        raise InputError(f"{url}: {problem}; {OTHER_WAYS}")
+    fsync(part)
+    part.replace(file)
+    note.unlink()
 
 
-def _why(error: Exception) -> str:
+def _fetch(
+    url: str, part: Path, note: Path, say: Say, show: Callable[[int, int | None], None]
+) -> None:
+    """Bring `part` to its end. What an earlier try or run has got of the same version stays.
+
+    The site is asked by `If-Range` (RFC 9110, section 13.1.5), so versions are never mixed.
+    """
+    address, _, version = note.read_text().partition("\n") if note.exists() else ("", "", "")
+    start = part.stat().st_size if part.exists() and version and address == url else 0
+    headers = {"Accept-Encoding": "identity"}
+    if start:
+        headers |= {"Range": f"bytes={start}-", "If-Range": version}
+    say(f"downloading {url} to {part}" + (f", from byte {start:,}" if start else ""))
+    verify = os.environ.get("SSL_CERT_FILE") or True
+    with requests.get(
+        url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS, verify=verify
+    ) as response:
+        status, sent = response.status_code, response.headers
+        rest = sent.get("Content-Range", "").startswith(f"bytes {start}-")
+        continued = status == requests.codes.partial_content
+        if status == requests.codes.range_not_satisfiable or (
+            continued and not (rest and _version(sent) in ("", version))
+        ):
+            part.unlink()
+            raise requests.ConnectionError("the server cannot continue what has come")
+        if 400 <= status < 500 and status not in PASSING:
+            why = f"HTTP {status} {response.reason}; is the address right?"
+            raise InputError(f"{url}: {why}; {OTHER_WAYS}")
+        response.raise_for_status()
+        # The benchmark's site sends a page with status 200 for some addresses that do not exist.
+        if "html" in sent.get("Content-Type", ""):
+            raise InputError(f"{url}: {WEB_PAGE}; {OTHER_WAYS}")
+        if not continued:
+            start = 0
+            part.write_bytes(b"")  # emptied before the note says what it is a part of
+            note.write_text(f"{url}\n{_version(sent)}")
+        length = sent.get("Content-Length", "")
+        total = start + int(length) if length.isdecimal() else None
+        with part.open("ab") as opened:
+            for chunk in response.iter_content(CHUNK_BYTES):
+                opened.write(chunk)
+                show(opened.tell(), total)
+
+
+def _version(headers: Mapping[str, str]) -> str:
+    """What `If-Range` can name the content by; a weak ETag is not allowed there."""
+    tag = headers.get("ETag", "")
+    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
+
+
+def _why(error: BaseException | None) -> str:
     """An error in short: requests wraps the reason into several others."""
-    if isinstance(error, _Refused):
-        return str(error)
-    return f"{type(error).__name__}: {getattr(error.args[0], 'reason', error)}"
+    said = error and getattr(error.args[0], "reason", error)
+    return f"{type(error).__name__}: {said}"
 
 
 def _problem(file: Path, brackets: str) -> str:
     """What both ends of a file show to be wrong with it; empty if nothing is."""
     with file.open("rb") as opened:
-        start = opened.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
+        start = opened.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().decode(errors="replace")
         opened.seek(max(0, file.stat().st_size - 512))
         end = opened.read().rstrip()
-    if start[:1] == b"<":
-        return "holds a web page instead of JSON, so its address was wrong"
-    if start[:1] != brackets[0].encode():
-        shown = short(start[:20].decode(errors="replace")) if start else "nothing"
+    if start.startswith("<"):
+        return WEB_PAGE
+    if not start.startswith(brackets[0]):
+        shown = short(start[:20]) if start else "nothing"
         return f"starts with {shown}, not {brackets[0]}; plain JSON is needed"
-    return "" if end[-1:] == brackets[1].encode() else f"is cut off: it ends without {brackets[1]}"
+    return (
+        "" if end.endswith(brackets[1].encode()) else f"is cut off: it ends without {brackets[1]}"
+    )
 
 
 def _check_recorded(file: Path, brackets: str, url: str | None, writable: bool, say: Say) -> None:
-    """Compare a file with its record, or record it. url: the folder it was just downloaded from."""
+    """Compare a file with its record, or record it. url: where it was just downloaded from."""
     # Beside the folder, not in it: all JSON in there is data.
     manifest = file.parent.parent / MANIFEST
     name = f"{file.parent.name}/{file.name}"
@@ -252,5 +235,5 @@ def _check_recorded(file: Path, brackets: str, url: str | None, writable: bool, 
         raise InputError(f"{file}: {problem}; {OTHER_WAYS}")
     say(f"{file}: {'downloaded' if url else 'found in the cache'}, sha256 {sha256}")
     if writable:
-        about = {"sha256": sha256, "url": url and f"{url}/{file.name}"}
-        write_atomic(manifest, json.dumps(entries | {name: about}, indent=1).encode())
+        entries |= {name: {"sha256": sha256, "url": url}}
+        write_atomic(manifest, json.dumps(entries, indent=1).encode())
