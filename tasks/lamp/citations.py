@@ -1,9 +1,10 @@
-"""LaMP-1's question, in the wording of LaMP's data: which of two references belongs to a paper?
+"""LaMP-1's papers become questions: which of two references belongs to a paper?
 
-A profile item of LaMP-1 is a paper, not a question, so a question is built. Where the data name
-what a paper cites (the user files of OPPU and Per-Pcs), it asks for that citation against another
-one. `citation` may be a list of titles, as citation graphs have it; then one of them is asked
-about. LaMP's official files name none; see tasks/lamp/related.py.
+Where the data name what a paper cites (the user files of OPPU and Per-Pcs), a question asks for
+that citation against another one. `citation` may be a list of titles, as citation graphs have it;
+then one of them is asked about. LaMP's official files name none: a question asks for the author's
+most similar other paper against a paper of another author. That shows what else the author writes,
+not what the author cites, which OPPU, Per-Pcs and MTA train on.
 
 The order of the two references depends only on what is asked about, so windows over one author's
 papers agree on it.
@@ -12,31 +13,22 @@ papers agree on it.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import polars as pl
+
 from tasks.errors import InputError
+from tasks.lamp.definitions import ASKS, LABELS, question
 from tasks.lamp.history import Neighbours
 from tasks.lamp.records import item_fields, kind, text
+from tasks.lamp.statistics import generator_of
 
-ASKS = ", which reference is related? Just answer with [1] or [2] without explanation."
-LABELS = ("[1]", "[2]")
 # The answer of a paper without a question yet; its text is its title as a query has it.
 UNASKED = "no citation"
-
-_QUESTION = re.compile(f'^"(.*)"{re.escape(ASKS)} \\[1\\]: "(.*)" \\[2\\]: "(.*)"$', re.DOTALL)
-
-
-def question(title: str, first: str, second: str) -> str:
-    """The question as it stands in a query, after "... the paper with the title "."""
-    return f'"{title}"{ASKS} [1]: "{first}" [2]: "{second}"'
-
-
-def parts(text: str) -> tuple[str, str, str] | None:
-    """Title, first and second reference of a `question`; None for any other text."""
-    found = _QUESTION.match(text)
-    return None if found is None else (found[1], found[2], found[3])
+# The other paper is the most similar one of this many other authors.
+OTHER_AUTHORS = 8
+NO_RELATED = "paper without a citation, another one of its author or another author"
 
 
 def as_item(title: str, own: str, other: str, about: str | None = None) -> tuple[str, str]:
@@ -94,9 +86,8 @@ def read_papers(papers: list[Any], where: str, task: str, seed: int) -> Papers:
     """Return one user's papers as items: the title is a question, the citation its label.
 
     A paper may name its own `negative`, as those of the synthetic worlds do. Where no paper of a
-    profile names a citation, as in LaMP's official files, none is asked about yet
-    (`related.ask_related`). A paper without title or citation has no text.
-    Raises InputError for a paper that is not of that shape.
+    profile names a citation, none is asked about yet (`ask_related`). A paper without title or
+    citation has no text. Raises InputError for a paper that is not of that shape.
     """
     named = any(isinstance(paper, dict) and "citation" in paper for paper in papers)
     read = [
@@ -116,11 +107,14 @@ def read_papers(papers: list[Any], where: str, task: str, seed: int) -> Papers:
 
 
 def _paper(paper: Any, number: int, where: str, named: bool, task: str, seed: int) -> Paper:
+    """One of a list of citations is drawn by the seed and the paper alone.
+
+    So windows over one author's papers agree on it, in any order of records and citations.
+    """
     listed = isinstance(paper, dict) and isinstance(paper.get("citation"), list)
     names = ("title", "citation") if named else ("title",)
     given = paper | {"citation": None} if listed else paper
-    paper_id, title, *own = item_fields(given, number, where, names, task)
-    cited = set(own)
+    paper_id, title, *cited = item_fields(given, number, where, names, task)
     if listed:
         for one in paper["citation"]:
             if not isinstance(one, str):
@@ -128,18 +122,69 @@ def _paper(paper: Any, number: int, where: str, named: bool, task: str, seed: in
                     f"{where}: citation is a list with {kind(one)} in it; it must hold the titles "
                     "of the papers that are cited"
                 )
-        cited = {text(one, where, "citation") for one in paper["citation"] if one.strip()}
+        cited = [text(one, where, "citation") for one in paper["citation"] if one.strip()]
     abstract, negative = (text(paper.get(name), where, name) for name in ("abstract", "negative"))
-    return Paper(paper_id, title, abstract, negative, one_of(cited, title, seed), cited)
+
+    def order(reference: str) -> bytes:
+        return hashlib.sha256(f"{seed}\x1f{title}\x1f{reference}".encode()).digest()
+
+    drawn = min(cited, key=order, default="")
+    return Paper(paper_id, title, abstract, negative, drawn, {*cited})
 
 
-def one_of(cited: Collection[str], title: str, seed: int) -> str:
-    """Draw one of a paper's citations, by the seed and the paper alone; "" of none.
+def has_unasked(users: pl.DataFrame) -> bool:
+    """Whether a paper in the column profile has no question."""
+    answers = users["profile"].explode().drop_nulls().struct.field("answer")
+    return bool((answers == UNASKED).any())
 
-    So windows over one author's papers agree on it, in any order of records and citations.
+
+def ask_related(users: pl.DataFrame, others: pl.DataFrame, seed: int) -> tuple[pl.DataFrame, int]:
+    """Return `users` with a question for each paper that has none, and how many papers were lost.
+
+    Both frames: columns group (the author) and profile. The paper's own reference is the title of
+    the user's most similar other paper. The other reference is the most similar title of
+    OTHER_AUTHORS authors of `others`, drawn by the seed and the author. Both by BM25 over titles. A
+    paper that lacks either is left out and counted.
     """
-    return min(
-        cited,
-        key=lambda own: hashlib.sha256(f"{seed}\x1f{title}\x1f{own}".encode()).digest(),
-        default="",
-    )
+    titles: dict[str, list[str]] = {}
+    for group, profile in others.select("group", "profile").iter_rows():
+        titles.setdefault(group, []).extend(_titles(profile))
+    profiles = [
+        _ask(profile, _pool(titles, group, seed))
+        for group, profile in users.select("group", "profile").iter_rows()
+    ]
+    lost = int(users["profile"].list.len().sum()) - sum(map(len, profiles))
+    column = pl.Series("profile", profiles, dtype=users.schema["profile"])
+    return users.with_columns(column), lost
+
+
+def _ask(profile: list[dict[str, str]], pool: list[str]) -> list[dict[str, str]]:
+    """One user's items with a question each; those that get none are left out."""
+    own = _titles(profile)
+    pool = [title for title in pool if title not in own]
+    nearest, theirs = Neighbours(own).others(len(own)), Neighbours(pool)
+    items = []
+    for index, (item, title) in enumerate(zip(profile, own, strict=True)):
+        if item["answer"] != UNASKED:
+            items.append(item)
+            continue
+        near = [own[n] for n in nearest[index] if own[n] != title]
+        if near and pool:
+            (far,) = theirs.find(title, 1)
+            asked, label = as_item(title, near[0], pool[far], about=title)
+            items.append(item | {"text": asked, "answer": label})
+    return items
+
+
+def _pool(titles: Mapping[str, Sequence[str]], group: str, seed: int) -> list[str]:
+    """The titles of some other authors, the same for every window of one author."""
+    names = sorted(titles)
+    size = min(OTHER_AUTHORS + 1, len(names))
+    drawn = generator_of(str(seed), group).choice(len(names), size, replace=False)
+    others = [names[one] for one in drawn if names[one] != group][:OTHER_AUTHORS]
+    return [title for name in others for title in titles[name]]
+
+
+def _titles(profile: Iterable[dict[str, str]]) -> list[str]:
+    """Each item's title, with or without a question."""
+    return [item["text"].partition(ASKS)[0].removeprefix('"').removesuffix('"') for item in profile]

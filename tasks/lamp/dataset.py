@@ -12,6 +12,7 @@ import polars as pl
 
 from tasks.errors import InputError
 from tasks.lamp.audit import audit
+from tasks.lamp.citations import NO_RELATED, ask_related, has_unasked
 from tasks.lamp.content import keyed
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.development import split_off
@@ -19,7 +20,6 @@ from tasks.lamp.folders import ROLES
 from tasks.lamp.kept import EMPTY_QUERY, EMPTY_USER, UNKNOWN_GOLD
 from tasks.lamp.options import SplitOptions
 from tasks.lamp.prompts import instruction_of
-from tasks.lamp.related import NO_RELATED, ask_related, has_unasked
 from tasks.lamp.splits import counted, split_users
 from tasks.lamp.tables import pooled, read_table, row_groups, write_side, write_sides
 

@@ -7,12 +7,16 @@ subjects of e-mails of a licensed corpus, which nobody ships.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from tasks.errors import InputError
-from tasks.lamp.citations import ASKS, LABELS
 
+# LaMP-1's question, in the wording of LaMP's data: which of two references belongs to a paper?
+ASKS = ", which reference is related? Just answer with [1] or [2] without explanation."
+LABELS = ("[1]", "[2]")
+_QUESTION = re.compile(f'^"(.*)"{re.escape(ASKS)} \\[1\\]: "(.*)" \\[2\\]: "(.*)"$', re.DOTALL)
 MOVIE_TAGS = (
     "sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy",
     "classic", "psychology", "fantasy", "romance", "thought-provoking", "social commentary",
@@ -192,6 +196,17 @@ TASKS: dict[str, LampTask] = {
         ),
     )
 }
+
+
+def question(title: str, first: str, second: str) -> str:
+    """LaMP-1's question as it stands in a query, after "... the paper with the title "."""
+    return f'"{title}"{ASKS} [1]: "{first}" [2]: "{second}"'
+
+
+def parts(text: str) -> tuple[str, str, str] | None:
+    """Title, first and second reference of a `question`; None for any other text."""
+    found = _QUESTION.match(text)
+    return None if found is None else (found[1], found[2], found[3])
 
 
 def get_task(name: str) -> LampTask:

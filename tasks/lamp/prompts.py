@@ -20,8 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tasks.lamp.citations import ASKS, parts
-from tasks.lamp.definitions import LampTask
+from tasks.lamp.definitions import ASKS, LampTask, parts
 from tasks.lamp.history import Neighbours
 from tasks.lamp.options import PromptOptions
 

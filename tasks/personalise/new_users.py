@@ -127,7 +127,7 @@ def histories(cell: Cell, file: Path) -> tuple[list[History], list[InputError]]:
 
 
 def _with_questions(config: TaskConfig, run: Prepared, users: list[History]) -> list[History]:
-    """LaMP-1's papers without a citation get a question each, as in the run (lamp/related.py)."""
+    """LaMP-1's papers without a citation get a question each, as in the run (lamp/citations.py)."""
     if all(item["answer"] != UNASKED for user in users for item in user.profile):
         return users
     if not run.few_shot_ids:
@@ -137,7 +137,7 @@ def _with_questions(config: TaskConfig, run: Prepared, users: list[History]) -> 
         )
     import polars as pl
 
-    from tasks.lamp.related import ask_related
+    from tasks.lamp.citations import ask_related
 
     # A few-shot user of the run has the author that the run found.
     authors = {user["user_id"]: user["group"] for user in users_of(run.few_shot)}

@@ -7,8 +7,7 @@ from itertools import permutations
 import numpy as np
 from numpy.random import Generator
 
-from tasks.lamp.citations import LABELS, question
-from tasks.lamp.definitions import MOVIE_TAGS
+from tasks.lamp.definitions import LABELS, MOVIE_TAGS, question
 from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.synthetic.family import (
     Family,

@@ -10,8 +10,8 @@ import pytest
 
 from tasks.errors import InputError
 from tasks.lamp.audit import query_places
-from tasks.lamp.citations import ASKS, Paper, as_item, hard_negatives, question
-from tasks.lamp.definitions import get_task
+from tasks.lamp.citations import Paper, as_item, hard_negatives
+from tasks.lamp.definitions import ASKS, get_task, question
 from tasks.lamp.formats import read_users
 from tasks.lamp.groups import find_groups
 from tasks.lamp.kept import DUPLICATE_ITEM, EMPTY_ITEM, NO_NEGATIVE

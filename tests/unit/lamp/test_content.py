@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 import tasks.lamp.tables as tables
 from tasks.lamp.audit import audit, query_places
+from tasks.lamp.citations import has_unasked
 from tasks.lamp.content import about, asked, keyed
 from tasks.lamp.definitions import LampTask, get_task
 from tasks.lamp.formats import copy_users, read_users
 from tasks.lamp.prompts import question_text
-from tasks.lamp.related import has_unasked
 from tasks.lamp.tables import read_table, write_side, write_sides
 from tests.unit.lamp.helpers import movie, question, split_of, user, write
 

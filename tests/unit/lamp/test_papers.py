@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from tasks.config.run import resolve
-from tasks.lamp.citations import LABELS, parts
-from tasks.lamp.definitions import get_task
+from tasks.lamp.definitions import LABELS, get_task, parts
 from tasks.lamp.formats import Loaded, read_users
 from tasks.lamp.groups import find_groups
 from tasks.lamp.kept import EMPTY_ITEM

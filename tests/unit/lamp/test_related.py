@@ -9,12 +9,11 @@ import polars as pl
 import pytest
 
 from tasks.errors import InputError
-from tasks.lamp.citations import ASKS, UNASKED, parts, question
-from tasks.lamp.definitions import get_task
+from tasks.lamp.citations import UNASKED, ask_related, has_unasked
+from tasks.lamp.definitions import ASKS, get_task, parts, question
 from tasks.lamp.formats import read_users
 from tasks.lamp.groups import find_groups
 from tasks.lamp.kept import DUPLICATE_ITEM, EMPTY_ITEM
-from tasks.lamp.related import ask_related, has_unasked
 from tests.unit.lamp.helpers import split_of, write
 
 TASK = get_task("LaMP-1")

@@ -8,7 +8,7 @@ from itertools import chain, permutations, product
 import numpy as np
 from numpy.polynomial import Polynomial
 
-from tasks.lamp.citations import LABELS
+from tasks.lamp.definitions import LABELS
 from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.synthetic import World
 from tasks.lamp.synthetic.population import Population

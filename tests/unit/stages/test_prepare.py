@@ -12,7 +12,7 @@ import pytest
 from tasks.config.run import resolve
 from tasks.config.task import TaskConfig
 from tasks.errors import InputError
-from tasks.lamp.citations import ASKS, LABELS, parts
+from tasks.lamp.definitions import ASKS, LABELS, parts
 from tasks.lamp.folders import ROLES
 from tasks.lamp.formats import copy_users
 from tasks.lamp.synthetic import World
