@@ -106,14 +106,14 @@ def compare(users: Prepared, answered: Batches, rules: Rules, sample: str) -> Co
 @stage(version=6, libraries=LIBRARIES)
 def overall(cells: tuple[Compared, ...]) -> Compared:
     """The mean over cells: `score` and the share of the attainable."""
-    from tasks.lamp.means import COMMON_METRICS
+    from tasks.lamp.statistics import COMMON_METRICS
 
     return mean_of(cells, COMMON_METRICS)
 
 
 def mean_of(cells: Sequence[Compared], metrics: Sequence[str] | None = None) -> Compared:
     """The mean over cells of these metrics, or of all that the cells share."""
-    from tasks.lamp.means import mean_over
+    from tasks.lamp.statistics import mean_over
 
     if len(cells) == 1 and metrics is None:
         return cells[0]  # as it was computed

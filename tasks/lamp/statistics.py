@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from tasks.errors import InputError
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.metrics import Floats, Rules, example_columns, from_sums
 
 # Not models, but the best answers of a synthetic world, without the user and from the user's items.
 # With both there, every method has a share_of_attainable.
-NONPERSONAL = "nonpersonal"
-BAYES = "bayes"
-
+NONPERSONAL, BAYES = "nonpersonal", "bayes"
+# Metrics that all LaMP tasks have.
+COMMON_METRICS = ("score", "share_of_attainable")
 RESAMPLES = 2000
 PERCENTILES = (2.5, 97.5)
 # Multiplicities drawn at once: 8 million numbers are 64 MB, with any number of groups.
@@ -43,7 +44,7 @@ class Scored:
     sums: per group, method and column of `metrics.example_columns`, float64 [G, M, k].
     totals: the same over all queries, [M, k].
     sample: names the draw of users. Cells of one task and sample are resampled together
-        (`means.mean_over`), all others independently.
+        (`mean_over`), all others independently.
     rules: as in `metrics.example_columns`.
     """
 
@@ -114,11 +115,11 @@ def bootstrap(scored: Scored, seed: int, resamples: int = RESAMPLES) -> Resample
     count = len(scored.groups)
     about = [str(seed), scored.task.name, scored.sample, *scored.groups]
     blocks = multiplicities(about, count, resamples) if count > 1 else ()
-    drawn = draws_of(scored, blocks, list(points))
+    drawn = _draws(scored, blocks, list(points))
     return Resampled(scored.methods, count, queries, points, drawn, scored)
 
 
-def draws_of(scored: Scored, blocks: Iterable[Floats], metrics: Sequence[str]) -> dict[str, Floats]:
+def _draws(scored: Scored, blocks: Iterable[Floats], metrics: Iterable[str]) -> dict[str, Floats]:
     """metric -> [B, M] of a cell. blocks: how often each draw holds each group [b, G]."""
     count, methods, width = scored.sums.shape
     draws = {name: [np.empty((0, methods))] for name in metrics}
@@ -148,6 +149,77 @@ def generator_of(*about: str) -> np.random.Generator:
     """A generator that all of `about` decides."""
     seed = hashlib.sha256("\x1f".join(about).encode()).digest()[:16]
     return np.random.default_rng(int.from_bytes(seed, "big"))
+
+
+def mean_over(
+    cells: Sequence[Resampled], metrics: Iterable[str] | None = COMMON_METRICS
+) -> Resampled:
+    """Mean of metrics over cells (LaMP tasks, seeds) with equal weights.
+
+    metrics: None for all that the cells share.
+    Draw b of the mean is the mean of the cells' draws b. Cells of one task and sample
+    (`Scored.sample`) are drawn together, others independently. Methods and metrics that a cell
+    lacks are left out; there is no interval where a cell has none.
+    Raises InputError when there is no method that all cells have.
+    """
+    methods = tuple(
+        name for name in cells[0].methods if all(name in cell.methods for cell in cells)
+    )
+    if not methods:
+        raise InputError("no method was scored in all LaMP tasks and seeds; there is no mean")
+    scored = [cell.scored for cell in cells if cell.scored]  # of each: a mean is of cells
+    groups, redrawn = 0, list(cells)
+    for about in dict.fromkeys((one.task.name, one.sample) for one in scored):
+        family = [n for n, one in enumerate(scored) if (one.task.name, one.sample) == about]
+        union = sorted({group for n in family for group in scored[n].groups})
+        groups += len(union)
+        alike = all(len(scored[n].groups) == len(union) for n in family)
+        if not alike and all(len(cells[n].draws["score"]) for n in family):
+            drawn = _together([cells[n] for n in family], [scored[n] for n in family], union)
+            for n, draws in zip(family, drawn, strict=True):
+                redrawn[n] = replace(cells[n], draws=draws)
+    least = min(len(cell.draws["score"]) for cell in cells)
+    rows = [[cell.methods.index(name) for name in methods] for cell in cells]
+    points: dict[str, Floats] = {}
+    draws_of: dict[str, Floats] = {}
+    for name in cells[0].points if metrics is None else metrics:
+        if all(name in cell.points for cell in cells):
+            own = list(zip(redrawn, rows, strict=True))
+            points[name] = np.mean([cell.points[name][at] for cell, at in own], axis=0)
+            draws_of[name] = np.mean([cell.draws[name][:least, at] for cell, at in own], axis=0)
+    return Resampled(methods, groups, sum(cell.queries for cell in cells), points, draws_of)
+
+
+def _together(
+    cells: Sequence[Resampled], scored: Sequence[Scored], union: Sequence[str]
+) -> Iterator[dict[str, Floats]]:
+    """The draws of cells of one task and sample that do not hold the same groups.
+
+    Each seed splits a file's users anew, so a group may be scored in one cell and not in the next.
+    The groups of all these cells, `union`, are drawn at once, and each cell takes the counts of its
+    own. Drawn independently, the cells would seem to have more users than there are.
+    """
+    numbers = {group: column for column, group in enumerate(union)}
+    columns = [[numbers[group] for group in one.groups] for one in scored]
+    about = ["0", scored[0].task.name, scored[0].sample, *union]  # as `bootstrap` with seed 0
+    resamples = len(cells[0].draws["score"])
+    for one, own, cell in zip(scored, columns, cells, strict=True):
+        # The same blocks for each cell, drawn again: all at once may be gigabytes.
+        blocks = _blocks(about, columns, len(union), resamples)
+        yield _draws(one, (block[:, own] for block in blocks), cell.points)
+
+
+def _blocks(
+    about: Sequence[str], columns: Sequence[Sequence[int]], groups: int, resamples: int
+) -> Iterator[Floats]:
+    """As `multiplicities`; draws without a group of some cell, by its `columns`, are replaced."""
+    kept = tries = 0
+    while kept < resamples:
+        for weights in multiplicities([*about, str(tries)], groups, resamples - kept):
+            full = np.all([weights[:, own].any(axis=1) for own in columns], axis=0)
+            kept += int(full.sum())
+            yield weights[full]
+        tries += 1
 
 
 def intervals(resampled: Resampled) -> dict[str, dict[str, dict[str, float | None]]]:

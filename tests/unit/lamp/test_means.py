@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from tasks.errors import InputError
-from tasks.lamp.means import mean_over
-from tasks.lamp.statistics import Resampled, bootstrap, difference, intervals
+from tasks.lamp.statistics import Resampled, bootstrap, difference, intervals, mean_over
 from tests.unit.lamp.statistics_case import CEILING, FLOOR, MODEL, MOVIES, cell, hits, world
 
 

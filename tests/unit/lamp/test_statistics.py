@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 import tasks.lamp.statistics as statistics
 from tasks.lamp.definitions import LampTask
-from tasks.lamp.means import mean_over
 from tasks.lamp.statistics import (
     Scored,
     bootstrap,
     difference,
     differences,
     intervals,
+    mean_over,
     multiplicities,
 )
 from tests.unit.lamp.scoring import score
