@@ -6,8 +6,6 @@ to find it. LaMP-1, 2M, 3, 4 and 5 differ in how a value shows in texts and answ
 population, posterior and optimum are the same. See docs/worlds.md.
 
     World("LaMP-2M", SyntheticOptions(), seed=0).write(Path("data"))
-
-writes the three user files that tasks/lamp/formats.py reads.
 """
 
 from tasks.lamp.synthetic.world import FAMILIES, User, World

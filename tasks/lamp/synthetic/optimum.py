@@ -64,7 +64,7 @@ def posterior_of(world: World, items: Ints) -> Floats:
     """[S, A, C]: p(first archetype, value | items [k, 3]) by theme."""
     themes, contexts, answers = items.T
     # The table's axes [A, C, contexts, answers], looked up at two: [A, C, k].
-    likelihoods = world.family.joint[:, :, contexts, answers]
+    likelihoods = world.joint[:, :, contexts, answers]
     return world.population.posterior(themes, np.moveaxis(likelihoods, -1, 0))
 
 
@@ -73,7 +73,7 @@ def expected_gains(world: World, belief: Floats) -> Floats:
 
     belief [A, C]: over (first archetype, value) of one theme. The context is evidence too.
     """
-    outcomes = np.einsum("av,avcy->cy", belief, world.family.joint)
+    outcomes = np.einsum("av,avcy->cy", belief, world.joint)
     seen = outcomes.sum(axis=1, keepdims=True)
     gains: Floats = (outcomes / np.where(seen > 0, seen, 1.0)) @ world.family.gain.T
     return gains

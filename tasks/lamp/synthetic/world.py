@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -15,10 +14,9 @@ from tasks.lamp.definitions import get_task
 from tasks.lamp.folders import ROLE_FILE_NAMES
 from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.prompts import question_text
+from tasks.lamp.synthetic.families import Citations, Headlines, Movies, Papers, Ratings
 from tasks.lamp.synthetic.family import Family, Written
-from tasks.lamp.synthetic.labels import Citations, Movies, Ratings
 from tasks.lamp.synthetic.population import Ints, Population, Taste
-from tasks.lamp.synthetic.titles import Headlines, Papers
 
 FAMILIES: dict[str, type[Family]] = {
     "LaMP-1": Citations,
@@ -48,6 +46,7 @@ class User:
 class World:
     """The population and the texts of one LaMP task, options and seed.
 
+    counts: users by role. joint: as `Family.joint`, for every archetype.
     Raises InputError for more themes than there are words.
     """
 
@@ -55,17 +54,18 @@ class World:
         self.lamp_task, self.options, self.seed = lamp_task, options, seed
         self.family = FAMILIES[lamp_task](options, self._stream(_VOCABULARY))
         shape = (options.archetypes, options.themes)
+        joint = self.family.joint
+        self.joint = np.broadcast_to(joint, (options.archetypes, *joint.shape[1:]))
         self.population = Population(
             self._stream(_ARCHETYPES).integers(options.choices, size=shape),
             options.choices,
             options.mixture_min,
             options.quirk,
         )
-        # Users by role.
         counts = (options.base_users, options.anchor_candidates, options.few_shot_users)
         self.counts = dict(zip(ROLE_FILE_NAMES, counts, strict=True))
         # [A, C, contexts * answers]: cumulated probabilities, to draw items from.
-        sums = self.family.joint.reshape(options.archetypes, options.choices, -1).cumsum(axis=-1)
+        sums = self.joint.reshape(options.archetypes, options.choices, -1).cumsum(axis=-1)
         self._cumulated = sums / sums[..., -1:]
 
     def draw(self, role: str, index: int) -> tuple[Taste, Ints, Ints]:
@@ -87,7 +87,7 @@ class World:
         themes = generator.integers(self.options.themes, size=count)
         cumulated = self._cumulated[taste.first, taste.values[themes]]
         outcomes = (cumulated <= generator.random(count)[:, None]).sum(axis=1)
-        contexts, answers = np.divmod(outcomes, self.family.joint.shape[-1])
+        contexts, answers = np.divmod(outcomes, self.joint.shape[-1])
         return np.stack([themes, contexts, answers], axis=1)
 
     def user(self, role: str, index: int) -> User:
@@ -116,7 +116,16 @@ class World:
         """
         folder.mkdir(parents=True, exist_ok=True)
         for role, (name, *_) in ROLE_FILE_NAMES.items():
-            users = [_record(user) for user in self.users(role)]
+            users = [
+                {
+                    "user_id": user.id,
+                    "profile": [{"id": n, **item.fields} for n, item in user.profile.items()],
+                    "query": [
+                        {"id": n, "input": q.input, "gold": q.gold} for n, q in user.asked.items()
+                    ],
+                }
+                for user in self.users(role)
+            ]
             # Bytes, not text: the same on every system.
             content = json.dumps(users, ensure_ascii=False, indent=1) + "\n"
             (folder / f"{name}.json").write_bytes(content.encode("utf-8"))
@@ -142,12 +151,3 @@ class World:
 
 def user_id(role: str, index: int) -> str:
     return f"{role}-{index:05d}"
-
-
-def _record(user: User) -> dict[str, Any]:
-    """As in LaMP's user files."""
-    return {
-        "user_id": user.id,
-        "profile": [{"id": name, **item.fields} for name, item in user.profile.items()],
-        "query": [{"id": n, "input": q.input, "gold": q.gold} for n, q in user.asked.items()],
-    }

@@ -40,7 +40,7 @@ def expected_scores(
     if k < 0 or users < 2:
         raise ValueError(f"k {k} must be >= 0 and users {users} >= 2")
     world = World(lamp_task, options.model_copy(update={"few_shot_items": k}), seed)
-    joint, gain = world.family.joint, world.family.gain
+    joint, gain = world.joint, world.family.gain
     unknown = posterior_of(world, NO_ITEMS)
     nonpersonal = _best_of(np.einsum("sav,avcy->scy", unknown, joint), gain).mean()
     by_value = _best_of(joint, gain)  # [A, C]
@@ -63,7 +63,7 @@ def realised(world: World, belief: Floats, taste: Taste) -> float:
 
     Exact given the two: each theme is equally likely, contexts and answers follow the table.
     """
-    joint, gain = world.family.joint, world.family.gain
+    joint, gain = world.joint, world.family.gain
     outcomes = np.einsum("sav,avcy->scy", belief, joint)
     said = (outcomes @ gain.T).argmax(axis=-1)  # [S, contexts]
     truly = joint[taste.first, taste.values]  # [S, contexts, answers]

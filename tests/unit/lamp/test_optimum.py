@@ -18,6 +18,7 @@ from tasks.lamp.definitions import LampTask, get_task
 from tasks.lamp.formats import read_users
 from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.synthetic import World
+from tasks.lamp.synthetic.families import LONGEST, TEMPLATES, Headlines, best_sequences
 from tasks.lamp.synthetic.optimum import (
     PREDICTORS,
     answers_to,
@@ -26,7 +27,6 @@ from tasks.lamp.synthetic.optimum import (
     posterior_of,
 )
 from tasks.lamp.synthetic.population import Population
-from tasks.lamp.synthetic.titles import LONGEST, TEMPLATES, Headlines, best_sequences
 from tests.unit.lamp.expected import expected_scores
 from tests.unit.lamp.scoring import score
 from tests.unit.lamp.worlds import TASKS, by_hand, enumerated, read_text
@@ -66,7 +66,7 @@ def test_posterior_equals_enumeration(
         expected = enumerated(world.population, lamp_task, options, seen, theme)
         np.testing.assert_allclose(posterior[theme], expected, atol=1e-10)
         # A query's answers: Bayes' rule once more, over the context and answer.
-        joint = world.family.joint
+        joint = world.joint
         for context in range(joint.shape[2]):
             weights = [
                 sum(

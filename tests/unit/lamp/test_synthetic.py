@@ -16,7 +16,7 @@ from tasks.lamp.formats import read_users
 from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.prompts import question_text
 from tasks.lamp.synthetic import FAMILIES, World
-from tasks.lamp.synthetic.labels import clean_rating
+from tasks.lamp.synthetic.families import clean_rating
 from tests.unit.lamp.helpers import split_of
 from tests.unit.lamp.test_definitions import REAL_QUERIES
 from tests.unit.lamp.worlds import SMALL, TASKS, by_hand, read_item, read_text
@@ -117,7 +117,7 @@ def test_texts_say_theme_context_and_answer(tmp_path: Path, lamp_task: str) -> N
 @pytest.mark.parametrize("lamp_task", TASKS)
 def test_table_is_the_one_that_the_docs_state(lamp_task: str, choices: int) -> None:
     options = SyntheticOptions(choices=choices, themes=2, archetypes=3, label_noise=0.1)
-    joint = World(lamp_task, options, 0).family.joint
+    joint = World(lamp_task, options, 0).joint
     expected = np.array(
         [by_hand(lamp_task, options, *index) for index in np.ndindex(*joint.shape)]
     ).reshape(joint.shape)
@@ -141,7 +141,7 @@ def test_items_follow_the_table(lamp_task: str) -> None:
     world = World(lamp_task, options, 0)
     taste, _, _ = world.draw("fresh", 0)
     drawn = world.items(taste, 20_000, np.random.default_rng(0))
-    table = world.family.joint[taste.first, taste.values[0]]
+    table = world.joint[taste.first, taste.values[0]]
     counts = np.zeros(table.shape)
     np.add.at(counts, (drawn[:, 1], drawn[:, 2]), 1)
     deviation = np.sqrt(table * (1 - table) / 20_000)

@@ -11,8 +11,8 @@ from numpy.polynomial import Polynomial
 from tasks.lamp.definitions import LABELS
 from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.synthetic import World
+from tasks.lamp.synthetic.families import TEMPLATES
 from tasks.lamp.synthetic.population import Population
-from tasks.lamp.synthetic.titles import TEMPLATES
 
 TASKS = ["LaMP-1", "LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5"]
 SMALL = SyntheticOptions(
