@@ -1,6 +1,6 @@
 """`tune=true`: settings of MTA chosen on development users, before the run that goes on with them.
 
-Development users are anchor candidates (tasks/lamp/development.py); no few-shot user is looked at.
+Development users are anchor candidates (tasks/lamp/dataset.py); no few-shot user is looked at.
 Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all trials are scored on a quarter of
 the users, the better half of them on half, and the better half of these on all. What is resumed is
 found in the store, user by user. The run's own settings are a trial, and stay to the end.

@@ -1,4 +1,8 @@
-"""From all users of a LaMP task, as they were read, to the tables of three sides."""
+"""From all users of a LaMP task, as they were read, to the tables of three sides.
+
+Development users may stand in the few-shot users' place: anchor candidates, who are nobody's anchor
+then. What is chosen on them has not seen a few-shot user.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,17 @@ from tasks.lamp.audit import audit
 from tasks.lamp.citations import NO_RELATED, ask_related, has_unasked
 from tasks.lamp.content import keyed
 from tasks.lamp.definitions import LampTask
-from tasks.lamp.development import split_off
 from tasks.lamp.folders import ROLES
 from tasks.lamp.kept import EMPTY_QUERY, EMPTY_USER, UNKNOWN_GOLD
 from tasks.lamp.options import SplitOptions
 from tasks.lamp.prompts import instruction_of
-from tasks.lamp.splits import counted, split_users
-from tasks.lamp.tables import pooled, read_table, row_groups, write_side, write_sides
+from tasks.lamp.splits import counted, rank, split_users
+from tasks.lamp.tables import SIDE, pooled, read_table, row_groups, write_side, write_sides
+
+# A development user's last items are asked: a third of all, and no more than so many.
+QUERIES = 5
+# So many items before them are the user's profile.
+ITEMS = 10
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,9 @@ def write_dataset(
     instruction = instruction_of(_inputs(out), task)
     if options.development:
         frames = _development(out, task, instruction, options, seed)
-        sides = [frame.with_columns(role=pl.lit(side)) for side, frame in frames.items()]
-        table = pl.concat(sides)
+        table = pl.concat(one.with_columns(role=pl.lit(side)) for side, one in frames.items())
         audited = audit(table, dropped, task)
-        counts |= counted(table, frames["base"], frames["anchor"], frames["few_shot"], task)
+        counts |= counted(table, frames, task)
     return Dataset(
         few_shot_ids=tuple(frames["few_shot"]["user_id"]),
         longest_candidate=max(frames["anchor"]["profile"].list.len().to_list()),
@@ -121,7 +128,7 @@ def _development(
 ) -> dict[str, pl.DataFrame]:
     """The sides written again, and given back, with development users in the few-shot users' place.
 
-    Texts are in memory: settings are chosen on data that is small enough to run many times.
+    Texts are in memory: settings are chosen on small data.
     """
     frames = {side: read_table(folder / f"{side}.parquet") for side in ("base", "anchor")}
     frames["anchor"], users = split_off(frames["anchor"], task, instruction, seed)
@@ -133,9 +140,36 @@ def _development(
     return frames
 
 
+def split_off(
+    candidates: pl.DataFrame, task: LampTask, instruction: str, seed: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(the anchor candidates left, the development users), columns as `tables.SIDE`.
+
+    Half of the candidates with three items or more, drawn by the seed. instruction: what stands
+    before a query's text. Raises InputError where items are no questions, or nobody is left.
+    """
+    if task.items == "completed":
+        raise InputError(f"split.development: items of {task.name} are no questions to be asked")
+    able = candidates.filter(pl.col("profile").list.len() >= 3)
+    order = sorted(able["user_id"], key=lambda name: rank(seed, name))
+    drawn = pl.col("user_id").is_in(order[: len(order) // 2])
+    left = candidates.filter(~drawn)
+    if left.is_empty() or len(order) < 2:
+        raise InputError(
+            f"split.development: {candidates.height} anchor candidates are too few to divide; give "
+            "two or more with three items each"
+        )
+    profile, item = pl.col("profile").list, pl.element().struct.field
+    count = (profile.len() // 3).clip(upper_bound=QUERIES)
+    query = pl.struct(id=item("id"), input=pl.lit(instruction) + item("text"), gold=item("answer"))
+    asked = profile.tail(count).list.eval(query)
+    before = profile.head(profile.len() - count).list.tail(ITEMS)
+    users = able.filter(drawn).with_columns(profile=before, query=asked)
+    return left, users.select(SIDE.names)
+
+
 def _inputs(folder: Path) -> Iterator[str]:
     """The inputs of all queries, side by side."""
     for side in ROLES:
         for table in row_groups(folder / f"{side}.parquet", columns=["query"]):
-            for queries in table["query"].to_pylist():
-                yield from (query["input"] for query in queries)
+            yield from (query["input"] for own in table["query"].to_pylist() for query in own)

@@ -46,8 +46,7 @@ class Lookup:
 class LampTask:
     """One task of the benchmark.
 
-    text_field, answer_field: the keys of a profile item's text and answer, and their names in
-        compact prompts.
+    text_field, answer_field: the keys of a profile item, and their names in compact prompts.
     shown_as: the names of text and answer in published prompts ("Review: ... Score:").
     marker: the end of the instruction in a query's `input`; the item's own text follows it.
     marker_names_text: the marker only names the text ("... review: "), so a prompt that names it
@@ -61,8 +60,8 @@ class LampTask:
         gives the tweet as both question and answer, which teaches copying.)
     asks: the instruction within an item's text, where there is one. Compact prompts leave it out;
         what stands before it is what the item is about (`subject`).
-    lookup: how published prompts look history up (`prompt.history_index`). The MTA code lacks
-        LaMP-2N, 6 and 7; for those as OPPU's indexes: with the answer, for tweets without.
+    lookup: how published prompts look history up. The MTA code lacks LaMP-2N, 6 and 7; for those
+        as OPPU's indexes: with the answer, for tweets without.
     """
 
     name: str

@@ -27,11 +27,7 @@ def find_groups(users: pl.DataFrame, share: float, task: LampTask | None = None)
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components  # not above: scipy takes long
 
-    items = (
-        users.select(pl.int_range(pl.len()).alias("row"), "profile")
-        .explode("profile")
-        .drop_nulls("profile")
-    )
+    items = users.select("profile").with_row_index("row").explode("profile").drop_nulls()
     # Numbers for texts and answers, so that what follows is light; ordered as they are.
     content = told(pl.col("profile"), "profile", task)
     numbers = {name: text.rank("dense") for name, text in content.items()}

@@ -4,9 +4,9 @@ Labels are stripped and compared exactly (case counts); one outside the label se
 dropped. Macro-F1 is over the whole label set; absent labels count 0.
 A rating that float() cannot read becomes the farther of 1 and 5 from its gold (a gold of 3 gives
 5). float() reads "nan" and "inf", and one such prediction makes mae and rmse nan or inf.
-ROUGE-1 and ROUGE-L: F-measure, no stemming, mean over examples. (LaMP takes the middle of a
-bootstrap of that mean, which is the same up to its random draws.) Words are runs of a to z and
-digits; by the rules `unicode` those of tasks/lamp/words.py, case folded, in Unicode's form NFKC.
+ROUGE-1 and ROUGE-L: F-measure, no stemming, mean over examples (of which LaMP takes the middle of
+a bootstrap). Words are runs of a to z and digits; by the rules `unicode` those of
+tasks/lamp/words.py, case folded, in Unicode's form NFKC.
 
 MTA's scorer (`mta_published`; source: the code of 2511.20072, `eval/` and `aggregate_results.py`)
 differs. Macro-F1 is over the labels that a gold or a prediction names, an unknown answer is a label
@@ -55,12 +55,10 @@ def example_columns(
 ) -> Floats:
     """What each example adds to the sums of the metrics: float64 [n, k], rows by sorted query id.
 
-    Columns:
     classification (k = 1 + 2 C): whether it counts (by the published rules an empty prediction does
         not); then per label: given and right, and uses in prediction and gold. C: the task's
         labels; by the published rules also the unknown ones that are predicted, sorted.
     rating (k = 2): absolute error, and its square. text (k = 2): ROUGE-1 and ROUGE-L F-measure.
-    rules: LaMP's, those of MTA's published scorer, or LaMP's with words of any script.
     Golds are among the task's labels; what is read has no others (tasks/lamp/kept.py).
     """
     if predictions.keys() != golds.keys():
@@ -103,25 +101,24 @@ def golds_without_token(task: LampTask, golds: Iterable[str], rules: Rules = "la
     """Count golds without a word for ROUGE, so that every answer scores 0."""
     if task.kind != "text":
         return 0
+    if rules == "unicode":
+        return sum(not _AnyScript().tokenize(gold) for gold in golds)
     # Stemming leaves no word empty, and its nltk takes seconds to import.
     from rouge_score.tokenize import tokenize
 
-    if rules == "unicode":
-        return sum(not _AnyScript().tokenize(gold) for gold in golds)
     return sum(not tokenize(gold, None) for gold in golds)
 
 
 def remarks(rules: Rules, tokenless: int) -> list[str]:
     """Lines for a reader of the scores: the rules, and golds without a word."""
+    letter, advice = " a to z", " (scoring.tokens unicode has words of any script)"
     lines = []
     if rules == "mta_published":
-        lines.append("metrics by the rules of MTA's published scorer, not by LaMP's")
+        lines = ["metrics by the rules of MTA's published scorer, not by LaMP's"]
     if rules == "unicode":
-        lines.append("ROUGE of words of any script (scoring.tokens), not by LaMP's rule")
+        letter = advice = ""
+        lines = ["ROUGE of words of any script (scoring.tokens), not by LaMP's rule"]
     if tokenless:
-        letter, advice = " a to z", " (scoring.tokens unicode has words of any script)"
-        if rules == "unicode":
-            letter = advice = ""
         lines.append(
             f"{tokenless} golds have no letter{letter} and no digit, so every answer to them has "
             f"ROUGE 0{advice}"
@@ -136,15 +133,14 @@ def unlabelled(task: LampTask, predictions: Mapping[str, str], rules: Rules = "l
     """
     return [
         query_id
-        for query_id in sorted(predictions)
-        if task.labels and not _is_label(task, predictions[query_id].strip(), rules)
+        for query_id, said in sorted(predictions.items())
+        if task.labels and not _is_label(task, said.strip(), rules)
     ]
 
 
 def golds_json(task: LampTask, predictions: Mapping[str, str]) -> dict[str, object]:
-    """Predictions in LaMP's own file format, ids in the order given.
+    """Predictions in LaMP's own file format, ids in the order given; the key is `golds` there too.
 
-    {"task": "LaMP_2", "golds": [{"id", "output"}]}; the key is `golds` for predictions too.
     LaMP calls both 2M and 2N LaMP_2; its present evaluation.py cannot score 2N (docs/data.md).
     """
     return {
@@ -173,22 +169,22 @@ def _label_columns(task: LampTask, pairs: list[tuple[str, str]], as_lamp: bool) 
 def _is_label(task: LampTask, prediction: str, rules: Rules) -> bool:
     if task.kind == "classification":
         return prediction in task.labels
-    rating = _rating(prediction)
-    return rating is not None and (rules == "lamp" or math.isfinite(rating))
+    return _rating(prediction, rules == "lamp") is not None
 
 
-def _rating(prediction: str) -> float | None:
-    """What float() reads, "4.0" and "nan" too; else None."""
+def _rating(prediction: str, as_lamp: bool) -> float | None:
+    """What float() reads, "4.0" too, and for LaMP "nan"; else None."""
     try:
-        return float(prediction)
+        rating = float(prediction)
     except ValueError:
         return None
+    return rating if as_lamp or math.isfinite(rating) else None
 
 
 def _rating_error(prediction: str, gold: str, as_lamp: bool) -> float:
     """Absolute error; of what is no rating, as if it were the farther of 1 and 5."""
-    wanted, rating = float(gold), _rating(prediction)
-    if rating is None or not (as_lamp or math.isfinite(rating)):
+    wanted, rating = float(gold), _rating(prediction, as_lamp)
+    if rating is None:
         return max(wanted - 1, 5 - wanted)
     return abs((rating if as_lamp else max(1, min(5, round(rating)))) - wanted)
 

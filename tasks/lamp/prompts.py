@@ -43,11 +43,8 @@ def instruction_of(queries_inputs: Iterable[str], task: LampTask) -> str:
 
     Where no query has the marker: `task.instruction`.
     """
-    starts: Counter[str] = Counter()
-    for question in queries_inputs:
-        start, marker, _ = question.partition(task.marker)
-        if marker:
-            starts[start + marker] += 1
+    split = (question.partition(task.marker) for question in queries_inputs)
+    starts = Counter(start + marker for start, marker, _ in split if marker)
     return starts.most_common(1)[0][0] if starts else task.instruction
 
 
@@ -63,8 +60,7 @@ def profile_samples(
     """One sample per profile item {id, text, answer}, in order.
 
     Before the question stand the `history_items` *other* items most similar by BM25; none before a
-    bare cue, whose only text is the answer.
-    instruction: from `instruction_of`; only the published style shows it.
+    bare cue, whose only text is the answer. instruction: from `instruction_of`.
     """
     bare = task.items == "completed"
     asked = [(item["id"], None if bare else item["text"], item["answer"]) for item in profile]
@@ -124,20 +120,18 @@ def _samples(
     instruction: str,
 ) -> list[Sample]:
     """asked: (id, text, answer). found: for each, the profile items before it."""
+    layout = _compact if options.style == "compact" else _published
     samples = []
     for (sample_id, text, answer), known in zip(asked, found, strict=True):
-        history = [profile[index] for index in known]
-        if options.style == "compact":
-            prompt = "\n".join([*(_compact_item(item, task) for item in history), _cue(text, task)])
-        else:
-            prompt = _published(text, history, task, instruction)
+        prompt = layout(text, [profile[index] for index in known], task, instruction)
         samples.append(Sample(sample_id, prompt, _one_line(answer)))
     return samples
 
 
-def _compact_item(item: Item, task: LampTask) -> str:
-    text = None if task.items == "completed" else item["text"]
-    return f"{_cue(text, task)} {_one_line(item['answer'])}"
+def _compact(text: str | None, history: Sequence[Item], task: LampTask, _instruction: str) -> str:
+    bare = task.items == "completed"
+    shown = [(None if bare else item["text"], f" {_one_line(item['answer'])}") for item in history]
+    return "\n".join(_cue(text, task) + answer for text, answer in [*shown, (text, "")])
 
 
 def _cue(text: str | None, task: LampTask) -> str:

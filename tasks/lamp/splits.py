@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -39,7 +40,9 @@ class Split:
         the order first seen; few_shot the users as they came.
     published: the users as they came; where the data give no roles, few-shot users with their last
         `few_shot_items` items alone, as profiles go from old to new where they have an order.
-    users: all users as they came, with their group and their side (role). counts: `counted`.
+    users: all users as they came, with their group and their side (role). counts: as `counted`;
+        removed_shared_group (users), pooled_users (merged into another user of their author),
+        unseen_few_shot_items, and published shared_author (users of `audit.shared_groups`).
     """
 
     base: pl.DataFrame
@@ -59,10 +62,8 @@ def shown_items(options: SplitOptions) -> slice:
 def split_users(users: pl.DataFrame, task: LampTask, options: SplitOptions, seed: int) -> Split:
     """Divide users (columns as from `formats.read_users` or `content.keyed`) into three sides.
 
-    Roles that the data give are kept; else see `_grouped_roles` and `_published_roles`. Grouped, a
-    base or anchor user whose author also has a few-shot user, or a base user whose author also has
-    an anchor candidate, is an error; with `allow_shared_groups` such users are removed and counted.
-    Raises InputError for a side that is needed and empty, and for an author on two sides.
+    Roles that the data give are kept. Raises InputError for a side that is needed and empty, and,
+    grouped, for an author on two sides; by `allow_shared_groups` the earlier side loses such users.
     """
     table = users.with_columns(find_groups(users, options.same_author_share, task))
     given = table["role"].null_count() < table.height
@@ -78,12 +79,10 @@ def split_users(users: pl.DataFrame, task: LampTask, options: SplitOptions, seed
         table.filter(pl.col("role") == side).select(SIDE.names).sort("user_id", maintain_order=True)
         for side in ROLES
     )
-    needed = ["anchor", "few_shot"]
-    pooled = unseen = 0
+    needs_base = grouped and options.base_share > 0 and not (given and base.is_empty())
+    pooled = unseen = left_out = 0
     if grouped:
-        if options.base_share > 0 and not (given and base.is_empty()):
-            needed = [*needed, "base"]
-        # Authors of few-shot users are kept off the other sides even if no query of theirs is left.
+        # Few-shot authors are kept off the other sides even if no query of theirs is left.
         anchor = anchor.join(few_shot, on="group", how="anti")
         base = base.join(few_shot, on="group", how="anti").join(anchor, on="group", how="anti")
         own = base.height + anchor.height
@@ -94,12 +93,12 @@ def split_users(users: pl.DataFrame, task: LampTask, options: SplitOptions, seed
         most = options.few_shot_items or FEW_SHOT_ITEMS
         unseen = int(asked["profile"].list.len().sum()) - most * asked.height
         asked = asked.with_columns(pl.col("profile").list.tail(most))
-    left_out = 0
     if options.few_shot_users:
         order = sorted(asked["user_id"], key=lambda name: rank(seed, name))
         asked = asked.filter(pl.col("user_id").is_in(order[: options.few_shot_users]))
         left_out = len(order) - asked.height
-    counts = counted(table, base, anchor, asked, task) | {
+    sides = {"base": base, "anchor": anchor, "few_shot": asked}
+    counts = counted(table, sides, task) | {
         "few_shot_users_left_out": left_out,
         "removed_shared_group": shared if grouped else 0,
         "pooled_users": pooled,
@@ -107,35 +106,28 @@ def split_users(users: pl.DataFrame, task: LampTask, options: SplitOptions, seed
     }
     if not grouped:
         counts["shared_author"] = shared
-    split = Split(base, anchor, asked, table, counts)
-    for side in needed:
-        if getattr(split, side).is_empty():
+    for side in ("anchor", "few_shot", *(["base"] if needs_base else [])):
+        if sides[side].is_empty():
             raise InputError(_empty_side(side, given, counts))
-    return split
+    return Split(**sides, users=table, counts=counts)
 
 
 def counted(
-    table: pl.DataFrame,
-    base: pl.DataFrame,
-    anchor: pl.DataFrame,
-    few_shot: pl.DataFrame,
-    task: LampTask,
+    table: pl.DataFrame, sides: Mapping[str, pl.DataFrame], task: LampTask
 ) -> dict[str, int]:
-    """table: all users; the others: the sides made.
+    """Counts of all users, `table`, and of the sides made of them.
 
     groups are authors. queries: of the few-shot users; queries_in_*: those whose text stands in a
-    base or anchor (other), any few-shot, or the user's own profile. Besides: removed_shared_group
-    (users), pooled_users (users merged into another user of their author), unseen_few_shot_items,
-    and published shared_author (users that `audit.shared_groups` counts).
+    base or anchor (other), any few-shot, or the user's own profile.
     """
+    base, anchor, few_shot = (sides[side] for side in ROLES)
     places = query_places(few_shot, few_shot, task)
-    asks = pl.col("query").list.len() > 0
-    asking, silent = table.filter(asks), table.filter(~asks & (pl.col("role") == "few_shot"))
+    asks = table["query"].list.len() > 0
     return {
         "users": table.height,
-        "users_with_query": asking.height,
+        "users_with_query": int(asks.sum()),
         "groups": table["group"].n_unique(),
-        "removed_few_shot_without_query": silent.height,
+        "removed_few_shot_without_query": int((~asks & (table["role"] == "few_shot")).sum()),
         "base_users": base.height,
         "anchor_candidates": anchor.height,
         "few_shot_users": few_shot.height,
@@ -148,10 +140,10 @@ def counted(
 
 
 def _grouped_roles(table: pl.DataFrame, options: SplitOptions, seed: int) -> list[str]:
-    """The side of each user: whole groups, in the order of `rank`.
+    """The side of each user: whole groups, in the order of `rank`, which no profile can change.
 
     `base_share` and `anchor_share` of all groups, and the rest few-shot; groups without a query go
-    to base and anchor. The order is a hash per group: no profile can move anybody.
+    to base and anchor.
     """
     asked = table.group_by("group").agg(asks=(pl.col("query").list.len() > 0).any())
     groups = sorted(asked.iter_rows(), key=lambda row: rank(seed, row[0]))
@@ -170,10 +162,9 @@ def _grouped_roles(table: pl.DataFrame, options: SplitOptions, seed: int) -> lis
 def _published_roles(table: pl.DataFrame, options: SplitOptions, seed: int) -> list[str]:
     """The side of each user.
 
-    Few-shot: the `few_shot_users` with the shortest profiles among the users with a query and at
-    least `few_shot_items` items; never more than the share of all users that base_share and
-    anchor_share leave. The others are base users and anchor candidates in the proportion of the two
-    shares. Ties and order by `rank`.
+    Few-shot: the shortest profiles among users with a query and `few_shot_items` items, at most
+    `few_shot_users` and the share of all users that the other two leave. Base and anchor divide the
+    rest in the proportion of their shares. Ties and order by `rank`.
     """
     items = options.few_shot_items or FEW_SHOT_ITEMS
     share, anchor_share = options.base_share, options.anchor_share
@@ -204,7 +195,7 @@ def rank(seed: int, name: str) -> tuple[bytes, str]:
 def _pool(users: pl.DataFrame, task: LampTask) -> pl.DataFrame:
     """One row per group; the first of equal items and queries stays, in the order of user ids."""
     members = users.sort("user_id", maintain_order=True)
-    pooled = members.select("group").unique().sort("group")
+    pooled = members.select("group", user_id="group").unique().sort("group")
     for column in ("profile", "query"):
         flat = members.select("group", column).explode(column).drop_nulls(column)
         flat = flat.with_columns(**told(pl.col(column), column, task))
@@ -214,16 +205,15 @@ def _pool(users: pl.DataFrame, task: LampTask) -> pl.DataFrame:
         pooled = pooled.join(rows, on="group", how="left").with_columns(
             pl.col(column).fill_null(none)
         )
-    return pooled.with_columns(user_id="group").select(SIDE.names)
+    return pooled.select(SIDE.names)
 
 
 def _two_sides(users: pl.DataFrame, share: float) -> str:
     """The error line for roles that put an author on two sides, with the worst pair shown."""
-    first = users.select("user_id", "group", pl.col("role").cast(pl.Enum(ROLES))).sort("user_id")
+    first = users.select("group", pl.col("role").cast(pl.Enum(ROLES)), "user_id").sort("user_id")
     first = first.unique(["group", "role"], keep="first", maintain_order=True)
-    pairs = first.join(first, on="group", suffix="_other").filter(
-        pl.col("role") < pl.col("role_other")
-    )
+    pairs = first.join(first, on="group", suffix="_other")
+    pairs = pairs.filter(pl.col("role") < pl.col("role_other"))
     # Scored users first: what they share is in the scores.
     by = ["role_other", "role", "user_id"]
     pair = pairs.sort(by, descending=[True, True, False]).row(0, named=True)
@@ -241,9 +231,10 @@ def _empty_side(side: str, given: bool, counts: dict[str, int]) -> str:
         return f"none of {counts['users']} users has a query to be scored on; add queries"
     name = {"base": "base", "anchor": "anchor candidate", "few_shot": "few-shot"}[side]
     hint = "give more users, or change the shares and sizes of `split`"
+    if given:
+        hint = f"add {name} users by other authors"
     return (
         f"no {name} user is left of {counts['users']} users by {counts['groups']} authors "
         f"({counts['removed_shared_group']} removed because their author stands on another side, "
-        f"{counts['removed_few_shot_without_query']} few-shot users have no query); "
-        + (f"add {name} users by other authors" if given else hint)
+        f"{counts['removed_few_shot_without_query']} few-shot users have no query); {hint}"
     )

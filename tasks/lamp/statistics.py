@@ -93,10 +93,9 @@ class Resampled:
     points: metric -> [M]. draws: metric -> [B, M], B = 0 where there are fewer than 2 groups.
     groups, queries: how many there are (of a mean: all cells' distinct groups, and all queries).
     scored: of a cell, what was drawn.
-    metrics of a cell: those of `metrics.from_sums`; `score` (accuracy, 1 - mae / 4 or rougeL:
-    higher is better, 0..1, below 0 if ratings beyond 1..5 were predicted); and, with the methods
-    NONPERSONAL and BAYES, `share_of_attainable`: (score - nonpersonal) / (bayes - nonpersonal), not
-    clamped, nan where bayes is not above nonpersonal.
+    metrics of a cell: those of `metrics.from_sums`; `score` (accuracy, 1 - mae / 4 or rougeL, below
+    0 if ratings beyond 1..5 were predicted); and, with the methods NONPERSONAL and BAYES,
+    `share_of_attainable`: (score - nonpersonal) / (bayes - nonpersonal), nan without any room.
     """
 
     methods: tuple[str, ...]
@@ -156,11 +155,9 @@ def mean_over(
 ) -> Resampled:
     """Mean of metrics over cells (LaMP tasks, seeds) with equal weights.
 
-    metrics: None for all that the cells share.
-    Draw b of the mean is the mean of the cells' draws b. Cells of one task and sample
-    (`Scored.sample`) are drawn together, others independently. Methods and metrics that a cell
-    lacks are left out; there is no interval where a cell has none.
-    Raises InputError when there is no method that all cells have.
+    metrics: None for all. Draw b of the mean is the mean of the cells' draws b. Methods and metrics
+    that a cell lacks are left out; there is no interval where a cell has none. Raises InputError
+    when there is no method that all cells have.
     """
     methods = tuple(
         name for name in cells[0].methods if all(name in cell.methods for cell in cells)
@@ -195,9 +192,8 @@ def _together(
 ) -> Iterator[dict[str, Floats]]:
     """The draws of cells of one task and sample that do not hold the same groups.
 
-    Each seed splits a file's users anew, so a group may be scored in one cell and not in the next.
-    The groups of all these cells, `union`, are drawn at once, and each cell takes the counts of its
-    own. Drawn independently, the cells would seem to have more users than there are.
+    Each seed splits a file's users anew. The groups of all these cells, `union`, are drawn at once,
+    and each cell takes the counts of its own: drawn apart, there would seem to be more users.
     """
     numbers = {group: column for column, group in enumerate(union)}
     columns = [[numbers[group] for group in one.groups] for one in scored]
@@ -239,7 +235,7 @@ def intervals(resampled: Resampled) -> dict[str, dict[str, dict[str, float | Non
 def difference(resampled: Resampled, method: str, opponent: str) -> dict[str, dict[str, Any]]:
     """metric -> {"point", "lo", "hi", "holds"} of `method` minus `opponent`, by pairs.
 
-    holds: the interval excludes 0 (None without an interval). Less is better for mae and rmse.
+    holds: the interval excludes 0 (None without an interval).
     """
     row, other = resampled.methods.index(method), resampled.methods.index(opponent)
     found: dict[str, dict[str, Any]] = {}
@@ -270,8 +266,7 @@ def _values(scored: Scored, sums: Floats, count: Floats | int) -> dict[str, Floa
     """All metrics [..., M] of sums [..., M, k] over count ([..., 1] or one number) queries."""
     values = from_sums(scored.task, sums, count, scored.rules)
     if "mae" in values:
-        # 4 is the largest error on the scale 1..5.
-        values["score"] = 1 - values["mae"] / 4
+        values["score"] = 1 - values["mae"] / 4  # the largest error on the scale 1..5
     else:
         values["score"] = values["accuracy" if "accuracy" in values else "rougeL"]
     if NONPERSONAL in scored.methods and BAYES in scored.methods:

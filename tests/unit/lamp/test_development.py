@@ -11,9 +11,8 @@ import polars as pl
 import pytest
 
 from tasks.errors import InputError
-from tasks.lamp.dataset import Dataset, write_dataset
+from tasks.lamp.dataset import Dataset, split_off, write_dataset
 from tasks.lamp.definitions import TASKS, get_task
-from tasks.lamp.development import split_off
 from tasks.lamp.formats import copy_users
 from tasks.lamp.options import SplitOptions
 
