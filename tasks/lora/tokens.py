@@ -11,10 +11,9 @@ A user of a file of gigabytes costs that user's tokens, and samples cost memory 
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, overload
 
@@ -47,15 +46,14 @@ class Table:
 class Samples(Sequence[Encoded]):
     """Samples in mapped files, made into `Encoded` when asked for.
 
-    parts: tables and the numbers of the samples in them.
+    places: the table of each, and its number there.
     """
 
-    def __init__(self, parts: Iterable[tuple[Table, range]]) -> None:
-        self.parts = [(table, numbers) for table, numbers in parts if len(numbers)]
-        self._ends = list(accumulate(len(numbers) for _, numbers in self.parts))
+    def __init__(self, places: Iterable[tuple[Table, int]]) -> None:
+        self.places = [*places]
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self.places)
 
     @overload
     def __getitem__(self, index: int) -> Encoded: ...
@@ -65,31 +63,23 @@ class Samples(Sequence[Encoded]):
 
     def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
         if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        table, number = self._place(range(len(self))[index])
+            return [table.sample(number) for table, number in self.places[index]]
+        table, number = self.places[index]
         return table.sample(number)
 
     def chosen(self, indices: Iterable[int]) -> Samples:
         """The samples at these places, in this order."""
-        if indices == range(len(self)):
-            return self
-        places = map(self._place, indices)
-        return Samples((table, range(number, number + 1)) for table, number in places)
+        return Samples(self.places[index] for index in indices)
 
     @property
     def truncated(self) -> int:
         """How many of the samples were cut to fit."""
-        return sum(int(t.truncated[n.start : n.stop].sum()) for t, n in self.parts)
-
-    def _place(self, index: int) -> tuple[Table, int]:
-        place = bisect_right(self._ends, index)
-        table, numbers = self.parts[place]
-        return table, numbers[index - self._ends[place]]  # negative: from the part's end
+        return sum(int(table.truncated[number]) for table, number in self.places)
 
 
 def joined(many: Iterable[Samples]) -> Samples:
     """All of them, one after another."""
-    return Samples(part for samples in many for part in samples.parts)
+    return Samples(place for samples in many for place in samples.places)
 
 
 def write_tokens(path: Path, users: Sequence[Sequence[Encoded]]) -> None:
@@ -113,4 +103,4 @@ def read_tokens(path: Path) -> list[Samples]:
         arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
     borders = [0, *arrays.pop("users").tolist()]
     table = Table(**arrays)
-    return [Samples([(table, range(start, end))]) for start, end in pairwise(borders)]
+    return [Samples((table, n) for n in range(start, end)) for start, end in pairwise(borders)]

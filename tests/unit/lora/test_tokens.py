@@ -55,7 +55,6 @@ def test_indices_are_those_of_a_list(two_users: list[Samples]) -> None:
         with pytest.raises(IndexError):
             first[index]
     assert joined([second, first])[1] == first[0]
-    assert first.chosen(range(2)) is first
 
 
 def test_the_file_is_mapped_and_outlives_its_name(tmp_path: Path, two_users: list[Samples]) -> None:
