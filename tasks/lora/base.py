@@ -16,9 +16,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tasks.errors import InputError, short
-from tasks.lora import varlen
-from tasks.lora.devices import in_half_on_gpu, pick_adapter_dtype, pick_device, pick_dtype
-from tasks.lora.norms import fuse
+from tasks.lora.devices import pick_adapter_dtype, pick_device, pick_dtype
+from tasks.lora.kernels import use_kernels
 
 # Once per load, these drown the log of hundreds of jobs. PEFT 0.21 reads a property that
 # transformers 5 renames.
@@ -43,7 +42,7 @@ class Base:
 
     max_tokens: of prompt and answer. end: the token that ends an answer; None: end of text.
     adapter_dtype: of the LoRAs' products; None: the LoRAs' own. end_to_end: whether its attention
-    takes samples end to end (`varlen`).
+    takes samples end to end (tasks/lora/kernels.py).
     """
 
     model: Any
@@ -75,8 +74,7 @@ def load_base(
 
     Only safetensors weights are read; no code of a checkpoint is run. `max_tokens` is lowered to
     the model's positions. chat "never": no chat template. quantisation "nf4": linear layers but the
-    output embedding in 4 bits. Raises InputError where the folder is no whole model, or one that
-    the engine does not fit (`attention_only`).
+    output embedding in 4 bits. Raises InputError for what is no whole model of attention layers.
     """
     whole_model(folder)
     target = pick_device(device)
@@ -110,12 +108,7 @@ def as_base(
     end = end_of_turn(tokenizer)
     model.generation_config = _greedy(model.generation_config, tokenizer, end)
     model.to(device).requires_grad_(False)
-    end_to_end = False
-    if in_half_on_gpu(model):
-        # cuDNN's attention makes a plan for every new shape, for .4 s (H200).
-        torch.backends.cuda.enable_cudnn_sdp(False)
-        fuse(model)
-        end_to_end = varlen.use(model)
+    end_to_end = use_kernels(model)
     model.config.use_cache = True
     low = pick_adapter_dtype(adapter_dtype, device, model.dtype)
     most = most_tokens(model.config, max_tokens)
@@ -128,9 +121,8 @@ def _model(folder: Path, dtype: torch.dtype, quantised: dict[str, Any]) -> Any:
     attention_only(str(folder), config)
     # Without dropout training is the same every time.
     for part in (config, config.get_text_config()):
-        for name, value in list(vars(part).items()):
-            if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
-                setattr(part, name, 0.0)
+        rates = [name for name, one in vars(part).items() if isinstance(one, float)]
+        vars(part).update({name: 0.0 for name in rates if "dropout" in name or "pdrop" in name})
     # While it loads, transformers changes the default dtype of the whole process.
     with _LOADING:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -216,10 +208,9 @@ def whole_model(folder: Path) -> None:
             "folder of a whole model"
         )
     if not any(folder.glob("*.safetensors")):
-        pickles = pickled_files(folder)
-        found = (
-            f"only pickled ones ({pickles[0].name}), which are never read" if pickles else "none"
-        )
+        found = "none"
+        if pickles := pickled_files(folder):
+            found = f"only pickled ones ({pickles[0].name}), which are never read"
         raise InputError(
             f"base.model {folder}: it needs *.safetensors weights and has {found}; convert them "
             "with save_pretrained where you trust their source, or give another model"

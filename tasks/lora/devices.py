@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from tasks.errors import InputError
@@ -31,9 +29,3 @@ def pick_adapter_dtype(name: str, device: torch.device, base: torch.dtype) -> to
     """`auto` is bfloat16 over a bfloat16 base on a GPU; None, the LoRAs' own float32, elsewhere."""
     narrow = device.type == "cuda" and base == torch.bfloat16
     return torch.bfloat16 if name == "bfloat16" or (name == "auto" and narrow) else None
-
-
-def in_half_on_gpu(model: Any) -> bool:
-    """Whether a GPU's kernels for half precision are there for it: from compute capability 8 on."""
-    half = model.device.type == "cuda" and model.dtype in (torch.bfloat16, torch.float16)
-    return bool(half and torch.cuda.get_device_capability(model.device) >= (8, 0))

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tasks.lora import varlen
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, takes
+from tasks.lora.kernels import KNOWN_LAYERS, NAME
 from tasks.lora.packing import ONE_PER_ROW, ONE_PER_USER, Packed, layout
-from tasks.lora.varlen import KNOWN_LAYERS
 
 
 def label_losses(base: Base, packed: Packed) -> Tensor:
@@ -33,7 +32,7 @@ def label_losses(base: Base, packed: Packed) -> Tensor:
             # As transformers looks at it: a mask that is made already. Nobody reads it.
             options["attention_mask"] = packed.ends[None, None, None]
         else:
-            additive = model.config._attn_implementation not in ("sdpa", varlen.NAME)
+            additive = model.config._attn_implementation not in ("sdpa", NAME)
             options["attention_mask"] = packed.mask(model.dtype, additive)
     with _labels_only(model, packed):
         logits = model(input_ids=packed.input_ids, use_cache=False, **options).logits[0]

@@ -1,15 +1,20 @@
-"""Attention over samples that lie end to end in rows, by torch's kernel for unequal lengths.
+"""Torch's own kernels in a model of transformers, on a GPU in half precision.
 
-On a GPU in half precision. A dense mask keeps attention there out of its fast kernels, and its cost
-grows with the square of a row; here a row may be as long as all of a user's samples. Where they end
-is given to the model as to transformers' own flash attention (`cu_seq_lens_q`, `max_length_q`).
+Attention over samples that lie end to end in rows: a dense mask keeps attention out of its fast
+kernels, and its cost grows with the square of a row; by the kernel for unequal lengths a row may be
+as long as all of a user's samples. Where they end is given to the model as to transformers' own
+flash attention (`cu_seq_lens_q`, `max_length_q`).
+
+Norms: transformers writes them out in float32, in six passes over the states forward, and twice as
+many back.
 """
 
 from __future__ import annotations
 
 from typing import Any, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn.attention import varlen
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -23,11 +28,34 @@ KNOWN_LAYERS = (
     "Qwen2DecoderLayer",
     "Qwen3DecoderLayer",
 )
+# Those that compute weight * x / rms(x), with the weight as it is.
+_KNOWN_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 # How transformers calls it: an implementation of attention, beside "sdpa" and "eager".
 NAME = "end_to_end"
 
 
-def use(model: Any) -> bool:
+def use_kernels(model: Any) -> bool:
+    """Put the kernels in where model and GPU have them; whether it takes samples end to end."""
+    if model.device.type != "cuda" or model.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if torch.cuda.get_device_capability(model.device) < (8, 0):
+        return False
+    # cuDNN's attention makes a plan for every new shape, for .4 s (H200).
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    fuse_norms(model)
+    return use_varlen(model)
+
+
+def fuse_norms(model: Any) -> None:
+    """Put torch's norm in the place of each that computes the same, with the same weight."""
+    for name, norm in [*model.named_modules()]:
+        if type(norm).__name__ in _KNOWN_NORMS:
+            one = nn.RMSNorm(norm.weight.shape[0], norm.variance_epsilon, device="meta")
+            one.weight = norm.weight
+            model.set_submodule(name, one.train(norm.training))
+
+
+def use_varlen(model: Any) -> bool:
     """Let a model take samples end to end; whether torch's kernel knows all of its attention."""
     config = model.config.get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -1,4 +1,4 @@
-"""Attention over samples end to end: all around torch's kernel, which runs on GPUs only."""
+"""Attention over samples end to end, all around torch's kernel, which runs on GPUs only; norms."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from transformers import (
     StableLmConfig,
 )
 
-from tasks.lora import varlen
+from tasks.lora import kernels
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
 from tasks.lora.forward import label_losses, row_limit, sum_by
+from tasks.lora.kernels import fuse_norms, use_varlen
 from tasks.lora.packing import ONE_PER_ROW, ONE_PER_USER, pack
 from tests.unit.lora.group_case import close, group
 from tests.unit.lora.helpers import MakeBase, model_of, sample, tiny_base
@@ -63,12 +64,12 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(args[5])
         return one_by_one(*args, **options)
 
-    monkeypatch.setattr(varlen.varlen, "varlen_attn", counted)
+    monkeypatch.setattr(kernels.varlen, "varlen_attn", counted)
     return calls
 
 
 def end_to_end(base: Base) -> Base:
-    return replace(base, end_to_end=varlen.use(base.model))
+    return replace(base, end_to_end=use_varlen(base.model))
 
 
 def test_losses_are_transformers_own(kernel: list[int], base: Base) -> None:
@@ -129,7 +130,7 @@ def test_models_whose_attention_is_another_stay() -> None:
     ):
         model = AutoModelForCausalLM.from_config(config)
         before = model(input_ids=ids).logits
-        assert not varlen.use(model)
+        assert not use_varlen(model)
         assert torch.equal(model(input_ids=ids).logits, before)
 
 
@@ -149,3 +150,41 @@ def test_losses_and_gradients_of_more_models(kernel: list[int], base: Base, kind
     assert len(kernel) == 2
     for got, wanted in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])
+def test_with_torchs_norms_the_model_is_the_same(kind: Any, dtype: torch.dtype) -> None:
+    ids = torch.tensor([[5, 80, 33, 290, 7, 112, 64, 3]])
+    model = model_of(kind)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 2.0)
+    model.to(dtype)
+    names = set(model.state_dict())
+    states = torch.randn(1, 5, 16).to(dtype)
+    norm = model.model.layers[1].input_layernorm
+    with torch.no_grad():
+        wanted, logits = norm(states), model(ids).logits
+        fuse_norms(model)
+        got, fused = model.model.layers[1].input_layernorm(states), model(ids).logits
+    # Every norm, and no rounding more than transformers' own two.
+    assert not [one for one in model.modules() if type(one).__name__.endswith("eRMSNorm")]
+    assert {type(one).__name__ for one in model.modules() if "Norm" in type(one).__name__} == {
+        "RMSNorm"
+    }
+    torch.testing.assert_close(got, wanted, rtol=2**-7 if dtype == torch.bfloat16 else 1e-6, atol=0)
+    if dtype == torch.float32:
+        torch.testing.assert_close(fused, logits, rtol=1e-5, atol=1e-5)
+    assert set(model.state_dict()) == names
+
+
+def test_norms_that_compute_otherwise_stay() -> None:
+    """Gemma's weight has 1 added."""
+    config = Gemma2Config(
+        vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=8,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    fuse_norms(model)
+    assert type(model.model.norm).__name__ == "Gemma2RMSNorm"
