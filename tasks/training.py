@@ -85,11 +85,9 @@ def log_likelihoods(
     import torch
 
     own = engine_of(engine)
-    # One at a time: a large bank need not fit on the device.
-    parts = (bank.of([k]).to(base.device) for k in range(len(bank.ids)))
     with own.grouped(base.model, list(bank.layers)) as layers:
         whom = None if asked is None else torch.tensor(asked)
-        table = own.evidence(base, layers, samples, parts, asked=whom)
+        table = own.evidence(base, layers, samples, bank, asked=whom)
     found: NDArray[np.float64] = np.round(table.double().numpy(), 4)
     return found
 

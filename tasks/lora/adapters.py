@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from tasks.errors import InputError, short
 
 _PREFIX = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"
-_SIDES = (".lora_A.weight", ".lora_B.weight")
+A, B = ".lora_A.weight", ".lora_B.weight"
 # What makes a LoRA's update something else than scale * B @ A in every layer.
 _NOT_PLAIN = (
     "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "use_qalora",
@@ -70,6 +71,10 @@ class LoraBatch:
     def rank(self) -> int:
         return next(iter(self.layers.values()))[0].shape[1]
 
+    @property
+    def count(self) -> int:
+        return len(next(iter(self.layers.values()))[0])
+
     def part(self, layer: str) -> Part | None:
         """A, B and the scale on a layer, if there is a LoRA on it."""
         return (*self.layers[layer], self.scale) if layer in self.layers else None
@@ -98,11 +103,10 @@ def to_peft(lora: Lora) -> tuple[LoraConfig, dict[str, Factors]]:
     The matrices of a parameter share one layer, with A [E * r, in] and B [out, r * E].
     """
     layers: dict[str, Factors] = {}
-    experts: dict[tuple[str, str], dict[int, Factors]] = {}
+    experts: defaultdict[tuple[str, str], dict[int, Factors]] = defaultdict(dict)
     for name, factors in lora.layers.items():
         if match := _MATRIX.fullmatch(name):
-            matrices = experts.setdefault((match["wrapper"], match["parameter"]), {})
-            matrices[int(match["number"])] = factors
+            experts[match["wrapper"], match["parameter"]][int(match["number"])] = factors
         else:
             layers[name] = factors
     config = LoraConfig(
@@ -156,9 +160,9 @@ def write_peft(folder: Path, lora: Lora, base_model: str, fan_in_fan_out: bool =
     config.fan_in_fan_out = fan_in_fan_out
     config.save_pretrained(str(folder))
     tensors = {
-        f"{_PREFIX}{layer}.lora_{side}.weight": factor.contiguous()
+        f"{_PREFIX}{layer}{side}": factor.contiguous()
         for layer, factors in layers.items()
-        for side, factor in zip("AB", factors, strict=True)
+        for side, factor in zip((A, B), factors, strict=True)
     }
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
 
@@ -177,10 +181,11 @@ def read_peft(folder: Path) -> Lora:
         tensors = load_file(folder / _WEIGHTS)
         if why := _not_plain(config, tensors):
             raise ValueError(f"it has {why}")
-        layers = {}
-        for layer in sorted({key.rpartition(".lora_")[0] for key in tensors}):
-            a, b = (tensors[layer + side].float() for side in _SIDES)
-            layers[layer.removeprefix(_PREFIX)] = (a, b)
+        names = sorted({key.rpartition(".lora_")[0] for key in tensors})
+        layers = {
+            name.removeprefix(_PREFIX): (tensors[name + A].float(), tensors[name + B].float())
+            for name in names
+        }
         return from_peft(config, layers)
     except Exception as error:
         raise InputError(
@@ -202,7 +207,7 @@ def _not_plain(config: PeftConfig, tensors: Mapping[str, Tensor]) -> str:
         return f"init_lora_weights={config.init_lora_weights}"
     if not tensors:
         return "no weights"
-    return min((key for key in tensors if not key.endswith(_SIDES)), default="")
+    return min((key for key in tensors if not key.endswith((A, B))), default="")
 
 
 def _module(wrapper: str) -> str:

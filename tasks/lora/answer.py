@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList
 
 from tasks.lora.adapters import LoraBatch
 from tasks.lora.base import Base
-from tasks.lora.batches import Encoded, collate
+from tasks.lora.batches import Encoded, PerUser, collate
 from tasks.lora.forward import label_losses, may_pack, row_limit, sum_by
 from tasks.lora.group_train import default_positions
 from tasks.lora.grouped import Layers, assigned
@@ -30,7 +30,7 @@ Parts = Callable[[Sequence[int]], tuple[LoraBatch | None, LoraBatch | None]]
 def answer_users(
     base: Base,
     layers: Layers,
-    questions: Sequence[Sequence[Encoded]],
+    questions: PerUser,
     parts: Parts,
     max_new_tokens: int,
     positions: int | None = None,
@@ -40,49 +40,43 @@ def answer_users(
     All users of a batch have the same number of rows in it, so users with equally many questions
     of like length go together.
     """
-    limit = positions or BATCH_FACTOR * default_positions(base)
     results = [[""] * len(own) for own in questions]
+    # Batches have room for the answers.
+    room = [0] * max_new_tokens
+    roomy = [[Encoded(question.prompt, room) for question in own] for own in questions]
 
     def ask(batch: list[Span]) -> None:
-        asked = [questions[user][span] for user, span in batch]
+        asked = [roomy[user][span] for user, span in batch]
         rows = max(map(len, asked))
         # Rows to fill up with repeat the user's first question; their answers are dropped.
         filled = [one for part in asked for one in [*part, *[part[0]] * (rows - len(part))]]
-        with assigned(layers, *parts([user for user, _ in batch]), base.adapter_dtype):
-            answers = greedy(base, filled, max_new_tokens)
+        answers = greedy(base, filled, max_new_tokens)
         for place, (user, span) in enumerate(batch):
-            count = span.stop - span.start
-            results[user][span] = answers[place * rows : place * rows + count]
+            results[user][span] = answers[place * rows :][: span.stop - span.start]
 
-    # Batches have room for the answers.
-    room = [0] * max_new_tokens
-    filled = [[Encoded(question.prompt, room) for question in own] for own in questions]
-    queue = span_batches(dict(enumerate(filled)), ONE_PER_ROW, limit)
-    work_off(queue, dict(enumerate(questions)), ask)
+    limit = positions or BATCH_FACTOR * default_positions(base)
+    _in_batches(base, layers, roomy, parts, ONE_PER_ROW, limit, ask)
     return results
 
 
 @torch.no_grad()
 def log_likelihoods(
-    base: Base,
-    layers: Layers,
-    samples: Sequence[Sequence[Encoded]],
-    parts: Parts,
-    positions: int | None = None,
+    base: Base, layers: Layers, samples: PerUser, parts: Parts, positions: int | None = None
 ) -> list[Tensor]:
     """Per user: log p(answer | prompt) of each of the user's samples [N_u] (float32, CPU)."""
-    limit, rows = positions or forward_positions(base), row_limit(base, samples)
+    rows = row_limit(base, samples)
     results = [torch.empty(len(own)) for own in samples]
-    by_user = dict(enumerate(samples))
 
     def measure(batch: list[Span]) -> None:
         own = [samples[user][span] for user, span in batch]
-        with assigned(layers, *parts([user for user, _ in batch]), base.adapter_dtype):
-            scores = _log_p(base, own, rows)
-        for (user, span), some in zip(batch, scores, strict=True):
-            results[user][span] = some
+        log_p, of_sample = _label_log_p(base, own, rows)
+        counts = [len(one) for one in own]
+        each = sum_by(log_p, of_sample, sum(counts)).cpu().split(counts)
+        for (user, span), scores in zip(batch, each, strict=True):
+            results[user][span] = scores
 
-    work_off(span_batches(by_user, rows, limit), by_user, measure)
+    limit = positions or forward_positions(base)
+    _in_batches(base, layers, samples, parts, rows, limit, measure)
     return results
 
 
@@ -90,7 +84,7 @@ def log_likelihoods(
 def answer_log_p(
     base: Base,
     layers: Layers,
-    samples: Sequence[Sequence[Sequence[Encoded]]],
+    samples: Sequence[PerUser],
     parts: Parts,
     positions: int | None = None,
 ) -> list[list[list[Tensor]]]:
@@ -102,22 +96,24 @@ def answer_log_p(
     """
     shared = may_pack(base.model)
     asked = [[*map(on_one_prompt, own)] if shared else [*chain(*own)] for own in samples]
-    by_user, rows = dict(enumerate(asked)), row_limit(base, asked)
+    rows = row_limit(base, asked)
     found: list[list[list[Tensor]]] = [[[]] * len(own) for own in asked]
 
     def measure(batch: list[Span]) -> None:
-        with assigned(layers, *parts([user for user, _ in batch]), base.adapter_dtype):
-            log_p = iter(_token_log_p(base, [asked[user][span] for user, span in batch], rows))
+        log_p, of_answer = _label_log_p(base, [asked[user][span] for user, span in batch], rows)
+        in_order = log_p[of_answer.argsort(stable=True)].cpu()
+        each = iter(in_order.split(of_answer.bincount().tolist()))
         for user, span in batch:
-            for number in range(span.start, span.stop):
-                found[user][number] = [next(log_p) for _ in asked[user][number].choices or [()]]
+            found[user][span] = [
+                [next(each) for _ in one.choices or [()]] for one in asked[user][span]
+            ]
 
     limit = positions or forward_positions(base)
-    work_off(span_batches(by_user, rows, limit), by_user, measure)
-    each = [iter(chain(*own)) for own in found]
+    _in_batches(base, layers, asked, parts, rows, limit, measure)
+    flat = [chain(*own) for own in found]
     return [
         [[next(one) for _ in question] for question in own]
-        for own, one in zip(samples, each, strict=True)
+        for own, one in zip(samples, flat, strict=True)
     ]
 
 
@@ -145,52 +141,41 @@ def on_one_prompt(samples: Sequence[Encoded]) -> Encoded:
 def evidence(
     base: Base,
     layers: Layers,
-    samples: Sequence[Sequence[Encoded]],
-    anchors: Iterable[LoraBatch | None],
+    samples: PerUser,
+    anchors: LoraBatch,
     positions: int | None = None,
     asked: Tensor | None = None,
 ) -> Tensor:
     """[U, K]: log-likelihood of each user's items under each anchor's LoRA, summed over items.
 
-    anchors: LoRAs of one "user" each, of one shape, whose samples are all users' items; or None,
-    the bare base model, alone. Several go through the model at once where that fits. NaN where
-    `asked` [U, K] (bool; all, if not given) is False.
+    anchors: on any device; as many at once as fit, MOST_ANCHORS at most. NaN where `asked` [U, K]
+    (bool; all, if not given) is False.
     """
     tokens = sum(sample.length for own in samples for sample in own)
     limit = positions or forward_positions(base)
     several = max(1, min(MOST_ANCHORS, limit // max(tokens, 1)))
-    columns: list[Tensor] = []
-    left = iter(anchors)
-    while some := list(islice(left, several)):
-        asking = [
-            [u for u in range(len(samples)) if asked is None or asked[u, k]]
-            for k in range(len(columns), len(columns) + len(some))
-        ]
-        everything = [[sample for u in users for sample in samples[u]] for users in asking]
-        parts = _gathered(some)
-        scored = log_likelihoods(base, layers, everything, parts, limit)
-        for users, scores in zip(asking, scored, strict=True):
-            owner = [n for n, u in enumerate(users) for _ in samples[u]]
-            column = torch.full((len(samples),), torch.nan)
-            column[users] = sum_by(scores, torch.tensor(owner, dtype=torch.long), len(users))
-            columns.append(column)
-    return torch.stack(columns, dim=1)
+    asked = torch.ones(len(samples), anchors.count, dtype=torch.bool) if asked is None else asked
+    tables = []
+    for part in torch.arange(anchors.count).split(several):
+        some = anchors.of(part.tolist()).to(base.device)
+        parts: Parts = lambda numbers, some=some: (some.of(numbers), None)  # noqa: E731
+        tables.append(summed_evidence(base, layers, samples, asked[:, part], parts, limit))
+    return torch.cat(tables, 1)
 
 
-def _gathered(anchors: Sequence[LoraBatch | None]) -> Parts:
-    """The LoRAs of anchors, as of so many users; None for the bare base model alone."""
-    first = anchors[0]
-    if first is None:
-        return lambda _: (None, None)
-    layers = {
-        name: (
-            torch.cat([one.layers[name][0] for one in anchors if one]),
-            torch.cat([one.layers[name][1] for one in anchors if one]),
-        )
-        for name in first.layers
-    }
-    together = LoraBatch(layers, first.scale)
-    return lambda some: (together.of(some), None)
+def summed_evidence(
+    base: Base, layers: Layers, samples: PerUser, asked: Tensor, parts: Parts, positions: int
+) -> Tensor:
+    """As `evidence`, of the anchors whose LoRAs `parts` gives, all at once."""
+    users_of = [torch.nonzero(column).flatten().tolist() for column in asked.T]
+    # Each anchor is a "user" whose samples are those of all users that are asked.
+    everything = [[sample for u in users for sample in samples[u]] for users in users_of]
+    scored = log_likelihoods(base, layers, everything, parts, positions)
+    table = torch.full(asked.shape, torch.nan)
+    for k, (users, scores) in enumerate(zip(users_of, scored, strict=True)):
+        owner = [n for n, u in enumerate(users) for _ in samples[u]]
+        table[users, k] = sum_by(scores, torch.tensor(owner, dtype=torch.long), len(users))
+    return table
 
 
 def forward_positions(base: Base) -> int:
@@ -203,25 +188,29 @@ def forward_positions(base: Base) -> int:
     return max(512, positions // 4) if base.device.type == "cpu" else BATCH_FACTOR * positions
 
 
-def _log_p(base: Base, samples: Sequence[Sequence[Encoded]], rows: int) -> Sequence[Tensor]:
-    """log p of each sample's answer, user by user, in one pass; rows: as the limit of `pack`."""
-    log_p, of_sample = _label_log_p(base, samples, rows)
-    counts = [len(own) for own in samples]
-    each: Sequence[Tensor] = sum_by(log_p, of_sample, sum(counts)).cpu().split(counts)
-    return each
+def _in_batches(
+    base: Base,
+    layers: Layers,
+    samples: PerUser,
+    parts: Parts,
+    rows: int,
+    positions: int,
+    work: Callable[[list[Span]], None],
+) -> None:
+    """Do `work` on all users' samples, batch by batch, with the batch's LoRAs on the layers.
+
+    rows: as the limit of `pack`.
+    """
+    by_user = dict(enumerate(samples))
+
+    def adapted(batch: list[Span]) -> None:
+        with assigned(layers, *parts([user for user, _ in batch]), base.adapter_dtype):
+            work(batch)
+
+    work_off(span_batches(by_user, rows, positions), by_user, adapted)
 
 
-def _token_log_p(base: Base, samples: Sequence[Sequence[Encoded]], rows: int) -> Sequence[Tensor]:
-    """log p of each token of each answer, in one pass; of all users' answers in order."""
-    log_p, of_sample = _label_log_p(base, samples, rows)
-    in_order = log_p[of_sample.argsort(stable=True)].cpu()
-    each: Sequence[Tensor] = in_order.split(of_sample.bincount().tolist())
-    return each
-
-
-def _label_log_p(
-    base: Base, samples: Sequence[Sequence[Encoded]], rows: int
-) -> tuple[Tensor, Tensor]:
+def _label_log_p(base: Base, samples: PerUser, rows: int) -> tuple[Tensor, Tensor]:
     """log p of each label [N], and the number of its sample (`Packed`)."""
     packed = pack(samples, base.tokenizer.pad_token_id, rows).to(base.device)
     return -label_losses(base, packed), packed.sample

@@ -46,6 +46,10 @@ class Encoded:
         return sum(map(len, self.choices or [self.answer]))
 
 
+# Users' samples, user by user.
+PerUser = Sequence[Sequence[Encoded]]
+
+
 def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
     """Tokenise a prompt (through the chat template, if any) and an answer with its end.
 

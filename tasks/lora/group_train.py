@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tasks.lora.adapters import LoraBatch
 from tasks.lora.base import Base
-from tasks.lora.batches import Encoded
+from tasks.lora.batches import Encoded, PerUser
 from tasks.lora.checkpoint import Checkpoint, Saved
 from tasks.lora.cost import cpu_positions, gpu_positions, widths_of
 from tasks.lora.forward import label_losses, row_limit, sum_by
@@ -35,7 +35,7 @@ def train_group(
     base: Base,
     layers: Layers,
     shapes: Shapes,
-    samples: Sequence[Sequence[Encoded]],
+    samples: PerUser,
     options: Training,
     seeds: Sequence[int],
     *,

@@ -12,12 +12,10 @@ it is scale * <dL/dW, B_i A_i>, summed over layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from tasks.lora.base import Base
-from tasks.lora.batches import Encoded
+from tasks.lora.batches import PerUser
 from tasks.lora.group_train import Gradients, default_positions
 from tasks.lora.grouped import Layers
 from tasks.lora.merge import MergedUsers
@@ -28,7 +26,7 @@ def train_weights(
     base: Base,
     layers: Layers,
     merged: MergedUsers,
-    samples: Sequence[Sequence[Encoded]],
+    samples: PerUser,
     *,
     steps: int,
     learning_rate: float,

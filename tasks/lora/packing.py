@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from tasks.errors import InputError
-from tasks.lora.batches import Encoded
+from tasks.lora.batches import Encoded, PerUser
 
 # Users' samples by the users' numbers, and some of one user's: the number, and which samples.
 ByUser = Mapping[int, Sequence[Encoded]]
 Span = tuple[int, slice]
 
 # Tokens of a row of several samples, about; as a limit, 0 means one sample per row, the other bound
-# all of a user's samples in one, which is right for samples without choices and `varlen` only.
+# all of a user's samples in one, which is right for samples without choices and `use_varlen` only.
 ROW_TOKENS = 512
 ONE_PER_ROW, ONE_PER_USER = 0, 2**40
 # One sample per row where that pads by at most this share; attention is cheaper so.
@@ -202,7 +202,7 @@ def _halves(user: int, span: slice) -> list[Span]:
     return [(user, slice(span.start, middle)), (user, slice(middle, span.stop))]
 
 
-def pack(per_user: Sequence[Sequence[Encoded]], pad: int, limit: int) -> Packed:
+def pack(per_user: PerUser, pad: int, limit: int) -> Packed:
     """One packed batch of the users' samples; users with fewer rows get rows of padding."""
     # Of each sample, user by user: its user, its first number, its row and where it begins there.
     places: list[tuple[Encoded, int, int, int, int]] = []

@@ -6,7 +6,7 @@ state. The public functions take and return what those of the grouped engine do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate, chain
@@ -21,7 +21,7 @@ from tasks.lora import answer
 from tasks.lora.adapters import Factors, Lora, LoraBatch, from_peft, to_peft
 from tasks.lora.answer import Parts
 from tasks.lora.base import Base
-from tasks.lora.batches import Encoded
+from tasks.lora.batches import Encoded, PerUser
 from tasks.lora.checkpoint import Checkpoint, Saved
 from tasks.lora.group_train import Frozen
 from tasks.lora.grouped import Layers, Shapes, fresh
@@ -89,7 +89,7 @@ def train_group(
     base: Base,
     _layers: Layers,
     shapes: Shapes,
-    samples: Sequence[Sequence[Encoded]],
+    samples: PerUser,
     options: Training,
     seeds: Sequence[int],
     *,
@@ -130,11 +130,7 @@ def train_group(
 
 
 def answer_users(
-    base: Base,
-    layers: Layers,
-    questions: Sequence[Sequence[Encoded]],
-    parts: Parts,
-    max_new_tokens: int,
+    base: Base, layers: Layers, questions: PerUser, parts: Parts, max_new_tokens: int
 ) -> list[list[str]]:
     """As `answer.answer_users`."""
 
@@ -145,32 +141,26 @@ def answer_users(
 
 
 def answer_log_p(
-    base: Base,
-    layers: Layers,
-    samples: Sequence[Sequence[Sequence[Encoded]]],
-    parts: Parts,
+    base: Base, layers: Layers, samples: Sequence[PerUser], parts: Parts
 ) -> list[list[list[Tensor]]]:
     """As `answer.answer_log_p`."""
 
-    def measure(own: Sequence[Sequence[Encoded]]) -> list[list[list[Tensor]]]:
+    def measure(own: PerUser) -> list[list[list[Tensor]]]:
         return answer.answer_log_p(base, layers, [own], _attached, 1)
 
     return _one_by_one(base, samples, parts, measure)
 
 
 def evidence(
-    base: Base,
-    layers: Layers,
-    samples: Sequence[Sequence[Encoded]],
-    anchors: Iterable[LoraBatch],
-    asked: Tensor | None = None,
+    base: Base, layers: Layers, samples: PerUser, anchors: LoraBatch, asked: Tensor | None = None
 ) -> Tensor:
     """As `answer.evidence`."""
+    asked = torch.ones(len(samples), anchors.count, dtype=torch.bool) if asked is None else asked
     columns = []
-    for k, anchor in enumerate(anchors):
-        column = None if asked is None else asked[:, k : k + 1]
-        with attached(base.model, [anchor.one(0)]):
-            columns.append(answer.evidence(base, layers, samples, [None], 1, column))
+    for k in range(anchors.count):
+        with attached(base.model, [anchors.one(k)]):
+            own = asked[:, k : k + 1]
+            columns.append(answer.summed_evidence(base, layers, samples, own, _attached, 1))
     return torch.cat(columns, dim=1)
 
 

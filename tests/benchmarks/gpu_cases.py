@@ -210,7 +210,7 @@ class Bench:
     def evidence(self, engine: Engine, count: int) -> dict[str, Any]:
         """Once as warm-up, then timed: users' items under each of the two anchors."""
         users = list(islice(make_users(self.shape), count))
-        anchors = [engine.bank.of([k]).to(self.device) for k in range(len(engine.bank.ids))]
+        anchors = engine.bank.to(self.device)
 
         def work() -> None:
             with grouped(engine.base.model, list(engine.shapes.sizes)) as layers:
@@ -220,12 +220,12 @@ class Bench:
         reset_peak(self.device)
         seconds = timed(work, self.device)
         samples = [sample for own in users for sample in own]
-        width = sum(a.numel() + b.numel() for a, b in anchors[0].layers.values())
-        useful = len(anchors) * flops(engine.base.model, samples, width)
-        tokens = len(anchors) * sum(sample.length for sample in samples)
+        width = sum(a.numel() + b.numel() for a, b in anchors.one(0).layers.values())
+        useful = anchors.count * flops(engine.base.model, samples, width)
+        tokens = anchors.count * sum(sample.length for sample in samples)
         return {
             "seconds_per_user": round(seconds / count, 4),
-            "anchors": len(anchors),
+            "anchors": anchors.count,
             "tokens_per_second": round(tokens / seconds, 1),
             "mfu": round(useful / seconds / self.peak, 4),
             "peak_bytes": peak_bytes(self.device),

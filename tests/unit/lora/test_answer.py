@@ -185,8 +185,7 @@ def test_evidence_is_every_user_under_every_anchor(
 ) -> None:
     """By brute force: each item of each user under each of three anchors, in stock PEFT."""
     anchors = users.unders[:3]
-    parts = [stacked([anchor]) for anchor in anchors]
-    got = evidence(users.base, layers, SAMPLES, parts, positions)
+    got = evidence(users.base, layers, SAMPLES, stacked(anchors), positions)
     assert got.shape == (len(SAMPLES), 3)
     for k, anchor in enumerate(anchors):
         stock = attached(users.plain, own=anchor)
@@ -196,7 +195,7 @@ def test_evidence_is_every_user_under_every_anchor(
     assert len({tuple(row) for row in got.T.tolist()}) == 3
     asked = torch.arange(len(SAMPLES) * 3).reshape(-1, 3) % 4 < 2
     asked[:, 1] = False
-    some = evidence(users.base, layers, SAMPLES, iter(parts), positions, asked)
+    some = evidence(users.base, layers, SAMPLES, stacked(anchors), positions, asked)
     torch.testing.assert_close(some, got.masked_fill(~asked, torch.nan), equal_nan=True)
 
 

@@ -213,7 +213,7 @@ def alike(left: Any, right: Any) -> bool:
 # The function that runs the model in each, and how many samples one call of it is given.
 WAYS = [
     pytest.param(answers, "greedy", lambda given: len(given[1]), id="answers"),
-    pytest.param(likelihoods, "_log_p", lambda given: sum(map(len, given[1])), id="likelihoods"),
+    pytest.param(likelihoods, "_label_log_p", lambda given: sum(map(len, given[1])), id="labels"),
 ]
 
 

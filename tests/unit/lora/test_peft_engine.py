@@ -104,7 +104,7 @@ def test_answers_as_the_grouped_engine(fresh_base: MakeBase) -> None:
     users = Users(fresh_base())
     base, layers = users.base, dict[str, Any]()
     questions, choices = QUESTIONS[:3], asked()
-    anchors = [stacked([lora]) for lora in users.unders[:2]]
+    anchors = stacked(users.unders[:2])
     wanted_of = torch.arange(len(SAMPLES) * 2).reshape(-1, 2) % 3 < 2
     with grouped(base.model, list(users.shapes)) as wrapped:
         answers = answer.answer_users(base, wrapped, questions, users.parts, 6)
@@ -116,7 +116,7 @@ def test_answers_as_the_grouped_engine(fresh_base: MakeBase) -> None:
     torch.testing.assert_close(ours, chosen, rtol=1e-4, atol=1e-5)
     for got, wanted in zip(log_likelihoods(base, SAMPLES, users.parts), scores, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
-    got = peft_engine.evidence(base, layers, SAMPLES, iter(anchors), asked=wanted_of)
+    got = peft_engine.evidence(base, layers, SAMPLES, anchors, asked=wanted_of)
     torch.testing.assert_close(got, table, rtol=1e-5, atol=1e-4, equal_nan=True)
 
 
