@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from peft import LoraConfig, TaskType, inject_adapter_in_model
@@ -30,28 +29,18 @@ Names = Sequence[str] | str
 # Layer -> (in, out).
 Sizes = dict[str, tuple[int, int]]
 
-# Per model: asking PEFT takes 60 ms for 28 layers, and every training job asks.
-_KNOWN: WeakKeyDictionary[nn.Module, dict[str, Sizes]] = WeakKeyDictionary()
+_REFUSED = "which cannot carry a LoRA here"
 # Modules whose weights are no bare parameters.
 _LAYERS = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def sizes_of(
-    model: AnyModel, target_modules: Names, target_parameters: Sequence[str] = ()
-) -> Sizes:
+def sizes_of(model: AnyModel, modules: Names, parameters: Sequence[str] = ()) -> Sizes:
     """The layers that PEFT puts a LoRA on, in name order; matrices as in tasks/lora/adapters.py.
 
-    PEFT counts experts among "all-linear", and knows them by their names of transformers 4.
-    Raises InputError where PEFT finds nothing, or something that it has no LoRA for.
+    modules, parameters: PEFT's `target_modules` and `target_parameters`. PEFT counts experts among
+    "all-linear", and knows them by their names of transformers 4. Raises InputError where PEFT
+    finds nothing, or something that it has no LoRA for.
     """
-    known = _KNOWN.setdefault(model, {})
-    key = repr((target_modules, target_parameters))
-    if key not in known:
-        known[key] = _ask_peft(model, target_modules, target_parameters)
-    return known[key]
-
-
-def _ask_peft(model: nn.Module, modules: Names, parameters: Sequence[str]) -> Sizes:
     config = LoraConfig(
         target_modules=modules if isinstance(modules, str) else [*modules],
         target_parameters=[*parameters] or None,
@@ -91,40 +80,36 @@ def target_layers(model: AnyModel, target_modules: Names) -> Sizes:
     """
     sizes = sizes_of(model, target_modules)
     layers = {name: size for name, size in sizes.items() if not name.endswith("]")}
-    refused = "which cannot carry a LoRA here"
     if not layers:
         raise InputError(
             f"target_modules {target_modules}: no linear layer of the model is so named, only bare "
-            f"parameters ({min(sizes)}), {refused}"
+            f"parameters ({min(sizes)}), {_REFUSED}"
         )
-    head = model.get_output_embeddings()
     for name in layers:
-        if kind := _other_kind(model.get_submodule(name), head):
+        if kind := _other_kind(model, model.get_submodule(name)):
             raise InputError(
-                f"target_modules {target_modules}: {name} is {kind}, {refused}; leave it out"
+                f"target_modules {target_modules}: {name} is {kind}, {_REFUSED}; leave it out"
             )
     return layers
 
 
 def misfit(model: AnyModel, layers: Mapping[str, Factors]) -> str:
     """What of a LoRA the model has no place for, in words; empty where all of it fits."""
-    head = model.get_output_embeddings()
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, (a, b) in layers.items():
-        try:
-            layer = model.get_submodule(name)
-        except AttributeError:
+        if name not in modules:
             return f"the model has no layer {name}"
-        if kind := _other_kind(layer, head):
-            return f"{name} is {kind}, which cannot carry a LoRA here"
-        size, wanted = tuple(layer.weight.shape), (*b.shape[:1], *a.shape[1:])
-        if (size[::-1] if isinstance(layer, Conv1D) else size) != wanted:
+        if kind := _other_kind(model, modules[name]):
+            return f"{name} is {kind}, {_REFUSED}"
+        size, wanted = tuple(modules[name].weight.shape), (b.shape[0], a.shape[1])
+        if (size[::-1] if isinstance(modules[name], Conv1D) else size) != wanted:
             return f"{name} is {size} in the model, the LoRA is for {wanted}"
     return ""
 
 
-def _other_kind(layer: nn.Module, head: nn.Module) -> str:
+def _other_kind(model: AnyModel, layer: nn.Module) -> str:
     """What a layer is that gets no LoRA; empty for one that does."""
-    if layer is head:
+    if layer is model.get_output_embeddings():
         return "the output embedding"
     return "" if isinstance(layer, nn.Linear | Conv1D) else f"a {type(layer).__name__}"
 
@@ -154,25 +139,22 @@ class Coverage:
 
 def coverage(model: AnyModel, target_modules: Names) -> Coverage:
     """Counted on a model, also on the meta device. Raises InputError as `target_layers`."""
-    total = _size(model.parameters())
+
+    def share(parameters: Iterable[nn.Parameter]) -> float:
+        return sum(one.numel() for one in parameters) / total
+
+    total = sum(one.numel() for one in model.parameters())
     adapted = [model.get_submodule(name) for name in target_layers(model, target_modules)]
     head, linear, bare = model.get_output_embeddings(), 0, dict[str, tuple[int, float]]()
     for module in model.modules():
         linear += isinstance(module, nn.Linear | Conv1D) and module is not head
         own, name = list(module.parameters(recurse=False)), type(module).__name__
         if any(one.ndim > 1 for one in own) and not isinstance(module, _LAYERS):
-            count, share = bare.get(name, (0, 0.0))
-            bare[name] = (count + 1, share + _size(own) / total)
-    return Coverage(
-        adapted=len(adapted),
-        linear=linear,
-        share=sum(_size(one.parameters()) for one in adapted) / total,
-        bare=dict(sorted(bare.items(), key=lambda one: -one[1][1])),
-    )
-
-
-def _size(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(one.numel() for one in parameters)
+            count, before = bare.get(name, (0, 0.0))
+            bare[name] = (count + 1, before + share(own))
+    bare = dict(sorted(bare.items(), key=lambda one: -one[1][1]))
+    whole = share(one for layer in adapted for one in layer.parameters())
+    return Coverage(len(adapted), linear, whole, bare)
 
 
 def _percent(share: float) -> str:
