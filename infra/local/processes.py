@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import signal
 import socket
@@ -40,7 +38,6 @@ class Record(BaseModel, frozen=True):
     pid: int
     create_time: float  # seconds since 1970
     port: int  # 0: it has none
-    environment: str  # a digest, `fingerprint`
     log: Path = Path()
 
     @classmethod
@@ -64,10 +61,9 @@ class Record(BaseModel, frozen=True):
         return None
 
 
-def fingerprint(env: Mapping[str, str]) -> str:
-    """A digest of what a run would notice in `env`: kept instead of the values, some are secret."""
-    telling = sorted((k, v) for k, v in env.items() if k.startswith(TELLING))
-    return hashlib.sha256(json.dumps(telling).encode()).hexdigest()[:16]
+def telling(env: Mapping[str, str]) -> dict[str, str]:
+    """What a run would notice of an environment; beside PART, which a started process has."""
+    return {k: v for k, v in env.items() if k.startswith(TELLING) and k != PART}
 
 
 def start(
@@ -81,10 +77,7 @@ def start(
             argv, env={**env, PART: name}, cwd=cwd, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=out, stderr=out,
         )  # fmt: skip
-    return Record(
-        name=name, pid=child.pid, create_time=child.create_time(),
-        log=log, port=port, environment=fingerprint(env),
-    )  # fmt: skip
+    return Record(name=name, pid=child.pid, create_time=child.create_time(), log=log, port=port)
 
 
 def family(**variables: str) -> list[psutil.Process]:

@@ -85,8 +85,8 @@ def _server(name: str, port: int) -> Record:
 def _worker(api: PrefectApi, env: dict[str, str]) -> Record:
     """The running worker, or a new one that may not have reported yet."""
     old = Record.load(PROJECT, WORKER)
-    if old and old.process() is not None:
-        if old.environment == processes.fingerprint(env):
+    if old and (process := old.process()):
+        if processes.telling(process.environ()) == processes.telling(env):
             return old
         if processes.jobs(PROJECT):
             say("the environment has changed, but a run is under way: the worker keeps the old one")

@@ -95,7 +95,7 @@ def test_a_stranger_with_the_same_pid_is_left_alone(tmp_path: Path) -> None:
     """The pid is this test's own: if `end` believed it, no test would come after."""
     layout = Layout(tmp_path)
     layout.make()
-    record = Record(name="x", pid=os.getpid(), create_time=1.0, port=0, environment="")
+    record = Record(name="x", pid=os.getpid(), create_time=1.0, port=0)
     record.save(layout)
     assert processes.part(layout, "x") == []
 
@@ -133,11 +133,15 @@ def test_a_free_port_is_kept_and_a_taken_one_is_not() -> None:
         assert processes.free_port(other) == other
 
 
-def test_fingerprint_sees_what_a_run_would_notice_and_tells_nothing() -> None:
-    one = processes.fingerprint({"HF_TOKEN": "secret", "SHLVL": "1"})
-    assert one == processes.fingerprint({"HF_TOKEN": "secret", "SHLVL": "2"})
-    assert one != processes.fingerprint({"HF_TOKEN": "other", "SHLVL": "1"})
-    assert "secret" not in one
+def test_what_a_run_would_notice_is_read_from_the_process(tmp_path: Path) -> None:
+    env = os.environ | {"MTA_ROOT": str(tmp_path), "HF_TOKEN": "secret", "SHLVL": "1"}
+    record = processes.start("x", SLEEP, env=env, cwd=tmp_path, log=tmp_path / "x.log")
+    process = record.process()
+    assert process is not None
+    seen = processes.telling(process.environ())
+    process.kill()
+    assert seen == processes.telling(env | {"SHLVL": "2"})
+    assert seen != processes.telling(env | {"HF_TOKEN": "other"})
 
 
 def test_waiting_ends_when_the_process_does_and_names_its_last_words(tmp_path: Path) -> None:
