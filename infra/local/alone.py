@@ -20,7 +20,7 @@ import psutil
 from infra.command import say
 from infra.local.processes import Record, end, family, free_port, start, wait_until
 from infra.local.server import UNDER_WAY, PrefectApi, answers, crash, free_slots
-from infra.local.settings import GPU_LIMIT, HOST, PROJECT, SERVER, base_environment
+from infra.local.settings import HOST, PROJECT, SERVER, base_environment
 from tasks.config.run import resolve
 from tasks.errors import InputError
 
@@ -78,7 +78,7 @@ def local_server(home: Path) -> Iterator[None]:
             # What is under way there was killed. The server has just started and knows no leases,
             # so no lease's end would ever free the slots.
             crash(api, api.rows("flow_runs", flow_runs=UNDER_WAY), "It was killed.")
-            free_slots(api, home, GPU_LIMIT)
+            free_slots(api, home)
         threading.Thread(target=_watch, args=(server, over), daemon=True).start()
         # Before Prefect is imported: else its threads, here and in workers, start another server.
         os.environ.update(mine, PREFECT_API_URL=api.url)

@@ -93,9 +93,8 @@ class PrefectApi:
 
 def ensure_pool_and_limit(api: PrefectApi, slots: int) -> None:
     """Make sure of the work pool, and that the `gpu` limit has so many slots (0: as it is)."""
-    if api.call("GET", f"/work_pools/{WORK_POOL}") is None:
-        # The worker fills in the job template when it first reports.
-        api.call("POST", "/work_pools/", {"name": WORK_POOL, "type": "process"})
+    # The worker fills in the job template when it first reports; one that is there stays.
+    api.call("POST", "/work_pools/", {"name": WORK_POOL, "type": "process"})
     limit = f"/v2/concurrency_limits/{GPU_LIMIT}"
     if slots and api.call("GET", limit):
         api.call("PATCH", limit, {"limit": slots})
@@ -140,24 +139,19 @@ def crash(api: PrefectApi, runs: Rows, reason: str) -> None:
             api.set_state(kind, row["id"], "CRASHED", "Crashed", reason)
 
 
-def free_slots(api: PrefectApi, home: Path, *limits: str) -> None:
-    """Give back all slots of limits (names or ids), if no run is under way; home: the server's."""
+def free_slots(api: PrefectApi, home: Path) -> None:
+    """Give back the slots of all limits, as no run is under way; home: the server's."""
     # A lease that outlives its slot would take another's later.
     for lease in (home / "concurrency_leases").glob("*.json"):
         lease.unlink(missing_ok=True)
-    for path in (f"/v2/concurrency_limits/{name}" for name in limits):
-        if (limit := api.call("GET", path)) and limit["active_slots"]:
-            api.call("PATCH", path, {"active_slots": 0})
+    for limit in api.call("POST", "/v2/concurrency_limits/filter", {}):
+        if limit["active_slots"]:
+            api.call("PATCH", f"/v2/concurrency_limits/{limit['id']}", {"active_slots": 0})
 
 
 def end_worker(layout: Layout, api: PrefectApi, reason: str) -> None:
     """End the only worker and its jobs, say that their runs are over, give back what they held."""
-    named = [api.call("GET", f"/deployments/name/{name}") for name in DEPLOYMENTS]
-    deployments = [one for one in named if one]
-    if not deployments:
-        end(part(layout, WORKER))
-        return
-    own = {"id": {"any_": [one["id"] for one in deployments]}}
+    own = {"name": {"any_": [name.split("/")[1] for name in DEPLOYMENTS]}}
     left = api.rows("flow_runs", flow_runs=UNDER_WAY, deployments=own)
     end(part(layout, WORKER))
     # A job that is told to end reports that it was, not why: its words are replaced. One that came
@@ -180,5 +174,4 @@ def end_worker(layout: Layout, api: PrefectApi, reason: str) -> None:
     # Whose a lease is, it does not say: a flow called by hand against this server may hold one.
     # Then an orphan's ends by itself, after a minute for the `gpu` limit.
     if not api.rows("flow_runs", flow_runs=UNDER_WAY):
-        limits = [one.get("global_concurrency_limit") for one in deployments]
-        free_slots(api, layout.prefect_home, GPU_LIMIT, *(one["id"] for one in limits if one))
+        free_slots(api, layout.prefect_home)

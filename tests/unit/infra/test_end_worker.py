@@ -16,9 +16,6 @@ from infra.local.processes import PART, jobs
 from infra.local.server import UNDER_WAY, PrefectApi, end_worker
 from infra.local.settings import WORKER, Layout
 
-GPU: dict[str, Any] = {"id": "limit-gpu", "name": "gpu", "limit": 1}
-OWN: dict[str, Any] = {"id": "limit-own", "name": "deployment:d", "limit": 1}
-
 
 class FakeApi(PrefectApi):
     """Flow runs with a state and perhaps a deployment; limits with used slots."""
@@ -30,19 +27,16 @@ class FakeApi(PrefectApi):
         self.slots = {"limit-gpu": 1, "limit-own": 1}
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        last = path.rsplit("/", 1)[-1]
-        if path.startswith("/deployments/name/"):
-            return {"id": "d", "global_concurrency_limit": OWN}
         if path.endswith("/set_state"):
             run = self.runs[path.split("/")[-2]]
             run["state_type"] = body["state"]["type"]
             run["message"] = body["state"]["message"]
             return None
-        limit = GPU if last in ("gpu", GPU["id"]) else OWN
         if method == "PATCH":
-            self.slots[limit["id"]] = body["active_slots"]
+            self.slots[path.rsplit("/", 1)[-1]] = body["active_slots"]
             return None
-        return {**limit, "active_slots": self.slots[limit["id"]]}
+        assert path == "/v2/concurrency_limits/filter"
+        return [{"id": name, "active_slots": slots} for name, slots in self.slots.items()]
 
     def rows(self, kind: str, **filters: Any) -> list[dict[str, Any]]:
         if kind == "task_runs":

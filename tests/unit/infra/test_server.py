@@ -54,15 +54,16 @@ def test_one_that_stays_busy_is_named(busy: PrefectApi, monkeypatch: pytest.Monk
 
 
 class LimitApi(PrefectApi):
-    """A server that knows of the limit `there`, or of none; `calls` has what was changed."""
+    """A server that knows of the limit `there`, or of none; `calls` has what it was told of it."""
 
     there: dict[str, Any] | None
     calls: list[Any]
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         if method == "GET":
-            return {} if path.startswith("/work_pools/") else self.there
-        self.calls.append((method, body))
+            return self.there
+        if not path.startswith("/work_pools/"):
+            self.calls.append((method, body))
         return None
 
 
