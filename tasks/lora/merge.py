@@ -13,11 +13,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
 from tasks.lora.adapters import Factors, Lora, LoraBatch
 from tasks.lora.bank import Bank, stack
-from tasks.lora.targets import AnyModel
+from tasks.lora.targets import AnyModel, Sizes
 
 KEPT_BYTES = 2**28
 
@@ -82,10 +83,11 @@ def concatenate(under: Lora, over: Lora) -> Lora:
 
     A layer of only one of them gets zeros for the other, so that all ranks are equal.
     """
-    layers = {}
-    for name, nothing in _all_layers([under, over]).items():
-        parts = [_widened(lora, name, nothing, lora.rank) for lora in (under, over)]
-        layers[name] = (torch.cat([a for a, _ in parts], 0), torch.cat([b for _, b in parts], 1))
+    below, above = (_widened(lora, _all_sizes([under, over]), lora.rank) for lora in (under, over))
+    layers = {
+        name: (torch.cat([a, above[name][0]], 0), torch.cat([b, above[name][1]], 1))
+        for name, (a, b) in below.items()
+    }
     return Lora(layers, 1.0)
 
 
@@ -94,11 +96,8 @@ def alike(loras: Sequence[Lora]) -> list[Lora]:
 
     Ranks are filled up with zeros, and so is a layer that one lacks; scales move into B.
     """
-    layers, rank = _all_layers(loras), max(lora.rank for lora in loras)
-    return [
-        Lora({name: _widened(lora, name, nothing, rank) for name, nothing in layers.items()}, 1.0)
-        for lora in loras
-    ]
+    sizes, rank = _all_sizes(loras), max(lora.rank for lora in loras)
+    return [Lora(_widened(lora, sizes, rank), 1.0) for lora in loras]
 
 
 def cut(lora: Lora, rank: int) -> tuple[Lora, float]:
@@ -108,14 +107,13 @@ def cut(lora: Lora, rank: int) -> tuple[Lora, float]:
     """
     if lora.rank <= rank:
         return lora, 0.0
-    layers, whole, kept = {}, 0.0, 0.0
+    layers, whole, lost = {}, 0.0, 0.0
     for name, (a, b) in lora.layers.items():
-        wide_a, wide_b = a.double(), lora.scale * b.double()
-        (small_a,), (small_b,) = _truncate(wide_a[None], wide_b[None], rank)
-        layers[name] = (small_a.to(a.dtype), small_b.to(b.dtype))
-        whole, kept = whole + _square(wide_a, wide_b), kept + _square(small_a, small_b)
-    # W_r is a projection of W, so what is lost is at a right angle to what is kept.
-    return Lora(layers, 1.0), (max(0.0, whole - kept) / whole) ** 0.5 if whole else 0.0
+        small_a, small_b, values = _truncate(a[None], lora.scale * b.double()[None], rank)
+        layers[name] = (small_a[0].to(a.dtype), small_b[0].to(b.dtype))
+        energies = values[0].square()
+        whole, lost = whole + float(energies.sum()), lost + float(energies[rank:].sum())
+    return Lora(layers, 1.0), (lost / whole) ** 0.5 if whole else 0.0
 
 
 @torch.no_grad()
@@ -128,18 +126,20 @@ def add_to_model(model: AnyModel, lora: Lora) -> None:
         layer.weight.copy_(layer.weight.float() + update)
 
 
-def _all_layers(loras: Sequence[Lora]) -> dict[str, Factors]:
-    """Every layer of any of the LoRAs, in name order, with factors of rank 0."""
-    pairs = {name: (a[:0], b[:, :0]) for lora in loras for name, (a, b) in lora.layers.items()}
-    return dict(sorted(pairs.items()))
+def _all_sizes(loras: Sequence[Lora]) -> Sizes:
+    """(in, out) of every layer of any of the LoRAs, in name order."""
+    return dict(sorted({name: size for lora in loras for name, size in lora.sizes.items()}.items()))
 
 
-def _widened(lora: Lora, name: str, nothing: Factors, rank: int) -> Factors:
-    """A and B of a layer at a larger rank, the scale in B; of zeros where the LoRA lacks it."""
-    a, b = lora.layers.get(name, nothing)
-    missing = rank - a.shape[0]
-    a = torch.cat([a, a.new_zeros(missing, a.shape[1])], 0)
-    return a, lora.scale * torch.cat([b, b.new_zeros(b.shape[0], missing)], 1)
+def _widened(lora: Lora, sizes: Sizes, rank: int) -> dict[str, Factors]:
+    """A and B of all layers at a larger rank, the scale in B; of zeros where the LoRA lacks one."""
+    some, layers = next(iter(lora.layers.values()))[0], {}
+    for name, (fan_in, fan_out) in sizes.items():
+        nothing = some.new_zeros(0, fan_in), some.new_zeros(fan_out, 0)
+        a, b = lora.layers.get(name, nothing)
+        missing = rank - len(a)
+        layers[name] = (pad(a, (0, 0, 0, missing)), lora.scale * pad(b, (0, missing)))
+    return layers
 
 
 def _merge_layer(a: Tensor, b: Tensor, weights: Tensor, how: str) -> Factors:
@@ -148,11 +148,11 @@ def _merge_layer(a: Tensor, b: Tensor, weights: Tensor, how: str) -> Factors:
         return torch.einsum("um,umri->uri", weights, a), torch.einsum("um,umor->uor", weights, b)
     wide_a = a.flatten(1, 2)
     wide_b = (weights[:, :, None, None] * b).transpose(1, 2).flatten(2)
-    return _truncate(wide_a, wide_b, a.shape[2]) if how == "svd" else (wide_a, wide_b)
+    return _truncate(wide_a, wide_b, a.shape[2])[:2] if how == "svd" else (wide_a, wide_b)
 
 
-def _truncate(a: Tensor, b: Tensor, rank: int) -> Factors:
-    """Best rank-`rank` factors of each `b @ a`, by an SVD between two thin QRs."""
+def _truncate(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Best rank-`rank` factors A, B of each `b @ a`, by an SVD between two thin QRs; its values."""
     q_b, r_b = torch.linalg.qr(b.double())
     q_a, r_a = torch.linalg.qr(a.double().mT)
     u, s, vt = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
@@ -163,9 +163,4 @@ def _truncate(a: Tensor, b: Tensor, rank: int) -> Factors:
     count = root.shape[1]
     left[:, :, :count] = q_b @ (u[:, :, :rank] * root[:, None])
     right[:, :count] = (root[:, :, None] * vt[:, :rank]) @ q_a.mT
-    return right, left
-
-
-def _square(a: Tensor, b: Tensor) -> float:
-    """||B A||^2 (Frobenius), without the product."""
-    return float(((b.T @ b) * (a @ a.T)).sum())
+    return right, left, s
