@@ -12,7 +12,7 @@ from tasks.config.options import ComputeOptions
 from tasks.errors import InputError, short
 from tasks.record import OUTSIDE_KEY, Record, library_versions
 from tasks.stand_in import plannable
-from tasks.text.loading import HUB_FILES, check_content, folder_hash, use_threads
+from tasks.text.loading import HUB_FILES, check_content, folder_hash, hub_snapshot, use_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,13 +54,8 @@ def encoder_folder(model: str) -> Path:
 
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            # Its patterns match whole paths: `*` stands for folders, too.
-            folder = Path(snapshot_download(model, allow_patterns=HUB_FILES))
-        except Exception as error:
-            raise _not_loaded(model, error) from error
+        # The hub's patterns match whole paths: `*` stands for folders, too.
+        folder = hub_snapshot("anchors.text_model", model, HUB_FILES)
     for file in pickled_files(folder):
         # OpenVINO's weights are called so, too; they are no pickle, and not read.
         if not any(file.parent.glob("*.safetensors")) and file.name != "openvino_model.bin":
@@ -89,13 +84,9 @@ def load_encoder(
             model_kwargs={"use_safetensors": True},
         )
     except Exception as error:
-        raise _not_loaded(encoder.model, error) from error
+        raise InputError(
+            f"anchors.text_model {encoder.model}: cannot be loaded ({short(error)}); "
+            "give a sentence-transformers id or folder, or `base` for the base model's own states"
+        ) from error
     check_content(f"anchors.text_model {encoder.model}", folder, ENCODER_FILES, encoder.content)
     return partial(loaded.encode, batch_size=64, show_progress_bar=False, convert_to_numpy=True)
-
-
-def _not_loaded(model: str, error: Exception) -> InputError:
-    return InputError(
-        f"anchors.text_model {model}: cannot be loaded ({short(error)}); "
-        "give a sentence-transformers id or folder, or `base` for the base model's own states"
-    )

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.config.options import BaseOptions, ComputeOptions
 from tasks.errors import InputError, short
@@ -43,21 +43,20 @@ def load(base: Base, compute: ComputeOptions, quantisation: str = "none") -> Loa
             f"base.quantisation {quantisation}: the model is adapted in memory "
             "(base.task_adapt), which 4-bit weights cannot take; use one of the two"
         )
-    wanted = (base.content, base.adapter, base.dtype, base.max_tokens, base.chat, quantisation,
-              compute.device, base.adapter_dtype, base.gradient_checkpointing)  # fmt: skip
+    how: dict[str, Any] = {
+        "max_tokens": base.max_tokens,
+        "device": compute.device,
+        "dtype": base.dtype,
+        "adapter_dtype": base.adapter_dtype,
+        "gradient_checkpointing": base.gradient_checkpointing,
+        "chat": base.chat,
+        "quantisation": quantisation,
+    }
+    wanted = (base.content, base.adapter, how)
     kept = getattr(_LOADED, "base", None)
     if kept is None or kept[0] != wanted:
         _LOADED.base = kept = None  # before the next one takes memory
-        loaded = load_base(
-            model_folder(base),
-            max_tokens=base.max_tokens,
-            device=compute.device,
-            dtype=base.dtype,
-            adapter_dtype=base.adapter_dtype,
-            gradient_checkpointing=base.gradient_checkpointing,
-            chat=base.chat,
-            quantisation=quantisation,
-        )
+        loaded = load_base(model_folder(base), **how)
         model_folder(base)  # again: it may have changed while it was read
         if base.adapter:
             add_to_model(loaded.model, read_peft(store().path(base.adapter)))
@@ -97,8 +96,7 @@ def adapter_dtype_of(dtype: str, compute: ComputeOptions) -> Literal["float32", 
     """The type of LoRAs' products over weights of `dtype`: `auto` rounds as these on a GPU."""
     if compute.adapter_dtype != "auto":
         return compute.adapter_dtype
-    narrow = dtype == "bfloat16" and device_of(compute) == "cuda"
-    return "bfloat16" if narrow else "float32"
+    return "bfloat16" if dtype == "bfloat16" and device_of(compute) == "cuda" else "float32"
 
 
 def model_name(model: str) -> str:

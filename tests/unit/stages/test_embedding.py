@@ -74,7 +74,7 @@ def test_an_encoder_that_is_not_there(tmp_path: Path) -> None:
     anchors = TEXT["anchors"] | {"text_model": str(tmp_path / "absent")}
     data = write_users(tmp_path / "data", **ROLES)
     with pytest.raises(
-        InputError, match=r"^anchors\.text_model .*absent: cannot be loaded"
+        InputError, match=r"^anchors\.text_model .*absent: there is no such folder"
     ) as told:
         run(data, anchors=anchors)
     assert "\n" not in str(told.value)
