@@ -49,8 +49,7 @@ class GivenModel(Record):
 def base_model(config: TaskConfig, users: Prepared) -> Base:
     """The base model of a cell, adapted to the LaMP task where `base.task_adapt` says so."""
     if config.base.quantisation == "nf4":
-        from tasks.lora.base import nf4
-        from tasks.lora.devices import pick_device
+        from tasks.lora.base import nf4, pick_device
 
         nf4(pick_device(config.compute.device))  # without the library nothing could be answered
     questions = questions_of(config.prompt, users, config.base.model)
@@ -121,7 +120,7 @@ def tiny_model(
 
     Raises InputError where there are no base users.
     """
-    from tasks.lora.devices import pick_device
+    from tasks.lora.base import pick_device
     from tasks.lora.tiny import train_tiny
 
     use_threads("tiny", compute)

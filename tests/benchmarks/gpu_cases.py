@@ -19,10 +19,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from tasks.lora.adapters import LoraBatch
 from tasks.lora.answer import evidence
-from tasks.lora.base import as_base
+from tasks.lora.base import as_base, pick_device, pick_dtype
 from tasks.lora.batches import Encoded
 from tasks.lora.cost import flops
-from tasks.lora.devices import pick_device, pick_dtype
 from tasks.lora.group_train import default_positions, train_group
 from tasks.lora.grouped import fresh, grouped
 from tasks.lora.merge import MergedUsers
@@ -103,7 +102,9 @@ class Bench:
             "micro_batches": round(batches / len(steps.seconds), 1),
             "attention": engine.base.model.config._attn_implementation,
             "positions": positions,
-            "padding": round(outcome.padding, 4) if outcome else None,
+            "padding": round(1 - sum(outcome.tokens) / max(outcome.computed, 1), 4)
+            if outcome
+            else None,
             "halved": outcome.halved if outcome else None,
             "losses": [round(statistics.mean(one), 4) for one in zip(*outcome.losses, strict=True)]
             if outcome

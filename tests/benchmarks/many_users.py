@@ -218,7 +218,7 @@ def measure(
         "ratio_vs_plain": round(median["plain"] / each, 2) if plain_users else None,
         "plain_users": plain_users,
         "mfu": round(useful / (each * count) / matmul_peak(device, engine.base.model.dtype), 4),
-        "padding": round(outcome.padding, 4),
+        "padding": round(1 - sum(outcome.tokens) / outcome.computed, 4),
         "peak_bytes": peak,
         "bytes_per_user": 4 * engine.shapes.width,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tasks.lora.base import pick_device
 from tasks.lora.batches import Encoded
-from tasks.lora.devices import pick_device
 from tasks.lora.tiny import train_tokenizer
 from tasks.lora.train import Training
 

@@ -14,9 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tasks.errors import InputError
 from tasks.lora.answer import answer_users
-from tasks.lora.base import load_base
+from tasks.lora.base import load_base, pick_adapter_dtype, pick_device, pick_dtype
 from tasks.lora.batches import encode
-from tasks.lora.devices import pick_adapter_dtype, pick_device, pick_dtype
 from tasks.lora.tiny import batches, train_tiny, train_tokenizer
 from tasks.lora.train import Trained
 from tests.unit.lora.helpers import TEXTS, tiny_base
