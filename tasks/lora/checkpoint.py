@@ -22,8 +22,8 @@ from torch import Tensor
 from tasks.errors import short
 from tasks.files import write_atomic
 
-# The form of the file, and of what the trainings keep in it.
-VERSION = 3
+# The form of the file, and of what the trainings keep in it: part of every key.
+VERSION = 4
 HEADER = "mta"
 
 
@@ -56,11 +56,10 @@ class Checkpoint:
     def __post_init__(self) -> None:
         self._next = time.monotonic() + self.seconds
 
-    def load(self, like: dict[str, Tensor]) -> Saved | None:
+    def load(self) -> Saved | None:
         """The state of an earlier try, or None: training starts anew.
 
-        Ignored, with a warning: a file that is damaged, of other work, or without a tensor of the
-        name, shape and type of each in `like`.
+        Ignored, with a warning: a file that is damaged, or of other work.
         """
         if not self.path.exists():
             return None
@@ -68,14 +67,11 @@ class Checkpoint:
             with safe_open(self.path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})[HEADER])
                 tensors = {n: file.get_tensor(n).clone() for n in file.keys()}  # noqa: SIM118
-            signed = {name: header[name] for name in ("version", "key", "step", "facts")}
-            if (header["version"], header["key"]) != (VERSION, self.key):
+            sha256 = header.pop("sha256")
+            if header["key"] != self.key:
                 raise ValueError("it is of other work")
-            if _hash(tensors, signed) != header["sha256"]:
+            if _hash(tensors, header) != sha256:
                 raise ValueError("it does not match its hash")
-            for name, wanted in like.items():
-                if (tensors[name].shape, tensors[name].dtype) != (wanted.shape, wanted.dtype):
-                    raise ValueError(f"{name} is {tensors[name].dtype} {[*tensors[name].shape]}")
         except Exception as error:  # a damaged file raises errors of many kinds
             why = short(error)
             self.log(f"checkpoint {self.path}: {why}; it is ignored, training starts anew", True)
@@ -91,8 +87,8 @@ class Checkpoint:
         """Replace the file, whole or not at all. Raises OSError, as of a full disk."""
         started = time.monotonic()
         tensors = {name: one.detach().cpu().contiguous() for name, one in saved.tensors.items()}
-        header = {"version": VERSION, "key": self.key, "step": saved.step, "facts": saved.facts}
-        header |= {"sha256": _hash(tensors, header), "about": self.about}
+        header = {"key": self.key, "step": saved.step, "facts": saved.facts, "about": self.about}
+        header["sha256"] = _hash(tensors, header)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path, save(tensors, {HEADER: json.dumps(header, ensure_ascii=False)}))
         now = time.monotonic()

@@ -75,15 +75,6 @@ def position_bytes(widths: Widths, each: int, checkpointing: bool) -> int:
     return kept + 8 * widths.wide
 
 
-def cpu_positions(widths: Widths) -> int:
-    """Positions per micro-batch on a CPU, by the model's size alone, so the same every time.
-
-    A layer's output should stay near the size of the caches: larger tensors are fresh pages for
-    every operation, which cost more than the arithmetic.
-    """
-    return max(512, min(16_384, 2**24 // (4 * widths.wide)))
-
-
 def gpu_positions(widths: Widths, each: int, checkpointing: bool, free: int) -> int:
     """Positions per micro-batch that take half of the `free` bytes of a GPU."""
     return max(512, int(0.5 * free / position_bytes(widths, each, checkpointing)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -18,17 +19,17 @@ from tasks.lora.adapters import LoraBatch
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, PerUser
 from tasks.lora.checkpoint import Checkpoint, Saved
-from tasks.lora.cost import cpu_positions, gpu_positions, widths_of
+from tasks.lora.cost import gpu_positions, widths_of
 from tasks.lora.forward import label_losses, row_limit, sum_by
 from tasks.lora.grouped import Layers, Shapes, assigned, fresh
 from tasks.lora.packing import Span, pack, span_batches, work_off
-from tasks.lora.train import Outcome, Training, batches_of, learning_rates
+from tasks.lora.train import Outcome, Training, epochs, learning_rates
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 # The frozen LoRAs of the users asked for (their numbers).
 Frozen = Callable[[Sequence[int]], LoraBatch]
-# The LoRAs that users' trained numbers [U, P] stand for, differentiable; and whose they are.
-Loras = Callable[[Tensor, Sequence[int]], LoraBatch]
+# The LoRAs of users that their trained numbers [U, P] stand for, differentiable.
+Loras = Callable[[Sequence[int], Tensor], LoraBatch]
 
 
 def train_group(
@@ -53,22 +54,26 @@ def train_group(
     that `checkpoint` has. Raises ValueError for a user without samples, InputError when a single
     sample does not fit into the device's memory.
     """
-    if any(not own for own in samples):
-        raise ValueError(f"user {next(u for u, own in enumerate(samples) if not own)}: no samples")
+    if empty := [user for user, own in enumerate(samples) if not own]:
+        raise ValueError(f"user {empty[0]}: no samples")
     dtype = torch.float64 if base.model.dtype == torch.float64 else torch.float32
     flat = fresh(shapes, seeds, dtype) if initial is None else initial.to(dtype).clone()
     adam = _AdamW(flat.to(base.device), options)
-    plans = [batches_of(len(own), options, s) for own, s in zip(samples, seeds, strict=True)]
+    # Micro-batches joined: here what fits in memory decides how a step is split.
+    plans = [
+        [[*chain(*step)] for step in epochs(len(own), options, seed)]
+        for own, seed in zip(samples, seeds, strict=True)
+    ]
     rates_of = {len(plan): learning_rates(options, len(plan)) for plan in plans}
     total = max(rates_of)
     outcome = Outcome(adam.flat, [[] for _ in samples], [0] * len(samples))
-    if saved := checkpoint.load(adam.tensors()) if checkpoint else None:
+    if saved := checkpoint.load() if checkpoint else None:
         for name, tensor in adam.tensors().items():
             tensor.copy_(saved.tensors[name])
         adam.steps, outcome = saved.step, Outcome(adam.flat, **saved.facts)
     most = positions or default_positions(base)
     gradients = Gradients(
-        base, layers, lambda rows, _: LoraBatch(shapes.split(rows), scale), frozen, most, outcome
+        base, layers, lambda _, rows: LoraBatch(shapes.split(rows), scale), frozen, most, outcome
     )
     # Without dropout, the mode matters for checkpointing only: transformers does it in training.
     base.model.train(base.model.is_gradient_checkpointing)
@@ -97,7 +102,9 @@ def default_positions(base: Base) -> int:
     """Positions per micro-batch: by the model's size on a CPU, by the free memory on a GPU."""
     widths = widths_of(base.model)
     if base.device.type == "cpu":
-        return cpu_positions(widths)
+        # A layer's output should stay near the size of the caches: larger tensors are fresh pages
+        # for every operation, which cost more than the arithmetic.
+        return max(512, min(16_384, 2**24 // (4 * widths.wide)))
     free, _ = torch.cuda.mem_get_info(base.device)
     # What torch has cached is free, too.
     free += torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
@@ -138,7 +145,7 @@ class Gradients:
             packed = pack(parts, base.tokenizer.pad_token_id, limit).to(base.device)
             rows = torch.tensor(users).to(base.device, non_blocking=True)
             numbers = flat[rows].requires_grad_()
-            own = self.loras(numbers, users)
+            own = self.loras(users, numbers)
             # Until the gradients are there: with checkpointing the layers run again for them.
             frozen = self.frozen(users) if self.frozen else None
             with assigned(self.layers, frozen, own, base.adapter_dtype):

@@ -44,14 +44,8 @@ def train_weights(
     labels = [sum(len(sample.answer) for sample in own) for own in samples]
     counts = start.new_tensor(labels)[:, None]
     outcome = Outcome(flat, [[] for _ in samples], [0] * len(samples))
-    gradients = Gradients(
-        base,
-        layers,
-        lambda rows, users: merged.weighed(users, rows),
-        frozen=None,
-        positions=positions or default_positions(base),
-        outcome=outcome,
-    )
+    most = positions or default_positions(base)
+    gradients = Gradients(base, layers, merged.weighed, None, most, outcome)
     adam = torch.optim.Adam([flat], lr=learning_rate)
     grad = torch.zeros_like(flat)
     base.model.train(base.model.is_gradient_checkpointing)

@@ -21,7 +21,7 @@ from tasks.lora import answer
 from tasks.lora.adapters import Factors, Lora, LoraBatch, from_peft, to_peft
 from tasks.lora.answer import Parts
 from tasks.lora.base import Base
-from tasks.lora.batches import Encoded, PerUser
+from tasks.lora.batches import PerUser
 from tasks.lora.checkpoint import Checkpoint, Saved
 from tasks.lora.group_train import Frozen
 from tasks.lora.grouped import Layers, Shapes, fresh
@@ -103,7 +103,7 @@ def train_group(
     flat = fresh(shapes, seeds) if initial is None else initial.clone()
     outcome, first = Outcome(flat, [[] for _ in samples], [0] * len(samples)), 0
     steps = [list(epochs(len(own), options, s)) for own, s in zip(samples, seeds, strict=True)]
-    if saved := checkpoint.load({"flat": flat}) if checkpoint else None:
+    if saved := checkpoint.load() if checkpoint else None:
         first, outcome = saved.step, Outcome(saved.tensors["flat"], **saved.facts)
         flat = outcome.flat
     ends = [0, *accumulate(map(len, steps))]
@@ -134,10 +134,10 @@ def answer_users(
 ) -> list[list[str]]:
     """As `answer.answer_users`."""
 
-    def ask(own: Sequence[Encoded]) -> list[list[str]]:
-        return answer.answer_users(base, layers, [own], _attached, max_new_tokens, 1)
-
-    return _one_by_one(base, questions, parts, ask)
+    return _one_by_one(
+        base, questions, parts,
+        lambda own: answer.answer_users(base, layers, [own], _attached, max_new_tokens, 1),
+    )  # fmt: skip
 
 
 def answer_log_p(
@@ -145,10 +145,9 @@ def answer_log_p(
 ) -> list[list[list[Tensor]]]:
     """As `answer.answer_log_p`."""
 
-    def measure(own: PerUser) -> list[list[list[Tensor]]]:
-        return answer.answer_log_p(base, layers, [own], _attached, 1)
-
-    return _one_by_one(base, samples, parts, measure)
+    return _one_by_one(
+        base, samples, parts, lambda own: answer.answer_log_p(base, layers, [own], _attached, 1)
+    )
 
 
 def evidence(

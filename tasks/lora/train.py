@@ -7,6 +7,7 @@ loss averaged over the answer tokens of an optimiser step. No dropout and no glo
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
@@ -69,11 +70,6 @@ class Outcome:
     computed: int = 0
     halved: int = 0
 
-    @property
-    def padding(self) -> float:
-        """The share of computed positions that held no token."""
-        return 1.0 - sum(self.tokens) / max(self.computed, 1)
-
     def facts(self) -> dict[str, Any]:
         """All but the weights, for a checkpoint: `Outcome(flat, **facts)` undoes it."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "flat"}
@@ -88,11 +84,6 @@ def epochs(count: int, options: Training, seed: int) -> Iterator[list[list[int]]
         micro = [order[start : start + size] for start in range(0, count, size)]
         for start in range(0, len(micro), options.accumulation):
             yield micro[start : start + options.accumulation]
-
-
-def batches_of(count: int, options: Training, seed: int) -> list[list[int]]:
-    """Optimiser steps as sample indices, micro-batches joined."""
-    return [[*chain(*step)] for step in epochs(count, options, seed)]
 
 
 def learning_rates(options: Training, steps: int) -> list[float]:
@@ -129,7 +120,7 @@ def fit(
     )
     rates = learning_rates(options, len(steps))
     trained = Trained([], 0, sum(sample.truncated for sample in samples))
-    if saved := checkpoint.load(_state(parameters, optimizer)) if checkpoint else None:
+    if saved := checkpoint.load() if checkpoint else None:
         _restore(saved.tensors, parameters, optimizer)
         trained = Trained(**saved.facts)
     base.model.train()
@@ -188,12 +179,11 @@ def _restore(
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """Undo `_state`."""
-    state: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(parameters))}
+    state: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
-        owner, _, part = name.partition(".")
-        state[int(owner)][part] = tensor
+        number, _, part = name.partition(".")
+        state[int(number)][part] = tensor
     with torch.no_grad():
         for number, parameter in enumerate(parameters):
             parameter.copy_(state[number].pop("weight"))
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

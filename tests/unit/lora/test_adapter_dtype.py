@@ -80,7 +80,7 @@ def test_a_step_is_as_near_to_float32_as_peft_s_autocast() -> None:
     def engine(dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
         gradient, outcome = torch.zeros_like(flat), Outcome(flat, [[] for _ in SEEDS], [0] * 5)
         with grouped(base.model, list(shapes.sizes)) as layers:
-            split = lambda rows, _: LoraBatch(shapes.split(rows), SCALE)  # noqa: E731
+            split = lambda _, rows: LoraBatch(shapes.split(rows), SCALE)  # noqa: E731
             work = Gradients(replace(base, adapter_dtype=dtype), layers, split, merged.parts,
                              10_000, outcome)  # fmt: skip
             losses = work.fill(gradient, flat, dict(enumerate(these.samples)))

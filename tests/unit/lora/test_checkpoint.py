@@ -181,7 +181,6 @@ def test_a_damaged_file(fresh_base: MakeBase, tmp_path: Path, how: str, place: f
 
 
 def test_of_other_work(fresh_base: MakeBase, tmp_path: Path) -> None:
-    """Another key, or another shape under the same key."""
     these = group(fresh_base())
     wanted = these.together()[1]
     path = tmp_path / "c.safetensors"
@@ -190,13 +189,6 @@ def test_of_other_work(fresh_base: MakeBase, tmp_path: Path) -> None:
     _, got = these.together(checkpoint=at(path, key="other", said=said))
     assert_same(got, wanted)
     assert said == [f"checkpoint {path}: it is of other work; it is ignored, training starts anew"]
-    said.clear()
-    at(path).save(Saved(3, {name: torch.zeros(2) for name in ("flat", "mean", "square")}, {}))
-    _, got = these.together(checkpoint=at(path, said=said))
-    assert_same(got, wanted)
-    assert said == [
-        f"checkpoint {path}: flat is torch.float32 [2]; it is ignored, training starts anew"
-    ]
 
 
 CHILD = """
@@ -295,7 +287,7 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
             kept.save(Saved(2, {"x": torch.arange(3.0)}, {"n": 2}))
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     assert path.read_bytes() == before
-    saved = at(path).load({"x": torch.zeros(3)})
+    saved = at(path).load()
     assert (saved.step, saved.facts) == (1, {"n": 1})
     assert torch.equal(saved.tensors["x"], torch.arange(3.0))
 

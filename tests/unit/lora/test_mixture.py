@@ -69,8 +69,7 @@ def test_the_gradient_is_that_of_the_dense_model(
     samples, outcome = histories(), Outcome(torch.zeros(0), [], [0] * 5)
     flat, grad = merged.weights.clone(), torch.zeros(5, 2, dtype=torch.float64)
     with grouped(base.model, list(merged.layers)) as layers:
-        weighed = lambda rows, users: merged.weighed(users, rows)  # noqa: E731
-        gradients = Gradients(base, layers, weighed, None, 60, outcome)
+        gradients = Gradients(base, layers, merged.weighed, None, 60, outcome)
         losses = gradients.fill(grad, flat, dict(enumerate(samples)))
     for user, own in enumerate(samples):
         weights = start_of(user, dtype).requires_grad_()

@@ -124,7 +124,7 @@ def test_one_goes_when_its_job_ends_well(where: Store) -> None:
     left = a_checkpoint("stacking", "k", ["u"])
     assert kept(where) == [left.name]
     with job("stacking", "k", ["u"]) as made:
-        saved = made.load({"x": torch.zeros(1)})
+        saved = made.load()
         assert saved is not None
         assert saved.step == 1
         assert left.exists()
