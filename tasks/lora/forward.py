@@ -8,7 +8,7 @@ attention, which is most of the last layer's arithmetic.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -51,11 +51,12 @@ def _labels_only(model: Any, packed: Packed) -> Iterator[None]:
     source = packed.source if layer is None else packed.slot
 
     def pick(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_flat(inputs[0])[source][None],)
+        return (inputs[0].flatten(0, -2)[source][None],)
 
     def picked(x: Tensor) -> Tensor:
         """[U * n, T, d] to [U, M, d]: still user-major, as grouped layers want it."""
-        return _flat(x).index_select(0, packed.picks.view(-1)).view(*packed.picks.shape, -1)
+        flat = x.flatten(0, -2)
+        return flat.index_select(0, packed.picks.view(-1)).view(*packed.picks.shape, -1)
 
     def forward(hidden_states: Tensor, **options: Any) -> Tensor:
         normed = layer.input_layernorm(hidden_states)
@@ -64,18 +65,14 @@ def _labels_only(model: Any, packed: Packed) -> Iterator[None]:
         out: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
         return out
 
-    hooks = [model.get_output_embeddings().register_forward_pre_hook(pick)]
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(model.get_output_embeddings().register_forward_pre_hook(pick))
         if layer is not None:
             attention = layer.self_attn.o_proj
-            hooks.append(attention.register_forward_pre_hook(lambda _, x: (picked(x[0]),)))
+            stack.enter_context(attention.register_forward_pre_hook(lambda _, x: (picked(x[0]),)))
             layer.forward = forward
+            stack.callback(delattr, layer, "forward")
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        if layer is not None:
-            del layer.forward
 
 
 def last_layer(model: Any) -> Any:
@@ -86,10 +83,6 @@ def last_layer(model: Any) -> Any:
         return None
     last = layers[model.config.get_text_config().num_hidden_layers - 1]
     return last if type(last).__name__ in KNOWN_LAYERS else None
-
-
-def _flat(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
 
 
 def row_limit(base: Base, per_user: Iterable[Sequence[Encoded]]) -> int:

@@ -43,7 +43,8 @@ def item_signatures(
     positions: the most of a batch, padding included.
     """
     head = base.model.get_output_embeddings()
-    left, right = _projections(head.weight, vocabulary, hidden, seed)
+    left = projection(head.weight.shape[0], vocabulary, seed, base.device)
+    right = projection(head.weight.shape[1], hidden, seed + 1, base.device)
     seen: list[Tensor] = []
 
     def vectors(batch: Batch) -> Tensor:
@@ -60,11 +61,8 @@ def item_signatures(
         states = states if right is None else states @ right
         return torch.einsum("btv,btd,bt->bvd", error, states, weight)
 
-    hook = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    try:
+    with head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0])):
         return _row_by_row(base, samples, positions, vectors)
-    finally:
-        hook.remove()
 
 
 def input_signatures(
@@ -77,18 +75,16 @@ def input_signatures(
 ) -> Tensor:
     """As `item_signatures`, of the input embeddings' weight [V, d]; positions as in training."""
     table = base.model.get_input_embeddings()
-    left, right = _projections(table.weight, vocabulary, hidden, seed)
+    left = projection(len(table.weight), vocabulary, seed, base.device)
+    right = projection(table.weight.shape[1], hidden, seed + 1, base.device)
     if left is None:
         left = torch.eye(len(table.weight), device=base.device)
 
     def vectors(batch: Batch) -> Tensor:
         # The model is frozen: what it looks up becomes the leaf that the gradient is of.
         looked_up = table(batch.input_ids).detach().requires_grad_()
-        hook = table.register_forward_hook(lambda _module, _ids, _out: looked_up)
-        try:
+        with table.register_forward_hook(lambda _module, _ids, _out: looked_up):
             logits = answer_logits(base.model, batch).float()
-        finally:
-            hook.remove()
         labels, weight = _labels(batch)
         log_p = logits.log_softmax(-1).gather(2, labels[..., None])[..., 0]
         (log_p * weight).sum().backward(inputs=[looked_up])
@@ -120,54 +116,53 @@ def hooked(base: Base, names: Sequence[str], hook: Callable[..., Any]) -> Iterat
             def after(_: Any, x: tuple[Tensor, ...], out: Tensor, name: str = name) -> Any:
                 return hook(name, x[0], out)
 
-            stack.callback(base.model.get_submodule(name).register_forward_hook(after).remove)
+            stack.enter_context(base.model.get_submodule(name).register_forward_hook(after))
         yield
 
 
+@torch.no_grad()
 def mean_inputs(base: Base, names: Sequence[str], samples: Sequence[Encoded]) -> dict[str, Tensor]:
     """What enters each layer [in], averaged over all tokens of the samples (float32, CPU)."""
     tokens = sum(sample.length for sample in samples)
-    sums: dict[str, Any] = {}
-    for some in micro_batches([(1, one.length, one.length) for one in samples], STATE_POSITIONS):
-        batch = collate(base, [samples[i] for i in some])
-        mask = batch.attention_mask[..., None]
+    sums: dict[str, Any] = dict.fromkeys(names, 0.0)
 
-        def add(name: str, x: Tensor, _: Tensor, mask: Tensor = mask) -> None:
-            sums[name] = sums.get(name, 0.0) + (x.float() * mask).sum((0, 1)).cpu() / tokens
+    def add(name: str, x: Tensor, _: Tensor) -> None:
+        masked = x.float() * batch.attention_mask[..., None]
+        sums[name] = sums[name] + masked.sum((0, 1)).cpu() / tokens
 
-        with hooked(base, names, add), torch.no_grad():
+    with hooked(base, names, add):
+        for _, batch in _batches(base, samples, STATE_POSITIONS):
             _states(base, batch)
     return sums
 
 
-def projection(size: int, to: int, seed: int) -> Tensor | None:
+def projection(size: int, to: int, seed: int, device: torch.device | None = None) -> Tensor | None:
     """Gaussian [size, to] with variance 1/to, or None (identity) when `size <= to`."""
     if size <= to:
         return None
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(size, to, generator=generator, dtype=torch.float32)
-    return drawn / float(to**0.5)
+    return (drawn / float(to**0.5)).to(device)
 
 
-def _projections(
-    weight: Tensor, vocabulary: int, hidden: int, seed: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """Those of both sides of a weight [V, d], on its device."""
-    left = projection(weight.shape[0], vocabulary, seed)
-    right = projection(weight.shape[1], hidden, seed + 1)
-    device = weight.device
-    return left if left is None else left.to(device), right if right is None else right.to(device)
+def _batches(
+    base: Base, samples: Sequence[Encoded], positions: int
+) -> Iterator[tuple[list[int], Batch]]:
+    """Samples of like length (their numbers) as batches of at most so many positions."""
+    for some in micro_batches([(1, one.length, one.length) for one in samples], positions):
+        yield some, collate(base, [samples[i] for i in some])
 
 
 def _row_by_row(
     base: Base, samples: Sequence[Encoded], positions: int, vectors: Callable[[Batch], Tensor]
 ) -> Tensor:
-    """What `vectors` makes of each sample [N, D] (CPU), samples of like length at a time, in
-    batches of at most so many positions."""
-    batches = micro_batches([(1, one.length, one.length) for one in samples], positions)
-    made = [vectors(collate(base, [samples[i] for i in one])).flatten(1).cpu() for one in batches]
-    order = torch.tensor([i for one in batches for i in one])
-    return torch.cat(made)[order.argsort()]
+    """What `vectors` makes of each sample of a batch: [N, D] (CPU), in the samples' order."""
+    order: list[int] = []
+    made = []
+    for some, batch in _batches(base, samples, positions):
+        order += some
+        made.append(vectors(batch).flatten(1).cpu())
+    return torch.cat(made)[torch.tensor(order).argsort()]
 
 
 def _states(base: Base, batch: Batch) -> Tensor:
