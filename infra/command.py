@@ -1,7 +1,5 @@
 """What the programs of this folder share: how they speak, and how they end."""
 
-from __future__ import annotations
-
 import sys
 
 import typer

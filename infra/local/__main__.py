@@ -5,8 +5,6 @@ MTA_PREFECT_DATABASE, MTA_MLFLOW_DATABASE and MTA_MLFLOW_ARTIFACTS (instead of f
 read when a server starts).
 """
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 

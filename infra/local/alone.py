@@ -3,8 +3,6 @@
 The next run clears up what a killed one left. A run whose server is killed ends.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """One run of the benchmark on the stack, watched to its end: `python -m infra.local benchmark`."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 By plain requests: Prefect's own client takes a second to import, and reads the user's own settings.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

@@ -1,7 +1,5 @@
 """What the local stack is made of: its folders, its environment, its `prefect.toml`."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

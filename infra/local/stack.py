@@ -1,7 +1,5 @@
 """The stack as a whole: bring it up, keeping what is well, tell how it is, take it down."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

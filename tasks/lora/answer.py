@@ -1,7 +1,5 @@
 """Answering for many users at once: greedy decoding, or the best of given answers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import chain
 

@@ -3,8 +3,6 @@
 Per layer `<name>.A` [K, r, in] and `<name>.B` [K, out, r], float32; ids and scale in the header.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The frozen base model: any `AutoModelForCausalLM` folder, loaded without executing its code."""
 
-from __future__ import annotations
-
 import threading
 import warnings
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ All answers then end at the last position: one slice holds every label, and only
 the LM head.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ caller says about it. On a CPU in float32 a training that was killed and went on
 numbers, to the last bit, as one that was not.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

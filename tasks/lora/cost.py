@@ -1,7 +1,5 @@
 """What samples cost in a model: FLOPs by its parameters, and bytes of memory by its widths."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

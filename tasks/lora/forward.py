@@ -5,8 +5,6 @@ that scale or cap their logits still do. In KNOWN_LAYERS so does all that follow
 attention, which is most of the last layer's arithmetic.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any

@@ -5,8 +5,6 @@ schedule, number of steps, and batches by its own seed. Losses are summed over u
 gradient sees another's. AdamW works element by element; users that have done their steps stop.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

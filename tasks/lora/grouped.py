@@ -10,8 +10,6 @@ A [U, r, in], B [U, out, r] of scale s. Either part may be absent. (LoRA: Hu et 
 3; the batching is that of S-LoRA and Punica, here for training.)
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

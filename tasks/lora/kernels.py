@@ -9,8 +9,6 @@ Norms: transformers writes them out in float32, in six passes over the states fo
 many back.
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

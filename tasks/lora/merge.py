@@ -7,8 +7,6 @@ With anchors i, weights w_i and the anchors' common scale s, the merged update o
 * `svd`:     the best rank-r approximation of `exact` in the Frobenius norm (Eckart-Young).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

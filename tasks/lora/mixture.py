@@ -10,8 +10,6 @@ more than a mean. The gradient goes through the merge (`MergedUsers.weighed`); w
 it is scale * <dL/dW, B_i A_i>, summed over layers.
 """
 
-from __future__ import annotations
-
 import torch
 
 from tasks.lora.base import Base

@@ -4,8 +4,6 @@ For models that the grouped engine cannot put LoRAs on: experts as bare paramete
 state. The public functions take and return what those of the grouped engine do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace

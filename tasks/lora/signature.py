@@ -10,8 +10,6 @@ Where answers are a few words (LaMP-1's are two) that gradient hardly depends on
 gradient with respect to the input embeddings' weight [V, d] does, by a backward pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Which layers of a model get a LoRA: PEFT's own choice, and what of the model that is."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence

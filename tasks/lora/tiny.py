@@ -1,7 +1,5 @@
 """The tiny Llama that the embedded preset trains from random init, with its own tokenizer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ AdamW (betas 0.9 and 0.999), gradients clipped to a global norm, a schedule of t
 loss averaged over the answer tokens of an optimiser step. No dropout and no global random state.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence

@@ -11,8 +11,6 @@ is no anchor. k-means, the published way, makes `count` clusters and takes the l
 each.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest

@@ -9,8 +9,6 @@ with Laplace's smoothing `a`. The model's likelihood holds a prior of its own, s
 chosen on development users.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 U users, K anchors, m chosen anchors.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

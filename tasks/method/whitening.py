@@ -9,8 +9,6 @@ kernel (Jaakkola & Haussler 1998), here with the covariance within users alone:
     W = V diag(s + FLOOR max(s))^(-1/2)
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

@@ -4,8 +4,6 @@ transformers de-quantises the file once; what is kept is an ordinary folder of s
 by the file's sha256. GGUF holds no code.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

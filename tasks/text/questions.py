@@ -1,7 +1,5 @@
 """From users' profiles and queries to questions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
