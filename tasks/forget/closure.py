@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ from tasks.forget.holding import Marks, has_mark, strings
 from tasks.results.store import MEMO, RESULTS, Store
 
 MODELS = ("tiny_model", "task_adapt")
+# What learns from all base users together.
+OF_BASE_USERS = (*MODELS, "experts")
 # Folders of these stages do not spoil a result of that stage because they name the user: each
 # anchor and few-shot user is trained alone, and what the user was trained into counts by itself.
 APART = {
     "tiny_model": ("prepare",),
     "task_adapt": ("prepare",),
     "meta_lora": ("prepare",),
+    "experts": ("prepare", "bank"),
     "answers": ("prepare", "bank", "fusion"),
 }
 FOLDER = re.compile(r"[a-z_]+/[0-9a-f]{2}/[0-9a-f]{64}(?=/|$)")
@@ -44,9 +47,22 @@ class Kept:
         stage = self.file.name.rpartition("-")[0]
         apart = APART.get(stage, ())
         return any(
-            (stage in MODELS and uri in taught) or (uri in gone and stage_of(uri) not in apart)
+            (stage in OF_BASE_USERS and uri in taught)
+            or (uri in gone and stage_of(uri) not in apart)
             for uri in self.made_of
         )
+
+
+@dataclass(frozen=True)
+class Going:
+    """What of a store goes: folders, by uri, and files.
+
+    taught: of the folders, tables whose base side has the user.
+    """
+
+    folders: set[str] = field(default_factory=set)
+    files: list[Path] = field(default_factory=list)
+    taught: set[str] = field(default_factory=set)
 
 
 def marks_of(store: Store, user_id: str, texts: set[str]) -> Marks:
@@ -64,14 +80,14 @@ def marks_of(store: Store, user_id: str, texts: set[str]) -> Marks:
     return Marks(frozenset(names), frozenset(text for text in found if text.strip()))
 
 
-def what_goes(store: Store, marks: Marks) -> tuple[set[str], list[Path]]:
-    """Folders, by uri, and files of the store that go; none where nothing there holds a mark."""
+def what_goes(store: Store, marks: Marks) -> Going:
+    """What was made of the user; nothing where nothing in the store holds a mark."""
     places = {place.relative_to(store.root).as_posix(): place for place in store.folders()}
     results = [_result(file, marks) for file in sorted((store.root / RESULTS).glob("*"))]
     files = [file for file in sorted((store.root / MEMO).glob("*")) if has_mark(file, marks)]
     gone = {uri for uri, place in places.items() if has_mark(place, marks)}
     if not (gone or files or any(result.names_user for result in results)):
-        return set(), []
+        return Going()
     taught = {uri for uri in gone if has_mark(store.root / uri / "base.parquet", marks)}
     gone |= places.keys() - {uri for result in results for uri in result.gave}
     before: set[str] = set()
@@ -83,7 +99,7 @@ def what_goes(store: Store, marks: Marks) -> tuple[set[str], list[Path]]:
         for result in results
         if result.names_user or result.gave & gone or result.spoiled(gone, taught)
     ]
-    return gone & places.keys(), files
+    return Going(gone & places.keys(), files, taught)
 
 
 def folders_in(value: Any) -> set[str]:

@@ -13,7 +13,7 @@ import polars as pl
 
 from tasks.config.run import RunConfig
 from tasks.errors import InputError, label
-from tasks.forget.closure import MODELS, folders_in, marks_of, stage_of, what_goes
+from tasks.forget.closure import MODELS, Going, folders_in, marks_of, stage_of, what_goes
 from tasks.forget.holding import Marks, has_mark, strings
 from tasks.forget.servers import forget_in_prefect, traces_in_mlflow
 from tasks.lamp.definitions import TASKS, LampTask
@@ -39,17 +39,15 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     runs = {file: _json(file) for file in _beside(store, f"{RUNS_FOLDER}/*.json")}
     sources, texts = in_sources(runs.values(), user_id, data)
     marks = marks_of(store, user_id, texts)
-    gone, files = what_goes(store, marks)
-    base = any(stage_of(uri) in MODELS for uri in gone)
-    as_base = {uri for uri in gone if has_mark(store.root / uri / "base.parquet", marks)}
-    anchors = _anchors(store, gone, marks, base, bool(as_base))
-    trained = base or bool(anchors)
-    in_store = bool(gone or files)
-    named = {file: run for file, run in runs.items() if in_store and _names(run, gone, marks)}
+    going = what_goes(store, marks)
+    base = any(stage_of(uri) in MODELS for uri in going.folders)
+    anchors = _anchors(store, going, marks, base)
+    in_store = bool(going.folders or going.files)
+    named = {file: run for file, run in runs.items() if in_store and _names(run, going, marks)}
     flow_runs = {file.stem for file in named}
-    taught = flow_runs if trained else set()
+    taught = flow_runs if base or anchors else set()
     # Whose numbers a bank would still have; the stored bank goes for the map beside it.
-    learned = as_base | {uri for uri in gone if stage_of(uri) in (*MODELS, "meta_lora")}
+    learned = going.taught | {u for u in going.folders if stage_of(u) in (*MODELS, "meta_lora")}
     in_mlflow = traces_in_mlflow(uris, marks, anchors | marks.ids, taught, learned, remove=True)
     if not (in_store or in_mlflow.runs or sources):
         raise InputError(f"{label(user_id)}: no such user in {store.root}, MLflow or known data")
@@ -60,8 +58,8 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
         done.append(f"MLflow: removed from {in_mlflow.runs} runs")
     if in_store or in_mlflow.runs:
         done.append(_forget_beside(store, named, marks))
-        done += _remove(store, gone, files)
-    if trained:
+        done += _remove(store, going)
+    if base or anchors:
         names = ["the base model"] * base + [f"anchor {label(one)}" for one in sorted(anchors)]
         done.append(f"trained on the user, so removed and trained again: {', '.join(names)}")
     searched, found = search(store, marks)
@@ -73,18 +71,17 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     return done, left
 
 
-def _anchors(store: Store, gone: set[str], marks: Marks, base: bool, as_base: bool) -> set[str]:
-    """Whose LoRAs were trained on the user, of those that go.
+def _anchors(store: Store, going: Going, marks: Marks, base: bool) -> set[str]:
+    """Whose LoRAs were trained on the user, of those that go. base: all, on a model that was.
 
-    base: all, on a base model that was. as_base: it is a base user, on whose items the LoRA below
-    all of group_experts was trained.
+    On base users' items the LoRA below all of group_experts was trained.
     """
     found = set()
-    for uri in gone:
-        place, every = store.root / uri, {"meta_lora": base, "experts": base or as_base}
-        stage = stage_of(uri)
+    every = {"meta_lora": base, "experts": base or bool(going.taught)}
+    for uri in going.folders:
+        place, stage = store.root / uri, stage_of(uri)
         # Beside members' folders is one of their bank.
-        if stage not in every or (stage == "experts" and (place / "members.json").exists()):
+        if stage not in every or (place / "members.json").exists():
             continue
         if every[stage] or has_mark(place, marks):
             # By its uri where its name cannot be read.
@@ -157,12 +154,12 @@ def _json(file: Path) -> Any:
         return None
 
 
-def _names(run: Any, gone: set[str], marks: Marks) -> bool:
+def _names(run: Any, going: Going, marks: Marks) -> bool:
     """Whether a run names the user or what goes, or cannot be read."""
-    return run is None or marks.in_values(strings(run)) or bool(folders_in(run) & gone)
+    return run is None or marks.in_values(strings(run)) or bool(folders_in(run) & going.folders)
 
 
-def _remove(store: Store, gone: set[str], files: list[Path]) -> list[str]:
+def _remove(store: Store, going: Going) -> list[str]:
     """Tables of users go last: a call that was cut off is made again, and looks the user up there.
 
     By then what lost its result is what no result points to. Trainings that were cut off may be of
@@ -171,11 +168,11 @@ def _remove(store: Store, gone: set[str], files: list[Path]) -> list[str]:
     cut_off = [file for file in store.checkpoints.rglob("*") if file.is_file()]
     for file in cut_off:
         file.unlink()
-    for file in files:
+    for file in going.files:
         store.remove(file)
-    for uri in sorted(gone, key=lambda uri: (stage_of(uri) == "prepare", uri)):
+    for uri in sorted(going.folders, key=lambda uri: (stage_of(uri) == "prepare", uri)):
         store.remove(store.root / uri)
-    counts = sorted(Counter(map(stage_of, gone)).items())
+    counts = sorted(Counter(map(stage_of, going.folders)).items())
     lines = [f"store: {stage}: {count} folders removed" for stage, count in counts]
     return lines + ([f"checkpoints removed: {len(cut_off)}"] if cut_off else [])
 

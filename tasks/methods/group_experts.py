@@ -83,7 +83,7 @@ def experts(
         )
         for member, lora, training in zip(before.members, loras, how, strict=True)
     )
-    return Bank(file=folder.file("bank.safetensors"), members=members, map=before.map)
+    return Bank(file=folder.file("bank.safetensors"), members=members)
 
 
 def _kept(member: MetaLora, lora: Lora, model: str) -> File:
@@ -141,7 +141,9 @@ def bank(
     config: MethodConfig, users: Prepared, _chosen: Anchors, usual: Bank, setting: Setting
 ) -> Bank:
     """The bank of the usual one's groups, over what all share. Raises InputError: see `experts`."""
-    return experts(config.meta_lora, ITEMS, usual, users.base, users.anchor, setting)
+    made = experts(config.meta_lora, ITEMS, usual, users.base, users.anchor, setting)
+    # Not in the stage's result: it shows all users, and goes with each that is forgotten.
+    return made.model_copy(update={"map": usual.map})
 
 
 METHOD = Method(

@@ -24,6 +24,7 @@ USERS = {
     "few_shot": ["few-1", "few-2"],
 }
 CLUSTERS = {"cluster-0": ["anchor-1", "anchor-2"], "cluster-1": ["anchor-3", "anchor-4"]}
+USUAL = [f"meta_lora {anchor}" for anchor in CLUSTERS]
 EVERYONE = {"embed", "anchors", "bank", "fusion", "compare", "prepare", "tokens"}
 OVER_BANK = {"stacking few-1", "answers few-1", "stacking few-2", "answers few-2"}
 ALL = EVERYONE | OVER_BANK | {
@@ -148,14 +149,19 @@ def test_what_was_trained_on_the_user_goes_and_all_that_was_made_with_it(
 
 
 @pytest.mark.parametrize(
-    ("user_id", "wanted"),
-    [("base-1", {*CLUSTERS}), ("anchor-1", {"cluster-0"}), ("few-1", set[str]())],
+    ("user_id", "wanted", "kept"),
+    [
+        ("base-1", {*CLUSTERS}, {*USUAL}),
+        ("anchor-1", {"cluster-0"}, {"meta_lora cluster-1"}),
+        ("few-1", set[str](), {*USUAL, "experts", "experts cluster-0", "experts cluster-1"}),
+    ],
 )
 def test_what_all_share_was_trained_on_base_users(
-    where: Store, monkeypatch: pytest.MonkeyPatch, user_id: str, wanted: set[str]
+    where: Store, monkeypatch: pytest.MonkeyPatch, user_id: str, wanted: set[str], kept: set[str]
 ) -> None:
     """group_experts over a given base model: the LoRA of base users is in every member's.
 
+    All of them are trained together, so they go together; of a few-shot user they have nothing.
     MLflow is asked for the runs of these anchors, and of the user.
     """
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -163,13 +169,18 @@ def test_what_all_share_was_trained_on_base_users(
     made.folder("prepare", **{role: _table(names) for role, names in USERS.items()})
     made.result("prepare", [])
     members = [f"experts {anchor}" for anchor in CLUSTERS]
-    for name, (anchor, own) in zip(members, CLUSTERS.items(), strict=True):
-        made.folder(name, meta_lora={"anchor": anchor, "members": own})
+    for number, (anchor, own) in enumerate(CLUSTERS.items()):
+        for name in (USUAL[number], members[number]):
+            made.folder(name, meta_lora={"anchor": anchor, "members": own})
+        made.result(USUAL[number], ["prepare"])
+    # The map beside it shows all users.
+    made.folder("bank", users=pl.DataFrame({"user_id": [*USERS["anchor"], *USERS["few_shot"]]}))
+    made.result("bank", ["prepare", *USUAL])
     names = [name for own in CLUSTERS.values() for name in own]
     with store().new("experts") as folder:
         (folder.path / "members.json").write_text(json.dumps(names))
     made.uris["experts"] = folder.uri
-    made.result("experts", ["prepare"], *members)
+    made.result("experts", ["prepare", "bank", *USUAL], *members)
     asked: list[set[str]] = []
 
     def searched(*given: Any, **options: Any) -> Traces:
@@ -179,7 +190,8 @@ def test_what_all_share_was_trained_on_base_users(
 
     monkeypatch.setattr("tasks.forget.user.traces_in_mlflow", searched)
     done, found = forget(store(), user_id)
-    assert (asked, found, left(made)) == ([wanted | {user_id}], [], set())
+    assert (asked, found) == ([wanted | {user_id}], [])
+    assert left(made) == kept
     trained = [line for line in done if line.startswith("trained on the user")]
     assert len(trained) == bool(wanted)
 
