@@ -7,13 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tasks.errors import label
+from tasks.lamp.download import site_folder
 from tasks.record import File, key_of
 from tasks.report.table import Row
 from tasks.results.models import MetaLora
 from tasks.results.run import Cell, Merging, Run
+
+if TYPE_CHECKING:
+    from mlflow.entities import Dataset
 
 # A cluster's LoRA has thousands of steps, and no chart shows so many points.
 LOSS_POINTS = 200
@@ -46,21 +50,7 @@ class Entry:
     metrics: Sequence[tuple[str, float, int]] = ()
     files: Sequence[tuple[File, str | None]] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
-    data: Sequence[DataSet] = ()
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """The users of a LaMP task. digest: of what the run made of them, 32 of its hex digits.
-
-    source: as `mlflow.data.get_source` reads it, and `kind` says. profile: counts.
-    """
-
-    name: str
-    digest: str
-    kind: Literal["local", "http", "code"]
-    source: dict[str, Any]
-    profile: dict[str, int]
+    data: Sequence[Dataset] = ()
 
 
 def whole(run: Run, means: Sequence[Row] = (), texts: Mapping[str, str] | None = None) -> Entry:
@@ -102,23 +92,25 @@ def whole(run: Run, means: Sequence[Row] = (), texts: Mapping[str, str] | None =
     )
 
 
-def data_set(cell: Cell) -> DataSet:
-    """The users of a cell: what they were read from, and a digest of all three sides."""
+def data_set(cell: Cell) -> Dataset:
+    """The users of a cell: what they were read from, and a digest of all three sides.
+
+    The source is as `mlflow.data.get_source` reads it.
+    """
+    from mlflow.entities import Dataset
+
     config, users = cell.config, cell.users
-    kind: Literal["local", "http", "code"] = "local"
-    source: dict[str, Any] = {"uri": str(Path(config.data).expanduser().absolute())}
+    kind, source = "local", {"uri": str(Path(config.data).expanduser().absolute())}
     if config.data == "synthetic":
         world = config.synthetic.model_dump() | {"seed": config.seed}
         kind, source = "code", {"tags": {name: str(value) for name, value in world.items()}}
     elif config.data == "lamp":
-        from tasks.lamp.download import site_folder
-
         folder = site_folder(config.lamp_task, config.lamp)
         kind, source = "http", {"url": f"{config.lamp.url}/{folder}"}
     digest = key_of(users.base, users.anchor, users.few_shot)[:32]
     # MLflow's pages show `num_rows`.
-    profile = {"num_rows": users.counts.get("users", 0), **users.counts}
-    return DataSet(config.lamp_task, digest, kind, source, profile)
+    profile = json.dumps({"num_rows": users.counts.get("users", 0), **users.counts})
+    return Dataset(config.lamp_task, digest, kind, json.dumps(source), profile=profile)
 
 
 def parts(run: Run, tables: Sequence[Sequence[Row]]) -> Iterator[Entry]:
@@ -132,8 +124,7 @@ def parts(run: Run, tables: Sequence[Sequence[Row]]) -> Iterator[Entry]:
         }
         yield from anchors.values()
         yield from (_method(run, cell, row) for row in table if cell.scored(row["method"]))
-        if cell.tuning:
-            yield from (_trial(run, cell, n) for n in range(len(cell.tuning.trials)))
+        yield from _trials(run, cell)
 
 
 def _anchor(run: Run, cell: Cell, merging: Merging, lora: MetaLora) -> Entry:
@@ -146,8 +137,9 @@ def _anchor(run: Run, cell: Cell, merging: Merging, lora: MetaLora) -> Entry:
     totals = lora.training.model_dump(exclude={"losses", "failed"})
     losses = [("loss", loss, step) for step, loss in thinned(lora.training.losses)]
     name, cached = label(lora.anchor), merging.merged.bank.cached
+    part = _part(run, cell, "anchor", name, lora.adapter.folder, lora.training.seconds, cached)
     return replace(
-        _part(run, cell, "anchor", name, lora.adapter, lora.training.seconds, cached),
+        part,
         name=f"{cell.name} anchor {name}",
         params=params,
         metrics=losses + [(key, float(value), 0) for key, value in totals.items()],
@@ -160,46 +152,36 @@ def _method(run: Run, cell: Cell, row: Row) -> Entry:
     assert scored is not None
     merging, answers = cell.merging(name), cell.answers[name]
     seconds, cached = sum(one.seconds for one in answers), all(one.cached for one in answers)
-    params = {"preset": run.config["preset"], "data": cell.config.data}
     trained = merging.merged.bank.members if merging and merging.chosen else ()
+    params = {"preset": run.config["preset"], "data": cell.config.data}
     params |= {"anchors_trained": len(trained)}
     numbers = {key: row[key] for key in row if key not in ("lamp_task", "seed", "method")}
     return replace(
-        _part(run, cell, "method", name, scored.predictions, seconds, cached),
+        _part(run, cell, "method", name, scored.predictions.folder, seconds, cached),
         params=params | flat(cell.config.method(name).model_dump(mode="json")),
         metrics=[(key, float(one), 0) for key, one in numbers.items() if one is not None],
         files=[(scored.predictions, None), (scored.golds, None)],
     )
 
 
-def _trial(run: Run, cell: Cell, number: int) -> Entry:
+def _trials(run: Run, cell: Cell) -> Iterator[Entry]:
     """Settings that were tried on development users; a step is the number of users."""
-    assert cell.tuning is not None
-    trial, end = cell.tuning.trials[number], _end(run)
-    tags = {
-        "kind": "trial",
-        "lamp_task": cell.config.lamp_task,
-        "seed": str(cell.config.seed),
-        "preset": run.config["preset"],
-        "chosen": str(number == cell.tuning.chosen).lower(),
-        "result": f"trial {number}",
-    }
-    return Entry(
-        name=f"{cell.name} trial {number}",
-        start=end - int(1000 * trial.seconds),
-        end=end,
-        tags=tags,
-        params=flat(trial.settings),
-        metrics=[
-            ("score", score, users) for users, score in zip(trial.users, trial.scores, strict=True)
-        ],
-    )
+    for number, trial in enumerate(cell.tuning.trials if cell.tuning else ()):
+        name, chosen = f"trial {number}", cell.tuning and number == cell.tuning.chosen
+        part = _part(run, cell, "trial", name, name, trial.seconds)
+        scores = zip(trial.users, trial.scores, strict=True)
+        yield replace(
+            part,
+            tags=part.tags | {"chosen": str(chosen).lower()},
+            params=flat(trial.settings),
+            metrics=[("score", score, users) for users, score in scores],
+        )
 
 
 def _part(
-    run: Run, cell: Cell, kind: str, name: str, result: File, seconds: float, cached: bool
+    run: Run, cell: Cell, kind: str, name: str, result: str, seconds: float, cached: bool = False
 ) -> Entry:
-    """What an anchor and a method have alike. result: its folder in the store names its content."""
+    """What all parts have alike. result: names the content, by its folder in the store if any."""
     tags = {
         "kind": kind,
         kind: name,
@@ -207,7 +189,7 @@ def _part(
         "seed": str(cell.config.seed),
         "preset": run.config["preset"],
         "cached": str(cached).lower(),
-        "result": result.folder,
+        "result": result,
     }
     end = _end(run)
     return Entry(f"{cell.name} {name}", end - int(1000 * seconds), end, tags, params={})

@@ -13,19 +13,18 @@ from urllib.parse import quote, urlencode
 from tasks.databases import MLFLOW, make_whole
 from tasks.errors import InputError, masked
 from tasks.results.store import store
-from tasks.tracking.entries import DataSet, Entry
+from tasks.tracking.entries import Entry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput
     from mlflow.entities import Run as MlflowRun
 
 EXPERIMENT = "mta"
 PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"
 # MLflow's pages for training runs; by itself it opens those for chats' traces.
 RUNS_VIEW = "?workflowType=machine_learning"
-# The most that MLflow takes in one call, and finds in one search.
-PARAMS, METRICS, RUNS = 100, 800, 1000
+# The most that MLflow finds in one search.
+RUNS = 1000
 SETTINGS = {
     # MLflow would try for minutes, and make a run twice where an answer was lost.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -82,7 +81,7 @@ class Mlflow:
         What the run has already is written over by the same. Raises InputError where a file of the
         store is gone.
         """
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import DatasetInput, Metric, Param, RunTag
 
         # A new run has them from the start.
         tags = [RunTag(name, value) for name, value in entry.tags.items()] if found else []
@@ -92,15 +91,13 @@ class Mlflow:
         run_id = str(found.info.run_id)
         params = [Param(name, str(value)[:500]) for name, value in entry.params.items()]
         points = [Metric(name, value, entry.end, step) for name, value, step in entry.metrics]
-        while params or points:
-            self.client.log_batch(run_id, points[:METRICS], params[:PARAMS], tags)
-            params, points = params[PARAMS:], points[METRICS:]
+        self.client.log_batch(run_id, points, params, tags)
         for file, folder in entry.files:
             self.client.log_artifact(run_id, str(store().path(file)), folder)
         for path, text in entry.texts.items():
             self.client.log_text(run_id, text, path)
         if entry.data:
-            self.client.log_inputs(run_id, [_data_input(one) for one in entry.data])
+            self.client.log_inputs(run_id, [DatasetInput(one) for one in entry.data])
         return run_id
 
     def page(self, run_id: str, below: str = RUNS_VIEW) -> str | None:
@@ -123,13 +120,6 @@ def all_pages(search: Callable[..., Any]) -> list[Any]:
         token = page.token
         if not token:
             return found
-
-
-def _data_input(data: DataSet) -> DatasetInput:
-    from mlflow.entities import Dataset, DatasetInput
-
-    source, profile = json.dumps(data.source), json.dumps(data.profile)
-    return DatasetInput(Dataset(data.name, data.digest, data.kind, source, profile=profile))
 
 
 def methods_page(experiment: str, run_id: str | None = None) -> str:
