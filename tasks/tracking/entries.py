@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import label
-from tasks.lamp.download import site_folder
 from tasks.record import File, key_of
 from tasks.report.table import Row
 from tasks.results.models import MetaLora
@@ -105,6 +104,8 @@ def data_set(cell: Cell) -> Dataset:
         world = config.synthetic.model_dump() | {"seed": config.seed}
         kind, source = "code", {"tags": {name: str(value) for name, value in world.items()}}
     elif config.data == "lamp":
+        from tasks.lamp.download import site_folder
+
         folder = site_folder(config.lamp_task, config.lamp)
         kind, source = "http", {"url": f"{config.lamp.url}/{folder}"}
     digest = key_of(users.base, users.anchor, users.few_shot)[:32]
