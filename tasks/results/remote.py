@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import fsspec
 import tenacity
+from fsspec.implementations.dirfs import DirFileSystem
 
 from tasks.errors import DiskFull, InputError, StorageError, disk_full, short, transient
 
@@ -28,38 +29,34 @@ class Remote:
     def __init__(self, url: str) -> None:
         self.url, self.patience = url.rstrip("/"), _patience()
         try:
-            self.files, self.root = fsspec.url_to_fs(self.url, use_listings_cache=False)
+            files, root = fsspec.url_to_fs(self.url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             s3 = isinstance(error, ImportError) and url.startswith("s3:")
             extra = " (pip install '.[s3]')" if s3 else ""
             raise InputError(f"MTA_STORE {url}: {error}{extra}") from error
+        self.files = DirFileSystem(path=root, fs=files)
 
     def upload(self, folder: Path, uri: str) -> None:
         """Put a folder's files there; what is there already is written over by the same."""
-        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-            place = f"{self.root}/{uri}/{file.relative_to(folder)}"
-            self._try("writing", partial(self.files.put_file, str(file), place))
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        places = [f"{uri}/{file.relative_to(folder)}" for file in files]
+        self._try("writing", lambda: self.files.put([*map(str, files)], places))
 
     def download(self, uri: str, folder: Path) -> None:
         """Get all files below a path into `folder`, but for those that it has."""
-        for path in self.list(uri):
-            target = folder / path.removeprefix(f"{uri}/" if uri else "")
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                scratch = target.with_name(f".{target.name}.{os.getpid()}")
-                source = f"{self.root}/{path}"
-                self._try("reading", partial(self.files.get_file, source, str(scratch)))
-                scratch.replace(target)
+        targets = {path: folder / path.removeprefix(f"{uri}/") for path in self.list(uri)}
+        paths = [path for path, target in targets.items() if not target.exists()]
+        into = [str(targets[path]) for path in paths]
+        self._try("reading", lambda: self.files.get(paths, into))
 
     def list(self, uri: str = "") -> list[str]:
         """The paths of all files below a path. One that leads out of the store is left out."""
 
         def call() -> list[str]:
             try:
-                found = self.files.find(f"{self.root}/{uri}".rstrip("/"))
+                return sorted(self.files.find(uri))
             except FileNotFoundError:
                 return []
-            return sorted(str(one).split(f"{self.root}/", 1)[-1] for one in found)
 
         return [path for path in self._try("listing", call) if ".." not in path.split("/")]
 
@@ -68,22 +65,22 @@ class Remote:
 
         def call() -> dict[str, bytes]:
             try:
-                found = self.files.cat([f"{self.root}/{path}" for path in paths]) if paths else {}
+                found: dict[str, bytes] = self.files.cat([*paths]) if paths else {}
             except FileNotFoundError:
                 return {}
-            return {str(one).split(f"{self.root}/", 1)[-1]: text for one, text in found.items()}
+            return found
 
         return self._try("reading", call)
 
     def remove(self, uri: str) -> None:
         """Remove a file, or all files below a path."""
         for path in self.list(uri):
-            self._try("removing", partial(self.files.rm_file, f"{self.root}/{path}"))
+            self._try("removing", partial(self.files.rm_file, path))
 
     def check(self) -> None:
         """Leave one small file. Raises StorageError where nothing can be written."""
         text = b"A store of MTA: docs/storage.md\n"
-        self._try("writing", lambda: self.files.pipe_file(f"{self.root}/.mta-store", text))
+        self._try("writing", lambda: self.files.pipe_file(".mta-store", text))
 
     def _try(self, doing: str, call: Callable[[], T]) -> T:
         asking = tenacity.Retrying(

@@ -38,8 +38,7 @@ def there(store: Store) -> list[str]:
 
 
 def put(store: Store, path: str, content: bytes) -> None:
-    files = remote(store).files
-    files.pipe_file(f"{remote(store).root}/{path}", content)
+    remote(store).files.pipe_file(path, content)
 
 
 def test_made_on_one_machine_found_on_another(machine: Machine, tmp_path: Path) -> None:
@@ -109,21 +108,20 @@ def test_an_upload_that_breaks_off_leaves_nothing_half(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     """After so many files. It is neither here nor there, so that the next run makes it."""
-    where, done = machine("one"), []
-    real = remote(where).files.put_file
+    where, done = machine("one"), list[str]()
+    real = remote(where).files.put
 
-    def fails(source: str, target: str) -> None:
-        if len(done) == after:
-            raise PermissionError("no")
-        done.append(target)
-        real(source, target)
+    def fails(sources: list[str], targets: list[str]) -> None:
+        done.extend(targets[:after])
+        real(sources[:after], done)
+        raise PermissionError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(remote(where).files, "put_file", fails)
+        patch.setattr(remote(where).files, "put", fails)
         with pytest.raises(StorageError, match="writing failed"):
             make(where)
     assert where.folders() == []
-    assert there(where) == [path.split(f"{remote(where).root}/")[1] for path in done]
+    assert there(where) == done
     made = make(where)
     assert machine("two").intact(made)
     assert where.intact(made)
