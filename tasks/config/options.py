@@ -209,13 +209,9 @@ class FusionOptions(Options):
         return self.weights in ("evidence", "learned")
 
     @model_validator(mode="after")
-    def _order_is_of_cosines(self) -> FusionOptions:
+    def _of_the_weights(self) -> FusionOptions:
         if self.order == "published" and self.by_evidence:
             raise ValueError("order=published is for weights by cosine or softmax, not by evidence")
-        return self
-
-    @model_validator(mode="after")
-    def _learned_through_the_merge(self) -> FusionOptions:
         if self.weights == "learned" and self.merge == "svd":
             raise ValueError("weights=learned has no gradient through merge=svd; take merge=exact")
         return self

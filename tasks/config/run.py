@@ -15,11 +15,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tasks.config.options import SYNTHETIC_TASKS, MlflowOptions, PlanOptions, PresetName
 from tasks.config.presets import GIVEN_MODEL, PRESETS, WORLDS
-from tasks.config.task import TaskConfig, TaskSections, overlay
+from tasks.config.task import TaskConfig, TaskSections, flat, overlay
 from tasks.errors import InputError, masked, short
 from tasks.lamp.definitions import TASKS, LampTask, get_task
 from tasks.lamp.options import TaskOptions
-from tasks.methods import METHODS
+from tasks.methods import METHODS, MethodName
 
 # Sections that `per_task` may change: what comes after the data and the base model.
 PER_TASK = "^(anchors|bank|meta_lora|fusion|stacking|oppu|rag|label_prior|scoring)$"
@@ -63,16 +63,12 @@ class RunConfig(TaskSections):
         return self
 
     @model_validator(mode="after")
-    def _curve_of_the_same_users(self) -> RunConfig:
+    def _of_the_same_users(self) -> RunConfig:
         if self.items_curve and self.split.kind == "published":
             raise ValueError(
                 "items_curve needs split.kind grouped, as published chooses users by their items: "
                 "give items_curve=[]"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _tunes_mta_for_others(self) -> RunConfig:
         if self.tune and "mta" not in self.methods:
             raise ValueError("tune chooses settings of mta, which methods lacks: add it")
         if self.tune and self.split.development:
@@ -127,13 +123,18 @@ def resolve(given: dict[str, Any]) -> RunConfig:
         values = overlay(values | {"per_task": {}}, GIVEN_MODEL)
     own = {name: _without(tree, given) for name, tree in values.get("per_task", {}).items()}
     config = _checked(overlay(values | {"per_task": own}, given))
-    _no_passwords(config.model_dump(mode="json"))
+    for name, value in flat(config.model_dump(mode="json")).items():
+        if masked(str(value)) != str(value):
+            raise InputError(
+                f"configuration: {name}: a URL with a user or password would be saved with the "
+                "run; leave it out, and put it into ~/.netrc or the environment (docs/security.md)"
+            )
     for name, tree in config.per_task.items():
         _checked(overlay(config.model_dump(exclude={"per_task"}), tree), f"per_task.{name}.")
     for name in config.lamp_tasks:
         task = config.for_task(name, config.seed)
-        _adapters_by_evidence(task)
-        _grouped(task)
+        for method in task.methods:
+            _refuse(method, task)
     return config
 
 
@@ -145,56 +146,40 @@ def _checked(values: dict[str, Any], where: str = "") -> RunConfig:
         raise InputError(f"configuration: {problems}") from None
 
 
-def _adapters_by_evidence(config: TaskConfig) -> None:
-    """Raises InputError for a method that would choose `bank.adapters` by similarity.
+def _refuse(name: MethodName, config: TaskConfig) -> None:
+    """Raises InputError where a method cannot be run as it is configured.
 
-    Nobody's history is known behind an adapter that somebody else trained.
+    Stock PEFT, one user after another, does not serve all; and nobody's history is known behind
+    `bank.adapters`, so that users cannot be similar to one.
     """
-    for name in config.methods:
-        own, method = config.method(name), METHODS[name]
-        if not (own.bank.adapters and method.merged):
-            continue
-        if method.bank:
-            raise InputError(
-                f"configuration: methods: {name} trains a bank of its own; leave it out, or "
-                "bank.adapters"
-            )
-        for option, needed in (("weights", "evidence"), ("shortlist", None)):
-            value = getattr(own.fusion, option)
-            if value == needed or (option == "weights" and own.fusion.by_evidence):
-                continue
-            helps = f"give {json.dumps(needed)}"
-            if option in method.settings.get("fusion", {}):
-                left = [one for one in config.methods if one != name]
-                helps = f"the method has it so: leave it out (methods={json.dumps(left)})"
-            raise InputError(
-                f"configuration: fusion.{option}: {name} takes {json.dumps(value)}, but of "
-                f"bank.adapters no users are known to be similar to; {helps}"
-            )
-
-
-def _grouped(config: TaskConfig) -> None:
-    """Raises InputError for a method that stock PEFT, one user after another, cannot serve."""
-    for name in config.methods:
-        own = config.method(name)
-        learned = METHODS[name].merged and own.fusion.weights == "learned"
-        if own.base.engine == "peft" and (METHODS[name].grouped or learned):
-            why = "with fusion.weights=learned " if learned else ""
-            raise InputError(
-                f"configuration: methods: {name} {why}needs base.engine=grouped (got 'peft')"
-            )
-
-
-def _no_passwords(values: Any, name: str = "") -> None:
-    """Refuse a URL with a password anywhere: the configuration is saved, logged and shown."""
-    if isinstance(values, dict):
-        for key, value in values.items():
-            _no_passwords(value, f"{name}.{key}" if name else key)
-    elif isinstance(values, str) and masked(values) != values:
+    own, method = config.method(name), METHODS[name]
+    learned = method.merged and own.fusion.weights == "learned"
+    if own.base.engine == "peft" and (method.grouped or learned):
+        why = "with fusion.weights=learned " if learned else ""
         raise InputError(
-            f"configuration: {name}: a URL with a user or password would be saved with the run; "
-            "leave it out, and put it into ~/.netrc or the environment (docs/security.md)"
+            f"configuration: methods: {name} {why}needs base.engine=grouped (got 'peft')"
         )
+    if not (own.bank.adapters and method.merged):
+        return
+    if method.bank:
+        raise InputError(
+            f"configuration: methods: {name} trains a bank of its own; leave it out, or "
+            "bank.adapters"
+        )
+    got: str | int
+    if not own.fusion.by_evidence:
+        option, got, helps = "weights", own.fusion.weights, 'give "evidence"'
+    elif own.fusion.shortlist is not None:
+        option, got, helps = "shortlist", own.fusion.shortlist, "give null"
+    else:
+        return
+    if option in method.settings.get("fusion", {}):
+        left = [one for one in config.methods if one != name]
+        helps = f"the method has it so: leave it out (methods={json.dumps(left)})"
+    raise InputError(
+        f"configuration: fusion.{option}: {name} takes {json.dumps(got)}, but of bank.adapters no "
+        f"users are known to be similar to; {helps}"
+    )
 
 
 def _without(tree: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

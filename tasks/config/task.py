@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
-from tasks.config.options import (
-    AnchorOptions,
-    BankOptions,
-    BaseOptions,
-    ComputeOptions,
-    FusionOptions,
-    PriorOptions,
-    RagOptions,
-    ScoringOptions,
-    StackingOptions,
-    TrainingOptions,
-)
+from tasks.config import options
+from tasks.config.options import TrainingOptions
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.options import LampOptions, PromptOptions, SplitOptions, SyntheticOptions
 from tasks.methods import METHODS, MethodName
@@ -30,19 +21,19 @@ class MethodSections(Options):
 
     seed: int = Field(0, ge=0, lt=2**32)
     """Decides every random choice."""
-    base: BaseOptions = BaseOptions()
+    base: options.BaseOptions = options.BaseOptions()
     prompt: PromptOptions = PromptOptions()
-    anchors: AnchorOptions = AnchorOptions()
-    bank: BankOptions = BankOptions()
+    anchors: options.AnchorOptions = options.AnchorOptions()
+    bank: options.BankOptions = options.BankOptions()
     meta_lora: TrainingOptions = TrainingOptions()
     """How the anchors' LoRAs are trained."""
-    fusion: FusionOptions = FusionOptions()
-    stacking: StackingOptions = StackingOptions()
+    fusion: options.FusionOptions = options.FusionOptions()
+    stacking: options.StackingOptions = options.StackingOptions()
     oppu: TrainingOptions = TrainingOptions()
     """The method `oppu`: one LoRA per user, from scratch."""
-    rag: RagOptions = RagOptions()
-    label_prior: PriorOptions = PriorOptions()
-    scoring: ScoringOptions = ScoringOptions()
+    rag: options.RagOptions = options.RagOptions()
+    label_prior: options.PriorOptions = options.PriorOptions()
+    scoring: options.ScoringOptions = options.ScoringOptions()
 
 
 class TaskSections(MethodSections):
@@ -57,7 +48,7 @@ class TaskSections(MethodSections):
     synthetic: SyntheticOptions = SyntheticOptions()
     lamp: LampOptions = LampOptions()
     split: SplitOptions = SplitOptions()
-    compute: ComputeOptions = ComputeOptions()
+    compute: options.ComputeOptions = options.ComputeOptions()
 
 
 class MethodConfig(MethodSections):
@@ -104,6 +95,15 @@ class TaskConfig(TaskSections):
                 key = key_of(own.anchors, own.bank, own.meta_lora, own.fusion, alone)
                 alike[key] = (*alike.get(key, ()), name)
         return list(alike.values())
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options as `section.field` -> value."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        name = prefix + key
+        result |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return result
 
 
 def overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.config.task import flat
 from tasks.errors import label
 from tasks.record import File, key_of
 from tasks.report.table import Row
@@ -194,15 +195,6 @@ def _part(
     }
     end = _end(run)
     return Entry(f"{cell.name} {name}", end - int(1000 * seconds), end, tags, params={})
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options as `section.field` -> value."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        name = prefix + key
-        result |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return result
 
 
 def thinned(losses: Sequence[float], most: int = LOSS_POINTS) -> list[tuple[int, float]]:

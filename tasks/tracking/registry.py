@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.config.options import ComputeOptions
+from tasks.config.task import flat
 from tasks.embed import TABLE, measured
 from tasks.methods import METHODS, MethodName
 from tasks.record import File, files_of, key_of
@@ -32,7 +33,6 @@ from tasks.results.run import Cell, Merging, Run
 from tasks.results.store import MAKING, Store, store
 from tasks.text.loading import LIBRARIES, model_name
 from tasks.text.questions import shown_prompt
-from tasks.tracking.entries import flat
 from tasks.tracking.server import Mlflow, all_pages
 
 if TYPE_CHECKING:
