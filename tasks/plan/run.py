@@ -13,9 +13,9 @@ from prefect.states import Completed
 
 from tasks.config.run import RunConfig
 from tasks.log import log
+from tasks.plan.cost import TaskPlan, Work
 from tasks.plan.model import PlannedModel, plan_model
 from tasks.plan.stages import Planner
-from tasks.plan.work import TaskPlan, Work
 from tasks.report.files import write_state
 from tasks.results.run import Cell
 from tasks.results.stage import StageFailed

@@ -15,9 +15,9 @@ import pytest
 from flows.lamp_task import lamp_task
 from tasks.compare import DRAWS_FILE
 from tasks.methods import MethodName
+from tasks.plan.cost import Work
 from tasks.plan.model import plan_model
 from tasks.plan.stages import Planner
-from tasks.plan.work import Work
 from tasks.results.store import store
 from tasks.stacking import read_work
 from tasks.stand_in import planned_by

@@ -5,28 +5,37 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import huggingface_hub
 import pytest
 
 from flows.lamp_task import lamp_task
+from tasks.anchors import anchors
+from tasks.answer import answers
+from tasks.base_model import given_model, tiny_model
+from tasks.clusters import clusters, refit
 from tasks.config.run import RunConfig, resolve
 from tasks.config.task import MethodConfig
+from tasks.embed import embed
 from tasks.errors import InputError
+from tasks.fusion import evidence, fusion
+from tasks.learned_weights import learned_weights
 from tasks.lora.batches import Encoded
+from tasks.meta_lora import bank, meta_lora
 from tasks.method.clusters import members_of
 from tasks.methods import METHODS
-from tasks.plan.lengths import Counts, Measure, assumed_clusters
+from tasks.own_bank import own_bank
+from tasks.plan.cost import Counts, Measure, TaskPlan, Work, assumed_clusters
 from tasks.plan.model import CHARACTERS_PER_TOKEN, Characters, plan_model
 from tasks.plan.run import hours, plan_text
 from tasks.plan.stages import Planner
-from tasks.plan.work import TaskPlan, Work
 from tasks.prepare import prepared_users, users_of
 from tasks.record import File
 from tasks.results.models import Base, Prepared, Setting
-from tasks.results.stage import stage
+from tasks.results.stage import Stage, stage
 from tasks.stand_in import planned_by
+from tasks.task_adapt import task_adapt
 from tasks.text.questions import questions_of
 from tests.unit.lora.helpers import tiny_base
 from tests.unit.stages.users import user, write_users
@@ -343,6 +352,20 @@ def test_all_rounds_of_refit(tmp_path: Path) -> None:
     # 11 to 16 items, every second of which is trained on three times in each round.
     assert (work.users, work.items) == (6, 81)
     assert any("2 rounds of 2 clusters" in note for note in plan.notes)
+
+
+STAGES: list[Stage[..., Any]] = [
+    given_model, tiny_model, task_adapt, embed, clusters, refit, anchors, meta_lora, bank, own_bank,
+    evidence, fusion, learned_weights, answers,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda one: one.name)
+def test_the_planner_takes_what_stages_take(stage: Stage[..., Any]) -> None:
+    """By the same names and of the same types: the flow's calls reach it as they are."""
+    own, given = get_type_hints(getattr(Planner, stage.name)), get_type_hints(stage.function)
+    assert own.pop("_", object) is object
+    assert {name: given[name] for name in own} == own
 
 
 @stage(version=1)
