@@ -27,6 +27,20 @@ SEARCHED = (".parquet", ".json", *WRITTEN)
 NAMELESS = ("map.png", "golds.json", ".html")
 
 
+@dataclass(frozen=True)
+class Sought:
+    """What is searched for in MLflow.
+
+    anchors: whose LoRAs go, and their runs with them. flow_runs: whose answers were made with such
+    LoRAs, so that all their tables go. learned: stored folders that no bank may be made of.
+    """
+
+    marks: Marks
+    anchors: Set[str] = frozenset()
+    flow_runs: Set[str] = frozenset()
+    learned: Set[str] = frozenset()
+
+
 @dataclass
 class Traces:
     """What MLflow has of a user, and which servers cannot be searched, in lines."""
@@ -37,41 +51,26 @@ class Traces:
     flow_runs: set[str] = field(default_factory=set)  # Prefect's, that logged it
 
 
-def traces_in_mlflow(
-    uris: Iterable[str],
-    marks: Marks,
-    anchors: Iterable[str] = (),
-    flow_runs: Set[str] = frozenset(),
-    learned: Set[str] = frozenset(),
-    remove: bool = False,
-) -> Traces:
+def traces_in_mlflow(uris: Iterable[str], sought: Sought, remove: bool = False) -> Traces:
     """Search all runs and registered banks, and remove at once what they have of a user.
 
-    anchors: whose LoRAs go, and their runs with them. flow_runs: those whose answers were made with
-    such LoRAs, so that all their tables go. learned: stored folders that a bank must not be made
-    of. Metrics stay, and parameters, which MLflow does not take back.
+    Metrics stay, and parameters, which MLflow does not take back.
     """
     traces = Traces()
     for uri in uris:
         try:
-            _search(Mlflow(uri), traces, marks, {*map(label, anchors)}, flow_runs, remove)
-            _search_banks(Mlflow(uri), traces, marks, learned, remove)
+            _search(Mlflow(uri), traces, sought, remove)
+            _search_banks(Mlflow(uri), traces, sought, remove)
         except Exception as error:
             line = f"MLflow at {uri}: not searched ({type(error).__name__}: {short(error)})"
             traces.failed.append(masked(line))
     return traces
 
 
-def _search(
-    mlflow: Mlflow,
-    traces: Traces,
-    marks: Marks,
-    anchors: Set[str],
-    flow_runs: Set[str],
-    remove: bool,
-) -> None:
+def _search(mlflow: Mlflow, traces: Traces, sought: Sought, remove: bool) -> None:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+    marks, anchors = sought.marks, {*map(label, sought.anchors)}
     runs = mlflow.search("", deleted=True)
     flow_run_of = {run.info.run_id: run.data.tags.get("prefect_flow_run") for run in runs}
     for run in runs:
@@ -84,7 +83,7 @@ def _search(
             path
             for path in paths
             if whole
-            or (flow_run in flow_runs and not of_anchor and path.endswith(".parquet"))
+            or (flow_run in sought.flow_runs and not of_anchor and path.endswith(".parquet"))
             or (path.endswith(SEARCHED) and _holds(mlflow, run_id, path, marks))
         }
         if found:
@@ -107,15 +106,13 @@ def _search(
                 mlflow.client.delete_run(run_id)
 
 
-def _search_banks(
-    mlflow: Mlflow, traces: Traces, marks: Marks, learned: Set[str], remove: bool
-) -> None:
+def _search_banks(mlflow: Mlflow, traces: Traces, sought: Sought, remove: bool) -> None:
     """Versions of the registered bank that name the user, or learned from the user."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     for version in registry.versions(mlflow):
         files: Any = get_artifact_repository(str(version.source), tracking_uri=mlflow.uri)
-        if not _taught(files, marks, learned):
+        if not _taught(files, sought):
             continue
         traces.runs += 1
         traces.lines.append(f"MLflow model {version.name}, version {version.version}")
@@ -125,12 +122,12 @@ def _search_banks(
             mlflow.client.delete_logged_model(version.tags["model_id"])
 
 
-def _taught(files: Any, marks: Marks, learned: Set[str]) -> bool:
+def _taught(files: Any, sought: Sought) -> bool:
     """Whether a version's bank is of the user, too; one that cannot be read is."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(files.download_artifacts(registry.RUN_PATH, folder))
-            run, named = Run.model_validate_json(file.read_bytes()), holds(file, marks)
+            run, named = Run.model_validate_json(file.read_bytes()), holds(file, sought.marks)
     except Exception:
         return True
     made_of = {
@@ -138,7 +135,7 @@ def _taught(files: Any, marks: Marks, learned: Set[str]) -> bool:
         for cell in run.cells
         for one in files_of(cell.base, cell.users.base, *(m.merged.bank for m in cell.mergings))
     }
-    return named or bool(made_of & learned)
+    return named or bool(made_of & sought.learned)
 
 
 def _artifacts(mlflow: Mlflow, run_id: str, folder: str | None = None) -> Iterator[str]:

@@ -15,7 +15,7 @@ from tasks.config.run import RunConfig
 from tasks.errors import InputError, label
 from tasks.forget.closure import MODELS, Going, folders_in, marks_of, stage_of, what_goes
 from tasks.forget.holding import Marks, has_mark, strings
-from tasks.forget.servers import forget_in_prefect, traces_in_mlflow
+from tasks.forget.servers import Sought, forget_in_prefect, traces_in_mlflow
 from tasks.lamp.definitions import TASKS, LampTask
 from tasks.lamp.download import FOLDERS, cache_folder, site_folder
 from tasks.lamp.folders import of_task
@@ -48,7 +48,8 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     taught = flow_runs if base or anchors else set()
     # Whose numbers a bank would still have; the stored bank goes for the map beside it.
     learned = going.taught | {u for u in going.folders if stage_of(u) in (*MODELS, "meta_lora")}
-    in_mlflow = traces_in_mlflow(uris, marks, anchors | marks.ids, taught, learned, remove=True)
+    sought = Sought(marks, anchors | marks.ids, taught, learned)
+    in_mlflow = traces_in_mlflow(uris, sought, remove=True)
     if not (in_store or in_mlflow.runs or sources):
         raise InputError(f"{label(user_id)}: no such user in {store.root}, MLflow or known data")
     # Beside the store; `mta run` makes it where it is called.
@@ -63,7 +64,7 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
         names = ["the base model"] * base + [f"anchor {label(one)}" for one in sorted(anchors)]
         done.append(f"trained on the user, so removed and trained again: {', '.join(names)}")
     searched, found = search(store, marks)
-    again = traces_in_mlflow(uris, marks, learned=learned)
+    again = traces_in_mlflow(uris, Sought(marks, learned=learned))
     left = list(dict.fromkeys([*in_mlflow.failed, *left, *found, *again.failed, *again.lines]))
     what = f"{len(left)} left" if left else "nothing of the user is left"
     done.append(f"proof: searched {searched} files of the store and beside it, and MLflow: {what}")

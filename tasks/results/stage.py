@@ -227,12 +227,10 @@ def _plain(storage: Path | RemoteFileSystem, key: str) -> bool | None:
         named.extend(fields[mark] for mark in ("__class__", "__exc_type__") if mark in fields)
         return fields
 
-    # Prefect types its sync calls as "or a coroutine".
-    record: Any
     try:
         if isinstance(storage, Path):
-            record = (storage / key).read_bytes()
-        else:
+            record: Any = (storage / key).read_bytes()
+        else:  # Prefect types its sync calls as "or a coroutine"
             record = storage.read_path(key, _sync=True)  # type: ignore[call-arg]
     except (ValueError, OSError):
         return None

@@ -185,7 +185,7 @@ def test_what_all_share_was_trained_on_base_users(
 
     def searched(*given: Any, **options: Any) -> Traces:
         if options.get("remove"):
-            asked.append(given[2])
+            asked.append(given[1].anchors)
         return Traces()
 
     monkeypatch.setattr("tasks.forget.user.traces_in_mlflow", searched)
