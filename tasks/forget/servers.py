@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_API_URL
 
 from infra.local.alone import local_server
 from tasks.errors import label, masked, short
-from tasks.forget.holding import WRITTEN, Marks, holds
+from tasks.forget.closure import WRITTEN, Marks, holds
 from tasks.record import files_of
 from tasks.results.run import Run
 from tasks.tracking import registry

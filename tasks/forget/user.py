@@ -13,8 +13,7 @@ import polars as pl
 
 from tasks.config.run import RunConfig
 from tasks.errors import InputError, label
-from tasks.forget.closure import MODELS, Going, folders_in, marks_of, stage_of, what_goes
-from tasks.forget.holding import Marks, has_mark, strings
+from tasks.forget.closure import Going, Marks, has_mark, marks_of, stage_of, what_goes
 from tasks.forget.servers import Sought, forget_in_prefect, traces_in_mlflow
 from tasks.lamp.definitions import TASKS, LampTask
 from tasks.lamp.download import FOLDERS, cache_folder, site_folder
@@ -40,15 +39,12 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     sources, texts = in_sources(runs.values(), user_id, data)
     marks = marks_of(store, user_id, texts)
     going = what_goes(store, marks)
-    base = any(stage_of(uri) in MODELS for uri in going.folders)
-    anchors = _anchors(store, going, marks, base)
-    in_store = bool(going.folders or going.files)
-    named = {file: run for file, run in runs.items() if in_store and _names(run, going, marks)}
+    anchors, in_store = _anchors(store, going, marks), bool(going.folders or going.files)
+    trained = going.base_model or bool(anchors)
+    named = {file: run for file, run in runs.items() if in_store and going.named_in(run, marks)}
     flow_runs = {file.stem for file in named}
-    taught = flow_runs if base or anchors else set()
-    # Whose numbers a bank would still have; the stored bank goes for the map beside it.
-    learned = going.taught | {u for u in going.folders if stage_of(u) in (*MODELS, "meta_lora")}
-    sought = Sought(marks, anchors | marks.ids, taught, learned)
+    taught = flow_runs if trained else set()
+    sought = Sought(marks, anchors | marks.ids, taught, going.learned)
     in_mlflow = traces_in_mlflow(uris, sought, remove=True)
     if not (in_store or in_mlflow.runs or sources):
         raise InputError(f"{label(user_id)}: no such user in {store.root}, MLflow or known data")
@@ -60,11 +56,12 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     if in_store or in_mlflow.runs:
         done.append(_forget_beside(store, named, marks))
         done += _remove(store, going)
-    if base or anchors:
-        names = ["the base model"] * base + [f"anchor {label(one)}" for one in sorted(anchors)]
+    if trained:
+        names = [f"anchor {label(one)}" for one in sorted(anchors)]
+        names = ["the base model", *names] if going.base_model else names
         done.append(f"trained on the user, so removed and trained again: {', '.join(names)}")
     searched, found = search(store, marks)
-    again = traces_in_mlflow(uris, Sought(marks, learned=learned))
+    again = traces_in_mlflow(uris, Sought(marks, learned=going.learned))
     left = list(dict.fromkeys([*in_mlflow.failed, *left, *found, *again.failed, *again.lines]))
     what = f"{len(left)} left" if left else "nothing of the user is left"
     done.append(f"proof: searched {searched} files of the store and beside it, and MLflow: {what}")
@@ -72,13 +69,13 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
     return done, left
 
 
-def _anchors(store: Store, going: Going, marks: Marks, base: bool) -> set[str]:
-    """Whose LoRAs were trained on the user, of those that go. base: all, on a model that was.
+def _anchors(store: Store, going: Going, marks: Marks) -> set[str]:
+    """Whose LoRAs were trained on the user, of those that go: all, on a base model that was.
 
     On base users' items the LoRA below all of group_experts was trained.
     """
-    found = set()
-    every = {"meta_lora": base, "experts": base or bool(going.taught)}
+    base = going.base_model
+    found, every = set(), {"meta_lora": base, "experts": base or bool(going.taught)}
     for uri in going.folders:
         place, stage = store.root / uri, stage_of(uri)
         # Beside members' folders is one of their bank.
@@ -153,11 +150,6 @@ def _json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _names(run: Any, going: Going, marks: Marks) -> bool:
-    """Whether a run names the user or what goes, or cannot be read."""
-    return run is None or marks.in_values(strings(run)) or bool(folders_in(run) & going.folders)
 
 
 def _remove(store: Store, going: Going) -> list[str]:

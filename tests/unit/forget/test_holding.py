@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tasks.forget.holding import Marks, holds
+from tasks.forget.closure import Marks, holds
 from tasks.lora.bank import stack, write_bank
 from tests.unit.lora.helpers import random_lora
 
