@@ -46,7 +46,7 @@ def _runner(config: RunConfig) -> AbstractContextManager[TaskRunner[Any]]:
                 "install 'mta[ray]'"
             ) from error
         return ray_runner(config)
-    small = config.base.model == "tiny" and not uses_gpu(config)
+    small = config.base.model == "tiny" and device_of(config.compute) == "cpu"
     if (config.compute.workers or ("processes" if small else "threads")) == "processes":
         return ProcessPoolTaskRunner(max_workers=workers(config))
     return ThreadPoolTaskRunner(max_workers=workers(config))
@@ -54,7 +54,7 @@ def _runner(config: RunConfig) -> AbstractContextManager[TaskRunner[Any]]:
 
 def workers(config: RunConfig) -> int:
     """How many jobs run at once on this machine."""
-    tiny, gpu = config.base.model == "tiny", uses_gpu(config)
+    tiny, gpu = config.base.model == "tiny", device_of(config.compute) == "cuda"
     # One per slot: a run that waits for a slot asks the server again only every few seconds.
     slots = gpu_slots(1 if gpu else cpu_jobs())
     return config.compute.max_workers or (slots if tiny or gpu else 1)
@@ -79,8 +79,3 @@ def everywhere(config: RunConfig) -> RunConfig:
 def _whole(model: str) -> str:
     place = Path(model).expanduser()
     return str(place.absolute()) if place.is_dir() or place.suffix == ".gguf" else model
-
-
-def uses_gpu(config: RunConfig) -> bool:
-    """Whether jobs on this machine run on a GPU."""
-    return device_of(config.compute) == "cuda"

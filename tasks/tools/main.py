@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from infra import command
 from infra.local.settings import TELEMETRY_OFF
 from tasks.errors import InputError, label, masked
-
-if TYPE_CHECKING:
-    from tasks.results.run import Run
 
 app = typer.Typer(name="mta", add_completion=False, rich_markup_mode=None, help=__doc__)
 Parameters = Annotated[
@@ -77,14 +75,30 @@ def export(
     """
     from tasks.export import export as write
     from tasks.report.files import read_run, shown_run
-    from tasks.serving import merged_model
+    from tasks.serving import max_lora_rank, merged_model, vllm_folders
+    from tasks.text.loading import model_name
 
     if everyone != (form == "vllm") or everyone == bool(user):
         raise InputError("give --user ID, or --all with --format vllm")
     taken = read_run(run)
     if user is None:
-        how = {"lamp_task": lamp_task, "method": method, "seed": seed}
-        return _serve(taken, to, base, rank=rank, tolerance=tolerance, **how)
+        made = vllm_folders(
+            taken, to, lamp_task=lamp_task, method=method, seed=seed, rank=rank,
+            tolerance=tolerance, base=base,
+        )  # fmt: skip
+        code = _told(
+            one
+            if isinstance(one, InputError)
+            else f"{one.folder}: {label(one.user)}, {one.error:.2%} of the update lost"
+            for one in made
+        )
+        print(
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING=true VLLM_PLUGINS=lora_filesystem_resolver "
+            f"VLLM_LORA_RESOLVER_CACHE_DIR={to.absolute()} vllm serve "
+            f"{base or model_name(taken.cells[0].base.model)} --enable-lora "
+            f"--max-lora-rank {max_lora_rank(rank)}"
+        )
+        return code
     task = lamp_task or taken.cells[0].config.lamp_task
     what = f"of {label(user)} by {method} for {task}, from {shown_run(taken)}"
     if form == "merged":
@@ -96,26 +110,15 @@ def export(
     return 0
 
 
-def _serve(run: Run, to: Path, base: str | None, **how: Any) -> int:
-    """Write all users' folders for vLLM, say how much each lost, and how they are served."""
-    from tasks.serving import max_lora_rank, vllm_folders
-    from tasks.text.loading import model_name
-
+def _told(lines: Iterable[str | InputError]) -> int:
+    """Print what was made, and say what could not be; the exit code."""
     code = 0
-    for one in vllm_folders(run, to, base=base, **how):
-        if isinstance(one, InputError):
-            command.say(str(one))
+    for line in lines:
+        if isinstance(line, InputError):
+            command.say(str(line))
             code = 2
         else:
-            print(
-                f"{one.folder}: {label(one.user)}, {one.error:.2%} of the update lost", flush=True
-            )
-    model = base or model_name(run.cells[0].base.model)
-    print(
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING=true VLLM_PLUGINS=lora_filesystem_resolver "
-        f"VLLM_LORA_RESOLVER_CACHE_DIR={to.absolute()} vllm serve {model} --enable-lora "
-        f"--max-lora-rank {max_lora_rank(how['rank'])}"
-    )
+            print(line, flush=True)
     return code
 
 
@@ -139,14 +142,7 @@ def personalise(
     from tasks.personalise.new_users import personalise as make
     from tasks.tracking.taken_run import run_of
 
-    code = 0
-    for told in make(run_of(run, base), user, to, lamp_task, method, seed, keep):
-        if isinstance(told, InputError):
-            command.say(str(told))
-            code = 2
-        else:
-            print(told, flush=True)
-    return code
+    return _told(make(run_of(run, base), user, to, lamp_task, method, seed, keep))
 
 
 @app.command()
@@ -208,12 +204,10 @@ def log(run: Annotated[str, typer.Argument(help="a run's name, id or file")] = "
     """
     from tasks.errors import transient
     from tasks.report.files import read_run
-    from tasks.results.store import store
     from tasks.tracking.runs import log_run, reason
-    from tasks.tracking.server import Mlflow, mlflow_uris, tracking_uri
+    from tasks.tracking.server import known_mlflow
 
-    taken = read_run(run)
-    mlflow = Mlflow((mlflow_uris(store().state) or [tracking_uri()])[0])
+    taken, mlflow = read_run(run), known_mlflow()
     try:
         page = mlflow.page(log_run(taken, mlflow))
     except Exception as error:

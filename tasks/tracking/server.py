@@ -165,6 +165,14 @@ def mlflow_uris(state: Path) -> list[str]:
     return uris
 
 
+def known_mlflow() -> Mlflow:
+    """The MLflow that knows the runs of this store, or the one that they would be logged to.
+
+    Raises InputError as `mlflow_uris` and `tracking_uri` do.
+    """
+    return Mlflow((mlflow_uris(store().state) or [tracking_uri()])[0])
+
+
 def _alone() -> Path:
     """Where the MLflow of runs without a server is."""
     return store().state / "local"

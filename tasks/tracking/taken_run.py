@@ -16,7 +16,7 @@ from tasks.report.files import read_run
 from tasks.results.run import Run
 from tasks.results.store import store
 from tasks.tracking.registry import ARTIFACT, NAME, RUN_PATH, SCHEME, STORE_FOLDER, needed
-from tasks.tracking.server import Mlflow, mlflow_uris, tracking_uri
+from tasks.tracking.server import Mlflow, known_mlflow
 
 
 def run_of(wanted: str, base: str | None = None) -> Run:
@@ -28,7 +28,7 @@ def run_of(wanted: str, base: str | None = None) -> Run:
     if not wanted.startswith(SCHEME):
         run = read_run(wanted)
     else:
-        mlflow = Mlflow((mlflow_uris(store().state) or [tracking_uri()])[0])
+        mlflow = known_mlflow()
         try:
             run = _fetched(mlflow, wanted)
         except InputError:

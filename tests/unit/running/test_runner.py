@@ -30,7 +30,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(runner, "gpu_slots", gpu_slots)
     monkeypatch.setattr(runner, "cpu_jobs", lambda: 4)
-    monkeypatch.setattr(runner, "uses_gpu", lambda _config: seen["gpu"])
+    monkeypatch.setattr(runner, "device_of", lambda _options: "cuda" if seen["gpu"] else "cpu")
     return seen
 
 
