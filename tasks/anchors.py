@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import polars as pl
+
 from tasks.config.options import AnchorOptions
 from tasks.embed import read_embeddings
 from tasks.errors import InputError
@@ -23,8 +25,6 @@ def anchors(
 
     candidates: the table of anchor candidates. Raises InputError where nobody can be an anchor.
     """
-    import polars as pl
-
     vectors = read_embeddings(embedded)
     ids, points = vectors["anchor"]
     sizes = {user["user_id"]: len(user["profile"]) for user in each_user(candidates)}

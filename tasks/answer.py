@@ -8,6 +8,8 @@ from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from tasks.config.options import PriorOptions, TrainingOptions
 from tasks.config.task import MethodConfig
 from tasks.errors import label
@@ -87,8 +89,6 @@ def answers(
     merged: what users' LoRAs are merged from, if they are. fitted: what else the method made once.
     A user whose history, LoRAs and queries did not change is taken from an earlier batch.
     """
-    import polars as pl
-
     some = users_in_order(users, user_ids)
     merger = Merger(merged, read_recipes(merged.recipes, user_ids)) if merged else None
     batch = Batch(some, how.training, merger, fitted, setting, how.answer, how.quantisation)
@@ -179,8 +179,6 @@ def _keys(how: HowAnswered, batch: Batch, adapted: Adapted) -> list[str]:
 
 
 def _read(folder: File) -> list[Row]:
-    import polars as pl
-
     table = pl.read_parquet(store().path(folder) / TABLE)
     return list(table.select("chosen", "log_p", "seconds").iter_rows())
 

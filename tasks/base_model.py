@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from tasks.config.options import ComputeOptions, TinyModelOptions, TrainingOptions
 from tasks.config.task import TaskConfig, derive_seed
 from tasks.errors import InputError
+from tasks.lamp.prompts import Sample
 from tasks.log import log
 from tasks.methods import METHODS
 from tasks.prepare import each_user, naming_dropped
@@ -33,9 +34,6 @@ from tasks.text.loading import (
 )
 from tasks.text.questions import User, profile_questions, questions_of, user_queries
 from tasks.training import checkpoint
-
-if TYPE_CHECKING:
-    from tasks.lamp.prompts import Sample
 
 
 class GivenModel(Record):

@@ -17,6 +17,8 @@ It ends early when no more than one candidate in a hundred moves.
 
 from __future__ import annotations
 
+import numpy as np
+
 from tasks.config.options import AnchorOptions, TrainingOptions
 from tasks.config.task import derive_seed
 from tasks.embed import read_embeddings
@@ -85,8 +87,6 @@ def refit(
     It depends on neither few-shot users nor the number of rounds, nor on which clusters become
     anchors; where only these changed it is found.
     """
-    import numpy as np
-
     from tasks.lora.bank import read_bank, stack, write_bank
 
     labels, large = list(before.clusters), large_clusters(before.clusters, smallest)

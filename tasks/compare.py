@@ -9,19 +9,21 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+from safetensors.numpy import load_file, save_file
 
 from tasks.config.task import TaskConfig
+from tasks.lamp import statistics
+from tasks.lamp.metrics import Rules, golds_json, golds_without_token, rules_of, unlabelled
+from tasks.lamp.statistics import COMMON_METRICS, Resampled, bootstrap, mean_over
+from tasks.lamp.statistics import Scored as ScoredAnswers
+from tasks.lamp.synthetic.optimum import PREDICTORS
 from tasks.methods import METHODS, MethodName
 from tasks.results.models import Answers, Compared, Prepared, Scored
 from tasks.results.stage import stage
 from tasks.results.store import store
-
-if TYPE_CHECKING:
-    import polars as pl
-
-    from tasks.lamp.metrics import Rules
-    from tasks.lamp.statistics import Resampled
 
 # Answers of no model, in worlds whose optimum is known.
 DRAWS_FILE = "draws.safetensors"
@@ -32,8 +34,6 @@ Batches = dict[MethodName, tuple[Answers, ...]]
 
 def compared(config: TaskConfig, users: Prepared, answered: Batches) -> Compared:
     """The comparison of a cell's methods, by the rules that the configuration asks for."""
-    from tasks.lamp.metrics import rules_of
-
     rules = rules_of(config.task, config.scoring.metrics, config.scoring.tokens)
     # A world of another seed has other users; a file's are the same, wherever it lies.
     sample = f"synthetic {config.seed}" if config.data == "synthetic" else "given"
@@ -47,13 +47,6 @@ def compare(users: Prepared, answered: Batches, rules: Rules, sample: str) -> Co
     rules: those that answers are scored by (tasks/lamp/metrics.py). sample: cells of one sample
     share users. In worlds whose optimum is known the answers of its PREDICTORS are methods, too.
     """
-    import polars as pl
-
-    from tasks.lamp.metrics import golds_json, golds_without_token, unlabelled
-    from tasks.lamp.statistics import Scored as ScoredAnswers
-    from tasks.lamp.statistics import bootstrap
-    from tasks.lamp.synthetic.optimum import PREDICTORS
-
     task = users.task
     tables = {name: _table(answered[name]) for name in METHODS if name in answered}
     given = {method: _by_query(table, "prediction") for method, table in tables.items()}
@@ -106,15 +99,11 @@ def compare(users: Prepared, answered: Batches, rules: Rules, sample: str) -> Co
 @stage(version=6, libraries=LIBRARIES)
 def overall(cells: tuple[Compared, ...]) -> Compared:
     """The mean over cells: `score` and the share of the attainable."""
-    from tasks.lamp.statistics import COMMON_METRICS
-
     return mean_of(cells, COMMON_METRICS)
 
 
 def mean_of(cells: Sequence[Compared], metrics: Sequence[str] | None = None) -> Compared:
     """The mean over cells of these metrics, or of all that the cells share."""
-    from tasks.lamp.statistics import mean_over
-
     if len(cells) == 1 and metrics is None:
         return cells[0]  # as it was computed
     mean = mean_over([read_draws(cell) for cell in cells], metrics=metrics)
@@ -123,15 +112,11 @@ def mean_of(cells: Sequence[Compared], metrics: Sequence[str] | None = None) -> 
 
 def read_draws(cell: Compared) -> Resampled:
     """A cell's points and draws as they were computed, and what they were computed from."""
-    from safetensors.numpy import load_file
-
-    from tasks.lamp.statistics import Resampled, Scored
-
     assert cell.draws is not None
     assert cell.task is not None
     tensors = load_file(store().path(cell.draws))
     names = sorted(name.removeprefix("points.") for name in tensors if name.startswith("points."))
-    scored = Scored(
+    scored = ScoredAnswers(
         cell.task,
         cell.methods,
         tuple(map(str, tensors["groups"].tolist())),
@@ -148,8 +133,6 @@ def read_draws(cell: Compared) -> Resampled:
 
 def _compared(resampled: Resampled) -> Compared:
     """What a cell and a mean over cells say alike."""
-    from tasks.lamp import statistics
-
     opponents = [name for name in METHODS if name in resampled.methods]
     return Compared.model_validate(
         {
@@ -164,8 +147,6 @@ def _compared(resampled: Resampled) -> Compared:
 
 def _table(batches: tuple[Answers, ...]) -> pl.DataFrame:
     """user_id, query_id, gold, prediction of all batches."""
-    import polars as pl
-
     files = [store().path(batch.predictions) for batch in batches]
     columns = ["user_id", "query_id", "gold", "prediction"]
     table = pl.concat(pl.read_parquet(file, columns=columns) for file in files)
@@ -179,9 +160,6 @@ def _by_query(table: pl.DataFrame, column: str) -> dict[str, str]:
 
 def _write_draws(file: Path, resampled: Resampled) -> None:
     """What `read_draws` reads."""
-    import numpy as np
-    from safetensors.numpy import save_file
-
     scored = resampled.scored
     assert scored is not None
     # Cells of other seeds have some of the groups, too; to see which it takes no names.

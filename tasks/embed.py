@@ -11,6 +11,11 @@ from functools import partial
 from itertools import accumulate, chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
 from tasks.config.options import ComputeOptions, EmbeddingOptions
 from tasks.config.task import MethodConfig, derive_seed
 from tasks.lamp.definitions import LampTask
@@ -31,8 +36,6 @@ from tasks.text.questions import User, content
 from tasks.text.tokens import tokens_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
 T = TypeVar("T")
@@ -109,9 +112,6 @@ def embed(method: Embedding, population: Mapping[str, File], compute: ComputeOpt
 
     population: role -> its users.
     """
-    import numpy as np
-    import polars as pl
-
     shared = key_of(embed.identity, method)
     names: list[tuple[str, str]] = []
     keys: list[str] = []
@@ -149,8 +149,6 @@ def _vectors(
     method: Embedding, users: Iterable[User], count: int, compute: ComputeOptions
 ) -> list[NDArray[np.floating]]:
     """One vector [D] for each of `count` users: the mean over the user's items."""
-    import numpy as np
-
     return [np.asarray(items.mean(0)) for items in _item_vectors(method, users, count, compute)]
 
 
@@ -218,9 +216,6 @@ def _whitening(
     method: Embedding, users: Users, count: int, key: str, compute: ComputeOptions
 ) -> File:
     """The matrix that these users teach, kept as a row of its own: it changes with them alone."""
-    import numpy as np
-    from safetensors.numpy import save_file
-
     rows = Rows("whitening", [key], lambda folder: [folder])
     if not rows.missing:
         return rows.all()[0]
@@ -233,14 +228,10 @@ def _whitening(
 
 def read_whitening(folder: File) -> NDArray[np.floating]:
     """The matrix [D, D] of `Embedded.whitening`."""
-    from safetensors.numpy import load_file
-
     return load_file(store().path(folder) / WHITENING_FILE)["whitening"]
 
 
 def _read_rows(folder: File) -> list[NDArray[np.floating]]:
-    import polars as pl
-
     vectors = pl.read_parquet(store().path(folder) / TABLE)["vector"]
     return list(vectors.explode().to_numpy().reshape(len(vectors), -1))
 
@@ -264,9 +255,6 @@ def measured(
     candidates where there are none), so that one user's new item moves that user only. Those at the
     input are then whitened (tasks/method/whitening.py).
     """
-    import numpy as np
-    import polars as pl
-
     table = pl.read_parquet(store().path(embedded.table))
     # In float64 once: it would be made so at each product.
     matrix = read_whitening(embedded.whitening).astype(np.float64) if embedded.whitening else None

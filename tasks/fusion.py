@@ -17,10 +17,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
+import polars as pl
+
 from tasks.config.options import FusionOptions
 from tasks.embed import read_embeddings
 from tasks.errors import InputError, label
+from tasks.lamp.tables import read_table
 from tasks.log import log
+from tasks.method.weights import Chosen, Floats, by_evidence, search, shortlists
+from tasks.method.whitening import unit_rows
 from tasks.prepare import users_in_order
 from tasks.record import OUTSIDE_KEY, File, Record, key_of
 from tasks.results.models import Bank, Embedded, Evidence, Merged, Recipes, Setting
@@ -35,7 +41,6 @@ from tasks.training import log_likelihoods
 
 if TYPE_CHECKING:
     from tasks.lora.bank import Bank as LoadedBank
-    from tasks.method.weights import Chosen, Floats
 
 TABLE = "recipes.parquet"
 EVIDENCE_FILE = "evidence.parquet"
@@ -64,10 +69,7 @@ def evidence(
     users: the few-shot users' table. Who did not change, like the anchors asked, is taken from an
     earlier table.
     """
-    import polars as pl
-
     from tasks.lora.bank import read_bank
-    from tasks.method.weights import shortlists
 
     ids, vectors, anchors = unit_vectors(embedded, bank)
     asked = shortlists(vectors @ anchors.T, shortlist).tolist()
@@ -108,9 +110,6 @@ def fusion(
 
     Raises InputError where the published rule gives no mixture.
     """
-    import numpy as np
-    import polars as pl
-
     ids, users, anchors = unit_vectors(embedded, bank)
     seconds, known = [0.0] * len(ids), None
     if evidence:
@@ -132,8 +131,6 @@ def write_recipes(
     place: Path, bank: Bank, ids: Sequence[str], chosen: Chosen, seconds: Sequence[float]
 ) -> None:
     """Write users' recipes as a folder's table (`Recipes`); chosen: as of `chosen_anchors`."""
-    import polars as pl
-
     members, similarities, weights = chosen
     names = pl.Series(bank.names).gather(members.ravel()).reshape(members.shape)
     columns = {
@@ -154,8 +151,6 @@ def chosen_anchors(
     users [U, D], anchors [K, D]: unit vectors. known [U, K]: evidence, which decides where it is
     given. Raises InputError where the published rule gives no mixture.
     """
-    from tasks.method.weights import by_evidence, search
-
     if known is not None:
         return by_evidence(users @ anchors.T, known, options)
     found = search(users, anchors, options)
@@ -188,10 +183,6 @@ def bank_vectors(bank: Bank, ids: Sequence[str], points: Floats) -> Floats:
     An anchor that was trained on several users stands in the middle of their unit vectors. An
     adapter that was given has no users, and the zero vector: it is like nobody.
     """
-    import numpy as np
-
-    from tasks.method.whitening import unit_rows
-
     row = {user_id: number for number, user_id in enumerate(ids)}
     groups = [[row[user] for user in member.members] for member in bank.members]
     nobody = np.zeros(points.shape[1])
@@ -200,8 +191,6 @@ def bank_vectors(bank: Bank, ids: Sequence[str], points: Floats) -> Floats:
 
 def read_recipes(recipes: Recipes, ids: Collection[str] | None = None) -> dict[str, Recipe]:
     """user_id -> recipe; with `ids` of these users alone, as all would take each job long."""
-    from tasks.lamp.tables import read_table
-
     table = read_table(store().path(recipes.table), ids)
     return {row.pop("user_id"): Recipe.model_validate(row) for row in table.to_dicts()}
 
@@ -240,8 +229,6 @@ class Merger:
 
 def _refuse_no_mixture(users: Sequence[str], similarities: Floats, weights: Floats) -> None:
     """Raises InputError for a user with a weight outside 0 to 1, as the published merger does."""
-    import numpy as np
-
     wrong = np.flatnonzero(~((weights >= 0) & (weights <= 1)).all(axis=1))
     if len(wrong):
         own = ", ".join(f"{one:g}" for one in similarities[wrong[0]])
@@ -254,7 +241,5 @@ def _refuse_no_mixture(users: Sequence[str], similarities: Floats, weights: Floa
 
 
 def _read_evidence(folder: File) -> list[tuple[list[float], float]]:
-    import polars as pl
-
     table = pl.read_parquet(store().path(folder) / EVIDENCE_FILE)
     return list(table.select("log_likelihoods", "seconds").iter_rows())

@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from tasks.config.options import LearnedOptions
 from tasks.fusion import TABLE, Merger, Recipe, read_recipes
 from tasks.log import log
@@ -51,8 +53,6 @@ def learned_weights(
     users: the few-shot users' table. Who did not change, like the recipe and its anchors, is taken
     from an earlier table.
     """
-    import polars as pl
-
     from tasks.lora.merge import MergedUsers
 
     merger, names = Merger(merged), [*read_recipes(merged.recipes)]
@@ -123,7 +123,5 @@ def with_weights(recipe: Recipe, learned: Learned) -> Recipe:
 
 
 def _read(folder: File) -> list[Learned]:
-    import polars as pl
-
     rows = pl.read_parquet(store().path(folder) / LEARNED_FILE).drop("user_id").to_dicts()
     return [Learned.model_validate(row) for row in rows]

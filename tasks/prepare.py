@@ -9,14 +9,24 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import polars as pl
 
 from tasks.config.task import TaskConfig
 from tasks.errors import InputError
 from tasks.files import file_sha256
+from tasks.lamp.dataset import write_dataset
 from tasks.lamp.definitions import LampTask
+from tasks.lamp.download import official_files
 from tasks.lamp.folders import of_task
+from tasks.lamp.formats import copy_users
+from tasks.lamp.kept import UNKNOWN_GOLD, UNKNOWN_LABEL
 from tasks.lamp.options import SplitOptions, SyntheticOptions
+from tasks.lamp.synthetic import World
+from tasks.lamp.synthetic.optimum import optimal_answers
+from tasks.lamp.synthetic.population import Taste
+from tasks.lamp.tables import read_table, row_groups
 from tasks.log import log
 from tasks.methods import METHODS
 from tasks.record import File
@@ -24,11 +34,6 @@ from tasks.results.models import Given, Prepared
 from tasks.results.stage import stage
 from tasks.results.store import store
 from tasks.running.progress import Progress
-
-if TYPE_CHECKING:
-    import polars as pl
-
-    from tasks.lamp.synthetic.population import Taste
 
 OPTIMUM_FILE = "optimum.parquet"
 POPULATION_FILE = "population.parquet"
@@ -77,11 +82,6 @@ def prepare(
 
     Raises InputError where the files change while they are read, or nobody is left.
     """
-    from tasks.lamp.dataset import write_dataset
-    from tasks.lamp.formats import copy_users
-    from tasks.lamp.synthetic import World
-    from tasks.lamp.synthetic.optimum import optimal_answers
-
     generated = isinstance(users, SyntheticOptions)
     # The best answers are known for few-shot users, not for candidates in their place.
     known = generated and not split.development
@@ -138,8 +138,6 @@ def source(config: TaskConfig) -> Given | SyntheticOptions:
 
 def _downloaded(config: TaskConfig) -> Path:
     """The folder of LaMP's own files, downloaded where they are not in the cache."""
-    from tasks.lamp.download import official_files
-
     bars: dict[str, Progress] = {}
 
     def show(name: str, done: int, total: int | None) -> None:
@@ -164,8 +162,6 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def _population(tastes: Mapping[str, Taste]) -> pl.DataFrame:
     """user_id, first, second (archetypes), mixture of every user of a generated world."""
-    import polars as pl
-
     rows = [(user_id, one.first, one.second, one.mixture) for user_id, one in tastes.items()]
     return pl.DataFrame(rows, ["user_id", "first", "second", "mixture"], orient="row")
 
@@ -180,8 +176,6 @@ def naming_dropped(dropped: Mapping[str, int], task: LampTask) -> Iterator[None]
     try:
         yield
     except InputError as error:
-        from tasks.lamp.kept import UNKNOWN_GOLD, UNKNOWN_LABEL
-
         if not (counted := _counted(dropped)):
             raise
         hint = ""
@@ -243,8 +237,6 @@ class Users:
     places: Collection[int] | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        from tasks.lamp.tables import row_groups
-
         first, wanted = 0, None if self.places is None else {*self.places}
         for file in self.tables:
             for part in row_groups(store().path(file)):
@@ -261,8 +253,6 @@ def each_user(table: File) -> Users:
 
 def users_of(table: File, ids: Collection[str] | None = None) -> list[dict[str, Any]]:
     """As `each_user`, in memory; with `ids` these alone, of whom the row groups are read."""
-    from tasks.lamp.tables import read_table
-
     return read_table(store().path(table), ids).to_dicts()
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from tasks.config.options import TrainingOptions
 from tasks.config.task import derive_seed
 from tasks.fusion import Merger
@@ -167,8 +169,6 @@ def seeds_of(setting: Setting, users: Sequence[str]) -> list[int]:
 
 def write_work(path: Path, users: Sequence[str], works: Sequence[Training]) -> None:
     """A table of user_id and what was done for each; losses are not kept."""
-    import polars as pl
-
     names = [name for name in Training.model_fields if name != "losses"]
     columns: dict[str, list[Any]] = {name: [getattr(one, name) for one in works] for name in names}
     pl.DataFrame({"user_id": list(users), **columns}).write_parquet(path)
@@ -176,8 +176,6 @@ def write_work(path: Path, users: Sequence[str], works: Sequence[Training]) -> N
 
 def read_work(path: Path) -> list[Training]:
     """What was done for each user, in the order of the table."""
-    import polars as pl
-
     rows = pl.read_parquet(path).drop("user_id").to_dicts()
     return [Training.model_validate(row) for row in rows]
 

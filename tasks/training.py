@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tasks.config.options import ComputeOptions, TrainingOptions
 from tasks.log import log
 from tasks.record import digest
@@ -18,9 +21,6 @@ from tasks.results.models import Training
 from tasks.results.store import store
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from tasks.lora.adapters import Lora
     from tasks.lora.bank import Bank
     from tasks.lora.base import Base
@@ -81,7 +81,6 @@ def log_likelihoods(
 
     In four decimals: the company of other users moves the last bits of a sum.
     """
-    import numpy as np
     import torch
 
     own = engine_of(engine)

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from tasks.results.models import Anchors, MetaLora
 from tasks.results.store import store
 
 if TYPE_CHECKING:
-    import polars as pl
     from matplotlib.figure import Figure
 
 # Of Okabe and Ito (2008): people with any of the common colour blindnesses tell them apart.
@@ -22,8 +23,6 @@ MARKERS = "os^Dv"
 
 def draw_map(path: Path, title: str, chosen: Anchors, loras: Sequence[MetaLora]) -> None:
     """Write the map as a PNG; the same users give the same bytes. loras: those in the bank."""
-    import polars as pl
-
     table = pl.read_parquet(store().path(chosen.table))
     few_shot = len(table.filter(pl.col("role") == "few_shot"))
     text = (
@@ -41,8 +40,6 @@ def users_map(table: pl.DataFrame, members: Mapping[str, Sequence[str]], title: 
     table: the columns of anchors.parquet (tasks/anchors.py). members: of each anchor of the bank;
     one of several users is ringed in their middle.
     """
-    import polars as pl
-
     figure, axes = new_axes(6.4, 4.6)
     few_shot, candidates = (table.filter(pl.col("role") == role) for role in ("few_shot", "anchor"))
     axes.scatter(few_shot["x"], few_shot["y"], s=14, c="0.75", marker="x", label="few-shot user")

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from pydantic import Field
 
+from tasks.method.weights import by_evidence
 from tasks.methods.method import WITHOUT_EVIDENCE, Method
 from tasks.record import File, Options, Result
 from tasks.results.models import Bank, Embedded, Recipes, Setting
@@ -55,7 +57,6 @@ def network(
     options: NetworkOptions, embedded: Embedded, bank: Bank, candidates: File, setting: Setting
 ) -> Network:
     """The network, trained on the anchor candidates' embeddings and evidence."""
-    import numpy as np
     import torch
     from safetensors.torch import save_file
 
@@ -126,13 +127,11 @@ def predicted(
     top_m: int, network: Network, embedded: Embedded, bank: Bank, before: Recipes
 ) -> Recipes:
     """Every few-shot user's recipe: the `top_m` anchors of the largest weights by the network."""
-    import numpy as np
     import torch
     from safetensors.torch import load_file
 
     from tasks.config.options import FusionOptions
     from tasks.fusion import TABLE, unit_vectors, write_recipes
-    from tasks.method.weights import by_evidence
     from tasks.results.store import store
 
     ids, users, anchors = unit_vectors(embedded, bank)

@@ -11,11 +11,13 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import polars as pl
+
+from tasks.lamp.definitions import LampTask
 from tasks.log import log
 from tasks.methods.method import Method
 
 if TYPE_CHECKING:
-    from tasks.lamp.definitions import LampTask
     from tasks.lora.base import Base
     from tasks.lora.batches import Encoded
     from tasks.record import File
@@ -35,8 +37,6 @@ Summary = tuple[str, float]
 
 def summaries(batch: Batch) -> list[Summary]:
     """Per user a summary; who did not change has the one that was written before."""
-    import polars as pl
-
     from tasks.record import key_of, library_versions
     from tasks.results.rows import Rows
     from tasks.text.loading import LIBRARIES
@@ -130,8 +130,6 @@ def question(task: LampTask, user: User, words: int = WORDS) -> str:
 
 
 def _read(folder: File) -> list[Summary]:
-    import polars as pl
-
     from tasks.results.store import store
 
     return list(pl.read_parquet(store().path(folder) / FILE).iter_rows())

@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import polars as pl
+
 from tasks.config.task import TaskConfig
 from tasks.errors import InputError, label
 from tasks.export import about, cell_of, whole_lora, write_folder
 from tasks.files import file_name, write_atomic
-from tasks.lamp.citations import UNASKED
+from tasks.lamp.citations import UNASKED, ask_related
 from tasks.lamp.formats import History, read_histories
 from tasks.lamp.splits import shown_items
 from tasks.methods import MethodName
@@ -135,10 +137,6 @@ def _with_questions(config: TaskConfig, run: Prepared, users: list[History]) -> 
             "papers without a citation are asked about with papers of the run's other users, which "
             "a registered bank has not; give items with citations, or the run itself"
         )
-    import polars as pl
-
-    from tasks.lamp.citations import ask_related
-
     # A few-shot user of the run has the author that the run found.
     authors = {user["user_id"]: user["group"] for user in users_of(run.few_shot)}
     groups = [authors.get(user.user_id, user.user_id) for user in users]

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import polars as pl
+
 from tasks.fusion import Recipe, read_recipes
 from tasks.results.run import Cell, Merging
 from tasks.results.store import store
@@ -53,8 +55,6 @@ def chosen_by_merging(cell: Cell) -> list[Chosen]:
     """
     first: dict[str, str] = {}
     if cell.users.population:
-        import polars as pl
-
         table = pl.read_parquet(store().path(cell.users.population))
         first = {user: str(sort) for user, sort in table.select("user_id", "first").iter_rows()}
     task, seed = cell.config.lamp_task, cell.config.seed

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
 
+import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -112,8 +113,6 @@ def report_data(run: Run, table: list[Row], notes: list[str], changed: Since | N
 
 def no_labels(cell: Cell) -> list[NoLabel]:
     """Of each method that gave answers that are no label, the first of them by query id."""
-    import polars as pl
-
     found = []
     for one in cell.compared.scored:
         if one.no_label:
