@@ -7,111 +7,85 @@ for each method, train the users' own LoRAs, answer their queries, and compare.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from tasks.anchors import anchors, described
+from tasks.anchors import chosen_anchors
 from tasks.answer import answers, how_answered
+from tasks.bank import bank, given_adapters, meta_lora, own_bank
 from tasks.base_model import base_model, coverage_lines
-from tasks.clusters import clustered
 from tasks.compare import compared
 from tasks.config.task import MethodConfig, TaskConfig
 from tasks.embed import embedded_users
-from tasks.errors import InputError, label
-from tasks.fusion import described as described_recipes
-from tasks.fusion import evidence, fusion
-from tasks.learned_weights import learned_weights
-from tasks.log import log
-from tasks.meta_lora import bank, meta_lora
+from tasks.fusion import merged_loras
 from tasks.methods import METHODS, MethodName
-from tasks.own_bank import given_adapters, own_bank
 from tasks.prepare import prepared_users
 from tasks.record import Result
-from tasks.results.models import (
-    Anchors,
-    Answers,
-    Bank,
-    Base,
-    Embedded,
-    Merged,
-    MetaLoras,
-    Prepared,
-    Setting,
-)
-from tasks.results.run import Cell, Merging, merging_of
-from tasks.results.stage import Job, StageFailed, within
-from tasks.running.progress import Progress
+from tasks.results.models import Anchors, Answers, Bank, Base, Embedded, Prepared, Setting
+from tasks.results.run import Cell, Merging
+from tasks.results.stage import StageFailed, within
+from tasks.running.jobs import batches_of, collected, noted, piece
 from tasks.text.questions import setting_of
 
-# What a job is about: the anchors, or a method and the number of a batch.
-Piece = TypeVar("Piece", bound=tuple[object, ...])
-R = TypeVar("R", bound=Result)
-T = TypeVar("T")
+
+@dataclass(frozen=True)
+class Common:
+    """What all later stages are given. known: a cell with other few-shot items; missing: lines."""
+
+    config: TaskConfig
+    users: Prepared
+    base: Base
+    known: Cell | None = None
+    missing: list[str] = field(default_factory=list)
+
+    def setting(self, own: MethodConfig) -> Setting:
+        return setting_of(self.config, own, self.users, self.base)
 
 
 def lamp_task(config: TaskConfig, known: Cell | None = None) -> Cell:
-    """All stages of one LaMP task.
+    """All stages of one LaMP task; of a known cell, base and banks are taken.
 
-    known: a cell that differs only in the few-shot users' items; its base and banks are taken.
     Raises InputError, in one line, when a stage that all others need gives nothing.
     """
-    missing: list[str] = []
     users = prepared_users(config)
     base = known.base if known else base_model(config, users)
     coverage = known.coverage if known else coverage_lines(config, base)
+    cell = personalised(Common(config, users, base, known))
+    return cell.model_copy(update={"coverage": coverage})
+
+
+def personalised(common: Common) -> Cell:
+    """Banks and recipes, every method's answers, and the comparison."""
+    config, missing = common.config, common.missing
     mergings: list[Merging] = []
     for names in config.sharing_a_bank():
         with noted(", ".join(names), missing):
-            before = known.merging(names[0]) if known else None
-            mergings.append(bank_and_recipes(config, names, users, base, before, missing))
-    methods = [
-        name for name in config.methods if not METHODS[name].merged or merging_of(mergings, name)
-    ]
-    if not methods:
-        raise StageFailed(missing[0])
-    answered = all_answers(config, methods, users, base, mergings, known, missing)
+            mergings.append(bank_and_recipes(common, names))
+    answered = all_answers(common, mergings)
     return Cell(
         config=config,
-        users=users,
-        base=base,
+        users=common.users,
+        base=common.base,
         mergings=tuple(mergings),
         answers=answered,
-        compared=compared(config, users, answered),
-        coverage=coverage,
+        compared=compared(config, common.users, answered),
         missing=tuple(f"{config.name}: {line}" for line in missing),
     )
 
 
-def bank_and_recipes(
-    config: TaskConfig,
-    methods: tuple[MethodName, ...],
-    users: Prepared,
-    base: Base,
-    known: Merging | None,
-    missing: list[str],
-) -> Merging:
+def bank_and_recipes(common: Common, methods: tuple[MethodName, ...]) -> Merging:
     """The bank, of anchors or of adapters that are given, and every few-shot user's recipe."""
-    own = config.method(methods[0])
-    setting = setting_of(config, own, users, base)
-    # First: one that is refused is refused before users are embedded.
-    given = own_bank(given_adapters(own.bank), base) if own.bank.adapters and not known else None
-    embedded = embedded_users(own, users, setting.questions, base, config.compute)
-    if known:
-        chosen, members = known.chosen, known.merged.bank
-    elif given:
-        chosen, members = None, given
-    else:
-        chosen, members = bank_of_anchors(config, own, users, embedded, setting, missing)
-    weighed = None
-    if own.fusion.by_evidence:
-        weighed = evidence(own.fusion.shortlist, embedded, members, users.few_shot, setting)
-    recipes = fusion(own.fusion, embedded, members, weighed)
-    log(described_recipes(recipes, own.fusion))
-    merged = Merged(bank=members, recipes=recipes, how=own.fusion.merge)
-    if own.fusion.weights == "learned":
-        trained = learned_weights(own.fusion.learned, merged, users.few_shot, setting)
-        merged = merged.model_copy(update={"recipes": trained})
+    users, known = common.users, common.known and common.known.merging(methods[0])
+    own = common.config.method(methods[0])
+    setting = common.setting(own)
+    chosen, members = (known.chosen, known.merged.bank) if known else (None, None)
+    if own.bank.adapters and not known:
+        # First: one that is refused is refused before users are embedded.
+        members = own_bank(given_adapters(own.bank), common.base)
+    embedded = embedded_users(own, users, setting.questions, common.base, setting.compute)
+    if members is None:
+        chosen, members = bank_of_anchors(common, own, embedded, setting)
+    merged = merged_loras(own.fusion, embedded, members, users.few_shot, setting)
     if remade := METHODS[methods[0]].recipes:
         recipes = remade(own, users, embedded, merged, setting)
         merged = merged.model_copy(update={"recipes": recipes})
@@ -119,115 +93,60 @@ def bank_and_recipes(
 
 
 def bank_of_anchors(
-    config: TaskConfig,
-    own: MethodConfig,
-    users: Prepared,
-    embedded: Embedded,
-    setting: Setting,
-    missing: list[str],
+    common: Common, own: MethodConfig, embedded: Embedded, setting: Setting
 ) -> tuple[Anchors, Bank]:
-    """Anchors chosen and trained, and the bank of them.
-
-    Raises StageFailed when no anchor could be trained.
-    """
-    clusters = clustered(own.anchors, own.meta_lora, embedded, users.anchor, setting)
-    chosen = anchors(own.anchors, embedded, users.anchor, clusters)
-    log(described(chosen, own.anchors.min_items),
-        warning=0 < chosen.single_users < chosen.asked)  # fmt: skip
-    jobs: dict[tuple[str, ...], Job[MetaLoras]] = {}
+    """Anchors chosen and trained, and their bank. Raises StageFailed where none can be trained."""
+    name, users, missing = common.config.name, common.users, common.missing
+    chosen = chosen_anchors(own.anchors, own.meta_lora, embedded, users.anchor, setting)
+    jobs = {}
     for part in batches_of(chosen.anchors, own.anchors.per_job):
         names = tuple(one.name for one in part)
         with within(piece("anchor", names)):
             jobs[names] = meta_lora.submit(own.meta_lora, part, users.anchor, setting)
-    made = collected(jobs, "anchor", f"{config.name}: meta-LoRAs", missing).values()
+    made = collected(jobs, "anchor", f"{name}: meta-LoRAs", missing).values()
     missing += [line for job in made for line in job.failed]
     loras = tuple(one for job in made for one in job.loras)
     if not loras:
         raise StageFailed(f"no anchor could be trained; {missing[0]}")
-    usual = bank(loras, chosen, f"{config.name}, {own.method}")
+    usual = bank(loras, chosen, f"{name}, {own.method}")
     remade = METHODS[own.method].bank
     return chosen, remade(own, users, chosen, usual, setting) if remade else usual
 
 
 def all_answers(
-    config: TaskConfig,
-    methods: Sequence[MethodName],
-    users: Prepared,
-    base: Base,
-    mergings: Sequence[Merging],
-    known: Cell | None,
-    missing: list[str],
+    common: Common, mergings: Sequence[Merging]
 ) -> dict[MethodName, tuple[Answers, ...]]:
     """Every method's answers, batch by batch; a batch that one method lacks is left out of all.
 
-    Those of a method that looks at no items are the known ones; a method whose `fit` fails
-    is left out. Raises StageFailed where no batch is left.
+    Those of a method that looks at no items are the known ones. A method that has no bank, or
+    whose `fit` fails, is left out. Raises StageFailed where no batch is left.
     """
-    batches = batches_of(users.few_shot_ids, config.stacking.users_per_job)
-    made: dict[tuple[MethodName, int], Answers] = {}
-    jobs: dict[tuple[MethodName, int], Job[Answers]] = {}
-    able: list[MethodName] = []
-    for name in methods:
+    config, users, missing = common.config, common.users, common.missing
+    merged = {name: one.merged for one in mergings for name in one.methods}
+    fitted: dict[MethodName, Result | None] = {}
+    for name in config.methods:
         own, method = config.method(name), METHODS[name]
-        merging = merging_of(mergings, name)
-        merged = merging.merged if merging else None
-        setting, how = setting_of(config, own, users, base), how_answered(own)
-        fitted, before_it = None, len(missing)
-        if method.fit:
+        if name in merged or not method.merged:
             with noted(name, missing):
-                fitted = method.fit(own, users, setting, merged)
-        if len(missing) > before_it:
-            continue
-        able.append(name)
-        same = known.answers.get(name, ()) if known and not method.uses_items else ()
-        before = {answered.users: answered for answered in same}
+                setting, below = common.setting(own), merged.get(name)
+                fitted[name] = method.fit(own, users, setting, below) if method.fit else None
+    batches = batches_of(users.few_shot_ids, config.stacking.users_per_job)
+    made, jobs = {}, {}
+    for name, router in fitted.items():
+        own, below = config.method(name), merged.get(name)
+        same = common.known if not METHODS[name].uses_items else None
+        before = {one.users: one for one in same.answers.get(name, ())} if same else {}
         for number, batch in enumerate(batches):
             if batch in before:
                 made[name, number] = before[batch]
                 continue
             with within(f"{name} {number}"):
                 jobs[name, number] = answers.submit(
-                    how, users.few_shot, batch, merged, fitted, setting
+                    how_answered(own), users.few_shot, batch, below, router, common.setting(own)
                 )
     made |= collected(jobs, "answers of", f"{config.name}: methods", missing)
-    complete = [n for n in range(len(batches)) if all((name, n) in made for name in able)]
-    if not (able and complete):
+    complete = [n for n in range(len(batches)) if all((name, n) in made for name in fitted)]
+    if not (fitted and complete):
         raise StageFailed(f"no batch of users could be scored; {missing[0]}")
     missing += [f"{name}, {line}" for (name, _), one in made.items() for line in one.failed]
-    return {name: tuple(made[name, number] for number in complete) for name in able}
-
-
-def collected(
-    jobs: Mapping[Piece, Job[R]], kind: str, title: str, missing: list[str]
-) -> dict[Piece, R]:
-    """The results of jobs, by what they are about; those that failed are named in `missing`.
-
-    Raises DiskFull as soon as one ended for want of disk.
-    """
-    progress = Progress("jobs", title, len(jobs))
-    results: dict[Piece, R] = {}
-    for about, job in jobs.items():
-        with noted(piece(kind, about), missing):
-            results[about] = job.result()
-        progress.advance()
-    return results
-
-
-def batches_of(everything: tuple[T, ...], size: int) -> list[tuple[T, ...]]:
-    """`size` at a time."""
-    return [everything[start : start + size] for start in range(0, len(everything), size)]
-
-
-@contextmanager
-def noted(what: str, missing: list[str]) -> Iterator[None]:
-    """Where `what` cannot be made it is named in `missing`, and the rest goes on."""
-    try:
-        yield
-    except InputError as error:
-        missing.append(f"{what}: {error}")
-        log(f"missing: {missing[-1]}", warning=True)
-
-
-def piece(kind: str, about: tuple[object, ...]) -> str:
-    """A job's name: `anchor a b`, `answers of mta 0`."""
-    return " ".join([kind, *(label(str(one)) for one in about)])
+    return {name: tuple(made[name, number] for number in complete) for name in fitted}

@@ -1,10 +1,7 @@
 """The flow `mta`: LaMP tasks through the stages of Merge-then-Adapt, then one comparison.
 
-    prefect deployment run mta/full-benchmark -p seed=1 -p 'stacking={"rank": 8}'
-
-runs it on the worker; without any server, for debugging:
-
-    mta run -p seed=1 -p 'stacking={"rank": 8}'
+prefect deployment run mta/full-benchmark -p seed=1   # on the worker
+mta run -p seed=1 -p 'stacking={"rank": 8}'           # without any server, for debugging
 """
 
 from __future__ import annotations
@@ -17,41 +14,33 @@ if __name__ == "__main__":
 
     raise SystemExit(main(["run", *sys.argv[1:]]))
 
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
-from datetime import datetime
 from itertools import product
 from typing import Annotated, Any, Literal
 
 from prefect import State, flow
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Failed
 from pydantic import Field
 
-from flows.lamp_task import lamp_task, noted
-from flows.tune import tuned, with_settings
+from flows.lamp_task import lamp_task
+from flows.tune import tuned
 from tasks.compare import overall
 from tasks.config import options
 from tasks.config.run import RunConfig, resolve
+from tasks.config.trials import with_settings
 from tasks.errors import DiskFull, InputError, disk_full
-from tasks.lamp.options import (
-    LampOptions,
-    PromptOptions,
-    SplitOptions,
-    SyntheticOptions,
-    TaskOptions,
-)
+from tasks.lamp import options as lamp_options
 from tasks.log import log
 from tasks.methods import MethodName
 from tasks.record import Options
-from tasks.report.files import report_name, write_run
+from tasks.report.files import begun, now, write_run
 from tasks.report.notes import data_lines
-from tasks.report.publish import publish
+from tasks.report.publish import announce, publish
 from tasks.results.models import Compared
-from tasks.results.run import Cell, Run
+from tasks.results.run import Cell
 from tasks.results.stage import CELL, StageFailed
 from tasks.results.store import store
+from tasks.running.jobs import ended, in_threads, noted
 from tasks.running.runner import everywhere, running, side_by_side
 from tasks.tracking.runs import log_ended, tracked
 
@@ -63,16 +52,16 @@ def mta(
     preset: options.PresetName = "embedded",
     data: str | None = None,
     lamp_tasks: list[str] | None = None,
-    task: TaskOptions | str | None = None,
+    task: lamp_options.TaskOptions | str | None = None,
     methods: list[MethodName] | Literal["all"] | None = None,
     items_curve: list[Annotated[int, Field(ge=1)]] | None = None,
     seed: Seed | None = None,
     seeds: list[Seed] | None = None,
-    synthetic: SyntheticOptions | None = None,
-    lamp: LampOptions | None = None,
+    synthetic: lamp_options.SyntheticOptions | None = None,
+    lamp: lamp_options.LampOptions | None = None,
     model: str | None = None,
-    split: SplitOptions | Literal["grouped", "published"] | None = None,
-    prompt: PromptOptions | None = None,
+    split: lamp_options.SplitOptions | Literal["grouped", "published"] | None = None,
+    prompt: lamp_options.PromptOptions | None = None,
     base: options.BaseOptions | None = None,
     anchors: options.AnchorOptions | None = None,
     bank: options.BankOptions | None = None,
@@ -92,8 +81,7 @@ def mta(
 ) -> State[Any]:
     """Personalise one language model to many users, and measure it.
 
-    Sections, such as `stacking`, replace only the fields given; tasks/config/options.py says what
-    each is. All others:
+    Sections, such as `stacking`, replace only the fields given (tasks/config/options.py).
 
     Args:
         preset: what everything else starts from: `embedded` (a tiny model, minutes on a laptop),
@@ -119,14 +107,11 @@ def mta(
 
 def outcome(given: dict[str, Any]) -> State[Any]:
     """The benchmark, or its plan, with the parameters that are given."""
-    values = {
-        name: value.model_dump(mode="json", exclude_unset=True)
-        if isinstance(value, Options)
-        else value
-        for name, value in given.items()
-    }
+    sections = {name: one for name, one in given.items() if isinstance(one, Options)}
+    for name, one in sections.items():
+        given[name] = one.model_dump(mode="json", exclude_unset=True)
     try:
-        config = everywhere(resolve(values))
+        config = everywhere(resolve(given))
         for line in data_lines(config):
             log(line, warning=True)
         store().sweep()
@@ -150,32 +135,22 @@ def outcome(given: dict[str, Any]) -> State[Any]:
 
 def benchmark(config: RunConfig) -> State[Any]:
     """Every LaMP task under every seed, the comparison over all, the report, and MLflow."""
-    run_id, name = str(flow_run.get_id()), flow_run.get_name() or "mta"
-    settings = config.model_dump(mode="json")
-    run = Run(id=run_id, name=name, date=now(), report=report_name(name, run_id), config=settings)
+    run = begun(str(flow_run.get_id()), flow_run.get_name() or "mta", config)
     with tracked(run) as page:
-        shown = f"```json\n{config.model_dump_json(indent=2)}\n```"
-        create_markdown_artifact(key="configuration", markdown=shown)
-        if page:
-            create_link_artifact(link=page, link_text="This run in MLflow", key="mlflow-run")
-            log(f"MLflow: {page}")
+        announce(config, page)
         cells, missing = all_cells(config)
         if not cells:
             raise StageFailed("; ".join(missing))
         mean = overall(tuple(one.compared for one in cells))
-        found = {"cells": tuple(cells), "overall": mean, "missing": tuple(missing)}
-        run = run.model_copy(update={**found, "date": now()})
+        found = {"cells": tuple(cells), "overall": mean, "missing": tuple(missing), "date": now()}
+        run = run.model_copy(update=found)
         # What was found out must not depend on MLflow answering.
         write_run(run)
         run = publish(run)
         write_run(run)
         late = log_ended(run)
-    if run.missing:
-        listed = "; ".join(run.missing)
-        text = f"scored, but {len(run.missing)} pieces are missing: {listed}"[:1000]
-        return Failed(name="Incomplete", message=text + late)
-    text = f"{len(config.methods)} methods scored on {len(config.lamp_tasks)} LaMP tasks"
-    return Completed(message=text + late)
+    scored = f"{len(config.methods)} methods scored on {len(config.lamp_tasks)} LaMP tasks"
+    return ended(scored, run.missing, late)
 
 
 def all_cells(config: RunConfig) -> tuple[list[Cell], list[str]]:
@@ -183,30 +158,20 @@ def all_cells(config: RunConfig) -> tuple[list[Cell], list[str]]:
 
     One that fails leaves the others.
     """
-    pairs = product(config.all_seeds, config.lamp_tasks)
-    with ThreadPoolExecutor(side_by_side(config), thread_name_prefix="cell") as pool:
-        # Prefect keeps what flow run this is, and the log, in the context.
-        futures = [
-            pool.submit(copy_context().run, one_cell, config, seed, name) for seed, name in pairs
-        ]
-        try:
-            found = [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pairs = list(product(config.all_seeds, config.lamp_tasks))
+    found = in_threads(lambda pair: one_cell(config, *pair), pairs, side_by_side(config))
     missing = [line for _, lines in found for line in lines]
     return [cell for cell, _ in found if cell], missing
 
 
 def one_cell(config: RunConfig, seed: int, name: str) -> tuple[Cell | None, list[str]]:
     """One LaMP task under one seed, with its curve; and what is missing of it."""
-    own, tuning = config.for_task(name, seed), None
+    own = config.for_task(name, seed)
     CELL.set(own.name)
     try:
-        if config.tune:
-            tuning = tuned(own)
-            own = with_settings(own, tuning.settings)
-        cell = lamp_task(own)
+        tuning = tuned(own) if config.tune else None
+        settings = tuning.settings if tuning else {}
+        cell = lamp_task(with_settings(own, settings))
     except InputError as error:
         return None, [f"{own.name}: {error}"]
     missing = list(cell.missing)
@@ -216,15 +181,9 @@ def one_cell(config: RunConfig, seed: int, name: str) -> tuple[Cell | None, list
             continue  # that is the cell itself
         CELL.set(f"{own.name}, {items} items")
         with noted(f"{own.name} with {items} items", missing):
-            fewer = config.for_task(name, seed, items)
-            fewer = with_settings(fewer, tuning.settings) if tuning else fewer
+            fewer = with_settings(config.for_task(name, seed, items), settings)
             point = lamp_task(fewer, known=cell)
             curve[items] = point.compared
             missing += [f"with {items} items: {line}" for line in point.missing]
     found = {"curve": curve, "tuning": tuning, "missing": tuple(missing)}
     return cell.model_copy(update=found), missing
-
-
-def now() -> str:
-    """The time of this machine, to the minute."""
-    return f"{datetime.now():%Y-%m-%d %H:%M}"

@@ -8,16 +8,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prefect import State, flow, task
-from prefect.states import Completed, Failed
 
 from flows.mta import Seed
 from tasks.errors import InputError
+from tasks.export import Finished
 from tasks.log import log
 from tasks.methods import MethodName
+from tasks.personalise.new_users import Keep
 from tasks.personalise.new_users import personalise as make
+from tasks.running.jobs import ended
 from tasks.running.slots import cpu_jobs, device_of, gpu_slots
 from tasks.tracking.taken_run import run_of
 
@@ -28,7 +30,7 @@ def personalise(
     run: str = "last",
     to: str = "personalised",
     lamp_task: str | None = None,
-    keep: Literal["folder", "recipe"] = "folder",
+    keep: Keep = "folder",
     method: MethodName = "mta",
     seed: Seed | None = None,
 ) -> State[Any]:
@@ -44,38 +46,23 @@ def personalise(
         method: of the run, one that merges.
         seed: of the run; by default its first.
     """
-    made, left_out = new_users(user, run, to, lamp_task, keep, method, seed)
-    text = f"{made} users made in {to}"
-    if left_out:
-        why = "; ".join(left_out)
-        return Failed(name="Incomplete", message=f"{text}, others not: {why}"[:1000])
-    return Completed(message=text)
 
+    @task(persist_result=False)
+    def new_users() -> list[str | InputError]:
+        """A line for each user that was made, an error for others; all of them are in the log."""
+        told: list[str | InputError] = []
+        try:
+            finished = Finished(run_of(run), lamp_task, method, seed)
+            on_gpu = device_of(finished.cell.config.compute) == "cuda"
+            gpu_slots(1 if on_gpu else cpu_jobs())  # the limit may not be there yet
+            for one in make(finished, Path(user), Path(to), keep):
+                told.append(one)
+                log(str(one), warning=isinstance(one, InputError))
+        except InputError as error:
+            told.append(error)
+            log(str(error), warning=True)
+        return told
 
-@task(persist_result=False)
-def new_users(
-    user: str,
-    run: str,
-    to: str,
-    lamp_task: str | None,
-    keep: Literal["folder", "recipe"],
-    method: MethodName,
-    seed: int | None,
-) -> tuple[int, list[str]]:
-    """How many users were made, and why others were not; a line of each is in the log."""
-    made, left_out = 0, list[str]()
-    try:
-        taken = run_of(run)
-        on_gpu = device_of(taken.cells[0].config.compute) == "cuda"
-        gpu_slots(1 if on_gpu else cpu_jobs())  # the limit may not be there yet
-        for told in make(taken, Path(user), Path(to), lamp_task, method, seed, keep):
-            if isinstance(told, InputError):
-                left_out.append(str(told))
-                log(left_out[-1], warning=True)
-            else:
-                made += 1
-                log(told)
-    except InputError as error:
-        left_out.append(str(error))
-        log(left_out[-1], warning=True)
-    return made, left_out
+    told = new_users()
+    left_out = [str(one) for one in told if isinstance(one, InputError)]
+    return ended(f"{len(told) - len(left_out)} users made in {to}", left_out)

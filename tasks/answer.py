@@ -10,26 +10,24 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from tasks.config.options import PriorOptions, TrainingOptions
 from tasks.config.task import MethodConfig
 from tasks.errors import label
-from tasks.fusion import Merger, read_recipes
 from tasks.log import log
 from tasks.method.prior import log_prior
-from tasks.methods import METHODS, MethodName
+from tasks.methods import METHODS
 from tasks.methods.method import Method
-from tasks.prepare import users_in_order
-from tasks.record import File, Record, Result, key_of, library_versions
+from tasks.model import loaded_model
+from tasks.recipes import Merger, read_recipes
+from tasks.record import File, Result, key_of, library_versions
 from tasks.results.models import Answers, Merged, Setting
 from tasks.results.rows import Rows
 from tasks.results.stage import stage
 from tasks.results.store import store
-from tasks.running.slots import gpu_slot
-from tasks.stacking import WORK, Adapted, Batch, merged_and_trained, write_work
-from tasks.text.loading import LIBRARIES, load
+from tasks.stacking import WORK, Adapted, Batch, HowAnswered, merged_and_trained, write_work
+from tasks.text.loading import LIBRARIES
 from tasks.text.questions import User, asked, content
-from tasks.text.tokens import by_question, tokens_of
-from tasks.training import engine_of
+from tasks.text.tokens import by_question
+from tasks.users import users_in_order
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,23 +40,6 @@ TABLE = "predictions.parquet"
 Answered = tuple[list[str], list[list[float]]]
 # With the seconds that it took.
 Row = tuple[list[str], list[list[float]], float]
-
-
-class HowAnswered(Record):
-    """How a method adapts its users and answers for them.
-
-    version: of the method. training: of users' own LoRAs, if it trains any. answer: greedy
-    decoding, or the likeliest label. prior: what labels weigh before a question is read, if the
-    method has them. quantisation: of the base model; libraries: those it needs.
-    """
-
-    method: MethodName
-    version: int
-    training: TrainingOptions | None
-    answer: str
-    prior: PriorOptions | None
-    quantisation: str
-    libraries: dict[str, str]
 
 
 def how_answered(config: MethodConfig) -> HowAnswered:
@@ -91,17 +72,16 @@ def answers(
     """
     some = users_in_order(users, user_ids)
     merger = Merger(merged, read_recipes(merged.recipes, user_ids)) if merged else None
-    batch = Batch(some, how.training, merger, fitted, setting, how.answer, how.quantisation)
-    method = METHODS[how.method]
+    batch, method = Batch(some, how, merger, fitted, setting), METHODS[how.method]
     batch, about, before = told(method, batch)
     adapted = (method.adapt or merged_and_trained)(batch)
-    rows = Rows("answers", _keys(how, batch, adapted), _read)
+    rows = Rows("answers", _keys(batch, adapted), _read)
     if rows.missing:
         log(f"answering for {rows.counted()}")
-        rows.add(answered(how, batch, adapted, rows.missing))
+        rows.add(answered(batch, adapted, rows.missing))
     chosen, scores, seconds = zip(*rows.all(), strict=True)
     predictions = [
-        weighed(user, mine, log_p, how, setting.questions.task.labels)
+        weighed(user, mine, log_p, batch)
         for user, mine, log_p in zip(some, chosen, scores, strict=True)
     ]
     works = [
@@ -146,14 +126,12 @@ def told(method: Method, batch: Batch) -> tuple[Batch, int, list[float]]:
     return replace(batch, users=users), size, [*seconds]
 
 
-def weighed(
-    user: User, chosen: list[str], log_p: list[list[float]], how: HowAnswered, labels: Sequence[str]
-) -> list[str]:
+def weighed(user: User, chosen: list[str], log_p: list[list[float]], batch: Batch) -> list[str]:
     """A user's answers: those `chosen`, or the likeliest labels with the user's prior.
 
     log_p: per query the log-likelihood of each label; none where labels were not compared.
     """
-    prior = how.prior
+    prior, labels = batch.how.prior, batch.setting.questions.task.labels
     if prior is None or not log_p:
         return chosen
     given = [item["answer"] for item in user["profile"]]
@@ -162,12 +140,13 @@ def weighed(
     return [labels[one.index(max(one))] for one in sums]
 
 
-def _keys(how: HowAnswered, batch: Batch, adapted: Adapted) -> list[str]:
+def _keys(batch: Batch, adapted: Adapted) -> list[str]:
     """What each user's answers depend on: not the method's name, so that methods alike share them.
 
     The ids of users and queries too, as they stand in the table.
     """
-    questions, alone = batch.setting.questions, METHODS[how.method].answer is not None
+    how, questions = batch.how, batch.setting.questions
+    alone = METHODS[how.method].answer is not None
     about = (how.answer, how.quantisation, how.libraries, questions, batch.setting.base)
     own = (how.method, how.version, batch.fitted) if alone else ()
     shared = key_of(answers.identity, *about, *own)
@@ -183,41 +162,40 @@ def _read(folder: File) -> list[Row]:
     return list(table.select("chosen", "log_p", "seconds").iter_rows())
 
 
-def answered(how: HowAnswered, batch: Batch, adapted: Adapted, numbers: Sequence[int]) -> list[Row]:
+def answered(batch: Batch, adapted: Adapted, numbers: Sequence[int]) -> list[Row]:
     """What is answered to the batch's users of these numbers, all of them at once."""
     from tasks.lora.merge import MergedUsers
 
-    questions, base = batch.setting.questions, batch.setting.base
-    users = [batch.users[number] for number in numbers]
-    labels = () if how.answer == "generate" else questions.task.labels
-    started = time.perf_counter()
+    users, task = [batch.users[number] for number in numbers], batch.setting.questions.task
+    how = batch.how
     if answer := METHODS[how.method].answer:
-        alone: list[Answered] = [(mine, []) for mine in answer(replace(batch, users=users))]
-        return _timed(alone, started)
-    with gpu_slot():
-        loaded = load(base, batch.setting.compute, how.quantisation)
+        started = time.perf_counter()
+        texts = answer(replace(batch, users=users))
+        each = round((time.perf_counter() - started) / len(users), 4)
+        return [(mine, [], each) for mine in texts]
+    labels = () if how.answer == "generate" else task.labels
+    with loaded_model(batch.setting, how.quantisation) as model:
+        device, merger = model.base.device, adapted.merger
         names = [batch.names[number] for number in numbers]
-        merger = adapted.merger
-        below = MergedUsers(*merger.chosen(names), loaded.device) if merger else None
-        own = adapted.own.of(numbers).to(loaded.device) if adapted.own else None
+        below = MergedUsers(*merger.chosen(names), device) if merger else None
+        own = adapted.own.of(numbers).to(device) if adapted.own else None
 
         def parts(some: Sequence[int]) -> tuple[LoraBatch | None, LoraBatch | None]:
             return below.parts(some) if below else None, own.of(some) if own else None
 
-        samples = tokens_of(questions, base, loaded, "choices" if labels else "queries", users)
+        samples = model.tokens("choices" if labels else "queries", users)
         layers_of = sorted({*(below.layers if below else ()), *(own.layers if own else ())})
-        engine = engine_of(base.engine)
-        with engine.grouped(loaded.model, layers_of) as layers:
+        with model.engine.grouped(model.base.model, layers_of) as layers:
             if labels:
                 choices = [by_question(mine, len(labels)) for mine in samples]
-                log_p = engine.answer_log_p(loaded, layers, choices, parts)
+                log_p = model.engine.answer_log_p(model.base, layers, choices, parts)
                 found = _best(how.answer, labels, choices, log_p)
             else:
-                most = questions.task.max_new_tokens
-                queries = [list(mine) for mine in samples]
-                texts = engine.answer_users(loaded, layers, queries, parts, most)
+                queries, most = [[*mine] for mine in samples], task.max_new_tokens
+                texts = model.engine.answer_users(model.base, layers, queries, parts, most)
                 found = [(mine, []) for mine in texts]
-    return _timed(found, started)
+        each = model.seconds_each(len(users))
+    return [(*one, each) for one in found]
 
 
 def _best(
@@ -239,9 +217,3 @@ def _best(
         best = [[one.index(max(one)) for one in mine] for mine in log_p]
     chosen = [[labels[number] for number in mine] for mine in best]
     return list(zip(chosen, log_p, strict=True))
-
-
-def _timed(found: Sequence[Answered], started: float) -> list[Row]:
-    """With each user's share of the seconds since."""
-    each = round((time.perf_counter() - started) / len(found), 4)
-    return [(*one, each) for one in found]

@@ -1,39 +1,48 @@
-"""Stage 2: the frozen base model. `tiny` is trained on the base users, others are as given."""
+"""Stage 2: the frozen base model. `tiny` is trained on the base users, others are as given.
+
+`base.task_adapt` adapts it to the LaMP task by one LoRA trained on base users, as in OPPU (arXiv
+2402.04401) and Per-Pcs (2406.10471). The published MTA code trains on Llama-3-8B-Instruct as it
+comes, so no preset has it. Later stages run the adapted model: the LoRA is added to the weights in
+memory when the model is loaded, never written as a whole model.
+"""
 
 from __future__ import annotations
 
 import json
 import random
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
-from tasks.config.options import ComputeOptions, TinyModelOptions, TrainingOptions
-from tasks.config.task import TaskConfig, derive_seed
+from tasks.config.options import ComputeOptions, TaskAdaptOptions, TinyModelOptions, TrainingOptions
+from tasks.config.task import TaskConfig
 from tasks.errors import InputError
 from tasks.lamp.prompts import Sample
 from tasks.log import log
 from tasks.methods import METHODS
-from tasks.prepare import each_user, naming_dropped
-from tasks.record import OUTSIDE_KEY, File, Record, library_versions
-from tasks.results.models import Base, Prepared, Questions, Training
+from tasks.model import bare_model, checkpoint, loaded_model
+from tasks.prepare import naming_dropped
+from tasks.record import OUTSIDE_KEY, File, Record, derive_seed, library_versions
+from tasks.results.models import Base, Prepared, Questions, Setting, Training
 from tasks.results.stage import stage
 from tasks.results.store import remembered, store
 from tasks.running.progress import Progress
 from tasks.running.slots import gpu_slot
 from tasks.stand_in import plannable
-from tasks.task_adapt import adapted_to_task
-from tasks.text.loading import (
-    HUB_FILES,
-    LIBRARIES,
-    adapter_dtype_of,
-    dtype_of,
-    find_model,
-    folder_hash,
-    model_folder,
-    use_threads,
-)
+from tasks.text import loading
+from tasks.text.loading import LIBRARIES, find_model
 from tasks.text.questions import User, profile_questions, questions_of, user_queries
-from tasks.training import checkpoint
+from tasks.text.tokens import Kind
+from tasks.users import each_user
+
+# What the model is adapted on, all users' of one kind before the next.
+KINDS: dict[str, tuple[Kind, ...]] = {
+    "queries": ("golds",),
+    "profile": ("profile",),
+    "both": ("golds", "profile"),
+}
 
 
 class GivenModel(Record):
@@ -65,19 +74,26 @@ def base_model(config: TaskConfig, users: Prepared) -> Base:
             )  # fmt: skip
     else:
         base = given_model(given(config.base.model), config.compute)
-    dtype = dtype_of(config.base, config.compute)
+    dtype = loading.dtype_of(config.base, config.compute)
     base = base.model_copy(
         update={
             "model": config.base.model,
             "max_tokens": config.base.max_tokens,
             "dtype": dtype,
-            "adapter_dtype": adapter_dtype_of(dtype, config.compute),
+            "adapter_dtype": loading.adapter_dtype_of(dtype, config.compute),
             "chat": questions.prompt.chat,
             "engine": config.base.engine,
             "gradient_checkpointing": config.base.gradient_checkpointing,
         }
     )
-    return adapted_to_task(config, users, questions, base)
+    if not config.base.task_adapt.enabled:
+        return base
+    adapted = task_adapt(
+        config.base.task_adapt, questions, users.base, base, config.seed, config.compute
+    )
+    # Where it is found, the model may lie elsewhere by now: that is no part of its key.
+    own = ("model", "weights", "gradient_checkpointing")
+    return adapted.model_copy(update={name: getattr(base, name) for name in own})
 
 
 class Lessons(Record):
@@ -88,10 +104,7 @@ class Lessons(Record):
     longer: Questions | None
 
     def of(self, user: User, seed: int) -> list[Sample]:
-        """What it learns from one user: each item once, some with history before it.
-
-        Where items are no questions (LaMP-7), it learns from the queries what a question is.
-        """
+        """A user's items, some with history before them; with queries where items ask nothing."""
         plain = profile_questions(self.questions, user["profile"])
         if self.questions.task.items == "completed":
             return plain + user_queries(self.questions, user)
@@ -121,18 +134,16 @@ def tiny_model(
     from tasks.lora.base import pick_device
     from tasks.lora.tiny import train_tiny
 
-    use_threads("tiny", compute)
-    names, questions = [], []
-    for user in each_user(users):
-        names.append(user["user_id"])
-        questions += [(sample.prompt, sample.answer) for sample in lessons.of(user, seed)]
+    loading.use_threads("tiny", compute)
+    names = [user["user_id"] for user in each_user(users)]
+    samples = chain(*(lessons.of(user, seed) for user in each_user(users)))
+    questions = [(sample.prompt, sample.answer) for sample in samples]
     if not questions:
         raise InputError(
             "base.model: tiny is trained on base users and the data has none; raise "
             "split.base_share, add user_base_LLM.json, or give base.model"
         )
     title = f"{lessons.questions.task.name}: training the tiny base model"
-    progress = Progress("base-model", title, tiny.steps)
     key = tiny_model.key(tiny, max_tokens, lessons, users, seed, compute)
     with (
         checkpoint(compute, "tiny_model", key, names) as kept,
@@ -140,11 +151,10 @@ def tiny_model(
         gpu_slot(),
     ):
         trained = train_tiny(
-            folder.path / "model", questions, hidden=tiny.hidden, layers=tiny.layers,
-            heads=tiny.heads, steps=tiny.steps, batch_size=tiny.batch_size,
-            learning_rate=tiny.learning_rate, vocabulary=tiny.max_vocabulary,
+            folder.path / "model", questions, vocabulary=tiny.max_vocabulary,
+            **tiny.model_dump(exclude={"max_vocabulary", "history_share"}),
             max_tokens=max_tokens, seed=seed, device=pick_device(compute.device),
-            progress=progress.update, checkpoint=kept,
+            progress=Progress("base-model", title, tiny.steps).update, checkpoint=kept,
         )  # fmt: skip
     weights = folder.file("model")
     training = Training(
@@ -157,13 +167,10 @@ def tiny_model(
 
 @stage(version=3, libraries=LIBRARIES, uses_model=True)
 def given_model(given: GivenModel, compute: ComputeOptions) -> Base:
-    """Load a given model once, to see that it is a whole causal language model.
-
-    Raises InputError where it is not.
-    """
+    """Load a given model once. Raises InputError where it is no causal language model."""
     from tasks.lora.base import check_causal, load_base
 
-    use_threads(given.model, compute)
+    loading.use_threads(given.model, compute)
     with gpu_slot():
         folder = find_model(given.model, given.revision)
         loaded = load_base(folder, max_tokens=8, device=compute.device)
@@ -175,12 +182,70 @@ def given_model(given: GivenModel, compute: ComputeOptions) -> Base:
     )  # fmt: skip
 
 
+@stage(version=2, libraries=("torch", "transformers"), uses_model=True)
+def task_adapt(
+    options: TaskAdaptOptions,
+    questions: Questions,
+    users: File,
+    base: Base,
+    seed: int,
+    compute: ComputeOptions,
+) -> Base:
+    """The base model with one LoRA, a PEFT folder, trained on the base users' questions.
+
+    Raises InputError where there are none, or the loss stops being finite.
+    """
+    from tasks.lora.adapters import write_peft
+    from tasks.lora.tokens import joined
+
+    names = [user["user_id"] for user in each_user(users)]
+    title = f"{questions.task.name}: adapting the base model to the task"
+    key = task_adapt.key(options, questions, users, base, seed, compute)
+    setting = Setting(base=base, questions=questions, seed=seed, compute=compute)
+    with (
+        checkpoint(compute, "task_adapt", key, names) as kept,
+        store().new("task_adapt") as folder,
+        loaded_model(setting) as model,
+    ):
+        found = [model.tokens(kind, each_user(users)) for kind in KINDS[options.train_on]]
+        everything = joined(chain(*found))
+        samples = everything.chosen(chosen_items(options, len(everything), seed))
+        ((lora, training),) = model.train(
+            options,
+            [samples],
+            [derive_seed(seed, "task_adapt")],
+            progress=Progress("task-adapt", title, 1).update,
+            checkpoint=kept,
+        )
+        if training.failed:
+            raise InputError(
+                f"base.task_adapt: the loss was not finite at step {training.steps}; "
+                "lower base.task_adapt.learning_rate"
+            )
+        write_peft(folder.path / "adapter", lora, loading.model_name(base.model))
+    return base.model_copy(update={"adapter": folder.file("adapter"), "training": training})
+
+
+def chosen_items(options: TaskAdaptOptions, count: int, seed: int) -> Sequence[int]:
+    """Which of the base users' `count` questions the model is adapted on: `max_items` by seed.
+
+    Raises InputError when there are none.
+    """
+    if not count:
+        what = "items" if options.train_on == "profile" else "queries"
+        raise InputError(
+            f"base.task_adapt: the data's base users have no {what} to adapt the model on; raise "
+            "split.base_share, add user_base_LLM.json, or set base.task_adapt.train_on=profile"
+        )
+    if options.max_items is None or options.max_items >= count:
+        return range(count)
+    generator = random.Random(derive_seed(seed, "task_adapt", "items"))
+    return sorted(generator.sample(range(count), options.max_items))
+
+
 @plannable
 def given(model: str) -> GivenModel:
-    """The model that a run is given, by its content.
-
-    Raises InputError where there is none, or a folder without config.json or safetensors weights.
-    """
+    """The model that a run is given, by its content. Raises InputError where it is not whole."""
     from tasks.lora.base import whole_model
 
     folder = find_model(model)
@@ -192,14 +257,15 @@ def given(model: str) -> GivenModel:
     whole_model(folder)
     # A snapshot's folder is named by its commit.
     revision = None if Path(model).expanduser().is_dir() else folder.name
-    return GivenModel(model=model, content=folder_hash(folder, HUB_FILES), revision=revision)
+    content = loading.folder_hash(folder, loading.HUB_FILES)
+    return GivenModel(model=model, content=content, revision=revision)
 
 
 @plannable
 def coverage_lines(config: TaskConfig, base: Base) -> tuple[str, ...]:
-    """What of the model the run's LoRAs are on: a line for each choice of layers.
+    """What of the model the run's LoRAs are on: a line for each choice of layers, in the log too.
 
-    Logged, and counted once per model. Raises InputError where no layer is so named.
+    Raises InputError where no layer is so named.
     """
     used: dict[str, TrainingOptions] = {}
     if config.base.task_adapt.enabled:
@@ -210,9 +276,9 @@ def coverage_lines(config: TaskConfig, base: Base) -> tuple[str, ...]:
             used["meta_lora"] = own.meta_lora
         if method.trained and own.training:
             used[method.trained] = own.training
-    sections: dict[str, list[str]] = {}
+    sections = defaultdict[str, list[str]](list)
     for section, how in used.items():
-        sections.setdefault(json.dumps(how.target_modules), []).append(section)
+        sections[json.dumps(how.target_modules)].append(section)
     lines = tuple(f"{', '.join(own)}: {_coverage(base, names)}" for names, own in sections.items())
     for line in lines:
         log(line)
@@ -223,13 +289,9 @@ def _coverage(base: Base, modules: str) -> str:
     """modules: `target_modules` as JSON."""
 
     def count() -> str:
-        from transformers import AutoConfig
-
-        from tasks.lora.base import without_weights
         from tasks.lora.targets import coverage
 
-        shape = AutoConfig.from_pretrained(model_folder(base), trust_remote_code=False)
-        return coverage(without_weights(shape), json.loads(modules)).text()
+        return coverage(bare_model(base), json.loads(modules)).text()
 
     about = [library_versions(("transformers", "peft")), base.content, modules]
     return str(remembered("coverage", about, count))

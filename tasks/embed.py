@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, chain, islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from tasks.config.options import ComputeOptions, EmbeddingOptions
-from tasks.config.task import MethodConfig, derive_seed
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.folders import ROLES
 from tasks.log import log
 from tasks.method.whitening import unit_rows, whitening
-from tasks.prepare import Users, each_user
-from tasks.record import File, Record, key_of
+from tasks.record import File, Record, derive_seed, key_of
 from tasks.results.models import Base, Embedded, Prepared, Questions
 from tasks.results.rows import Rows
 from tasks.results.stage import stage
@@ -34,12 +32,18 @@ from tasks.text.encoder import Encoder, encoder_of, load_encoder
 from tasks.text.loading import LIBRARIES, load, unload
 from tasks.text.questions import User, content
 from tasks.text.tokens import tokens_of
+from tasks.users import Users, each_user
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-T = TypeVar("T")
+    from tasks.config.task import MethodConfig
 
+Vectors = NDArray[np.floating]
+# What gives the vectors [N, D] of many items: of their tokens, or of their texts.
+VectorsOf = Callable[[list[Any]], "Tensor | Vectors"]
+# role -> user ids and their vectors [U, D].
+Sides = dict[str, tuple[list[str], Vectors]]
 # `anchors.text_model` of this name: no encoder but the base model.
 OWN_MODEL = "base"
 # Users embedded at once, between two reports of progress: single ones are small batches.
@@ -92,15 +96,14 @@ def embedding_of(
     """How a method embeds users. Raises InputError where there is no such text encoder."""
     options = EmbeddingOptions.of(config.anchors)
     signed = options.embedding in SIGNATURES
-    encoder = None
-    if not signed and options.text_model != OWN_MODEL:
-        encoder = encoder_of(options.text_model)
+    own = signed or options.text_model == OWN_MODEL
+    encoder = None if own else encoder_of(options.text_model)
     return Embedding(
         # By what name it was asked for decides nothing: `encoder` has its content.
         options=options.model_copy(update={"text_model": OWN_MODEL}),
         seed=config.seed if signed else None,
         task=task,
-        base=None if encoder else base,
+        base=base if own else None,
         questions=questions if signed else None,
         encoder=encoder,
     )
@@ -147,40 +150,39 @@ def embed(method: Embedding, population: Mapping[str, File], compute: ComputeOpt
 
 def _vectors(
     method: Embedding, users: Iterable[User], count: int, compute: ComputeOptions
-) -> list[NDArray[np.floating]]:
+) -> list[Vectors]:
     """One vector [D] for each of `count` users: the mean over the user's items."""
     return [np.asarray(items.mean(0)) for items in _item_vectors(method, users, count, compute)]
 
 
 def _item_vectors(
     method: Embedding, users: Iterable[User], count: int, compute: ComputeOptions
-) -> Iterator[Tensor | NDArray[np.floating]]:
+) -> Iterator[Tensor | Vectors]:
     """The vectors [N, D] of each user's items."""
+    progress = Progress("embed", f"{method.task.name}: embeddings of users", count)
     with gpu_slot():
         vectors_of = embedder(method, compute)
         samples: Iterable[Iterable[Any]] = map(method.texts, users)
         if method.signed and method.questions and method.base:
             loaded = load(method.base, compute)
             samples = tokens_of(method.questions, method.base, loaded, "profile", users)
-        for part in _parts(samples, count, f"{method.task.name}: embeddings of users"):
-            yield from by_user(vectors_of, [list(items) for items in part])
+        left = iter(samples)
+        for done in range(CHUNK, count + CHUNK, CHUNK):
+            yield from by_user(vectors_of, [[*items] for items in islice(left, CHUNK)])
+            progress.update(min(done, count))
         # This thread may embed no more: a large model would stay in memory.
         unload()
 
 
-def by_user(
-    vectors_of: Callable[[list[Any]], Tensor | NDArray[np.floating]], users: Sequence[Sequence[Any]]
-) -> Iterator[Tensor | NDArray[np.floating]]:
+def by_user(vectors_of: VectorsOf, users: Sequence[Sequence[Any]]) -> Iterator[Tensor | Vectors]:
     """The vectors [N, D] of each user's items, which go through the model together."""
     found = vectors_of([*chain(*users)])
     ends = accumulate(map(len, users))
     return (found[end - len(own) : end] for own, end in zip(users, ends, strict=True))
 
 
-def embedder(
-    method: Embedding, compute: ComputeOptions
-) -> Callable[[list[Any]], Tensor | NDArray[np.floating]]:
-    """What gives the vectors [N, D] of many items: of their tokens, or of their texts."""
+def embedder(method: Embedding, compute: ComputeOptions) -> VectorsOf:
+    """How a method makes vectors of items."""
     from tasks.lora.batches import Encoded
     from tasks.lora.signature import input_signatures, item_signatures, mean_states
 
@@ -202,16 +204,6 @@ def embedder(
     return states
 
 
-def _parts(users: Iterable[T], count: int, title: str) -> Iterator[list[T]]:
-    """All `count` users, CHUNK at a time."""
-    progress = Progress("embed", title, count)
-    left, done = iter(users), 0
-    while part := list(islice(left, CHUNK)):
-        yield part
-        done += len(part)
-        progress.update(done)
-
-
 def _whitening(
     method: Embedding, users: Users, count: int, key: str, compute: ComputeOptions
 ) -> File:
@@ -219,36 +211,30 @@ def _whitening(
     rows = Rows("whitening", [key], lambda folder: [folder])
     if not rows.missing:
         return rows.all()[0]
-    items = _item_vectors(method, users, count, compute)
-    matrix = whitening(map(np.asarray, items))
+    matrix = whitening(map(np.asarray, _item_vectors(method, users, count, compute)))
     with rows.folder() as folder:
         save_file({"whitening": np.ascontiguousarray(matrix)}, folder.path / WHITENING_FILE)
     return folder.file()
 
 
-def read_whitening(folder: File) -> NDArray[np.floating]:
+def read_whitening(folder: File) -> Vectors:
     """The matrix [D, D] of `Embedded.whitening`."""
     return load_file(store().path(folder) / WHITENING_FILE)["whitening"]
 
 
-def _read_rows(folder: File) -> list[NDArray[np.floating]]:
+def _read_rows(folder: File) -> list[Vectors]:
     vectors = pl.read_parquet(store().path(folder) / TABLE)["vector"]
     return list(vectors.explode().to_numpy().reshape(len(vectors), -1))
 
 
-def read_embeddings(embedded: Embedded) -> dict[str, tuple[list[str], NDArray[np.floating]]]:
-    """role -> (user ids, unit vectors [U, D])."""
+def read_embeddings(embedded: Embedded) -> Sides:
+    """All users' unit vectors."""
     sides, unit = measured(embedded)
     return {role: (ids, unit(own)) for role, (ids, own) in sides.items()}
 
 
-def measured(
-    embedded: Embedded,
-) -> tuple[
-    dict[str, tuple[list[str], NDArray[np.floating]]],
-    Callable[[NDArray[np.floating]], NDArray[np.floating]],
-]:
-    """role -> (user ids, vectors [U, D] as they are); and what makes such vectors unit vectors.
+def measured(embedded: Embedded) -> tuple[Sides, Callable[[Vectors], Vectors]]:
+    """The vectors as they are, and what makes such vectors unit vectors.
 
     Signatures are centred first: raw ones all point along the population's mean, and their
     cosines differ in the third decimal. The centre is that of the base users (the anchor
@@ -258,7 +244,7 @@ def measured(
     table = pl.read_parquet(store().path(embedded.table))
     # In float64 once: it would be made so at each product.
     matrix = read_whitening(embedded.whitening).astype(np.float64) if embedded.whitening else None
-    sides: dict[str, tuple[list[str], NDArray[np.floating]]] = {}
+    sides: Sides = {}
     for role in ROLES:
         part = table.filter(pl.col("role") == role)
         # Not through Python lists: thousands of users times thousands of numbers.

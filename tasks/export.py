@@ -1,7 +1,10 @@
-"""One user's LoRA (merged and stacked, as one) as an ordinary PEFT folder: `mta export`.
+"""Users' LoRAs of a finished run, merged and stacked as one: `mta export`.
 
-It loads in stock PEFT: `PeftModel.from_pretrained(base, "my-lora")`. `mta.json` in it says how
-prompts look.
+A PEFT folder loads in stock PEFT, `PeftModel.from_pretrained(base, "my-lora")`; `mta.json` in it
+says how prompts look. vLLM's own resolver takes a user's LoRA from the folder of that name, if its
+`base_model_name_or_path` is what `vllm serve` was given as the model
+(vllm/plugins/lora_resolvers/filesystem_resolver.py). Its LoRAs have at most `--max-lora-rank`,
+which is one of RANKS (vllm/config/lora.py), and none on experts' bare parameters. docs/serving.md.
 """
 
 from __future__ import annotations
@@ -10,13 +13,16 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, reduce
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.errors import InputError, label
-from tasks.fusion import Merger
+from tasks.files import file_name
 from tasks.methods import METHODS, MethodName
+from tasks.model import bare_model
+from tasks.recipes import Merger
 from tasks.report.files import shown_run
 from tasks.results.models import Answers, Base
 from tasks.results.run import Cell, Run
@@ -29,119 +35,101 @@ if TYPE_CHECKING:
     from tasks.lora.bank import Bank as LoadedBank
     from tasks.record import File
 
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
-def export(
-    run: Run,
-    lamp_task: str,
-    method: MethodName,
-    user_id: str,
-    folder: Path,
-    seed: int | None = None,
-) -> Path:
-    """Write the LoRA that `method` gives the user to `folder`, which must not exist yet.
 
-    seed: one of the run's, None for its first. Returns the base model's folder. Raises InputError
-    when the run has no such seed, LaMP task, method or user.
+class Finished:
+    """A method in one cell of a finished run; bank and batches are read once.
+
+    lamp_task, seed: of the run, by default its first. Raises InputError, which names the option,
+    where the run has none, or the method made no LoRAs.
     """
-    cell = cell_of(run, lamp_task, method, seed)
-    if folder.exists():
-        raise InputError(f"--to {folder}: is there already; name a new folder")
-    batch = batch_of(run, cell, method, user_id)
-    lora = whole_lora(cell, MethodLoras(cell, method).of(user_id, batch))
-    write_folder(folder, lora, cell.base, about(cell, method) | {"user": user_id})
-    return model_folder(cell.base)
+
+    def __init__(
+        self,
+        run: Run,
+        lamp_task: str | None = None,
+        method: MethodName = "mta",
+        seed: int | None = None,
+    ) -> None:
+        seeds = [one.config.seed for one in run.cells]
+        seed = seeds[0] if seed is None else seed
+        _listed("--seed", str(seed), map(str, seeds))
+        cells = {one.config.lamp_task: one for one in run.cells if one.config.seed == seed}
+        lamp_task = next(iter(cells)) if lamp_task is None else lamp_task
+        _listed("--lamp-task", lamp_task, cells)
+        self.run, self.cell, self.method = run, cells[lamp_task], method
+        answers = self.cell.answers
+        # A registered bank has no answers: its methods merge for new users.
+        adapted = [name for name in METHODS
+                   if any(one.merged or one.stacked for one in answers.get(name, ()))
+                   or (self.cell.merging(name) and not answers)]  # fmt: skip
+        if method in answers and method not in adapted:
+            raise InputError(
+                f"--method {method}: gives no user a LoRA, so there is none to write; it is there "
+                f"for {', '.join(adapted)}"
+            )
+        _listed("--method", method, adapted)
+        self._batch: tuple[File | None, LoadedBank | None] = (None, None)
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What `mta.json` says of every user: what a LoRA goes with, and how prompts look."""
+        cell, own = self.cell, self.cell.config.method(self.method)
+        return {
+            "lamp_task": cell.config.lamp_task,
+            "method": self.method,
+            "base": model_folder(cell.base).name,
+            "prompt": shown_prompt(own.prompt, cell.users, own.base.model),
+            "chat": own.prompt.chat,
+        }
+
+    @cached_property
+    def merger(self) -> Merger | None:
+        merging = self.cell.merging(self.method)
+        return Merger(merging.merged) if merging else None
+
+    def batch(self, user_id: str) -> Answers:
+        """The batch of a few-shot user. Raises InputError where there is none, or it failed."""
+        if user_id not in self.cell.users.few_shot_ids:
+            few = ", ".join(map(label, sorted(self.cell.users.few_shot_ids)[:5]))
+            raise InputError(
+                f"--user {user_id}: no few-shot user of {shown_run(self.run)}; there are {few}, ..."
+            )
+        for batch in self.cell.answers[self.method]:
+            if user_id in batch.users:
+                return batch
+        # A part of it is not what the method gives.
+        raise InputError(f"--user {user_id}: the run trained no LoRA of this user; run it again")
+
+    def stacked(self, user_id: str) -> Lora | None:
+        """The user's own LoRA, if the method trains one."""
+        from tasks.lora.bank import read_bank
+
+        file = self.batch(user_id).stacked
+        if file and self._batch[0] != file:
+            self._batch = (file, read_bank(store().path(file)))
+        return self._batch[1].lora(user_id) if file and self._batch[1] else None
+
+    def lora(self, user_id: str) -> Lora:
+        """All that the method added to the base model for a few-shot user, as one LoRA."""
+        import torch
+
+        from tasks.lora.merge import MergedUsers
+
+        loras = []
+        if self.batch(user_id).merged and self.merger:
+            merged = MergedUsers(*self.merger.chosen([user_id]), torch.device("cpu"))
+            loras.append(merged.parts([0]).one(0))
+        if own := self.stacked(user_id):
+            loras.append(own)
+        return whole_lora(self.cell, loras)
 
 
-def cell_of(run: Run, lamp_task: str | None, method: MethodName, seed: int | None) -> Cell:
-    """The cell of a run with a LaMP task and seed (None: the first) where `method` made LoRAs.
-
-    Raises InputError, which names the option, where the run has none.
-    """
-    seeds = list(dict.fromkeys(one.config.seed for one in run.cells))
-    seed = seeds[0] if seed is None else seed
-    _listed("--seed", str(seed), map(str, seeds))
-    cells = {one.config.lamp_task: one for one in run.cells if one.config.seed == seed}
-    lamp_task = next(iter(cells)) if lamp_task is None else lamp_task
-    _listed("--lamp-task", lamp_task, cells)
-    cell = cells[lamp_task]
-    # A registered bank has no answers: its methods merge for new users.
-    adapted = [name for name in METHODS
-               if any(one.merged or one.stacked for one in cell.answers.get(name, ()))
-               or (cell.merging(name) and not cell.answers)]  # fmt: skip
-    if method in cell.answers and method not in adapted:
-        raise InputError(
-            f"--method {method}: gives no user a LoRA, so there is none to write; it is there for "
-            + ", ".join(adapted)
-        )
-    _listed("--method", method, adapted)
-    return cell
-
-
-def batch_of(run: Run, cell: Cell, method: MethodName, user_id: str) -> Answers:
-    """The batch of a few-shot user. Raises InputError where there is none, or it failed."""
-    if user_id not in cell.users.few_shot_ids:
-        few = ", ".join(map(label, sorted(cell.users.few_shot_ids)[:5]))
-        raise InputError(
-            f"--user {user_id}: no few-shot user of {shown_run(run)}; there are {few}, ..."
-        )
-    for batch in cell.answers[method]:
-        if user_id in batch.users:
-            return batch
-    # A part of it is not what the method gives.
-    raise InputError(f"--user {user_id}: the run trained no LoRA of this user; run it again")
-
-
-def about(cell: Cell, method: MethodName) -> dict[str, str]:
-    """What `mta.json` says of every user of a method: what it goes with, and how prompts look."""
-    own = cell.config.method(method)
-    return {
-        "lamp_task": cell.config.lamp_task,
-        "method": method,
-        "base": model_folder(cell.base).name,
-        "prompt": shown_prompt(own.prompt, cell.users, own.base.model),
-        "chat": own.prompt.chat,
-    }
-
-
-def write_folder(
-    folder: Path, lora: Lora, base: Base, about: Mapping[str, str], name: str | None = None
-) -> None:
-    """Write a LoRA as a PEFT folder, with `about` as its `mta.json`: whole or not at all.
-
-    name: what the folder calls the base model; None: as the run did.
-    """
-    from tasks.lora.adapters import write_peft
-
-    with whole_folder(folder) as scratch:
-        write_peft(scratch, lora, name or model_name(base.model), transposed(model_folder(base)))
-        write_about(scratch, about)
-
-
-@lru_cache(maxsize=1)
-def transposed(model: Path) -> bool:
-    """Whether a model's linear layers hold their weights as [in, out], as GPT-2's `Conv1D` do."""
-    from transformers import AutoConfig
-    from transformers.pytorch_utils import Conv1D
-
-    from tasks.lora.base import without_weights
-
-    bare = without_weights(AutoConfig.from_pretrained(model, trust_remote_code=False))
-    return any(isinstance(layer, Conv1D) for layer in bare.modules())
-
-
-def write_about(folder: Path, about: Mapping[str, str]) -> None:
-    """Write `mta.json`."""
-    (folder / "mta.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which then is `folder`; after a failure there is none."""
-    scratch = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    yield scratch
-    scratch.rename(folder)
+def _listed(option: str, value: str, known: Iterable[str]) -> None:
+    names = list(dict.fromkeys(known))
+    if value not in names:
+        raise InputError(f"{option} {value}: not in this run; it has {', '.join(names)}")
 
 
 def whole_lora(cell: Cell, loras: Sequence[Lora]) -> Lora:
@@ -161,34 +149,138 @@ def _task_lora(folder: Path) -> Lora:
     return read_peft(folder)
 
 
-class MethodLoras:
-    """What a method added to the base model, user by user; bank and batches are read once."""
+def export(finished: Finished, user_id: str, folder: Path) -> Path:
+    """Write a few-shot user's LoRA to `folder`; returns the base model's folder.
 
-    def __init__(self, cell: Cell, method: MethodName) -> None:
-        merging = cell.merging(method)
-        self.merger = Merger(merging.merged) if merging else None
-        self._batch: tuple[File | None, LoadedBank | None] = (None, None)
-
-    def of(self, user_id: str, batch: Answers) -> list[Lora]:
-        """The merged LoRA and the user's own, as far as there are any. batch: the user's."""
-        import torch
-
-        from tasks.lora.bank import read_bank
-        from tasks.lora.merge import MergedUsers
-
-        loras = []
-        if batch.merged and self.merger:
-            merged = MergedUsers(*self.merger.chosen([user_id]), torch.device("cpu"))
-            loras.append(merged.parts([0]).one(0))
-        if batch.stacked:
-            if self._batch[0] != batch.stacked:
-                self._batch = (batch.stacked, read_bank(store().path(batch.stacked)))
-            if own := self._batch[1]:
-                loras.append(own.lora(user_id))
-        return loras
+    Raises InputError where there is no such user, or the folder is there already.
+    """
+    _new(folder)
+    lora, base = finished.lora(user_id), finished.cell.base
+    write_folder(folder, lora, base, finished.about | {"user": user_id})
+    return model_folder(base)
 
 
-def _listed(option: str, value: str, known: Iterable[str]) -> None:
-    names = list(known)
-    if value not in names:
-        raise InputError(f"{option} {value}: not in this run; it has {', '.join(names)}")
+def merged_model(finished: Finished, user_id: str, folder: Path) -> None:
+    """Write a user's model as a whole: the base model's weights with the LoRA added.
+
+    Raises InputError as `export`.
+    """
+    from tasks.lora.base import load_base
+    from tasks.lora.merge import add_to_model
+
+    _new(folder)
+    lora, base = finished.lora(user_id), finished.cell.base
+    loaded = load_base(
+        model_folder(base), max_tokens=base.max_tokens, device="cpu", dtype=base.dtype
+    )
+    add_to_model(loaded.model, lora)
+    with whole_folder(folder, finished.about | {"user": user_id}) as scratch:
+        loaded.model.save_pretrained(scratch)
+        loaded.tokenizer.save_pretrained(scratch)
+
+
+def _new(folder: Path) -> None:
+    if folder.exists():
+        raise InputError(f"--to {folder}: is there already; name a new folder")
+
+
+def write_folder(
+    folder: Path, lora: Lora, base: Base, about: Mapping[str, str], name: str | None = None
+) -> None:
+    """Write a LoRA as a PEFT folder, with `about` as its `mta.json`: whole or not at all.
+
+    name: what the folder calls the base model; None: as the run did.
+    """
+    from tasks.lora.adapters import write_peft
+
+    with whole_folder(folder, about) as scratch:
+        write_peft(scratch, lora, name or model_name(base.model), transposed(base))
+
+
+@contextmanager
+def whole_folder(folder: Path, about: Mapping[str, str]) -> Iterator[Path]:
+    """A folder to write into, which then is `folder`, with `mta.json`; after a failure none is."""
+    scratch = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    yield scratch
+    (scratch / "mta.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    scratch.rename(folder)
+
+
+@lru_cache(maxsize=1)
+def transposed(base: Base) -> bool:
+    """Whether a model's linear layers hold their weights as [in, out], as GPT-2's `Conv1D` do."""
+    from transformers.pytorch_utils import Conv1D
+
+    return any(isinstance(layer, Conv1D) for layer in bare_model(base).modules())
+
+
+@dataclass(frozen=True)
+class Served:
+    """A user's folder. error: how far the LoRA of less rank is off, relative (`merge.cut`)."""
+
+    user: str
+    folder: Path
+    error: float
+
+
+def max_lora_rank(rank: int) -> int:
+    """What `vllm serve --max-lora-rank` is to be. Raises InputError for a rank it has not."""
+    if not 1 <= rank <= RANKS[-1]:
+        raise InputError(f"--rank {rank}: vLLM's ranks are 1 to {RANKS[-1]}")
+    return next(one for one in RANKS if one >= rank)
+
+
+def vllm_folders(
+    finished: Finished,
+    to: Path,
+    rank: int = 16,
+    tolerance: float | None = None,
+    name: str | None = None,
+) -> Iterator[Served | InputError]:
+    """Write every few-shot user's LoRA, of at most `rank`, into a folder of the user's name.
+
+    name: what `vllm serve` is given as the model; None: the run's. A user whose LoRA loses more
+    than `tolerance` gets no folder, but a line. Raises InputError where nothing can be written.
+    """
+    most, base = max_lora_rank(rank), finished.cell.base
+    if to.is_dir() and any(to.iterdir()):
+        raise InputError(f"--to {to}: holds something already; name a new folder")
+    if transposed(base):
+        raise InputError(
+            f"--format vllm: vLLM takes no LoRAs on layers like GPT-2's ({base.model}); "
+            "export with --format peft or merged"
+        )
+    to.mkdir(parents=True, exist_ok=True)
+    about = finished.about | {"max_lora_rank": str(most)}
+    for user in finished.cell.users.few_shot_ids:
+        try:
+            smaller, error = _cut(user, finished.lora(user), rank, tolerance)
+            folder = to / file_name(user)
+            own = {"user": user, "error": f"{error:.6f}"}
+            write_folder(folder, smaller, base, about | own, name)
+            yield Served(user, folder, error)
+        except InputError as error:
+            yield error
+
+
+def _cut(user: str, lora: Lora, rank: int, tolerance: float | None) -> tuple[Lora, float]:
+    """A user's LoRA of at most this rank, and what that loses.
+
+    Raises InputError where it is more than the tolerance, or vLLM loads no such LoRA.
+    """
+    from tasks.lora.merge import cut
+
+    if matrices := [name for name in lora.layers if name.endswith("]")]:
+        raise InputError(
+            f"user {label(user)}: {matrices[0]} is a matrix of an expert, on which vLLM loads no "
+            "LoRA; export with --format peft"
+        )
+    smaller, error = cut(lora, rank)
+    if tolerance is not None and error > tolerance:
+        raise InputError(
+            f"user {label(user)}: a LoRA of rank {rank} loses {error:.1%} of the update of rank "
+            f"{lora.rank}, more than --tolerance {tolerance:g}; raise --rank"
+        )
+    return smaller, error

@@ -6,58 +6,55 @@ tasks/method/weights.py.
 Evidence, which recipes may go by, is log p(items of u | anchor k), summed over the items' answers:
 what Bayesian model averaging over the bank weighs its members by (docs/method.md, Fusion). It costs
 one pass of the items per anchor and no training; where the bank is large, `fusion.shortlist`
-narrows it to the most similar anchors.
+narrows it to the most similar anchors. Weights that are `learned` begin as those of the evidence,
+which holds them back (tasks/lora/mixture.py). What a user costs stays a number per anchor.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
-from tasks.config.options import FusionOptions
+from tasks.config.options import FusionOptions, LearnedOptions
 from tasks.embed import read_embeddings
 from tasks.errors import InputError, label
-from tasks.lamp.tables import read_table
 from tasks.log import log
 from tasks.method.weights import Chosen, Floats, by_evidence, search, shortlists
 from tasks.method.whitening import unit_rows
-from tasks.prepare import users_in_order
-from tasks.record import OUTSIDE_KEY, File, Record, key_of
-from tasks.results.models import Bank, Embedded, Evidence, Merged, Recipes, Setting
+from tasks.model import Model, loaded_model
+from tasks.recipes import TABLE, Merger, Recipe, recipes_in, recipes_of, with_weights, write_recipes
+from tasks.record import File, key_of
+from tasks.results.models import Bank, Embedded, Evidence, Merged, Recipes, Setting, Training
 from tasks.results.rows import Rows
 from tasks.results.stage import stage
 from tasks.results.store import store
-from tasks.running.slots import gpu_slot
-from tasks.text.loading import LIBRARIES, load
+from tasks.text.loading import LIBRARIES
 from tasks.text.questions import content
-from tasks.text.tokens import tokens_of
-from tasks.training import log_likelihoods
+from tasks.users import users_in_order
 
 if TYPE_CHECKING:
-    from tasks.lora.bank import Bank as LoadedBank
+    from tasks.lora.batches import Encoded
+    from tasks.lora.merge import MergedUsers
 
-TABLE = "recipes.parquet"
 EVIDENCE_FILE = "evidence.parquet"
 
 
-class Recipe(Record):
-    """One user's anchors, their similarities and weights, best first.
-
-    steps, tokens: of training the weights, if they are. seconds: of evidence, and of that.
-    """
-
-    anchors: tuple[str, ...]
-    similarities: tuple[float, ...]
-    weights: tuple[float, ...]
-    seconds: Annotated[float, OUTSIDE_KEY] = 0.0
-    steps: Annotated[int, OUTSIDE_KEY] = 0
-    tokens: Annotated[int, OUTSIDE_KEY] = 0
+def merged_loras(
+    options: FusionOptions, embedded: Embedded, bank: Bank, few_shot: File, setting: Setting
+) -> Merged:
+    """What few-shot users' LoRAs are merged from; in the log, how many recipes there are."""
+    weighed = None
+    if options.by_evidence:
+        weighed = evidence(options.shortlist, embedded, bank, few_shot, setting)
+    recipes = fusion(options, embedded, bank, weighed)
+    log(described(recipes, options))
+    merged = Merged(bank=bank, recipes=recipes, how=options.merge)
+    if options.weights == "learned":
+        recipes = learned_weights(options.learned, merged, few_shot, setting)
+    return merged.model_copy(update={"recipes": recipes})
 
 
 @stage(version=3, libraries=(*LIBRARIES, "numpy"), uses_model=True)
@@ -73,26 +70,22 @@ def evidence(
 
     ids, vectors, anchors = unit_vectors(embedded, bank)
     asked = shortlists(vectors @ anchors.T, shortlist).tolist()
-    questions, base = setting.questions, setting.base
-    profiles = [user["profile"] for user in users_in_order(users, ids)]
+    asking = users_in_order(users, ids)
     adapters = [member.adapter for member in bank.members]
     shared = key_of(evidence.identity, setting)
     keys = []
-    for profile, own in zip(profiles, asked, strict=True):
+    for user, own in zip(asking, asked, strict=True):
         whom = [lora if ask else None for lora, ask in zip(adapters, own, strict=True)]
-        keys.append(key_of(shared, content(profile), whom))
-
+        keys.append(key_of(shared, content(user["profile"]), whom))
     rows = Rows("evidence", keys, _read_evidence)
     if rows.missing:
         log(f"evidence for {len(adapters)} anchors of {rows.counted()}")
-        with gpu_slot():
-            started = time.perf_counter()
-            loaded, loras = load(base, setting.compute), read_bank(store().path(bank.file))
-            chosen = [{"profile": profiles[number]} for number in rows.missing]
-            samples = [list(own) for own in tokens_of(questions, base, loaded, "profile", chosen)]
+        with loaded_model(setting) as model:
+            chosen = [asking[number] for number in rows.missing]
+            samples = [[*own] for own in model.tokens("profile", chosen)]
             pairs = [asked[number] for number in rows.missing]
-            table = log_likelihoods(loaded, loras, samples, pairs, base.engine)
-            each = round((time.perf_counter() - started) / len(chosen), 4)
+            table = model.log_likelihoods(read_bank(store().path(bank.file)), samples, pairs)
+            each = model.seconds_each(len(chosen))
         rows.add([(row, each) for row in table.tolist()])
     likelihoods, seconds = zip(*rows.all(), strict=True)
     with rows.folder() as folder:
@@ -100,6 +93,11 @@ def evidence(
         kinds = {"log_likelihoods": pl.List(pl.Float64)}
         pl.DataFrame(columns, schema_overrides=kinds).write_parquet(folder.path / EVIDENCE_FILE)
     return Evidence(table=folder.file(EVIDENCE_FILE))
+
+
+def _read_evidence(folder: File) -> list[tuple[list[float], float]]:
+    table = pl.read_parquet(store().path(folder) / EVIDENCE_FILE)
+    return list(table.select("log_likelihoods", "seconds").iter_rows())
 
 
 @stage(version=5, libraries=("numpy", "polars"))
@@ -111,51 +109,21 @@ def fusion(
     Raises InputError where the published rule gives no mixture.
     """
     ids, users, anchors = unit_vectors(embedded, bank)
-    seconds, known = [0.0] * len(ids), None
+    seconds, known = None, None
     if evidence:
         table = pl.read_parquet(store().path(evidence.table))
         seconds = table["seconds"].to_list()
         known = np.array(table["log_likelihoods"].to_list(), dtype=float)
-    chosen, similarities, weights = chosen_anchors(options, ids, users, anchors, known)
+    chosen = chosen_anchors(options, ids, users, anchors, known)
+    members, similarities, _ = chosen
     with store().new("fusion") as folder:
-        write_recipes(folder.path, bank, ids, (chosen, similarities, weights), seconds)
+        write_recipes(folder.path, ids, recipes_of(bank.names, chosen, seconds))
     return Recipes(
         table=folder.file(TABLE),
         users=len(ids),
-        anchors_per_user=chosen.shape[1],
+        anchors_per_user=members.shape[1],
         without_similar_anchor=int((similarities.max(axis=1) <= 0).sum()),
     )
-
-
-def write_recipes(
-    place: Path, bank: Bank, ids: Sequence[str], chosen: Chosen, seconds: Sequence[float]
-) -> None:
-    """Write users' recipes as a folder's table (`Recipes`); chosen: as of `chosen_anchors`."""
-    members, similarities, weights = chosen
-    names = pl.Series(bank.names).gather(members.ravel()).reshape(members.shape)
-    columns = {
-        "user_id": ids,
-        "anchors": names.arr.to_list(),
-        "similarities": pl.Series(similarities).arr.to_list(),
-        "weights": pl.Series(weights).arr.to_list(),
-        "seconds": seconds,
-    }
-    pl.DataFrame(columns).write_parquet(place / TABLE)
-
-
-def chosen_anchors(
-    options: FusionOptions, ids: Sequence[str], users: Floats, anchors: Floats, known: Floats | None
-) -> Chosen:
-    """Each user's anchors (numbers in the bank), their similarities and weights, each [U, m].
-
-    users [U, D], anchors [K, D]: unit vectors. known [U, K]: evidence, which decides where it is
-    given. Raises InputError where the published rule gives no mixture.
-    """
-    if known is not None:
-        return by_evidence(users @ anchors.T, known, options)
-    found = search(users, anchors, options)
-    _refuse_no_mixture(ids, *found[1:])
-    return found
 
 
 def described(recipes: Recipes, options: FusionOptions) -> str:
@@ -167,14 +135,37 @@ def described(recipes: Recipes, options: FusionOptions) -> str:
     )
 
 
+def chosen_anchors(
+    options: FusionOptions, ids: Sequence[str], users: Floats, anchors: Floats, known: Floats | None
+) -> Chosen:
+    """Each user's anchors (numbers in the bank), their similarities and weights, each [U, m].
+
+    users [U, D], anchors [K, D]: unit vectors. known [U, K]: evidence, which decides where it is
+    given. Raises InputError for a user with a weight outside 0 to 1, as the published merger does.
+    """
+    if known is not None:
+        return by_evidence(users @ anchors.T, known, options)
+    found = search(users, anchors, options)
+    _, similarities, weights = found
+    wrong = np.flatnonzero(~((weights >= 0) & (weights <= 1)).all(axis=1))
+    if len(wrong):
+        own = ", ".join(f"{one:g}" for one in similarities[wrong[0]])
+        raise InputError(
+            f"fusion.order published: user {label(ids[wrong[0]])} has the similarities {own}, "
+            f"whose shares are no weights from 0 to 1 (so have {len(wrong)} of {len(ids)} "
+            "users), and the published merger raises there, too; use order=right or "
+            "weights=softmax, or leave out the method mta_published, which has this order"
+        )
+    return found
+
+
 def unit_vectors(embedded: Embedded, bank: Bank) -> tuple[list[str], Floats, Floats]:
     """(few-shot user ids, their unit vectors [U, D], the bank's [K, D] in its order).
 
     Cosines between them are similarities.
     """
     vectors = read_embeddings(embedded)
-    users, few_shot = vectors["few_shot"]
-    return users, few_shot, bank_vectors(bank, *vectors["anchor"])
+    return *vectors["few_shot"], bank_vectors(bank, *vectors["anchor"])
 
 
 def bank_vectors(bank: Bank, ids: Sequence[str], points: Floats) -> Floats:
@@ -189,57 +180,65 @@ def bank_vectors(bank: Bank, ids: Sequence[str], points: Floats) -> Floats:
     return unit_rows(np.stack([points[own].mean(0) if own else nobody for own in groups]))
 
 
-def read_recipes(recipes: Recipes, ids: Collection[str] | None = None) -> dict[str, Recipe]:
-    """user_id -> recipe; with `ids` of these users alone, as all would take each job long."""
-    table = read_table(store().path(recipes.table), ids)
-    return {row.pop("user_id"): Recipe.model_validate(row) for row in table.to_dicts()}
+@stage(version=2, libraries=LIBRARIES, uses_model=True)
+def learned_weights(
+    options: LearnedOptions, merged: Merged, users: File, setting: Setting
+) -> Recipes:
+    """The recipes of `merged`, with weights trained on each user's items.
 
-
-class Merger:
-    """Merges users' LoRAs by their recipes; recipes and bank are read once.
-
-    recipes: of other users than the run's.
+    users: the few-shot users' table. Who did not change, like the recipe and its anchors, is taken
+    from an earlier table.
     """
+    from tasks.lora.merge import MergedUsers
 
-    def __init__(self, merged: Merged, recipes: Mapping[str, Recipe] | None = None) -> None:
-        self.merged = merged
-        self.recipes = read_recipes(merged.recipes) if recipes is None else recipes
-        self._adapters = {one.anchor: one.adapter.sha256 for one in merged.bank.members}
-
-    @cached_property
-    def bank(self) -> LoadedBank:
-        """The meta-LoRAs, by the names of their anchors."""
-        from tasks.lora.bank import read_bank
-
-        return read_bank(store().path(self.merged.bank.file))
-
-    def made_of(self, user_id: str) -> list[Any]:
-        """What decides the user's merged LoRA: how it is merged, each anchor's LoRA and weight."""
-        recipe = self.recipes[user_id]
-        pairs = zip(recipe.anchors, recipe.weights, strict=True)
-        return [self.merged.how, [[name, self._adapters[name], weight] for name, weight in pairs]]
-
-    def chosen(
-        self, user_ids: Sequence[str]
-    ) -> tuple[LoadedBank, list[tuple[Sequence[str], Sequence[float]]], str]:
-        """What the users' LoRAs are merged from: the bank, each one's recipe, and how."""
-        recipes = [self.recipes[user_id] for user_id in user_ids]
-        return self.bank, [(one.anchors, one.weights) for one in recipes], self.merged.how
+    merger = Merger(merged)
+    names = [*merger.recipes]
+    asked = users_in_order(users, names)
+    shared = key_of(learned_weights.identity, options, setting)
+    keys = [
+        key_of(shared, content(user["profile"]), merger.made_of(name), merger.recipes[name])
+        for name, user in zip(names, asked, strict=True)
+    ]
+    rows = Rows("learned_weights", keys, _read_recipes)
+    if rows.missing:
+        log(f"learning the weights of {rows.counted()}")
+        missing = [names[number] for number in rows.missing]
+        with loaded_model(setting) as model:
+            samples = model.tokens("profile", [asked[number] for number in rows.missing])
+            below = MergedUsers(*merger.chosen(missing), model.base.device)
+            before = [merger.recipes[name] for name in missing]
+            rows.add(learn(model, options, below, [[*own] for own in samples], before))
+    with rows.folder() as folder:
+        write_recipes(folder.path, names, rows.all())
+    return merged.recipes.model_copy(update={"table": folder.file(TABLE)})
 
 
-def _refuse_no_mixture(users: Sequence[str], similarities: Floats, weights: Floats) -> None:
-    """Raises InputError for a user with a weight outside 0 to 1, as the published merger does."""
-    wrong = np.flatnonzero(~((weights >= 0) & (weights <= 1)).all(axis=1))
-    if len(wrong):
-        own = ", ".join(f"{one:g}" for one in similarities[wrong[0]])
-        raise InputError(
-            f"fusion.order published: user {label(users[wrong[0]])} has the similarities {own}, "
-            f"whose shares are no weights from 0 to 1 (so have {len(wrong)} of {len(users)} "
-            "users), and the published merger raises there, too; use order=right or "
-            "weights=softmax, or leave out the method mta_published, which has this order"
+def _read_recipes(folder: File) -> list[Recipe]:
+    return [*recipes_in(store().path(folder) / TABLE).values()]
+
+
+def learn(
+    model: Model,
+    options: LearnedOptions,
+    merged: MergedUsers,
+    samples: Sequence[Sequence[Encoded]],
+    recipes: Sequence[Recipe],
+) -> list[Recipe]:
+    """The recipes with trained weights, the largest first; all at once, each as if alone.
+
+    In six decimals: the company of other users moves the last bits of a sum.
+    """
+    from tasks.lora.grouped import grouped
+    from tasks.lora.mixture import train_weights
+
+    with grouped(model.base.model, list(merged.layers)) as layers:
+        outcome = train_weights(model.base, layers, merged, samples, **options.model_dump())
+    each = model.seconds_each(len(samples))
+    return [
+        with_weights(
+            recipe,
+            [round(one, 6) for one in own],
+            Training(seconds=each, steps=len(outcome.losses[user]), tokens=outcome.tokens[user]),
         )
-
-
-def _read_evidence(folder: File) -> list[tuple[list[float], float]]:
-    table = pl.read_parquet(store().path(folder) / EVIDENCE_FILE)
-    return list(table.select("log_likelihoods", "seconds").iter_rows())
+        for user, (recipe, own) in enumerate(zip(recipes, outcome.flat.tolist(), strict=True))
+    ]

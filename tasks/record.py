@@ -90,6 +90,11 @@ def key_of(*values: Any) -> str:
     return digest([_deciding(value) for value in values])
 
 
+def derive_seed(seed: int, *about: str) -> int:
+    """A seed for one piece of work, by the configuration's seed and what the work is about."""
+    return int(hashlib.sha256("\x1f".join([str(seed), *about]).encode()).hexdigest()[:8], 16)
+
+
 @cache
 def library_versions(names: tuple[str, ...]) -> dict[str, str]:
     """The installed version of each library."""

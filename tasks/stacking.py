@@ -5,7 +5,6 @@ Either way it is the same work."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,22 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from tasks.config.options import TrainingOptions
-from tasks.config.task import derive_seed
-from tasks.fusion import Merger
+from tasks.config.options import PriorOptions, TrainingOptions
 from tasks.log import log
-from tasks.record import File, Result, digest, key_of, library_versions
+from tasks.model import Made, checkpoint, loaded_model
+from tasks.recipes import Merger
+from tasks.record import File, Record, Result, derive_seed, digest, key_of, library_versions
 from tasks.results.models import Setting, Training
 from tasks.results.rows import Rows
 from tasks.results.store import LOCKS, file_lock, store
-from tasks.running.slots import gpu_slot
-from tasks.text.loading import LIBRARIES, load
+from tasks.text.loading import LIBRARIES
 from tasks.text.questions import User, content
-from tasks.text.tokens import tokens_of
-from tasks.training import checkpoint, train_loras, trainings
 
 if TYPE_CHECKING:
-    from tasks.lora.adapters import Lora
     from tasks.lora.bank import Bank
     from tasks.lora.checkpoint import Checkpoint
 
@@ -37,8 +32,6 @@ if TYPE_CHECKING:
 VERSION = 7
 SHARD = "stacked.safetensors"
 WORK = "work.parquet"
-# A user's own LoRA, and what making it took.
-Made = tuple["Lora", Training]
 # Makes those of a batch's users of these numbers, with a place for the state of their training.
 Make = Callable[[Sequence[int], "Checkpoint | None"], Iterable[Made]]
 
@@ -68,20 +61,35 @@ class Adapted:
         return sum(4 * (a[0].numel() + b[0].numel()) for a, b in layers)
 
 
+class HowAnswered(Record):
+    """How a method adapts its users and answers for them.
+
+    version: of the method. training: of users' own LoRAs, if it trains any. answer: greedy
+    decoding, or the likeliest label. prior: what labels weigh before a question is read, if the
+    method has them. quantisation: of the base model; libraries: those it needs.
+    """
+
+    method: str
+    version: int
+    training: TrainingOptions | None
+    answer: str
+    prior: PriorOptions | None
+    quantisation: str
+    libraries: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Batch:
-    """A batch of few-shot users, and what their method made for all: `merger`, `fitted`.
+    """A batch of few-shot users, how they are answered, and what their method made for all.
 
-    scoring, quantisation: how questions are answered (`scoring.answer`), and by what base model.
+    merger: of their LoRAs, if they are merged. fitted: what `Method.fit` gave.
     """
 
     users: Sequence[User]
-    training: TrainingOptions | None
+    how: HowAnswered
     merger: Merger | None
     fitted: Result | None
     setting: Setting
-    scoring: str = "generate"
-    quantisation: str = "none"
 
     @property
     def names(self) -> list[str]:
@@ -101,8 +109,8 @@ class Batch:
                     log(f"training {rows.counted()}")
                 yield rows, kept
 
-    def stored(self, rows: Rows[Made]) -> Adapted:
-        """The users' own LoRAs, all made, in the store."""
+    def stored(self, rows: Rows[Made], kept: int | None = None) -> Adapted:
+        """The users' own LoRAs, all made, in the store; kept: as of `Adapted`."""
         from tasks.lora.bank import stack, write_bank
 
         loras, works = zip(*rows.all(), strict=True)
@@ -110,14 +118,16 @@ class Batch:
         with rows.folder() as folder:
             write_bank(folder.path / SHARD, own)
             write_work(folder.path / WORK, self.names, works)
-        return Adapted(keys=[*rows.keys], works=[*works], own=own, file=folder.file(SHARD))
+        return Adapted(
+            keys=[*rows.keys], works=[*works], own=own, file=folder.file(SHARD), kept=kept
+        )
 
-    def stacked(self, keys: Sequence[str], make: Make) -> Adapted:
+    def stacked(self, keys: Sequence[str], make: Make, kept: int | None = None) -> Adapted:
         """The users' own LoRAs; `make` gives those that no earlier batch made."""
-        with self.stacking(keys) as (rows, kept):
+        with self.stacking(keys) as (rows, state):
             if rows.missing:
-                rows.add(make(rows.missing, kept))
-            return self.stored(rows)
+                rows.add(make(rows.missing, state))
+            return self.stored(rows, kept)
 
 
 def merged_and_trained(batch: Batch) -> Adapted:
@@ -128,38 +138,25 @@ def merged_and_trained(batch: Batch) -> Adapted:
     """
     from tasks.lora.merge import MergedUsers
 
-    setting, base, merger = batch.setting, batch.setting.base, batch.merger
-    below = [merger.made_of(name) if merger else None for name in batch.names]
-    if batch.training is None:
-        return Adapted(below, [Training()] * len(below), merger)
+    setting, merger = batch.setting, batch.merger
+    under = [merger.made_of(name) if merger else None for name in batch.names]
+    if batch.how.training is None:
+        return Adapted(under, [Training()] * len(under), merger)
     # Not by the method's name: methods that train the same thing share it.
-    shared = key_of("stacking", VERSION, library_versions(LIBRARIES), batch.training, setting)
+    shared = key_of("stacking", VERSION, library_versions(LIBRARIES), batch.how.training, setting)
     keys = [
         key_of(shared, user["user_id"], content(user["profile"]), own)
-        for user, own in zip(batch.users, below, strict=True)
+        for user, own in zip(batch.users, under, strict=True)
     ]
     with batch.stacking(keys) as (rows, kept):
         if rows.missing:
-            users, names = zip(
-                *((batch.users[n], batch.names[n]) for n in rows.missing), strict=True
-            )
-            with gpu_slot():
-                started = time.perf_counter()
-                loaded = load(base, setting.compute)
-                samples = tokens_of(setting.questions, base, loaded, "profile", users)
-                loras, outcome = train_loras(
-                    loaded,
-                    batch.training,
-                    samples,
-                    seeds_of(setting, names),
-                    MergedUsers(*merger.chosen(names), loaded.device) if merger else None,
-                    checkpoint=kept,
-                    engine=base.engine,
-                )
-                each = round((time.perf_counter() - started) / len(users), 4)
-            rows.add(zip(loras, trainings(outcome, samples, each), strict=True))
-        adapted = batch.stored(rows)
-    return replace(adapted, merger=merger)
+            names = [batch.names[number] for number in rows.missing]
+            with loaded_model(setting) as model:
+                users = [batch.users[number] for number in rows.missing]
+                samples, seeds = model.tokens("profile", users), seeds_of(setting, names)
+                below = MergedUsers(*merger.chosen(names), model.base.device) if merger else None
+                rows.add(model.train(batch.how.training, samples, seeds, below, checkpoint=kept))
+        return replace(batch.stored(rows), merger=merger)
 
 
 def seeds_of(setting: Setting, users: Sequence[str]) -> list[int]:

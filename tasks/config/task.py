@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -113,8 +112,3 @@ def overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
         result[key] = overlay(result[key], value) if both else value
     return result
-
-
-def derive_seed(seed: int, *about: str) -> int:
-    """A seed for one piece of work, by the configuration's seed and what the work is about."""
-    return int(hashlib.sha256("\x1f".join([str(seed), *about]).encode()).hexdigest()[:8], 16)

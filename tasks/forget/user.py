@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from tasks.bank import META
 from tasks.config.run import RunConfig
 from tasks.errors import InputError, label
 from tasks.forget.closure import Going, Marks, has_mark, marks_of, stage_of, what_goes
@@ -19,7 +20,6 @@ from tasks.lamp.definitions import TASKS, LampTask
 from tasks.lamp.download import FOLDERS, cache_folder, site_folder
 from tasks.lamp.folders import of_task
 from tasks.lamp.formats import read_users
-from tasks.meta_lora import META
 from tasks.report.files import REPORT_FILE, REPORTS_FOLDER, RUNS_FOLDER, TABLE_FILE
 from tasks.results.store import CHECKPOINTS, Store
 from tasks.tracking.server import mlflow_uris

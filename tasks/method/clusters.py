@@ -1,5 +1,5 @@
 """Clusters of anchor candidates, who moves where when they are fitted again by evidence
-(tasks/clusters.py has the rounds), and which anchors are chosen from them.
+(tasks/anchors.py has the rounds), and which anchors are chosen from them.
 
 HDBSCAN finds how many clusters there are, so it cannot be told how many anchors are wanted. The
 count is met like this: within each cluster candidates stand by the length of their history, and

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tasks.methods.method import Method
 from tasks.record import File, Result
 from tasks.results.stage import stage
+from tasks.users import Users
 
 if TYPE_CHECKING:
     from tasks.config.task import MethodConfig
@@ -27,8 +28,6 @@ class CommonAnswer(Result):
 @stage(version=1)
 def common_answer(base: File, anchor: File) -> CommonAnswer:
     """The commonest answer of these users' items."""
-    from tasks.prepare import Users
-
     counts = Counter(item["answer"] for user in Users((base, anchor)) for item in user["profile"])
     return CommonAnswer(answer=min(counts, key=lambda answer: (-counts[answer], answer)))
 

@@ -12,24 +12,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
+from tasks.bank import stored
 from tasks.config.options import TrainingOptions
 from tasks.errors import InputError, label
 from tasks.methods.method import Method
-from tasks.record import File
-from tasks.results.models import Bank, MetaLora, Setting
+from tasks.model import Made, Model, loaded_model
+from tasks.record import File, derive_seed
+from tasks.results.models import Anchors, Bank, Prepared, Setting
 from tasks.results.stage import stage
+from tasks.results.store import store
+from tasks.text.loading import LIBRARIES
+from tasks.users import users_in_order, users_of
 
 if TYPE_CHECKING:
     from tasks.config.task import MethodConfig
     from tasks.lora.adapters import Lora
-    from tasks.lora.base import Base
     from tasks.lora.tokens import Samples
-    from tasks.results.models import Anchors, Prepared, Training
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "peft")
 # Of the base users' items, so many are drawn for what all share.
 ITEMS = 1000
 POPULATION = "population"
@@ -52,56 +53,33 @@ def experts(
     from tasks.lora.bank import stack, write_bank
     from tasks.lora.merge import concatenate
     from tasks.lora.tokens import joined
-    from tasks.prepare import users_of
-    from tasks.results.store import store
-    from tasks.running.slots import gpu_slot
-    from tasks.text.loading import load
-    from tasks.text.tokens import tokens_of
 
+    anchors = before.names
     names = [name for member in before.members for name in member.members]
-    with gpu_slot():
-        loaded = load(setting.base, setting.compute)
-        everybody = users_of(base_users)
-        users = {user["user_id"]: user for user in users_of(candidates, names)}
-        tokens = partial(tokens_of, setting.questions, setting.base, loaded, "profile")
-        shared = joined(tokens(everybody))
-        own = dict(zip(names, tokens([users[name] for name in names]), strict=True))
+    with loaded_model(setting) as model:
+        shared = joined(model.tokens("profile", users_of(base_users)))
+        candidates_tokens = model.tokens("profile", users_in_order(candidates, names))
+        own = dict(zip(names, candidates_tokens, strict=True))
         groups = [joined(own[name] for name in member.members) for member in before.members]
         if not len(shared):
             raise InputError("group_experts: there are no base users' items for what all share")
         drawn = _drawn(shared, items, setting.seed)
-        (population,), _ = _trained(loaded, options, [drawn], [POPULATION], setting)
-        anchors = [member.anchor for member in before.members]
-        made, how = _trained(loaded, options, groups, anchors, setting, population)
-    loras = [concatenate(population, lora) for lora in made]
+        ((population, _),) = _trained(model, options, [drawn], [POPULATION])
+        made = _trained(model, options, groups, anchors, population)
+    loras = [concatenate(population, lora) for lora, _ in made]
     with store().new("experts") as folder:
         write_bank(folder.path / "bank.safetensors", stack(anchors, loras))
         (folder.path / "members.json").write_text(json.dumps(names, ensure_ascii=False))
     members = tuple(
-        member.model_copy(
-            update={"adapter": _kept(member, lora, setting.base.model), "training": training}
-        )
-        for member, lora, training in zip(before.members, loras, how, strict=True)
+        stored("experts", member.anchor, member.members, (lora, how), setting.base)
+        for member, lora, (_, how) in zip(before.members, loras, made, strict=True)
     )
     return Bank(file=folder.file("bank.safetensors"), members=members)
-
-
-def _kept(member: MetaLora, lora: Lora, model: str) -> File:
-    """A member's adapter in a folder of its own, with whose it is, as a meta-LoRA has it."""
-    from tasks.meta_lora import write_member
-    from tasks.results.store import store
-
-    about = {"anchor": member.anchor, "members": member.members}
-    with store().new("experts") as folder:
-        write_member(folder.path, about, lora, model)
-    return folder.file("adapter")
 
 
 def _drawn(samples: Samples, items: int, seed: int) -> Samples:
     """So many of the samples, by the seed, or all of them, in their order."""
     import torch
-
-    from tasks.config.task import derive_seed
 
     generator = torch.Generator().manual_seed(derive_seed(seed, POPULATION))
     order = torch.randperm(len(samples), generator=generator)[:items].sort().values
@@ -109,32 +87,28 @@ def _drawn(samples: Samples, items: int, seed: int) -> Samples:
 
 
 def _trained(
-    base: Base,
+    model: Model,
     options: TrainingOptions,
     samples: Sequence[Samples],
     names: Sequence[str],
-    setting: Setting,
     below: Lora | None = None,
-) -> tuple[list[Lora], list[Training]]:
+) -> list[Made]:
     """A LoRA for each, over the one below if any; all at once, each as if alone."""
-    from tasks.config.task import derive_seed
     from tasks.lora.bank import stack
     from tasks.lora.merge import MergedUsers
-    from tasks.training import train_loras, trainings
 
-    seeds = [derive_seed(setting.seed, "experts", name) for name in names]
+    seeds = [derive_seed(model.setting.seed, "experts", name) for name in names]
     merged = None
     if below:
-        one = stack([POPULATION], [below])
-        merged = MergedUsers(one, [([POPULATION], [1.0])] * len(names), "exact", base.device)
-    engine = setting.base.engine
-    loras, outcome = train_loras(base, options, samples, seeds, merged, engine=engine)
-    if outcome.failed:
+        one, recipes = stack([POPULATION], [below]), [([POPULATION], [1.0])] * len(names)
+        merged = MergedUsers(one, recipes, "exact", model.base.device)
+    made = model.train(options, samples, seeds, merged)
+    if failed := [name for name, (_, how) in zip(names, made, strict=True) if how.failed]:
         raise InputError(
-            f"group_experts: {label(names[outcome.failed[0]])}: the loss was not finite; lower "
+            f"group_experts: {label(failed[0])}: the loss was not finite; lower "
             "meta_lora.learning_rate"
         )
-    return loras, trainings(outcome, samples)
+    return made
 
 
 def bank(

@@ -18,20 +18,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field
 
+from tasks.config.options import FusionOptions
+from tasks.embed import read_embeddings
+from tasks.fusion import unit_vectors
 from tasks.method.weights import by_evidence
 from tasks.methods.method import WITHOUT_EVIDENCE, Method
-from tasks.record import File, Options, Result
-from tasks.results.models import Bank, Embedded, Recipes, Setting
+from tasks.model import loaded_model
+from tasks.recipes import TABLE, recipes_of, write_recipes
+from tasks.record import File, Options, Result, derive_seed
+from tasks.results.models import Bank, Embedded, Merged, Prepared, Recipes, Setting
 from tasks.results.stage import stage
+from tasks.results.store import store
+from tasks.text.loading import LIBRARIES
+from tasks.users import users_in_order
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tasks.config.task import MethodConfig
-    from tasks.results.models import Merged, Prepared
 
 FILE = "network.safetensors"
-LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "numpy")
 Weights = dict[str, "Tensor"]
 
 
@@ -52,7 +58,7 @@ class Network(Result):
     file: File
 
 
-@stage(version=1, libraries=LIBRARIES, uses_model=True)
+@stage(version=1, libraries=(*LIBRARIES, "numpy"), uses_model=True)
 def network(
     options: NetworkOptions, embedded: Embedded, bank: Bank, candidates: File, setting: Setting
 ) -> Network:
@@ -60,23 +66,13 @@ def network(
     import torch
     from safetensors.torch import save_file
 
-    from tasks.config.task import derive_seed
-    from tasks.embed import read_embeddings
     from tasks.lora.bank import read_bank
-    from tasks.prepare import users_in_order
-    from tasks.results.store import store
-    from tasks.running.slots import gpu_slot
-    from tasks.text.loading import load
-    from tasks.text.tokens import tokens_of
-    from tasks.training import log_likelihoods
 
     ids, points = read_embeddings(embedded)["anchor"]
     users = users_in_order(candidates, ids)
-    with gpu_slot():
-        loaded, loras = load(setting.base, setting.compute), read_bank(store().path(bank.file))
-        samples = tokens_of(setting.questions, setting.base, loaded, "profile", users)
-        few = [own[: options.items] for own in samples]
-        evidence = log_likelihoods(loaded, loras, few, engine=setting.base.engine)
+    with loaded_model(setting) as model:
+        few = [own[: options.items] for own in model.tokens("profile", users)]
+        evidence = model.log_likelihoods(read_bank(store().path(bank.file)), few)
     wanted = torch.from_numpy(evidence / options.temperature).softmax(1)
     seed = derive_seed(setting.seed, "hypernetwork")
     made = fitted(torch.from_numpy(np.asarray(points, np.float64)), wanted, options, seed)
@@ -130,10 +126,6 @@ def predicted(
     import torch
     from safetensors.torch import load_file
 
-    from tasks.config.options import FusionOptions
-    from tasks.fusion import TABLE, unit_vectors, write_recipes
-    from tasks.results.store import store
-
     ids, users, anchors = unit_vectors(embedded, bank)
     numbers = load_file(store().path(network.file))
     log_w = _logits(numbers, torch.from_numpy(np.asarray(users, np.float64))).log_softmax(1)
@@ -142,7 +134,7 @@ def predicted(
     options = FusionOptions(top_m=top_m, weights="evidence", evidence_temperature=1.0)
     chosen = by_evidence(users @ anchors.T, known, options)
     with store().new("predicted") as folder:
-        write_recipes(folder.path, bank, ids, chosen, [0.0] * len(ids))
+        write_recipes(folder.path, ids, recipes_of(bank.names, chosen))
     update = {"table": folder.file(TABLE), "anchors_per_user": chosen[0].shape[1]}
     return before.model_copy(update=update)
 
@@ -157,10 +149,5 @@ def recipes(
 
 
 METHOD = Method(
-    "hypernetwork",
-    order=37,
-    settings=WITHOUT_EVIDENCE,
-    merged=True,
-    recipes=recipes,
-    default=False,
+    "hypernetwork", order=37, settings=WITHOUT_EVIDENCE, merged=True, recipes=recipes, default=False
 )

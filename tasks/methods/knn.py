@@ -11,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from tasks.methods.method import Method
+from tasks.model import loaded_model
 
 if TYPE_CHECKING:
     from tasks.stacking import Batch
@@ -22,20 +23,14 @@ def nearest(batch: Batch) -> list[list[str]]:
     """Per user an answer to each query."""
     from tasks.lora.batches import Encoded
     from tasks.lora.signature import mean_states
-    from tasks.running.slots import gpu_slot
-    from tasks.text.loading import load
-    from tasks.text.tokens import tokens_of
 
-    base, questions = batch.setting.base, batch.setting.questions
-    near = NEIGHBOURS if questions.task.labels else 1
+    near = NEIGHBOURS if batch.setting.questions.task.labels else 1
     answered = []
-    with gpu_slot():
-        loaded = load(base, batch.setting.compute)
-        items = tokens_of(questions, base, loaded, "profile", batch.users)
-        queries = tokens_of(questions, base, loaded, "queries", batch.users)
+    with loaded_model(batch.setting) as model:
+        items, queries = (model.tokens(kind, batch.users) for kind in ("profile", "queries"))
         for user, own, asked in zip(batch.users, items, queries, strict=True):
             prompts = [Encoded(one.prompt, []) for one in (*own, *asked)]
-            states = mean_states(loaded, prompts)
+            states = mean_states(model.base, prompts)
             states = states - states[: len(own)].mean(0)
             states = states / states.norm(dim=1, keepdim=True).clamp(min=1e-12)
             cosines = states[len(own) :] @ states[: len(own)].T

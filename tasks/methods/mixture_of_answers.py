@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from tasks.errors import InputError, label
 from tasks.methods.method import Method
+from tasks.model import loaded_model
+from tasks.text.tokens import by_question
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from tasks.lora.batches import Encoded
     from tasks.lora.grouped import Layers
     from tasks.stacking import Batch
-    from tasks.text.tokens import Kind
 
 
 def mixed_answers(batch: Batch) -> list[list[str]]:
@@ -34,21 +35,15 @@ def mixed_answers(batch: Batch) -> list[list[str]]:
     import torch
 
     from tasks.lora.grouped import grouped
-    from tasks.running.slots import gpu_slot
-    from tasks.text.loading import load
-    from tasks.text.tokens import by_question, tokens_of
 
     assert batch.merger
-    base, questions, merger = batch.setting.base, batch.setting.questions, batch.merger
-    labels = () if batch.scoring == "generate" else questions.task.labels
-    kind: Kind = "choices" if labels else "queries"
-    answered = []
-    with gpu_slot(), torch.no_grad():
-        loaded = load(base, batch.setting.compute, batch.quantisation)
-        bank, recipes, _ = merger.chosen(batch.names)
+    task, answered = batch.setting.questions.task, []
+    labels = () if batch.how.answer == "generate" else task.labels
+    with loaded_model(batch.setting, batch.how.quantisation) as model, torch.no_grad():
+        bank, recipes, _ = batch.merger.chosen(batch.names)
         number = {name: k for k, name in enumerate(bank.ids)}
-        samples = tokens_of(questions, base, loaded, kind, batch.users)
-        with grouped(loaded.model, list(bank.layers)) as layers:
+        samples = model.tokens("choices" if labels else "queries", batch.users)
+        with grouped(model.base.model, list(bank.layers)) as layers:
             for own, (anchors, weights), name in zip(samples, recipes, batch.names, strict=True):
                 if min(weights) < 0:
                     raise InputError(
@@ -56,15 +51,15 @@ def mixed_answers(batch: Batch) -> list[list[str]]:
                         "no mixture; take fusion.weights=evidence"
                     )
                 heavy = [(number[one], w) for one, w in zip(anchors, weights, strict=True) if w]
-                loras = bank.of([k for k, _ in heavy]).to(loaded.device)
+                loras = bank.of([k for k, _ in heavy]).to(model.base.device)
                 log_w = torch.tensor([w for _, w in heavy], dtype=torch.float64).log()
                 if labels:
                     asked = by_question(own, len(labels))
-                    found = _labels(loaded, layers, loras, log_w, asked, batch.scoring)
+                    found = _labels(model.base, layers, loras, log_w, asked, batch.how.answer)
                     answered.append([labels[best] for best in found])
                 else:
-                    most = questions.task.max_new_tokens
-                    answered.append(_texts(loaded, layers, loras, log_w, [*own], most))
+                    most = task.max_new_tokens
+                    answered.append(_texts(model.base, layers, loras, log_w, [*own], most))
     return answered
 
 

@@ -6,15 +6,12 @@ g [in], trained on the anchor's items with the LoRA frozen:
     y = W x + scale * sigmoid(g . x) B A x
 
 A user's items go through the base model once. With h, the mean of what enters a layer over all
-tokens, the layer's `top_m` pieces of the largest g . h are weighed by the softmax of these. What a
-user keeps are the pieces' numbers and weights.
+tokens, the layer's `top_m` pieces of the largest g . h are weighed by the softmax of these.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
@@ -22,9 +19,15 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from tasks.methods.method import WITHOUT_EVIDENCE, Method
+from tasks.model import Made, loaded_model
 from tasks.record import File, Options, Result, key_of, library_versions
-from tasks.results.models import Bank, Setting
+from tasks.results.models import Bank, Merged, Prepared, Setting, Training
 from tasks.results.stage import stage
+from tasks.results.store import store
+from tasks.stacking import Adapted, Batch
+from tasks.text.loading import LIBRARIES
+from tasks.text.questions import content
+from tasks.users import users_in_order
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,14 +37,9 @@ if TYPE_CHECKING:
     from tasks.lora.bank import Bank as LoadedBank
     from tasks.lora.base import Base
     from tasks.lora.batches import Encoded
-    from tasks.results.models import Merged, Prepared, Training
-    from tasks.stacking import Adapted, Batch
 
-# Raised when other LoRAs are assembled of the same gates.
-VERSION = 1
-LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "peft")
 FILE = "gates.safetensors"
-# Bytes of a piece's number and weight.
+# Bytes of a piece's number and weight, which a user keeps.
 PIECE = 2 + 4
 # Of each layer by name: gates [K, in], or the mean of what enters it [in].
 Vectors = dict[str, "Tensor"]
@@ -68,18 +66,11 @@ def gates(options: GateOptions, bank: Bank, candidates: File, setting: Setting) 
 
     from tasks.lora.bank import read_bank
     from tasks.lora.tokens import joined
-    from tasks.prepare import users_in_order
-    from tasks.results.store import store
-    from tasks.running.slots import gpu_slot
-    from tasks.text.loading import load
-    from tasks.text.tokens import tokens_of
 
-    questions, base = setting.questions, setting.base
-    with gpu_slot():
-        loaded, loras = load(base, setting.compute), read_bank(store().path(bank.file))
-        anchors = [users_in_order(candidates, one.members) for one in bank.members]
-        samples = [joined(tokens_of(questions, base, loaded, "profile", own)) for own in anchors]
-        made = trained_gates(loaded, loras, samples, options)
+    anchors = [users_in_order(candidates, one.members) for one in bank.members]
+    with loaded_model(setting) as model:
+        samples = [joined(model.tokens("profile", own)) for own in anchors]
+        made = trained_gates(model.base, read_bank(store().path(bank.file)), samples, options)
     with store().new("gates") as folder:
         save_file(made, folder.path / FILE)
     return Gates(file=folder.file(FILE))
@@ -92,46 +83,33 @@ def trained_gates(
     options: GateOptions,
     positions: int | None = None,
 ) -> Vectors:
-    """Gates (CPU), from 0 on.
+    """Gates (CPU), from 0 on, by each anchor's samples in turn; positions: the most of a pass.
 
-    samples: of each anchor, taken in turn. positions: the most of a pass, as in training. Raises
-    InputError for a sample that does not fit into the device's memory.
+    Raises InputError for a sample that does not fit into the device's memory.
     """
     import torch
 
     from tasks.lora.group_train import default_positions
+    from tasks.lora.signature import hooked
 
     most = positions or default_positions(base)
-    found: dict[str, list[Tensor]] = {name: [] for name in bank.layers}
+    found: list[Vectors] = []
     # Without dropout, the mode matters for checkpointing only: transformers does it in training.
     base.model.train(base.model.is_gradient_checkpointing)
     try:
         for number, own in enumerate(samples):
-            lora = bank.of([number]).to(base.device).one(0)
-            for name, one in _trained(base, lora, own, options, most).items():
-                found[name].append(one.detach().cpu())
+            lora, stream = bank.of([number]).to(base.device).one(0), cycle(own)
+            made = {name: torch.zeros_like(a[0]) for name, (a, _) in lora.layers.items()}
+            leaves = [one.requires_grad_() for one in made.values()]
+            adam = torch.optim.Adam(leaves, lr=options.learning_rate)
+            with hooked(base, [*made], partial(gated, lora, made)):
+                for _ in range(options.steps):
+                    _fill(base, leaves, [*islice(stream, options.items)], most)
+                    adam.step()
+            found.append({name: one.detach().cpu() for name, one in made.items()})
     finally:
         base.model.eval()
-    return {name: torch.stack(own) for name, own in found.items()}
-
-
-def _trained(
-    base: Base, lora: Lora, samples: Sequence[Encoded], options: GateOptions, positions: int
-) -> Vectors:
-    """One anchor's gates."""
-    import torch
-
-    from tasks.lora.signature import hooked
-
-    stream = cycle(samples)
-    made = {name: torch.zeros_like(a[0]) for name, (a, _) in lora.layers.items()}
-    leaves = [one.requires_grad_() for one in made.values()]
-    adam = torch.optim.Adam(leaves, lr=options.learning_rate)
-    with hooked(base, [*made], partial(gated, lora, made)):
-        for _ in range(options.steps):
-            _fill(base, leaves, [*islice(stream, options.items)], positions)
-            adam.step()
-    return made
+    return {name: torch.stack([own[name] for own in found]) for name in bank.layers}
 
 
 def _fill(base: Base, leaves: list[Tensor], step: list[Encoded], positions: int) -> None:
@@ -183,32 +161,25 @@ def assembled(batch: Batch) -> Adapted:
     from safetensors.torch import load_file
 
     from tasks.lora.signature import mean_inputs
-    from tasks.results.models import Training
-    from tasks.results.store import store
-    from tasks.running.slots import gpu_slot
-    from tasks.text.loading import load
-    from tasks.text.questions import content
-    from tasks.text.tokens import tokens_of
 
     setting, merger, fitted = batch.setting, batch.merger, batch.fitted
     assert merger
     assert isinstance(fitted, Gates)
     bank, trained = merger.bank, load_file(store().path(fitted.file))
-    top = len(merger.recipes[batch.names[0]].anchors)
-    libraries = library_versions(LIBRARIES)
-    shared = key_of("per_pcs", VERSION, libraries, fitted, merger.merged.bank, top, setting)
+    top, libraries = len(merger.recipes[batch.names[0]].anchors), library_versions(LIBRARIES)
+    shared = key_of("per_pcs", METHOD.version, libraries, fitted, merger.merged.bank, top, setting)
     keys = [key_of(shared, content(user["profile"])) for user in batch.users]
 
-    def make(numbers: Sequence[int], _: object) -> Iterator[tuple[Lora, Training]]:
-        users = [batch.users[number] for number in numbers]
-        with gpu_slot():
-            loaded = load(setting.base, setting.compute)
-            for own in tokens_of(setting.questions, setting.base, loaded, "profile", users):
-                started = time.perf_counter()
-                lora = assemble(bank, trained, mean_inputs(loaded, [*trained], [*own]), top)
-                yield lora, Training(items=len(own), seconds=time.perf_counter() - started)
+    def make(numbers: Sequence[int], _: object) -> list[Made]:
+        with loaded_model(setting) as model:
+            samples = model.tokens("profile", [batch.users[number] for number in numbers])
+            means = [mean_inputs(model.base, [*trained], [*own]) for own in samples]
+            loras = [assemble(bank, trained, mean, top) for mean in means]
+            each = model.seconds_each(len(samples))
+        works = [Training(items=len(own), seconds=each) for own in samples]
+        return list(zip(loras, works, strict=True))
 
-    return replace(batch.stacked(keys, make), kept=PIECE * top * len(bank.layers))
+    return batch.stacked(keys, make, kept=PIECE * top * len(bank.layers))
 
 
 def fit(config: MethodConfig, users: Prepared, setting: Setting, merged: Merged | None) -> Result:

@@ -7,7 +7,6 @@ made of, each label or word with its count.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -16,13 +15,17 @@ import polars as pl
 from tasks.lamp.definitions import LampTask
 from tasks.log import log
 from tasks.methods.method import Method
+from tasks.model import loaded_model
+from tasks.record import File, key_of, library_versions
+from tasks.results.rows import Rows
+from tasks.results.store import store
+from tasks.text.loading import LIBRARIES
+from tasks.text.questions import User, content
 
 if TYPE_CHECKING:
     from tasks.lora.base import Base
     from tasks.lora.batches import Encoded
-    from tasks.record import File
     from tasks.stacking import Batch
-    from tasks.text.questions import User
 
 VERSION = 2
 # Of a summary that is written: tokens at most, and words of an item that is shown for it, at most
@@ -37,15 +40,10 @@ Summary = tuple[str, float]
 
 def summaries(batch: Batch) -> list[Summary]:
     """Per user a summary; who did not change has the one that was written before."""
-    from tasks.record import key_of, library_versions
-    from tasks.results.rows import Rows
-    from tasks.text.loading import LIBRARIES
-    from tasks.text.questions import content
-
     base, task = batch.setting.base, batch.setting.questions.task
     if base.model == "tiny":
         return [(counted(task, user), 0.0) for user in batch.users]
-    how = (base, batch.quantisation, batch.setting.questions.prompt.chat)
+    how = (base, batch.how.quantisation, batch.setting.questions.prompt.chat)
     shared = key_of("summaries", VERSION, library_versions(LIBRARIES), task, how)
     keys = [key_of(shared, content(user["profile"])) for user in batch.users]
     rows: Rows[Summary] = Rows("summaries", keys, _read)
@@ -67,26 +65,19 @@ def counted(task: LampTask, user: User) -> str:
 
 def written(batch: Batch, users: list[User]) -> list[Summary]:
     """What the base model, without any LoRA, says the user prefers."""
-    from tasks.running.slots import gpu_slot
-    from tasks.text.loading import load
-    from tasks.training import engine_of
-
-    base, task = batch.setting.base, batch.setting.questions.task
-    with gpu_slot():
-        started = time.perf_counter()
-        loaded = load(base, batch.setting.compute, batch.quantisation)
-        fitted = [fitting(loaded, task, user) for user in users]
-        asked = [[one] for one, _ in fitted]
-        engine = engine_of(base.engine)
-        with engine.grouped(loaded.model, []) as layers:
-            texts = engine.answer_users(loaded, layers, asked, lambda _: (None, None), TOKENS)
-        each = round((time.perf_counter() - started) / len(users), 4)
+    task = batch.setting.questions.task
+    with loaded_model(batch.setting, batch.how.quantisation) as model:
+        fitted = [fitting(model.base, task, user) for user in users]
+        asked, engine = [[one] for one, _ in fitted], model.engine
+        with engine.grouped(model.base.model, []) as layers:
+            texts = engine.answer_users(model.base, layers, asked, lambda _: (None, None), TOKENS)
+        each = model.seconds_each(len(users))
     cut = sum(one.truncated for one, _ in fitted)
     if short := sum(words < WORDS for _, words in fitted):
         log(
             f"{task.name}: profile_summary: of {len(users)} histories {short} are shown by fewer "
-            f"than {WORDS} words an item, to fit base.max_tokens={loaded.max_tokens}; {cut} lost "
-            "their first items"
+            f"than {WORDS} words an item, to fit base.max_tokens={model.base.max_tokens}; "
+            f"{cut} lost their first items"
         )
     return [(f"### User Profile:\n{' '.join(text.split())}", each) for (text,) in texts]
 
@@ -130,8 +121,6 @@ def question(task: LampTask, user: User, words: int = WORDS) -> str:
 
 
 def _read(folder: File) -> list[Summary]:
-    from tasks.results.store import store
-
     return list(pl.read_parquet(store().path(folder) / FILE).iter_rows())
 
 

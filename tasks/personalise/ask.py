@@ -7,43 +7,30 @@ from pathlib import Path
 
 from tasks.answer import answered, how_answered, weighed
 from tasks.errors import InputError, label
-from tasks.export import batch_of, cell_of
-from tasks.fusion import Merger
+from tasks.export import Finished
 from tasks.lamp.folders import SUFFIXES
-from tasks.lora.bank import read_bank, stack
-from tasks.methods import MethodName
+from tasks.lora.bank import stack
 from tasks.personalise.new_users import as_user, histories
 from tasks.personalise.personaliser import Personaliser
-from tasks.prepare import users_in_order
-from tasks.results.run import Cell, Run
-from tasks.results.store import store
 from tasks.stacking import Adapted, Batch
 from tasks.text.questions import User, setting_of
+from tasks.users import users_in_order
 
 
-def ask(
-    run: Run,
-    user: str,
-    text: str,
-    lamp_task: str | None = None,
-    method: MethodName = "mta",
-    seed: int | None = None,
-    compare: bool = True,
-) -> dict[str, str]:
-    """The answers to `text` of the base model, with the merged LoRA, and with all of `method`.
+def ask(finished: Finished, user: str, text: str, compare: bool = True) -> dict[str, str]:
+    """The answers to `text` of the base model, with the merged LoRA, and with all of the method.
 
     user: a few-shot user's id, or a user file of one user. The keys are `base`, `merged` and
     `stacked`, as far as the user and the method have these: the last is the user's model, and
     without `compare` it alone is asked. text: as the `input` of a query, or what follows the
-    instruction in one. Raises InputError where the run has no such user, task, seed or method, or
-    the file does not hold one user.
+    instruction in one. Raises InputError where the run has no such user, or the file does not hold
+    one user.
     """
     if not text.strip():
         raise InputError("the text is empty; give what is to be asked")
-    cell = cell_of(run, lamp_task, method, seed)
-    place = Path(user)
+    place, cell = Path(user), finished.cell
     given = place.is_file() or place.suffix in SUFFIXES
-    who, adapted = _of_file(cell, method, place) if given else _of_run(run, cell, method, user)
+    who, adapted = _of_file(finished, place) if given else _of_run(finished, user)
     ways = {"base": Adapted([], [])}
     if adapted.merger:
         ways["merged"] = replace(adapted, own=None)
@@ -51,36 +38,33 @@ def ask(
         ways["stacked"] = adapted
     if not compare:
         ways = dict([ways.popitem()])
-    own = cell.config.method(method)
+    own = cell.config.method(finished.method)
     query = {"id": "asked", "input": text, "gold": ""}
     setting = setting_of(cell.config, own, cell.users, cell.base)
-    batch = Batch([{**who, "query": [query]}], None, None, None, setting)
-    how, answers = how_answered(own), dict[str, str]()
+    batch = Batch([{**who, "query": [query]}], how_answered(own), None, None, setting)
+    answers = dict[str, str]()
     for name, one in ways.items():
-        ((chosen, log_p, _),) = answered(how, batch, one, [0])
+        ((chosen, log_p, _),) = answered(batch, one, [0])
         if name != "base":
-            chosen = weighed(who, chosen, log_p, how, setting.questions.task.labels)
+            chosen = weighed(who, chosen, log_p, batch)
         (answers[name],) = chosen
     return answers
 
 
-def _of_file(cell: Cell, method: MethodName, file: Path) -> tuple[User, Adapted]:
-    users, faults = histories(cell, file)
+def _of_file(finished: Finished, file: Path) -> tuple[User, Adapted]:
+    users, faults = histories(finished.cell, file)
     if faults:
         raise faults[0]
     if len(users) != 1:
         few = ", ".join(label(one.user_id) for one in users[:5])
         raise InputError(f"--user {file}: holds {len(users)} users ({few}); give a file of one")
-    personaliser, user = Personaliser(cell, method), as_user(users[0])
+    personaliser, user = Personaliser(finished.cell, finished.method), as_user(users[0])
     (personal,) = personaliser([user])
     return user, personaliser.adapted(personal)
 
 
-def _of_run(run: Run, cell: Cell, method: MethodName, user_id: str) -> tuple[User, Adapted]:
-    batch, merging = batch_of(run, cell, method, user_id), cell.merging(method)
-    own = None
-    if batch.stacked:
-        own = stack([user_id], [read_bank(store().path(batch.stacked)).lora(user_id)])
-    merger = Merger(merging.merged) if merging and batch.merged else None
-    (user,) = users_in_order(cell.users.few_shot, [user_id])
-    return user, Adapted([], [], merger, own)
+def _of_run(finished: Finished, user_id: str) -> tuple[User, Adapted]:
+    merged, lora = finished.batch(user_id).merged, finished.stacked(user_id)
+    own = stack([user_id], [lora]) if lora else None
+    (user,) = users_in_order(finished.cell.users.few_shot, [user_id])
+    return user, Adapted([], [], finished.merger if merged else None, own)

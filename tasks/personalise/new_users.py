@@ -1,6 +1,6 @@
 """New users from a file to folders: each user's LoRA, or only the recipe, beside one another.
 
-for told in personalise(read_run("last"), Path("user.json"), Path("personalised")):
+for told in personalise(Finished(read_run("last")), Path("user.json"), Path("personalised")):
     ...  # a line for each user made, an InputError for each that was not
 """
 
@@ -16,16 +16,15 @@ import polars as pl
 
 from tasks.config.task import TaskConfig
 from tasks.errors import InputError, label
-from tasks.export import about, cell_of, whole_lora, write_folder
+from tasks.export import Finished, whole_lora, write_folder
 from tasks.files import file_name, write_atomic
 from tasks.lamp.citations import UNASKED, ask_related
 from tasks.lamp.formats import History, read_histories
 from tasks.lamp.splits import shown_items
-from tasks.methods import MethodName
-from tasks.prepare import users_of
 from tasks.results.models import Prepared
-from tasks.results.run import Cell, Run
+from tasks.results.run import Cell
 from tasks.text.questions import User
+from tasks.users import users_of
 
 if TYPE_CHECKING:
     from tasks.personalise.personaliser import Personal, Personaliser
@@ -34,29 +33,21 @@ Keep = Literal["folder", "recipe"]
 
 
 def personalise(
-    run: Run,
-    file: Path,
-    to: Path,
-    lamp_task: str | None = None,
-    method: MethodName = "mta",
-    seed: int | None = None,
-    keep: Keep = "folder",
+    finished: Finished, file: Path, to: Path, keep: Keep = "folder"
 ) -> Iterator[str | InputError]:
     """Make each user of a user file a PEFT folder in `to`, or with keep `recipe` a JSON file.
 
     Yields a line for each user that was made, and an InputError for what was wrong with another;
-    the others are made all the same. lamp_task, seed: the run's first where they are None. Raises
-    InputError where nobody can be made: the run or its files are not there.
+    the others are made all the same. Raises InputError where nobody can be made: files are gone.
     """
     from tasks.personalise.personaliser import Personaliser
 
-    cell = cell_of(run, lamp_task, method, seed)
-    users, faults = histories(cell, file)
+    users, faults = histories(finished.cell, file)
     yield from faults
     if not users:
         return
-    personaliser, told = Personaliser(cell, method), about(cell, method)
-    for user, one in each_made(personaliser, users, to, keep, told):
+    personaliser = Personaliser(finished.cell, finished.method)
+    for user, one in each_made(personaliser, users, to, keep, finished.about):
         if isinstance(one, InputError):
             yield one
         else:

@@ -20,23 +20,24 @@ import torch
 
 from tasks.embed import by_user, embedder, embedding_of, measured
 from tasks.errors import InputError
-from tasks.fusion import Merger, Recipe, bank_vectors, chosen_anchors
-from tasks.learned_weights import learn, with_weights
+from tasks.fusion import bank_vectors, chosen_anchors, learn
 from tasks.lora.adapters import Lora
 from tasks.lora.bank import stack
 from tasks.lora.batches import Encoded
 from tasks.lora.merge import MergedUsers, add_to_model
 from tasks.lora.targets import AnyModel
-from tasks.method.weights import Floats, shortlists
+from tasks.method.weights import shortlists
 from tasks.methods import METHODS, MethodName
-from tasks.prepare import users_of
+from tasks.model import Model
+from tasks.recipes import Merger, Recipe, recipes_of
+from tasks.results.models import Training
 from tasks.results.run import Cell
 from tasks.running.slots import gpu_slot
 from tasks.stacking import Adapted, seeds_of
 from tasks.text.loading import load
 from tasks.text.questions import User, content, setting_of
 from tasks.text.tokens import samples_of
-from tasks.training import log_likelihoods, train_loras
+from tasks.users import users_of
 
 
 @dataclass(frozen=True)
@@ -90,21 +91,18 @@ class Personaliser:
             raise InputError(
                 f"--method {method}: makes its LoRAs in a way that new users do not have; take mta"
             )
-        own = cell.config.method(method)
-        self.cell, self.method, self.fusion, self.training = cell, method, own.fusion, own.training
-        self.setting = setting_of(cell.config, own, cell.users, cell.base)
-        self.loaded = load(cell.base, cell.config.compute)
+        self.cell, self.method, self.own = cell, method, cell.config.method(method)
+        setting = setting_of(cell.config, self.own, cell.users, cell.base)
+        self.model = Model(setting, load(cell.base, setting.compute))
         # A registered bank has no few-shot users.
         self.run = Merger(merging.merged, None if cell.users.few_shot_ids else {})
         bank = self.run.bank
-        self.bank = replace(bank, layers=bank.to(self.loaded.device).layers)
-        task = cell.users.task
-        self.embedding = embedding_of(own, task, self.setting.questions, cell.base)
-        self._vectors_of = embedder(self.embedding, cell.config.compute)
+        self.bank = replace(bank, layers=bank.to(self.model.base.device).layers)
+        self.embedding = embedding_of(self.own, cell.users.task, setting.questions, cell.base)
+        self._vectors_of = embedder(self.embedding, setting.compute)
         sides, self._unit = measured(merging.embedded)
         ids, candidates = sides["anchor"]
         self._anchors = bank_vectors(merging.merged.bank, ids, self._unit(candidates))
-        self._few_shot = frozenset(cell.users.few_shot_ids)
 
     def __call__(self, users: Sequence[User], train: bool = True) -> list[Personal]:
         """The users' recipes and LoRAs, made at once, each as if alone.
@@ -133,70 +131,57 @@ class Personaliser:
         return Lora({name: (0 * a[:1], 0 * b[:, :1]) for name, (a, b) in layers}, 1.0)
 
     def _personal(self, users: Sequence[User], train: bool) -> list[Personal]:
-        names = [str(user["user_id"]) for user in users]
-        questions, loaded = self.setting.questions, self.loaded
-        samples = [samples_of(questions, loaded, "profile", user) for user in users]
+        names, model = [str(user["user_id"]) for user in users], self.model
+        setting = model.setting
+        samples = [samples_of(setting.questions, model.base, "profile", user) for user in users]
         recipes = self._recipes(users, names, samples)
         merged = self._merged(recipes)
-        own: Sequence[Lora | None] = [None] * len(names)
-        failed: list[int] = []
         parts = merged.parts(range(len(names))).to(torch.device("cpu"))
-        if train and self.training:
-            seeds, engine = seeds_of(self.setting, names), self.setting.base.engine
+        own: Sequence[tuple[Lora | None, Training]] = [(None, Training())] * len(names)
+        if train and self.own.training:
             below: MergedUsers | None = merged
             with ExitStack() as alone:
+                in_full = model.base.model.dtype == torch.float32
                 # In the weights it costs nothing; beside them its rank of m * r a tenth of a step.
-                if len(names) == 1 and engine == "grouped" and loaded.model.dtype == torch.float32:
-                    alone.enter_context(folded(loaded.model, parts.one(0)))
+                if len(names) == 1 and setting.base.engine == "grouped" and in_full:
+                    alone.enter_context(folded(model.base.model, parts.one(0)))
                     below = None
-                own, outcome = train_loras(
-                    loaded, self.training, samples, seeds, below, engine=engine
-                )
-            failed = outcome.failed
+                own = model.train(self.own.training, samples, seeds_of(setting, names), below)
         return [
-            Personal(name, recipe, parts.one(number), lora, number in failed)
-            for number, (name, recipe, lora) in enumerate(zip(names, recipes, own, strict=True))
+            Personal(name, recipe, parts.one(number), lora, how.failed)
+            for number, (name, recipe, (lora, how)) in enumerate(
+                zip(names, recipes, own, strict=True)
+            )
         ]
 
     def _merged(self, recipes: Sequence[Recipe]) -> MergedUsers:
         chosen = [(one.anchors, one.weights) for one in recipes]
-        return MergedUsers(self.bank, chosen, self.run.merged.how, self.loaded.device)
+        return MergedUsers(self.bank, chosen, self.run.merged.how, self.model.base.device)
 
     def _recipes(
         self, users: Sequence[User], names: list[str], samples: list[list[Encoded]]
     ) -> list[Recipe]:
         """Each user's recipe; the run's own of a few-shot user whose history did not change."""
+        fusion = self.own.fusion
         items = samples if self.embedding.signed else [*map(self.embedding.texts, users)]
         vectors = [np.asarray(one.mean(0)) for one in by_user(self._vectors_of, items)]
         # In float32, as tables keep them.
         points = self._unit(np.stack(vectors).astype(np.float32).astype(np.float64))
-        known = self._evidence(points, samples) if self.fusion.by_evidence else None
-        chosen = chosen_anchors(self.fusion, names, points, self._anchors, known)
-        anchors = self.run.merged.bank.names
-        ids = [name for name in names if name in self._few_shot]
+        evidence = None
+        if fusion.by_evidence:
+            asked = shortlists(points @ self._anchors.T, fusion.shortlist).tolist()
+            evidence = self.model.log_likelihoods(self.bank, samples, asked)
+        chosen = chosen_anchors(fusion, names, points, self._anchors, evidence)
+        recipes = recipes_of(self.run.merged.bank.names, chosen)
+        if fusion.weights == "learned":
+            recipes = learn(self.model, fusion.learned, self._merged(recipes), samples, recipes)
+        ids = {*names} & {*self.cell.users.few_shot_ids}
         before = {
             user["user_id"]: content(user["profile"])
             for user in (users_of(self.cell.users.few_shot, ids) if ids else ())
         }
-        recipes = [
-            Recipe(
-                anchors=tuple(anchors[k] for k in members),
-                similarities=tuple(similarities.tolist()),
-                weights=tuple(weights.tolist()),
-            )
-            for members, similarities, weights in zip(*chosen, strict=True)
-        ]
-        if self.fusion.weights == "learned":
-            merged = self._merged(recipes)
-            learned = learn(self.loaded, self.fusion.learned, merged, samples)
-            recipes = [*map(with_weights, recipes, learned)]
         return [
             # The company of other users may have moved the last digit of evidence.
             self.run.recipes[name] if before.get(name) == content(user["profile"]) else recipe
             for name, user, recipe in zip(names, users, recipes, strict=True)
         ]
-
-    def _evidence(self, points: Floats, samples: list[list[Encoded]]) -> Floats:
-        asked = shortlists(points @ self._anchors.T, self.fusion.shortlist).tolist()
-        engine = self.setting.base.engine
-        return log_likelihoods(self.loaded, self.bank, samples, asked, engine)

@@ -13,19 +13,18 @@ from typing import NamedTuple
 import polars as pl
 
 from tasks.config.options import AnchorOptions, TrainingOptions
-from tasks.config.task import derive_seed
 from tasks.embed import WHITENED, Embedding
 from tasks.lamp.tables import row_groups
 from tasks.lora.batches import Encoded
 from tasks.lora.cost import flops, widths_of
 from tasks.lora.grouped import Shapes
 from tasks.plan.model import PlannedModel
-from tasks.prepare import Users, each_user
-from tasks.record import File
+from tasks.record import File, derive_seed
 from tasks.results.models import Questions
 from tasks.results.store import store
 from tasks.text.questions import User
 from tasks.text.tokens import Kind, samples_of
+from tasks.users import Users, each_user
 
 # One user's samples, as blank ones of their lengths.
 Lengths = list[Encoded]

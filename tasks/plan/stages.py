@@ -8,8 +8,8 @@ from typing import Any
 
 from humanize import metric
 
-from tasks.answer import HowAnswered
-from tasks.base_model import Lessons
+from tasks.bank import GivenAdapter, read_adapters
+from tasks.base_model import KINDS, Lessons, chosen_items
 from tasks.config.options import (
     AnchorOptions,
     FusionOptions,
@@ -25,14 +25,13 @@ from tasks.lora.grouped import Shapes
 from tasks.lora.merge import KEPT_BYTES
 from tasks.method.clusters import members_of
 from tasks.methods import METHODS
-from tasks.own_bank import GivenAdapter, as_member, read_adapters
 from tasks.plan import cost
 from tasks.plan.cost import Lengths, Measure, TaskPlan, Work
 from tasks.plan.model import NOT_LOADED, UNSEEN, PlannedModel
 from tasks.record import File, Result, key_of
 from tasks.results import models
 from tasks.results.stage import CELL
-from tasks.task_adapt import KINDS, chosen_items
+from tasks.stacking import HowAnswered
 from tasks.text.tokens import by_question
 
 # Bytes of a row in a table, about.
@@ -194,7 +193,11 @@ class Planner:
         disk = 4 * (sum(one.width for one in own) + len(own) * widest)
         file = self._add("adapters", Work(users=len(own)), disk=disk)
         self._numbers[file] = widest
-        return models.Bank(file=file, members=tuple(as_member(name, file) for name in loras))
+        members = (
+            models.MetaLora(anchor=name, members=(), adapter=file, training=models.Training())
+            for name in loras
+        )
+        return models.Bank(file=file, members=tuple(members))
 
     def evidence(
         self, shortlist: int | None, embedded: models.Embedded, bank: models.Bank, users: File,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from tasks.fusion import Recipe, read_recipes
+from tasks.recipes import Recipe, read_recipes
 from tasks.results.run import Cell, Merging
 from tasks.results.store import store
 

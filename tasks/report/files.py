@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from tasks.config.run import RunConfig
 from tasks.errors import InputError
 from tasks.files import write_atomic
 from tasks.results.run import Run
@@ -29,6 +31,17 @@ def write_state(name: str, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, text.encode("utf-8"))
     return path
+
+
+def begun(run_id: str, name: str, config: RunConfig) -> Run:
+    """A run as it is when it begins."""
+    settings, report = config.model_dump(mode="json"), report_name(name, run_id)
+    return Run(id=run_id, name=name, date=now(), report=report, config=settings)
+
+
+def now() -> str:
+    """The time of this machine, to the minute."""
+    return f"{datetime.now():%Y-%m-%d %H:%M}"
 
 
 def report_name(run: str, run_id: str) -> str:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 
+from tasks.config.run import RunConfig
 from tasks.errors import disk_full, short
 from tasks.log import log
 from tasks.report.files import REPORT_FILE, TABLE_FILE, write_report
@@ -12,6 +17,15 @@ from tasks.report.page import report_data, report_html, run_summary
 from tasks.report.since import since
 from tasks.report.table import mean_rows, rows, table_text
 from tasks.results.run import Run
+
+
+def announce(config: RunConfig, page: str | None) -> None:
+    """Show what is run in the Prefect UI, and its page in MLflow, if there is one."""
+    shown = f"```json\n{config.model_dump_json(indent=2)}\n```"
+    create_markdown_artifact(key="configuration", markdown=shown)
+    if page:
+        create_link_artifact(link=page, link_text="This run in MLflow", key="mlflow-run")
+        log(f"MLflow: {page}")
 
 
 def publish(run: Run) -> Run:

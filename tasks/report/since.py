@@ -12,12 +12,12 @@ from typing import Any
 
 from tasks.errors import InputError, label
 from tasks.methods import METHODS
-from tasks.prepare import each_user
 from tasks.record import File, digest
 from tasks.report.files import all_runs, shown_run
 from tasks.results.models import Estimate
 from tasks.results.run import Cell, Merging, Run
 from tasks.text.questions import asked, content
+from tasks.users import each_user
 
 ROLES = {"base": "base users", "anchor": "anchor candidates", "few_shot": "few-shot users"}
 # What of a configuration decides no result.

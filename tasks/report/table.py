@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from tasks.fusion import read_recipes
 from tasks.methods import METHODS, MethodName
-from tasks.prepare import each_user
+from tasks.recipes import read_recipes
 from tasks.results.models import Compared, Estimate
 from tasks.results.run import Cell
 from tasks.results.store import store
 from tasks.stacking import read_work
+from tasks.users import each_user
 
 Row = Mapping[str, Any]
 COSTS = (

@@ -78,7 +78,7 @@ class Store:
 
     @property
     def checkpoints(self) -> Path:
-        """Where trainings keep their state (tasks/training.py); it is no result."""
+        """Where trainings keep their state (tasks/model.py); it is no result."""
         return self.state / CHECKPOINTS
 
     @contextmanager

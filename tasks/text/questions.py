@@ -1,14 +1,18 @@
 """From users' profiles and queries to questions."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tasks.config.task import MethodConfig, TaskConfig
 from tasks.lamp import history
 from tasks.lamp.options import PromptOptions
 from tasks.lamp.prompts import LAYOUT, Sample, profile_samples, query_samples
 from tasks.results.models import Base, Prepared, Questions, Setting
+
+if TYPE_CHECKING:
+    from tasks.config.task import MethodConfig, TaskConfig
 
 # What a user's row in any table is about; item ids are carried along but decide nothing. `about`,
 # if there is one, is a text that stands before each of the user's queries.

@@ -73,19 +73,16 @@ def export(
     --all --format vllm: a folder for every user, as vLLM finds them. Exit code 2: somebody was left
     out, and is named.
     """
+    from tasks.export import Finished, max_lora_rank, merged_model, vllm_folders
     from tasks.export import export as write
     from tasks.report.files import read_run, shown_run
-    from tasks.serving import max_lora_rank, merged_model, vllm_folders
     from tasks.text.loading import model_name
 
     if everyone != (form == "vllm") or everyone == bool(user):
         raise InputError("give --user ID, or --all with --format vllm")
-    taken = read_run(run)
+    taken = Finished(read_run(run), lamp_task, method, seed)
     if user is None:
-        made = vllm_folders(
-            taken, to, lamp_task=lamp_task, method=method, seed=seed, rank=rank,
-            tolerance=tolerance, base=base,
-        )  # fmt: skip
+        made = vllm_folders(taken, to, rank, tolerance, base)
         code = _told(
             one
             if isinstance(one, InputError)
@@ -95,17 +92,17 @@ def export(
         print(
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING=true VLLM_PLUGINS=lora_filesystem_resolver "
             f"VLLM_LORA_RESOLVER_CACHE_DIR={to.absolute()} vllm serve "
-            f"{base or model_name(taken.cells[0].base.model)} --enable-lora "
+            f"{base or model_name(taken.cell.base.model)} --enable-lora "
             f"--max-lora-rank {max_lora_rank(rank)}"
         )
         return code
-    task = lamp_task or taken.cells[0].config.lamp_task
-    what = f"of {label(user)} by {method} for {task}, from {shown_run(taken)}"
+    task = taken.cell.config.lamp_task
+    what = f"of {label(user)} by {method} for {task}, from {shown_run(taken.run)}"
     if form == "merged":
-        merged_model(taken, to, user, lamp_task=lamp_task, method=method, seed=seed)
+        merged_model(taken, user, to)
         print(f"{to}: the model {what}")
         return 0
-    model = write(taken, task, method, user, to, seed)
+    model = write(taken, user, to)
     print(f"{to}: the LoRA {what}; its base model is {model}")
     return 0
 
@@ -139,10 +136,12 @@ def personalise(
 
     A PEFT folder for each user of the file. Exit code 2: somebody was left out, and is named.
     """
+    from tasks.export import Finished
     from tasks.personalise.new_users import personalise as make
     from tasks.tracking.taken_run import run_of
 
-    return _told(make(run_of(run, base), user, to, lamp_task, method, seed, keep))
+    taken = Finished(run_of(run, base), lamp_task, method, seed)
+    return _told(make(taken, user, to, keep))
 
 
 @app.command()
@@ -157,10 +156,11 @@ def ask(
     base: BaseFolder = None,
 ) -> None:
     """Ask one user's model, as the run asked its queries."""
+    from tasks.export import Finished
     from tasks.personalise.ask import ask as answers
     from tasks.tracking.taken_run import run_of
 
-    found = answers(run_of(run, base), user, text, lamp_task, method, seed, compare)
+    found = answers(Finished(run_of(run, base), lamp_task, method, seed), user, text, compare)
     for name, answer in found.items():
         print(f"{name:8} {answer}" if compare else answer)
 

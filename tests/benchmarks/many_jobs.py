@@ -128,7 +128,7 @@ class World:
 
     def merging(self) -> Merging:
         """Anchors' LoRAs and bank as planned, and a table of recipes."""
-        from tasks.meta_lora import bank, meta_lora
+        from tasks.bank import bank, meta_lora
         from tasks.results.models import Anchor, Anchors, Embedded, Merged, Recipes
         from tasks.results.run import Merging
         from tasks.text.questions import setting_of
@@ -161,13 +161,13 @@ class World:
 
     def answered(self, merging: Merging) -> tuple[Answers, ...]:
         """Every batch's answers. Raises InputError where some are missing."""
-        from flows.lamp_task import all_answers
+        from flows.lamp_task import Common, all_answers
         from tasks.errors import InputError
 
-        missing: list[str] = []
-        found = all_answers(self.task, ["mta"], self.users, self.base, [merging], None, missing)
-        if missing:
-            raise InputError(missing[0])
+        common = Common(self.task, self.users, self.base)
+        found = all_answers(common, [merging])
+        if common.missing:
+            raise InputError(common.missing[0])
         return found["mta"]
 
 

@@ -35,7 +35,7 @@ def test_new_users_of_a_finished_run(
         state = personalise(str(file), to=str(to), return_state=True)
         assert state.is_failed()
         assert state.name == "Incomplete"
-        assert f"1 users made in {to}, others not: {file}: line 2 (user_id 'bad')" in state.message
+        assert f"1 users made in {to}; 1 missing: {file}: line 2 (user_id 'bad')" in state.message
         assert (to / "new" / "adapter_model.safetensors").is_file()
         file.write_text(new)
         state = personalise(str(file), run="one", to=str(to), keep="recipe", return_state=True)

@@ -14,8 +14,9 @@ from tasks.lamp.definitions import LABELS, get_task, parts
 from tasks.lamp.formats import Loaded, read_users
 from tasks.lamp.groups import find_groups
 from tasks.lamp.kept import EMPTY_ITEM
-from tasks.prepare import described, prepared_users, users_of
+from tasks.prepare import described, prepared_users
 from tasks.results.store import Store
+from tasks.users import users_of
 from tests.unit.lamp.helpers import user, write
 
 TASK = get_task("LaMP-1")

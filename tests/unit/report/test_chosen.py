@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.fusion import Recipe
+from tasks.recipes import Recipe
 from tasks.report.chosen import chosen_by_merging, weights_by_sort
 from tasks.results.run import Cell
 from tasks.results.store import Store

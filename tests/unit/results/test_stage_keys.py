@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 import tasks
 from tasks.answer import HowAnswered
+from tasks.bank import GivenAdapter
 from tasks.base_model import GivenModel, Lessons
 from tasks.config.options import (
     AnchorOptions,
@@ -30,7 +31,6 @@ from tasks.lamp.definitions import TASKS
 from tasks.lamp.options import PromptOptions, SplitOptions, SyntheticOptions
 from tasks.methods.hypernetwork import Network, NetworkOptions
 from tasks.methods.per_pcs import GateOptions
-from tasks.own_bank import GivenAdapter
 from tasks.record import File, Result
 from tasks.results.models import (
     Anchor,

@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 from prefect.states import Failed
 
-from tasks.export import export
-from tasks.fusion import read_recipes
+from tasks.export import Finished, export
 from tasks.lora.adapters import read_peft
+from tasks.recipes import read_recipes
 from tasks.report.files import read_run, write_run
 from tasks.report.notes import cell_notes
 from tasks.results.run import Cell, Run
@@ -99,7 +99,7 @@ def test_export_of_each(ran: tuple[Path, Cell, str], tmp_path: Path) -> None:
     run = read_run("strange")
     for number, name in enumerate(STRANGE):
         to = tmp_path / str(number)
-        export(run, "LaMP-2M", "mta", name, to)
+        export(Finished(run, "LaMP-2M", "mta"), name, to)
         assert read_peft(to).rank > 0
         assert json.loads((to / "mta.json").read_text())["user"] == name
     assert len(list(tmp_path.iterdir())) == COUNT

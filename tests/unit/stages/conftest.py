@@ -33,15 +33,13 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     return {
         "embed": note("tasks.embed._vectors", pipeline.embedded_for),
         "meta_lora": note(
-            "tasks.meta_lora._train", lambda _options, chosen, *_: [one.name for one in chosen]
+            "tasks.bank._train", lambda _options, chosen, *_: [one.name for one in chosen]
         ),
-        "evidence": note("tasks.fusion.log_likelihoods", lambda *given: len(given[2])),
-        "stacking": note(
-            "tasks.stacking.train_loras", lambda _base, _options, samples, *_, **__: len(samples)
-        ),
+        "evidence": note("tasks.model.Model.log_likelihoods", lambda *given: len(given[2])),
+        "stacking": note("tasks.stacking.seeds_of", lambda _setting, names: len(names)),
         "answers": note(
             "tasks.answer.answered",
-            lambda _how, batch, _adapted, numbers: [batch.names[number] for number in numbers],
+            lambda batch, _adapted, numbers: [batch.names[number] for number in numbers],
         ),
     }
 

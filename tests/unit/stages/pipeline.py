@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flows.lamp_task import bank_and_recipes, lamp_task
+from flows.lamp_task import Common, bank_and_recipes, lamp_task
 from tasks.base_model import base_model
 from tasks.config.run import RunConfig, resolve
 from tasks.config.task import TaskConfig
@@ -89,10 +89,10 @@ def merging(place: Path, roles: dict[str, Any], **given: Any) -> Merging:
     """The stages up to the recipes."""
     config = config_of(place, roles, **({"methods": ["merge_only"]} | given))
     users = prepared_users(config)
-    missing: list[str] = []
     (names,) = config.sharing_a_bank()
-    found = bank_and_recipes(config, names, users, base_model(config, users), None, missing)
-    assert missing == []
+    common = Common(config, users, base_model(config, users))
+    found = bank_and_recipes(common, names)
+    assert common.missing == []
     return found
 
 
@@ -116,8 +116,7 @@ def stage_keys() -> Iterator[dict[str, list[str]]]:
 
 def noted(patch: pytest.MonkeyPatch, target: str, about: Callable[..., T]) -> list[T]:
     """What each call of the function named `target` is about, from here on."""
-    module, _, name = target.rpartition(".")
-    real = getattr(importlib.import_module(module), name)
+    real = pkgutil.resolve_name(target)
     calls: list[T] = []
 
     def call(*args: Any, **kwargs: Any) -> Any:

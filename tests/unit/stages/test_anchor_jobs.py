@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tasks.bank import bank, meta_lora
 from tasks.config.options import TrainingOptions
 from tasks.lora import group_train
 from tasks.lora.adapters import Lora, read_peft
 from tasks.lora.bank import read_bank
-from tasks.meta_lora import bank, meta_lora
 from tasks.record import key_of
 from tasks.results.models import Anchor, MetaLora, MetaLoras
 from tasks.results.run import Cell

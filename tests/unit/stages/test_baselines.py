@@ -38,7 +38,7 @@ USERS = {
 
 
 def test_it_is_what_the_user_answered_most(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = noted(monkeypatch, "tasks.answer.load", lambda base, *_: base.model)
+    loaded = noted(monkeypatch, "tasks.model.load", lambda base, *_: base.model)
     few_shot = [one for one, _ in USERS.values()]
     cell = run(place, ROLES | {"few_shot": few_shot}, methods=["commonest"])
     wanted = {f"{name}-q{n}": tag for name, (_, tag) in USERS.items() for n in range(2)}
@@ -46,7 +46,7 @@ def test_it_is_what_the_user_answered_most(place: Path, monkeypatch: pytest.Monk
     assert "accuracy" in cell.compared.intervals["commonest"]
     assert loaded == []
 
-    asked = noted(monkeypatch, "tasks.answer.answered", lambda _how, batch, *_: batch.names)
+    asked = noted(monkeypatch, "tasks.answer.answered", lambda batch, *_: batch.names)
     run(place, ROLES | {"few_shot": few_shot}, methods=["commonest"])
     assert asked == []
     few_shot[0]["profile"][0]["tag"] = "action"

@@ -16,18 +16,20 @@ from typing import Any
 import pytest
 import torch
 
+from tasks.answer import how_answered
 from tasks.base_model import base_model
 from tasks.config.options import ComputeOptions
 from tasks.files import PARTIAL
 from tasks.forget.user import forget
 from tasks.lora.checkpoint import Checkpoint, Saved
-from tasks.prepare import prepared_users, users_in_order
+from tasks.model import checkpoint
+from tasks.prepare import prepared_users
 from tasks.record import key_of
 from tasks.results.models import Base
 from tasks.results.store import CHECKPOINT_SECONDS, Store, store
 from tasks.stacking import Batch, merged_and_trained
 from tasks.text.questions import setting_of
-from tasks.training import checkpoint
+from tasks.users import users_in_order
 from tests.unit.stages import pipeline
 from tests.unit.stages.pipeline import Killed, config_of, prepared_place, run, until_done
 
@@ -156,7 +158,7 @@ def test_a_stacked_job_is_keyed_by_its_company(place: Path, kills: list[Path]) -
     setting = setting_of(config, own, users, base)
     for names in (["few-0", "few-1"], ["few-1", "few-0"], ["few-0"]):
         few = users_in_order(users.few_shot, names)
-        batch = Batch(few, own.training, None, None, setting)
+        batch = Batch(few, how_answered(own), None, None, setting)
         with pytest.raises(Killed):
             merged_and_trained(batch)
     assert len(kills) == len(set(kills)) == 3

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from tasks.config.presets import PRESETS
 from tasks.config.run import RunConfig, resolve
-from tasks.config.task import TaskConfig, derive_seed, flat
+from tasks.config.task import TaskConfig, flat
 from tasks.errors import InputError
-from tasks.record import Options
+from tasks.record import Options, derive_seed
 
 
 def test_preset_paper_is_what_was_published() -> None:

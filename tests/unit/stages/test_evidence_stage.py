@@ -11,10 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tasks.fusion import EVIDENCE_FILE, Recipe, evidence, read_recipes
+from tasks.fusion import EVIDENCE_FILE
 from tasks.lora.adapters import read_peft
 from tasks.lora.base import load_base
 from tasks.lora.batches import encode
+from tasks.recipes import Recipe, read_recipes
 from tasks.record import key_of
 from tasks.results.models import Merged
 from tasks.results.run import Cell
@@ -39,10 +40,10 @@ class Evidence:
 def weigh(place: Path, roles: dict[str, Any], **given: Any) -> tuple[Cell, Evidence]:
     """A small run, and the evidence that it weighed by."""
     with pytest.MonkeyPatch.context() as patch:
-        found = noted(patch, "flows.lamp_task.evidence", lambda *arguments: arguments)
+        found = noted(patch, "tasks.fusion.fusion", lambda *given: given[3])
         cell = run(place, roles, **given)
-    (arguments,) = found
-    table = pl.read_parquet(store().path(evidence(*arguments).table))
+    (evidence,) = found
+    table = pl.read_parquet(store().path(evidence.table))
     assert table["user_id"].to_list() == NAMES
     likelihoods = np.array(table["log_likelihoods"].to_list(), dtype=float)
     return cell, Evidence(likelihoods, table["seconds"].to_list())

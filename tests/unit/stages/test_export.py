@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tasks.errors import InputError
-from tasks.export import export
-from tasks.fusion import read_recipes
+from tasks.export import Finished, export
 from tasks.lora.adapters import Lora, read_peft
 from tasks.lora.bank import read_bank
 from tasks.lora.merge import concatenate, merge
+from tasks.recipes import read_recipes
 from tasks.report.files import write_run
 from tasks.results.run import Cell, Run
 from tasks.results.store import store
@@ -94,7 +94,7 @@ def test_every_method_by_hand(saved: Run, tmp_path: Path, seed: int | None) -> N
     }
     found = {}
     for method, lora in wanted.items():
-        export(saved, "LaMP-2M", method, "few-1", tmp_path / method, seed)
+        export(Finished(saved, "LaMP-2M", method, seed), "few-1", tmp_path / method)
         found[method] = read_peft(tmp_path / method)
         assert same_update(found[method], lora), method
         about = json.loads((tmp_path / method / "mta.json").read_text())
@@ -122,7 +122,7 @@ def test_the_command(saved: Run, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert largest_difference(read_peft(target), shard(saved, 8, "oppu", "few-2")) == 0.0
     # By default mta of the first seed.
     assert main(["export", "--user", "few-2", "--to", str(tmp_path / "default")]) == 0
-    export(saved, "LaMP-2M", "mta", "few-2", tmp_path / "by name", 7)
+    export(Finished(saved, "LaMP-2M", "mta", 7), "few-2", tmp_path / "by name")
     assert same_update(read_peft(tmp_path / "default"), read_peft(tmp_path / "by name"))
     capsys.readouterr()
     for more, words in (
@@ -147,7 +147,7 @@ def test_the_way_of_merging_is_that_of_the_run(place: Path, tmp_path: Path, how:
            "exact": {"LaMP-3": {"fusion": {"merge": "factors"}}}}  # fmt: skip
     cell = run(place, ROLES, methods=["mta"], fusion=FUSION, seed=7, per_task=own[how])
     made = Run(id="one", name="one", date="", report="one", config={}, cells=(cell,))
-    export(made, "LaMP-2M", "mta", "few-1", tmp_path / "lora")
+    export(Finished(made, "LaMP-2M", "mta"), "few-1", tmp_path / "lora")
     loras, weights = members(made, 7, "few-1", "mta")
     merged = merged_by_hand(loras, weights, how)
     wanted = concatenate(merged, shard(made, 7, "mta", "few-1"))
@@ -167,11 +167,11 @@ def test_a_user_whose_batch_failed_is_not_half_exported(
     cell = cell.model_copy(update={"answers": cell.answers | {method: tuple(others)}})
     broken = saved.model_copy(update={"cells": (cell,)})
     with pytest.raises(InputError, match=r"--user few-1: the run trained no LoRA of this user"):
-        export(broken, "LaMP-2M", method, "few-1", tmp_path / "new")
+        export(Finished(broken, "LaMP-2M", method), "few-1", tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_there_stays(saved: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"--to {tmp_path}: is there already"):
-        export(saved, "LaMP-2M", "mta", "few-0", tmp_path)
+        export(Finished(saved, "LaMP-2M", "mta"), "few-0", tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,8 @@ import pytest
 
 from tasks.config.options import FusionOptions
 from tasks.errors import InputError
-from tasks.fusion import fusion, read_recipes
+from tasks.fusion import fusion
+from tasks.recipes import read_recipes
 from tasks.results.models import Recipes
 from tests.unit.stages.vectors import bank_of, embedded
 

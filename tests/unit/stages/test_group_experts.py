@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from tasks.bank import META as META_FILE
 from tasks.config.run import resolve
-from tasks.config.task import derive_seed
 from tasks.errors import InputError
-from tasks.export import export
-from tasks.fusion import read_recipes
+from tasks.export import Finished, export
 from tasks.lora.adapters import Lora, read_peft
 from tasks.lora.bank import read_bank
 from tasks.lora.base import load_base
@@ -21,15 +20,15 @@ from tasks.lora.batches import Encoded, encode
 from tasks.lora.grouped import fresh, shapes_of
 from tasks.lora.merge import concatenate
 from tasks.lora.train import epochs
-from tasks.meta_lora import META as META_FILE
 from tasks.methods import group_experts
+from tasks.model import training_from
 from tasks.personalise.personaliser import Personaliser
-from tasks.prepare import users_of
-from tasks.record import key_of
+from tasks.recipes import read_recipes
+from tasks.record import derive_seed, key_of
 from tasks.results.run import Cell, Run
 from tasks.results.store import store
 from tasks.tracking.entries import parts
-from tasks.training import training_from
+from tasks.users import users_of
 from tests.unit.lora import peft_reference
 from tests.unit.lora.helpers import delta
 from tests.unit.lora.peft_reference import merged_by_hand
@@ -104,13 +103,13 @@ def test_each_member_is_an_anchor_in_mlflow(cell: Cell) -> None:
     assert [one.files for one in entries] == [[(adapter, None)] for adapter in adapters]
     for member in merging.merged.bank.members:
         about = json.loads((store().root / member.adapter.folder / META_FILE).read_text())
-        assert about == {"anchor": member.anchor, "members": [*member.members]}
+        assert (about["anchor"], about["members"]) == (member.anchor, [*member.members])
 
 
 def test_the_rest_is_as_with_any_bank(cell: Cell, tmp_path: Path) -> None:
     """Exported: the population, the mixture of groups, and the user's own on top."""
     made = Run(id="one", name="one", date="", report="one", config={}, cells=(cell,))
-    export(made, "LaMP-2M", METHOD, "few-1", tmp_path / "lora")
+    export(Finished(made, "LaMP-2M", METHOD), "few-1", tmp_path / "lora")
     merging, (batch,) = cell.merging(METHOD), cell.answers[METHOD]
     assert merging
     assert batch.stacked

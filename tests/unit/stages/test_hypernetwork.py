@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from flows.lamp_task import lamp_task
 from tasks.embed import read_embeddings
 from tasks.errors import InputError
-from tasks.export import export
-from tasks.fusion import read_recipes
+from tasks.export import Finished, export
 from tasks.lora.adapters import read_peft
 from tasks.lora.bank import read_bank
 from tasks.methods.hypernetwork import FILE, NetworkOptions, fitted
 from tasks.personalise.personaliser import Personaliser
 from tasks.plan.model import plan_model
 from tasks.plan.stages import Planner
+from tasks.recipes import read_recipes
 from tasks.record import key_of
 from tasks.report.table import costs
 from tasks.results.run import Cell, Run
@@ -131,7 +131,7 @@ def test_a_users_new_item_moves_that_user_alone(place: Path, cell: Cell) -> None
 
 def test_what_is_exported_is_merged_by_them(cell: Cell, tmp_path: Path) -> None:
     made = Run(id="one", name="one", date="", report="one", config={}, cells=(cell,))
-    export(made, "LaMP-2M", METHOD, "few-1", tmp_path / "lora")
+    export(Finished(made, "LaMP-2M", METHOD), "few-1", tmp_path / "lora")
     merging = cell.merging(METHOD)
     assert merging
     bank = read_bank(store().path(merging.merged.bank.file))

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from flows import lamp_task as flow
 from flows.lamp_task import lamp_task
 from flows.mta import one_cell
 from tasks.config.run import resolve
@@ -113,8 +112,10 @@ def stages(monkeypatch: pytest.MonkeyPatch, where: Any) -> dict[str, StandIn]:
         "compared": compared,
     }
     found = {name: StandIn(make) for name, make in made.items()}
+    module = dict.fromkeys(("clustered", "anchors"), "tasks.anchors")
+    module |= dict.fromkeys(("fusion", "evidence"), "tasks.fusion")
     for name, stage in found.items():
-        monkeypatch.setattr(flow, name, stage)
+        monkeypatch.setattr(f"{module.get(name, 'flows.lamp_task')}.{name}", stage)
     return found
 
 

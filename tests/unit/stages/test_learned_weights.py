@@ -10,19 +10,19 @@ import pytest
 from flows.lamp_task import lamp_task
 from tasks.config.run import resolve
 from tasks.errors import InputError
-from tasks.export import export
-from tasks.fusion import Recipe, read_recipes
-from tasks.learned_weights import Learned, with_weights
+from tasks.export import Finished, export
 from tasks.lora.adapters import read_peft
 from tasks.lora.bank import read_bank
 from tasks.personalise.personaliser import Personaliser
 from tasks.plan.model import plan_model
 from tasks.plan.stages import Planner
-from tasks.prepare import users_of
+from tasks.recipes import Recipe, read_recipes, with_weights
 from tasks.report.table import costs
+from tasks.results.models import Training
 from tasks.results.run import Cell, Run
 from tasks.results.store import store
 from tasks.stand_in import planned_by
+from tasks.users import users_of
 from tests.unit.lora.helpers import delta
 from tests.unit.lora.peft_reference import merged_by_hand
 from tests.unit.stages.pipeline import (
@@ -89,7 +89,7 @@ def test_they_are_numbers_of_their_own(cell: Cell) -> None:
 def test_only_who_changed_is_trained_again(place: Path, cell: Cell) -> None:
     """And a rate, a number of steps, a penalty is another stage."""
     with pytest.MonkeyPatch.context() as patch:
-        whom = noted(patch, "tasks.learned_weights.learn", lambda *given: len(given[3]))
+        whom = noted(patch, "tasks.fusion.learn", lambda *given: len(given[3]))
         with stage_keys() as keys:
             same = learned(place)
         assert whom == []
@@ -109,7 +109,7 @@ def test_only_who_changed_is_trained_again(place: Path, cell: Cell) -> None:
 
 def test_what_is_exported_is_merged_by_them(cell: Cell, tmp_path: Path) -> None:
     made = Run(id="one", name="one", date="", report="one", config={}, cells=(cell,))
-    export(made, "LaMP-2M", "factors", "few-1", tmp_path / "lora")
+    export(Finished(made, "LaMP-2M", "factors"), "few-1", tmp_path / "lora")
     merging = cell.merging("factors")
     assert merging
     bank, recipe = read_bank(store().path(merging.merged.bank.file)), recipes_of(cell, "factors")
@@ -134,7 +134,7 @@ def test_a_new_user_gets_them_too(place: Path) -> None:
 
 def test_the_largest_stands_first() -> None:
     before = Recipe(anchors=("a", "b", "c"), similarities=(0.1, 0.2, 0.3), weights=(0.6, 0.3, 0.1))
-    got = with_weights(before, Learned(weights=(0.2, -0.1, 0.9), steps=3, tokens=7, seconds=1.0))
+    got = with_weights(before, (0.2, -0.1, 0.9), Training(steps=3, tokens=7, seconds=1.0))
     assert (got.anchors, got.weights) == (("c", "a", "b"), (0.9, 0.2, -0.1))
     assert (got.similarities, got.steps, got.tokens) == ((0.3, 0.1, 0.2), 3, 7)
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from tasks.errors import InputError
-from tasks.export import export
-from tasks.fusion import read_recipes
+from tasks.export import Finished, export
 from tasks.lamp.definitions import MOVIE_TAGS
 from tasks.lora.adapters import read_peft
 from tasks.lora.base import load_base
 from tasks.lora.batches import encode
 from tasks.methods.mixture_of_answers import Mixing, mixture
 from tasks.personalise.personaliser import Personaliser
+from tasks.recipes import read_recipes
 from tasks.report.table import costs
 from tasks.results.run import Cell, Run
 from tasks.results.store import store
@@ -159,7 +159,7 @@ def test_there_is_nothing_to_export(place: Path, tmp_path: Path) -> None:
     cell = mixed(place, methods=["merge_only", METHOD])
     made = Run(id="one", name="one", date="", report="one", config={}, cells=(cell,))
     with pytest.raises(InputError) as caught:
-        export(made, "LaMP-2M", METHOD, "few-1", tmp_path / "lora")
+        export(Finished(made, "LaMP-2M", METHOD), "few-1", tmp_path / "lora")
     assert str(caught.value) == (
         f"--method {METHOD}: gives no user a LoRA, so there is none to write; it is there for "
         "merge_only"

@@ -17,18 +17,18 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from flows.lamp_task import lamp_task
+from tasks.bank import given_adapters, own_bank
 from tasks.config.options import BankOptions
 from tasks.config.run import resolve
 from tasks.errors import InputError
-from tasks.export import export
-from tasks.fusion import read_recipes
+from tasks.export import Finished, export
 from tasks.lora.adapters import write_peft
 from tasks.lora.base import load_base
 from tasks.lora.batches import encode
-from tasks.own_bank import given_adapters, own_bank
 from tasks.personalise.personaliser import Personaliser
 from tasks.plan.model import plan_model
 from tasks.plan.stages import Planner
+from tasks.recipes import read_recipes
 from tasks.record import key_of
 from tasks.report.chosen import chosen_by_merging
 from tasks.report.notes import cell_notes
@@ -118,7 +118,7 @@ def test_with_weight_1_an_adapter_is_itself(
     """What is exported from one adapter gives the logits of that adapter, both by stock PEFT."""
     bank = {"adapters": str(adapters)}
     alone = run(place, ROLES, bank=bank, fusion=FUSION | {"top_m": 1}, methods=["merge_only"])
-    export(run_of(alone), "LaMP-2M", "merge_only", name, tmp_path / "lora")
+    export(Finished(run_of(alone), "LaMP-2M", "merge_only"), name, tmp_path / "lora")
     wanted, plain = logits(place, adapters / f"likes-{name}"), logits(place)
     assert (wanted - plain).abs().max() > 0.1
     assert (logits(place, tmp_path / "lora") - wanted).abs().max() <= 1e-4

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tasks.config.run import resolve
 from tasks.errors import InputError
-from tasks.export import export
+from tasks.export import Finished, export
 from tasks.lora.adapters import Lora, read_peft
 from tasks.lora.bank import Bank, read_bank, stack
 from tasks.lora.base import Base, load_base
@@ -178,7 +178,7 @@ def test_in_a_small_run(place: Path, cell: Cell, tmp_path: Path) -> None:
     users = {}
     for user in ROLES["few_shot"]:
         name = user["user_id"]
-        export(made, "LaMP-2M", METHOD, name, tmp_path / name)
+        export(Finished(made, "LaMP-2M", METHOD), name, tmp_path / name)
         users[name] = read_peft(tmp_path / name)
         items = [
             encode(loaded, f"description: {item['description']} tag:", item["tag"])

@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from tasks.config.run import resolve
 from tasks.errors import InputError
-from tasks.export import export
-from tasks.fusion import read_recipes
+from tasks.export import Finished, export
 from tasks.lora.adapters import LoraBatch, read_peft
 from tasks.lora.bank import stack
 from tasks.lora.grouped import assigned, grouped
@@ -24,11 +23,13 @@ from tasks.personalise import new_users
 from tasks.personalise.ask import ask
 from tasks.personalise.new_users import histories, personalise
 from tasks.personalise.personaliser import Personal, Personaliser, folded
-from tasks.prepare import prepared_users, users_of
+from tasks.prepare import prepared_users
+from tasks.recipes import read_recipes
 from tasks.report.files import write_run
 from tasks.results.run import Cell, Run
 from tasks.results.store import store
 from tasks.tools.main import main
+from tasks.users import users_of
 from tests.official import write_official
 from tests.unit.lora.helpers import delta
 from tests.unit.lora.peft_reference import largest_difference
@@ -69,9 +70,9 @@ def written(file: Path, users: list[Any]) -> Path:
     return file
 
 
-def told(run: Run, file: Path, to: Path, **more: Any) -> tuple[list[str], list[str]]:
+def told(run: Run, file: Path, to: Path) -> tuple[list[str], list[str]]:
     """The lines of users that were made, and of those that were not."""
-    lines = list(personalise(run, file, to, **more))
+    lines = list(personalise(Finished(run), file, to))
     bad = [str(line) for line in lines if isinstance(line, InputError)]
     return [line for line in lines if isinstance(line, str)], bad
 
@@ -81,7 +82,7 @@ def engine_logits(personaliser: Personaliser, personal: Personal, ids: torch.Ten
     assert personal.merged
     assert personal.stacked
     both: list[LoraBatch] = [stack(["one"], [one]) for one in personal.loras]
-    model = personaliser.loaded.model
+    model = personaliser.model.base.model
     with torch.no_grad(), grouped(model, [*both[0].layers]) as layers, assigned(layers, *both):
         return model(input_ids=ids).logits
 
@@ -109,7 +110,7 @@ def test_stock_peft_loads_the_folders(place: Path, finished: Run, tmp_path: Path
         base = AutoModelForCausalLM.from_pretrained(place / "model", dtype=torch.float32)
         with torch.no_grad():
             stock = PeftModel.from_pretrained(base, folder)(ids).logits
-            bare = personaliser.loaded.model(ids).logits
+            bare = personaliser.model.base.model(ids).logits
         engine = engine_logits(personaliser, one, ids) if one.recipe else bare
         assert (stock - engine).abs().max() < 1e-4
         seen.append(float((engine - bare).abs().max()))
@@ -130,7 +131,7 @@ def test_few_shot_users_get_their_recipes_again(finished: Run, tmp_path: Path) -
     made = personaliser([new_users.as_user(one) for one in users])
     assert {one.user_id: one.recipe for one in made} == wanted
     for one in made:
-        export(finished, "LaMP-2M", "mta", one.user_id, tmp_path / one.user_id)
+        export(Finished(finished), one.user_id, tmp_path / one.user_id)
         whole = read_peft(tmp_path / one.user_id)
         parts = new_users.whole_lora(cell, one.loras)
         differences = [(delta(whole, n) - delta(parts, n)).abs().max() for n in whole.layers]
@@ -155,7 +156,7 @@ def test_one_user_is_as_one_of_several(plain: Run, monkeypatch: pytest.MonkeyPat
             {"id": item["id"], "text": item["description"], "answer": item["tag"]}
             for item in one["profile"]
         ]
-    weights = personaliser.loaded.model.state_dict()
+    weights = personaliser.model.base.model.state_dict()
     before = {name: weight.clone() for name, weight in weights.items()}
     together = personaliser(users)
     folds = pipeline.noted(monkeypatch, "tasks.personalise.personaliser.folded", lambda *_: 1)
@@ -165,7 +166,10 @@ def test_one_user_is_as_one_of_several(plain: Run, monkeypatch: pytest.MonkeyPat
             pair = getattr(alone, lora), getattr(together[number], lora)
             assert largest_difference(*pair) < 1e-5
     assert len(folds) == 3
-    with pytest.raises(KeyboardInterrupt), folded(personaliser.loaded.model, together[0].loras[0]):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        folded(personaliser.model.base.model, together[0].loras[0]),
+    ):
         raise KeyboardInterrupt
     assert all(torch.equal(weight, before[name]) for name, weight in weights.items())
 
@@ -278,7 +282,7 @@ def test_nothing_is_half_written(
     with monkeypatch.context() as patch:
         patch.setattr("tasks.lora.adapters.write_peft", cut_off)
         with pytest.raises(KeyboardInterrupt):
-            list(personalise(plain, file, to))
+            list(personalise(Finished(plain), file, to))
     assert not (to / "new-0").exists()
     assert told(plain, file, to)[1] == []
     assert [path.name for path in to.iterdir()] == ["new-0"]
@@ -317,14 +321,14 @@ def test_asking_as_the_run_asked(place: Path, finished: Run, tmp_path: Path) -> 
     table = {one["user_id"]: one for one in users_of(cell.users.few_shot)}
     methods = {"base": "base", "merged": "merge_only", "stacked": "mta"}
     for query in table["few-1"]["query"]:
-        found = ask(finished, "few-1", query["input"])
+        found = ask(Finished(finished), "few-1", query["input"])
         wanted = {way: predictions(cell, name)[query["id"]] for way, name in methods.items()}
         assert found == wanted
     file = written(tmp_path / "new.json", NEW[:1])
-    answers = ask(finished, str(file), "Which tag? description: a film")
-    assert answers["base"] == ask(finished, "few-1", "Which tag? description: a film")["base"] or (
-        cell.config.prompt.history_items  # another history stands before the question
-    )
+    answers = ask(Finished(finished), str(file), "Which tag? description: a film")
+    of_few = ask(Finished(finished), "few-1", "Which tag? description: a film")
+    # Else another history stands before the question.
+    assert answers["base"] == of_few["base"] or cell.config.prompt.history_items
     told(finished, file, tmp_path / "to")
     if not cell.config.prompt.history_items:
         prompts = ["description: a film tag:"]

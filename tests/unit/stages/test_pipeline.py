@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from tasks.answer import how_answered
+from tasks.bank import meta_lora
 from tasks.base_model import given
 from tasks.config.options import StackingOptions
-from tasks.config.task import derive_seed
 from tasks.errors import InputError
-from tasks.fusion import Merger, read_recipes
 from tasks.lora import group_train, grouped_engine
 from tasks.lora.adapters import Lora, write_peft
 from tasks.lora.bank import Bank, read_bank
@@ -26,15 +26,15 @@ from tasks.lora.batches import encode
 from tasks.lora.grouped import fresh, shapes_of
 from tasks.lora.merge import concatenate, merge
 from tasks.lora.train import epochs
-from tasks.meta_lora import meta_lora
-from tasks.prepare import users_in_order
-from tasks.record import key_of, library_versions
+from tasks.model import training_from
+from tasks.recipes import Merger, read_recipes
+from tasks.record import derive_seed, key_of, library_versions
 from tasks.results.models import Anchor
 from tasks.results.run import Cell, Merging
 from tasks.results.store import store
 from tasks.stacking import Batch, merged_and_trained, read_work
 from tasks.text.questions import setting_of
-from tasks.training import training_from
+from tasks.users import users_in_order
 from tests.unit.lora import peft_reference
 from tests.unit.lora.helpers import same
 from tests.unit.stages.pipeline import OPTIONS, ROLES, predictions, run, stage_keys, stock_answers
@@ -73,7 +73,7 @@ def batch_of(cell: Cell, names: list[str], **changes: Any) -> Batch:
     method, users = cell.config.method("mta"), cell.users
     fields = {
         "users": users_in_order(users.few_shot, names),
-        "training": method.training,
+        "how": how_answered(method),
         "merger": Merger(merging_of(cell).merged),
         "fitted": None,
         "setting": setting_of(cell.config, method, users, cell.base),
@@ -252,7 +252,7 @@ def test_what_a_stacked_lora_depends_on(first: Cell, monkeypatch: pytest.MonkeyP
 
     def key(user: dict[str, Any] = me, **changes: Any) -> str:
         mine = recipes | {"few-1": recipe.model_copy(update=changes)}
-        monkeypatch.setattr("tasks.fusion.read_recipes", lambda _: mine)
+        monkeypatch.setattr("tasks.recipes.read_recipes", lambda _: mine)
         (found,) = merged_and_trained(batch_of(first, [], users=[user])).keys
         return key_of(found)
 

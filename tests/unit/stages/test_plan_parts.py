@@ -11,32 +11,29 @@ import huggingface_hub
 import pytest
 
 from flows.lamp_task import lamp_task
-from tasks.anchors import anchors
+from tasks.anchors import anchors, clusters, refit
 from tasks.answer import answers
-from tasks.base_model import given_model, tiny_model
-from tasks.clusters import clusters, refit
+from tasks.bank import bank, meta_lora, own_bank
+from tasks.base_model import given_model, task_adapt, tiny_model
 from tasks.config.run import RunConfig, resolve
 from tasks.config.task import MethodConfig
 from tasks.embed import embed
 from tasks.errors import InputError
-from tasks.fusion import evidence, fusion
-from tasks.learned_weights import learned_weights
+from tasks.fusion import evidence, fusion, learned_weights
 from tasks.lora.batches import Encoded
-from tasks.meta_lora import bank, meta_lora
 from tasks.method.clusters import members_of
 from tasks.methods import METHODS
-from tasks.own_bank import own_bank
 from tasks.plan.cost import Counts, Measure, TaskPlan, Work, assumed_clusters
 from tasks.plan.model import CHARACTERS_PER_TOKEN, Characters, plan_model
 from tasks.plan.run import hours, plan_text
 from tasks.plan.stages import Planner
-from tasks.prepare import prepared_users, users_of
+from tasks.prepare import prepared_users
 from tasks.record import File
 from tasks.results.models import Base, Prepared, Setting
 from tasks.results.stage import Stage, stage
 from tasks.stand_in import planned_by
-from tasks.task_adapt import task_adapt
 from tasks.text.questions import questions_of
+from tasks.users import users_of
 from tests.unit.lora.helpers import tiny_base
 from tests.unit.stages.users import user, write_users
 

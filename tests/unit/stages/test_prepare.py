@@ -16,17 +16,11 @@ from tasks.lamp.definitions import ASKS, LABELS, parts
 from tasks.lamp.folders import ROLES
 from tasks.lamp.formats import copy_users
 from tasks.lamp.synthetic import World
-from tasks.prepare import (
-    each_user,
-    prepare,
-    prepared_users,
-    source,
-    users_in_order,
-    users_of,
-)
+from tasks.prepare import prepare, prepared_users, source
 from tasks.record import File
 from tasks.results.models import Prepared
 from tasks.results.store import MAKING, Store, store
+from tasks.users import each_user, users_in_order, users_of
 from tests.official import write_official
 from tests.unit.lamp.web import Site, official, serving
 from tests.unit.stages.users import user, write_users

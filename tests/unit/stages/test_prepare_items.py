@@ -11,9 +11,10 @@ import pytest
 from tasks.config.run import resolve
 from tasks.lamp.synthetic import World
 from tasks.lamp.synthetic.optimum import optimal_answers
-from tasks.prepare import described, prepared_users, users_of
+from tasks.prepare import described, prepared_users
 from tasks.results.models import Prepared
 from tasks.results.store import Store
+from tasks.users import users_of
 from tests.unit.stages.users import user, write_users
 
 # Histories of 2, 5 and 9 items.

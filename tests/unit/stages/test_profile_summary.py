@@ -131,7 +131,7 @@ def test_the_tiny_model_is_told_the_counts(place: Path) -> None:
     setting = setting.model_copy(update={"base": base.model_copy(update={"model": "tiny"})})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.text.loading.model_folder", lambda _: place / "model")
-        asked = noted(patch, "tasks.answer.tokens_of", lambda *given: list(given[4]))
+        asked = noted(patch, "tasks.model.tokens_of", lambda *given: list(given[4]))
         found = answers(how_answered(own), users.few_shot, users.few_shot_ids, None, None, setting)
     tags = [user["profile"][0]["tag"] for user in ROLES["few_shot"]]
     assert [user["about"] for user in asked[0]] == [f"tag: {tag} 4" for tag in tags]

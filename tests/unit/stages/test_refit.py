@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from tasks import clusters as module
-from tasks.anchors import anchors
+from tasks import anchors as module
+from tasks.anchors import anchors, clustered, refit
 from tasks.base_model import base_model
-from tasks.clusters import clustered, refit
 from tasks.embed import embedded_users
 from tasks.prepare import prepared_users
 from tasks.record import key_of
@@ -52,7 +51,7 @@ def run(
     **anchor_options: Any,
 ) -> tuple[Clusters, Anchors]:
     """The last round's result, and what `anchors` makes of it."""
-    monkeypatch.setattr(module, "cluster", lambda *_: list(START))
+    monkeypatch.setattr(module.rule, "cluster", lambda *_: list(START))
     config = config_of(
         place,
         {
@@ -105,7 +104,7 @@ def test_a_run_goes_on_from_its_last_round(place: Path, monkeypatch: pytest.Monk
     assert len({refit.key(**given) for given in rounds}) == 2
     assert whole.bank is not None
     shutil.rmtree(store().path(whole.bank).parent)
-    trained = noted(monkeypatch, "tasks.clusters.train_loras", lambda *_, **__: "trained")
+    trained = noted(monkeypatch, "tasks.model.Model.train", lambda *_, **__: "trained")
     assert key_of(refit(**rounds[1])) == key_of(whole)
     assert trained == ["trained"]
     assert store().intact(whole.bank)

@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tasks.errors import InputError
+from tasks.export import Finished
 from tasks.personalise.ask import ask
 from tasks.personalise.new_users import personalise
 from tasks.results.run import Run
@@ -67,7 +68,7 @@ def recipes(finished: Run, place: Path) -> dict[str, Any]:
     """What the run itself gives the new users."""
     file = place / "new.json"
     file.write_text(json.dumps(NEW))
-    assert len([*personalise(finished, file, place / "own", keep="recipe")]) == len(NEW)
+    assert len([*personalise(Finished(finished), file, place / "own", keep="recipe")]) == len(NEW)
     return {path.stem: json.loads(path.read_text()) for path in (place / "own").iterdir()}
 
 
@@ -124,7 +125,7 @@ def test_asking_from_another_machine(
     file.write_text(json.dumps(NEW[0]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MTA_STORE", str(place / "mta" / "store"))
-        wanted = ask(finished, str(file), "a film", compare=False)["stacked"]
+        wanted = ask(Finished(finished), str(file), "a film", compare=False)["stacked"]
     capsys.readouterr()
     assert main(["ask", "--run", BANK, "--user", str(file), "a film"]) == 0
     assert capsys.readouterr().out.strip() == wanted
@@ -211,11 +212,11 @@ def test_a_given_base_model_is_found_by_its_hash(
     try:
         file, to = place / "new.json", elsewhere / "to"
         with pytest.raises(InputError, match="there is no such folder, and it is no hub id"):
-            [*personalise(run_of("models:/mta-bank@champion"), file, to)]
+            [*personalise(Finished(run_of("models:/mta-bank@champion")), file, to)]
         run = run_of("models:/mta-bank@champion", str(place / "moved"))
-        assert len([*personalise(run, file, to)]) == len(NEW)
+        assert len([*personalise(Finished(run), file, to)]) == len(NEW)
         other = run_of("models:/mta-bank@champion", str(elsewhere))
         with pytest.raises(InputError, match="is not the model that this run began with"):
-            [*personalise(other, file, elsewhere / "other")]
+            [*personalise(Finished(other), file, elsewhere / "other")]
     finally:
         (place / "moved").rename(place / "model")

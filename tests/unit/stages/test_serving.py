@@ -20,11 +20,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tasks.errors import InputError
-from tasks.export import export
+from tasks.export import Finished, Served, export, max_lora_rank, merged_model, vllm_folders
 from tasks.lora.adapters import read_peft
 from tasks.report.files import write_run
 from tasks.results.run import Run
-from tasks.serving import Served, max_lora_rank, merged_model, vllm_folders
 from tasks.tools.main import main
 from tests.unit.lora.helpers import delta
 from tests.unit.lora.test_architectures import base_of
@@ -59,7 +58,7 @@ def resolved(folder: Path, name: str, served: str) -> bool:
 
 def test_every_user_is_a_folder_that_vllm_loads(saved: Run, tmp_path: Path) -> None:
     """Rank 3 + 2 x 3 + 2 = 11 of the whole is cut to 8; names, ranks and weights as vLLM asks."""
-    found = list(vllm_folders(saved, tmp_path / "out", rank=8, base="/models/mine"))
+    found = list(vllm_folders(Finished(saved), tmp_path / "out", rank=8, name="/models/mine"))
     assert [one.user for one in found if isinstance(one, Served)] == NAMES
     for one in found:
         assert isinstance(one, Served)
@@ -85,8 +84,8 @@ def test_every_user_is_a_folder_that_vllm_loads(saved: Run, tmp_path: Path) -> N
 
 def test_what_is_lost_is_that_of_an_svd(saved: Run, tmp_path: Path) -> None:
     """By torch's SVD of each layer's whole update: what is cut are the singular values beyond."""
-    list(vllm_folders(saved, tmp_path / "small", rank=2))
-    export(saved, "LaMP-2M", "mta", "few-0", tmp_path / "whole")
+    list(vllm_folders(Finished(saved), tmp_path / "small", rank=2))
+    export(Finished(saved), "few-0", tmp_path / "whole")
     whole, small = (read_peft(tmp_path / name) for name in ("whole", "small/few-0"))
     assert whole.rank == 11
     lost = total = 0.0
@@ -98,7 +97,7 @@ def test_what_is_lost_is_that_of_an_svd(saved: Run, tmp_path: Path) -> None:
     about = json.loads((tmp_path / "small" / "few-0" / "mta.json").read_text())
     assert float(about["error"]) == pytest.approx((lost / total) ** 0.5, abs=1e-5)
     # Where the rank is enough nothing is lost.
-    for one in vllm_folders(saved, tmp_path / "enough", rank=16):
+    for one in vllm_folders(Finished(saved), tmp_path / "enough", rank=16):
         assert isinstance(one, Served)
         assert one.error == 0.0
 
@@ -114,8 +113,8 @@ def test_stock_peft_loads_them_and_the_merged_model_is_the_same(
     saved: Run, place: Path, tmp_path: Path
 ) -> None:
     """`merge_and_unload` of the exported LoRA, and the folder of the whole model."""
-    list(vllm_folders(saved, tmp_path / "all", rank=16))
-    merged_model(saved, tmp_path / "model", "few-2")
+    list(vllm_folders(Finished(saved), tmp_path / "all", rank=16))
+    merged_model(Finished(saved), "few-2", tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     base = AutoModelForCausalLM.from_pretrained(place / "model")
     plain = logits(base, tokenizer)
@@ -211,8 +210,8 @@ def test_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTA_STORE", str(tmp_path / "mta" / "store"))
     cell = run(tmp_path, ROLES, methods=["mta"])
     made = Run(id="two", name="two", date="", report="two", config={}, cells=(cell,))
-    export(made, "LaMP-2M", "mta", "few-0", tmp_path / "lora")
-    merged_model(made, tmp_path / "whole", "few-0")
+    export(Finished(made), "few-0", tmp_path / "lora")
+    merged_model(Finished(made), "few-0", tmp_path / "whole")
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert config["fan_in_fan_out"]
     assert "transformer.h.0.attn.c_attn" in config["target_modules"]
@@ -226,7 +225,7 @@ def test_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     assert (got - plain).abs().max() > 1e-3
     with pytest.raises(InputError, match="vLLM takes no LoRAs on layers like GPT-2's"):
-        next(vllm_folders(made, tmp_path / "vllm"))
+        next(vllm_folders(Finished(made), tmp_path / "vllm"))
     assert not (tmp_path / "vllm").exists()
 
 
@@ -241,7 +240,7 @@ def test_fused_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTA_STORE", str(tmp_path / "mta" / "store"))
     cell = run(tmp_path, ROLES, methods=["mta"])
     made = Run(id="three", name="three", date="", report="three", config={}, cells=(cell,))
-    found = [*vllm_folders(made, tmp_path / "vllm", rank=8)]
+    found = [*vllm_folders(Finished(made), tmp_path / "vllm", rank=8)]
     assert len(found) == 3
     for one in found:
         assert isinstance(one, Served)

@@ -10,21 +10,21 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tasks.base_model import base_model
+from tasks.base_model import base_model, chosen_items
 from tasks.config.options import TaskAdaptOptions
 from tasks.config.run import resolve
 from tasks.errors import InputError
-from tasks.export import export
+from tasks.export import Finished, export
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, answer_logits, collate, encode
-from tasks.prepare import prepared_users, users_of
+from tasks.prepare import prepared_users
 from tasks.record import key_of
 from tasks.results.models import Training
 from tasks.results.run import Cell, Run
 from tasks.results.store import store
-from tasks.task_adapt import chosen_items
 from tasks.text.loading import load
 from tasks.text.questions import questions_of, user_queries
+from tasks.users import users_of
 from tests.unit.stages.pipeline import (
     ROLES,
     config_of,
@@ -133,7 +133,7 @@ def test_the_exported_folder_goes_with_the_model_as_given(
 ) -> None:
     answers = predictions(adapted, "mta")
     saved = Run(id="one", name="one", date="", report="one", config={}, cells=(adapted,))
-    export(saved, "LaMP-2M", "mta", "few-1", tmp_path / "few-1")
+    export(Finished(saved, "LaMP-2M", "mta"), "few-1", tmp_path / "few-1")
     prompts = [f"description: few-1 film number {n} tag:" for n in (4, 5)]
     assert [answers[f"few-1-q{n}"] for n in range(2)] == stock_answers(
         place, tmp_path / "few-1", prompts

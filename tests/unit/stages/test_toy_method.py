@@ -13,9 +13,9 @@ import pytest
 from tasks import methods
 from tasks.config.run import resolve
 from tasks.errors import InputError
-from tasks.fusion import read_recipes
 from tasks.lora.adapters import Lora, read_peft, write_peft
 from tasks.methods import METHODS
+from tasks.recipes import read_recipes
 from tasks.record import key_of
 from tasks.results.store import store
 from tests.unit.stages.pipeline import (

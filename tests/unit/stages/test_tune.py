@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from flows import tune
-from flows.tune import drawn, tuned, with_settings
+from flows.tune import tuned
 from tasks.config.run import resolve
+from tasks.config.trials import drawn, with_settings
 from tasks.errors import InputError
 from tasks.plan.model import plan_model
 from tasks.plan.run import plan_text
@@ -31,7 +32,7 @@ GIVEN: dict[str, Any] = {
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """Whom each trial is scored on."""
     return pipeline.noted(
-        monkeypatch, "flows.tune.all_answers", lambda *given: given[2].few_shot_ids
+        monkeypatch, "flows.tune.personalised", lambda common: common.users.few_shot_ids
     )
 
 
@@ -73,7 +74,7 @@ def test_halving(
     """The better half goes on, and the first of equals is chosen."""
     trials: list[int] = []
 
-    def score(config: Any, trial: Trial, *_: Any) -> Trial:
+    def score(_common: Any, trial: Trial, *_: Any) -> Trial:
         number = int(trial.settings.get("number", {}).get("is", 0))
         trials.append(number)
         if number not in points:
@@ -81,7 +82,7 @@ def test_halving(
         return trial.model_copy(update={"scores": (*trial.scores, points[number])})
 
     settings = [{}, *({"number": {"is": n}} for n in (1, 2, 3))]
-    monkeypatch.setattr(tune, "drawn", lambda _: settings)
+    monkeypatch.setattr(tune, "drawn", lambda *_: settings)
     monkeypatch.setattr(tune, "scored", score)
     assert tuned(pipeline.config_of(place, ROLES, **GIVEN)).chosen == chosen
     assert trials == scored
@@ -91,7 +92,7 @@ def test_a_trial_that_lacks_a_piece(place: Path, monkeypatch: pytest.MonkeyPatch
     """Another one is left out; the run's own must work."""
     empty = Compared(groups=0, queries=0, methods=(), intervals={"mta": {"score": Estimate()}},
                      differences={})  # fmt: skip
-    monkeypatch.setattr(tune, "compared", lambda *_: empty)
+    monkeypatch.setattr("flows.lamp_task.compared", lambda *_: empty)
     with pytest.raises(InputError, match="it has no score"):
         tuned(pipeline.config_of(place, ROLES, **GIVEN))
 
@@ -99,12 +100,12 @@ def test_a_trial_that_lacks_a_piece(place: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_space() -> None:
     """Factors of the run's own values; what cannot matter is not varied, alpha goes with rank."""
     config = resolve({"preset": "embedded", "seed": 5}).for_task("LaMP-2M", 5)
-    found = drawn(config)
+    found = drawn(config, tune.TRIALS)
     assert found[0] == {}
     assert len(found) == tune.TRIALS
     assert all(one not in found[:n] for n, one in enumerate(found))
-    assert found == drawn(config)
-    assert found != drawn(config.model_copy(update={"seed": 6}))
+    assert found == drawn(config, tune.TRIALS)
+    assert found != drawn(config.model_copy(update={"seed": 6}), tune.TRIALS)
     names = {f"{name}.{key}" for one in found for name, own in one.items() for key in own}
     # Whole clusters, weighed by evidence.
     assert names == {
@@ -119,7 +120,8 @@ def test_the_space() -> None:
     alone = config.model_copy(
         update={"anchors": config.anchors.model_copy(update={"train_on": "user"})}
     )
-    counts = {one["anchors"]["count"] for one in drawn(alone) if "count" in one.get("anchors", {})}
+    own = [one.get("anchors", {}) for one in drawn(alone, tune.TRIALS)]
+    counts = {one["count"] for one in own if "count" in one}
     assert counts == {12, 48}
 
 

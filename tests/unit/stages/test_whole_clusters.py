@@ -9,8 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tasks.anchors import anchors, described
-from tasks.clusters import clusters
+from tasks.anchors import anchors, clusters, described
 from tasks.config.options import AnchorOptions
 from tasks.config.run import resolve
 from tasks.errors import InputError

@@ -1,0 +1,62 @@
+"""The settings of MTA that `tune` tries (flows/tune.py)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.config.task import TaskConfig, overlay
+from tasks.record import derive_seed
+
+# The space, as factors of what the run has: K (of whole clusters, their least size decides it), m,
+# the stacked LoRA's rank and learning rate, and the temperature of the weights.
+FACTORS: dict[str, tuple[float, ...]] = {
+    "anchors.count": (0.5, 1, 2),
+    "anchors.min_cluster_size": (1, 1.5, 2),
+    "fusion.top_m": (0.25, 0.5, 1, 2),
+    "fusion.temperature": (0.3, 1, 3),
+    "fusion.evidence_temperature": (0.3, 1, 3),
+    "stacking.rank": (0.5, 1, 2),
+    "stacking.learning_rate": (0.3, 1, 3),
+}
+Settings = dict[str, dict[str, Any]]
+
+
+def drawn(config: TaskConfig, trials: int) -> list[Settings]:
+    """The settings of so many trials: first the run's own, then others of the space, by seed."""
+    own = config.method("mta")
+    unused = {
+        "anchors.min_cluster_size" if own.anchors.train_on == "user" else "anchors.count",
+        *(["fusion.temperature"] if own.fusion.weights != "softmax" else []),
+        *(["fusion.evidence_temperature"] if not own.fusion.by_evidence else []),
+        *(["anchors.count", "anchors.min_cluster_size"] if own.bank.adapters else []),
+    }
+    space = {name: factors for name, factors in FACTORS.items() if name not in unused}
+    choose, others = random.Random(derive_seed(config.seed, "tune")), trials - 1
+    # Each factor as often as the others of its option.
+    columns = [choose.sample((one * trials)[:others], others) for one in space.values()]
+    found: list[Settings] = [{}]
+    for factors in zip(*columns, strict=True):
+        settings: Settings = {}
+        for name, factor in zip(space, factors, strict=True):
+            section, _, option = name.partition(".")
+            value = getattr(getattr(own, section), option)
+            other = value * factor
+            if isinstance(value, int):
+                other = max(round(other), 2 if option == "min_cluster_size" else 1)
+            if other != value:
+                settings.setdefault(section, {})[option] = other
+        if rank := settings.get("stacking", {}).get("rank"):
+            settings["stacking"]["alpha"] = own.stacking.alpha * rank / own.stacking.rank
+        if settings not in found:
+            found.append(settings)
+    return found
+
+
+def with_settings(config: TaskConfig, settings: Mapping[str, Any]) -> TaskConfig:
+    """The configuration with a trial's settings laid over it; without any it is as it was."""
+    if not settings:
+        return config
+    values = overlay(config.model_dump(exclude={"task"}), dict(settings))
+    return TaskConfig.model_validate(values | {"task": config.task})

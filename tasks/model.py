@@ -1,0 +1,174 @@
+"""The base model at work in a stage: its tokens, training, likelihoods; and checkpoints.
+
+A job that trains has one, <store>/../checkpoints/<stage>/<key>.safetensors, until its result is
+there. What it holds was trained on users, so it names them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.config.options import ComputeOptions, TrainingOptions
+from tasks.log import log
+from tasks.record import digest
+from tasks.results import models
+from tasks.results.models import Setting, Training
+from tasks.results.store import store
+from tasks.running.slots import gpu_slot
+from tasks.text.loading import load, model_folder
+from tasks.text.questions import User
+from tasks.text.tokens import Kind, tokens_of
+
+if TYPE_CHECKING:
+    from tasks.lora.adapters import Lora
+    from tasks.lora.bank import Bank
+    from tasks.lora.base import Base
+    from tasks.lora.batches import Encoded
+    from tasks.lora.checkpoint import Checkpoint
+    from tasks.lora.merge import MergedUsers
+    from tasks.lora.targets import AnyModel
+    from tasks.lora.tokens import Samples
+    from tasks.lora.train import Training as EngineOptions
+
+# A user's or an anchor's LoRA, and how its training went.
+Made = tuple["Lora", Training]
+
+
+@contextmanager
+def loaded_model(setting: Setting, quantisation: str = "none") -> Iterator[Model]:
+    """The model of a setting, loaded, with a slot of the GPU."""
+    with gpu_slot():
+        started = time.perf_counter()
+        yield Model(setting, load(setting.base, setting.compute, quantisation), started)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded base model, and how it is asked. started: when a stage began with it."""
+
+    setting: Setting
+    base: Base
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def engine(self) -> Any:
+        """The module with the engine's functions: many users at once, or stock PEFT, one by one."""
+        if self.setting.base.engine == "peft":
+            from tasks.lora import peft_engine
+
+            return peft_engine
+        from tasks.lora import grouped_engine
+
+        return grouped_engine
+
+    def tokens(self, kind: Kind, users: Iterable[User]) -> list[Samples]:
+        """Each user's samples of a kind (tasks/text/tokens.py)."""
+        return tokens_of(self.setting.questions, self.setting.base, self.base, kind, users)
+
+    def seconds_each(self, count: int) -> float:
+        """The share of each of `count` users in the seconds since the stage began."""
+        return round((time.perf_counter() - self.started) / count, 4)
+
+    def train(
+        self,
+        options: TrainingOptions,
+        samples: Sequence[Sequence[Encoded]],
+        seeds: Sequence[int],
+        merged: MergedUsers | None = None,
+        *,
+        initial: Sequence[Lora] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> list[Made]:
+        """One LoRA per user, trained at once on the users' samples, over their merged LoRAs if any.
+
+        initial: one LoRA per user to go on from, instead of fresh ones by `seeds`. checkpoint:
+        where the state is kept.
+        """
+        more = [options.target_parameters] if options.target_parameters else []
+        shapes = self.engine.shapes_of(self.base.model, options.target_modules, options.rank, *more)
+        scale = options.alpha / options.rank
+        names = sorted({*shapes.sizes, *(merged.layers if merged else ())})
+        with self.engine.grouped(self.base.model, names) as layers:
+            outcome = self.engine.train_group(
+                self.base, layers, shapes, samples, training_from(options), seeds,
+                scale=scale, frozen=merged.parts if merged else None,
+                initial=shapes.join(initial) if initial else None,
+                progress=progress, checkpoint=checkpoint,
+            )  # fmt: skip
+        each = self.seconds_each(len(samples))
+        how = [
+            Training(
+                items=len(own),
+                steps=len(outcome.losses[number]),
+                tokens=outcome.tokens[number],
+                truncated=sum(one.truncated for one in own),
+                losses=tuple(outcome.losses[number]),
+                failed=number in outcome.failed,
+                seconds=each,
+            )
+            for number, own in enumerate(samples)
+        ]
+        return list(zip(shapes.loras(outcome.flat.cpu(), scale), how, strict=True))
+
+    def log_likelihoods(
+        self,
+        bank: Bank,
+        samples: Sequence[Sequence[Encoded]],
+        asked: Sequence[Sequence[bool]] | None = None,
+    ) -> NDArray[np.float64]:
+        """[U, K]: log p of users' answers under each of the bank's LoRAs; NaN where not `asked`.
+
+        In four decimals: the company of other users moves the last bits of a sum.
+        """
+        import torch
+
+        with self.engine.grouped(self.base.model, list(bank.layers)) as layers:
+            whom = None if asked is None else torch.tensor(asked)
+            table = self.engine.evidence(self.base, layers, samples, bank, asked=whom)
+        found: NDArray[np.float64] = np.round(table.double().numpy(), 4)
+        return found
+
+
+def bare_model(base: models.Base) -> AnyModel:
+    """The layers of a base model, without weights."""
+    from transformers import AutoConfig
+
+    from tasks.lora.base import without_weights
+
+    return without_weights(AutoConfig.from_pretrained(model_folder(base), trust_remote_code=False))
+
+
+def training_from(options: TrainingOptions) -> EngineOptions:
+    """The options as the engine takes them."""
+    from tasks.lora.train import Training as EngineOptions
+
+    names = {field.name for field in fields(EngineOptions)}
+    return EngineOptions(**options.model_dump(include=names))
+
+
+@contextmanager
+def checkpoint(
+    compute: ComputeOptions, stage: str, key: str, users: Sequence[str]
+) -> Iterator[Checkpoint | None]:
+    """Where the training of `key` keeps its state; None where it is to keep none.
+
+    key: of all that the training depends on. users: all whom it trains on. The file is removed when
+    the block ends well: keep what was trained inside it.
+    """
+    from tasks.lora.checkpoint import VERSION, Checkpoint
+
+    if not compute.checkpoint_seconds:
+        yield None
+        return
+    path = store().checkpoints / stage / f"{key}.safetensors"
+    about, work = {"stage": stage, "users": list(users)}, digest([VERSION, stage, key])
+    yield Checkpoint(path, work, about, compute.checkpoint_seconds, log)
+    path.unlink(missing_ok=True)
