@@ -5,8 +5,6 @@ them into a bank (or take one of adapters that are given), find each few-shot us
 for each method, train the users' own LoRAs, answer their queries, and compare.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

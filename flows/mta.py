@@ -4,8 +4,6 @@ prefect deployment run mta/full-benchmark -p seed=1   # on the worker
 mta run -p seed=1 -p 'stacking={"rank": 8}'           # without any server, for debugging
 """
 
-from __future__ import annotations
-
 import sys
 
 if __name__ == "__main__":

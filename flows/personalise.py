@@ -5,8 +5,6 @@
 `mta personalise` does the same without Prefect.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

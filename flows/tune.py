@@ -6,8 +6,6 @@ the users, the better half of them on half, and the better half of these on all.
 found in the store, user by user. The run's own settings are a trial, and stay to the end.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 

@@ -15,8 +15,6 @@ Govaert 1992). Round by round, `anchors.refits` at most:
 It ends early when no more than one candidate in a hundred moves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

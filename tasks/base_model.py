@@ -6,8 +6,6 @@ comes, so no preset has it. Later stages run the adapted model: the LoRA is adde
 memory when the model is loaded, never written as a whole model.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections import defaultdict

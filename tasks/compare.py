@@ -3,8 +3,6 @@
 One result per LaMP task and seed (a cell), with the bootstrap's draws; then the mean over cells.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

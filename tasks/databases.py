@@ -6,8 +6,6 @@ makes sure of the file and becomes COMMAND, a server on it. Both make their tabl
 steps, and cannot go on from every step at which they were killed.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sqlite3

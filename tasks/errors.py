@@ -1,7 +1,5 @@
 """Errors: for people, in one clean line; which of them pass; and a disk that is full."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import re

@@ -1,7 +1,5 @@
 """Files on the disk: their hash, and writing them whole or not at all."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

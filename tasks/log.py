@@ -1,7 +1,5 @@
 """Lines in the log of a run."""
 
-from __future__ import annotations
-
 from prefect import get_run_logger
 from prefect.exceptions import MissingContextError
 

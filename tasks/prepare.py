@@ -1,7 +1,5 @@
 """Stage 1: read and check users, split them by author, and write them as parquet."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from collections import Counter

@@ -1,8 +1,6 @@
 """What a dry run does in place of a run's work: a planner (tasks/plan) stands in for every stage,
 and for functions that are `plannable` since they look at models or at results."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

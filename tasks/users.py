@@ -1,7 +1,5 @@
 """Users of prepared tables (tasks/prepare.py) as records: user_id, group, profile, query."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any

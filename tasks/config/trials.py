@@ -1,7 +1,5 @@
 """The settings of MTA that `tune` tries (flows/tune.py)."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping
 from typing import Any

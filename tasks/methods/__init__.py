@@ -4,8 +4,6 @@ A file of this package that defines `METHOD`, a `Method` (method.py), is a metho
 table, the report, MLflow, the dry run, export and forget take it from here.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from typing import Annotated

@@ -1,7 +1,5 @@
 """One prompt to one user's model, asked as the run's own queries are: `mta ask`."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -10,8 +10,6 @@ says where the base model lies on this machine, and where folders are written: w
 bank does not choose that.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from threading import Lock
 from typing import Any

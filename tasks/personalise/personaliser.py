@@ -9,8 +9,6 @@ same functions and settings. Nothing is written, and nothing is read once it is 
 users that were in the run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace

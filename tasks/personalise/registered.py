@@ -1,7 +1,5 @@
 """A registered bank (tasks/tracking/registry.py), loaded: what MLflow's model does."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Mapping, Sequence

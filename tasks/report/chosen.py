@@ -1,7 +1,5 @@
 """What merging chose: of which sort the anchors are that a user's LoRA is merged from."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass

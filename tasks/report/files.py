@@ -1,7 +1,5 @@
 """What runs leave beside the store, in `.mta`: a file for each run, its table and its report."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

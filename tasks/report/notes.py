@@ -1,7 +1,5 @@
 """What a reader of the numbers must know, in lines: below the table, and on the page."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Texts that come from data are escaped by the templates. Nothing but the template
 of the data only answers of methods stand there: nothing that a user wrote.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass

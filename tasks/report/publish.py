@@ -1,7 +1,5 @@
 """What a run shows when it ends: the table, the report, and both in the Prefect UI."""
 
-from __future__ import annotations
-
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,

@@ -4,8 +4,6 @@ The last run is found in `.mta/runs` of this machine. It counts as the same conf
 nothing differs but where it ran: the scheduled run, week after week, and its data under one path.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

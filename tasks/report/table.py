@@ -1,7 +1,5 @@
 """The comparison of methods as a table."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any

@@ -1,7 +1,5 @@
 """Jobs side by side: batches of them, their results, and lines of what is missing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
