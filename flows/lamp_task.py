@@ -132,6 +132,7 @@ def all_answers(
     made, jobs = {}, {}
     for name, router in fitted.items():
         own, below = config.method(name), merged.get(name)
+        how, setting = how_answered(own), common.setting(own)
         same = common.known if not METHODS[name].uses_items else None
         before = {one.users: one for one in same.answers.get(name, ())} if same else {}
         for number, batch in enumerate(batches):
@@ -139,9 +140,8 @@ def all_answers(
                 made[name, number] = before[batch]
                 continue
             with within(f"{name} {number}"):
-                jobs[name, number] = answers.submit(
-                    how_answered(own), users.few_shot, batch, below, router, common.setting(own)
-                )
+                given = (how, users.few_shot, batch, below, router, setting)
+                jobs[name, number] = answers.submit(*given)
     made |= collected(jobs, "answers of", f"{config.name}: methods", missing)
     complete = [n for n in range(len(batches)) if all((name, n) in made for name in fitted)]
     if not (fitted and complete):
