@@ -82,15 +82,14 @@ def compare(users: Prepared, answered: Batches, rules: Rules, sample: str) -> Co
         )
         for method, table in tables.items()
     )
-    return _compared(resampled).model_copy(
-        update={
-            "task": task,
-            "rules": rules,
-            "sample": sample,
-            "scored": files,
-            "draws": folder.file(DRAWS_FILE),
-            "golds_without_token": golds_without_token(task, first["gold"], rules),
-        }
+    return _compared(
+        resampled,
+        task=task,
+        rules=rules,
+        sample=sample,
+        scored=files,
+        draws=folder.file(DRAWS_FILE),
+        golds_without_token=golds_without_token(task, first["gold"], rules),
     )
 
 
@@ -105,7 +104,7 @@ def mean_of(cells: Sequence[Compared], metrics: Sequence[str] | None = None) -> 
     if len(cells) == 1 and metrics is None:
         return cells[0]  # as it was computed
     mean = mean_over([read_draws(cell) for cell in cells], metrics=metrics)
-    return _compared(mean).model_copy(update={"cells": len(cells)})
+    return _compared(mean, cells=len(cells))
 
 
 def read_draws(cell: Compared) -> Resampled:
@@ -129,18 +128,17 @@ def read_draws(cell: Compared) -> Resampled:
     return Resampled(cell.methods, cell.groups, cell.queries, points, draws, scored)
 
 
-def _compared(resampled: Resampled) -> Compared:
-    """What a cell and a mean over cells say alike."""
+def _compared(resampled: Resampled, **more: object) -> Compared:
+    """What a cell and a mean over cells say alike, and more."""
     opponents = [name for name in METHODS if name in resampled.methods]
-    return Compared.model_validate(
-        {
-            "groups": resampled.groups,
-            "queries": resampled.queries,
-            "methods": resampled.methods,
-            "intervals": statistics.intervals(resampled),
-            "differences": statistics.differences(resampled, opponents),
-        }
-    )
+    values = {
+        "groups": resampled.groups,
+        "queries": resampled.queries,
+        "methods": resampled.methods,
+        "intervals": statistics.intervals(resampled),
+        "differences": statistics.differences(resampled, opponents),
+    }
+    return Compared.model_validate(values | more)
 
 
 def _table(batches: tuple[Answers, ...]) -> pl.DataFrame:

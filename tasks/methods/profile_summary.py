@@ -7,6 +7,7 @@ made of, each label or word with its count.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -89,19 +90,12 @@ def fitting(base: Base, task: LampTask, user: User) -> tuple[Encoded, int]:
     """
     from tasks.lora.batches import encode
 
-    found, words = encode(base, question(task, user), None), WORDS
-    if not found.truncated:
-        return found, words
-    found, words = encode(base, question(task, user, FEWEST), None), FEWEST
-    too_many = WORDS
-    while not found.truncated and too_many - words > 1:
-        middle = (words + too_many) // 2
-        tried = encode(base, question(task, user, middle), None)
-        if tried.truncated:
-            too_many = middle
-        else:
-            found, words = tried, middle
-    return found, words
+    def asked(words: int) -> Encoded:
+        return encode(base, question(task, user, words), None)
+
+    cut = bisect_left(range(WORDS + 1), True, FEWEST, key=lambda words: asked(words).truncated)
+    words = max(cut - 1, FEWEST)
+    return asked(words), words
 
 
 def question(task: LampTask, user: User, words: int = WORDS) -> str:
