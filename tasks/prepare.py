@@ -14,7 +14,6 @@ from tasks.errors import InputError
 from tasks.files import file_sha256
 from tasks.lamp.dataset import write_dataset
 from tasks.lamp.definitions import LampTask
-from tasks.lamp.download import official_files
 from tasks.lamp.folders import of_task
 from tasks.lamp.formats import copy_users
 from tasks.lamp.kept import UNKNOWN_GOLD, UNKNOWN_LABEL
@@ -132,6 +131,8 @@ def source(config: TaskConfig) -> Given | SyntheticOptions:
 
 def _downloaded(config: TaskConfig) -> Path:
     """The folder of LaMP's own files, downloaded where they are not in the cache."""
+    from tasks.lamp.download import official_files
+
     bars: dict[str, Progress] = {}
 
     def show(name: str, done: int, total: int | None) -> None:
