@@ -72,18 +72,6 @@ class Finished:
         _listed("--method", method, adapted)
         self._batch: tuple[File | None, LoadedBank | None] = (None, None)
 
-    @property
-    def about(self) -> dict[str, str]:
-        """What `mta.json` says of every user: what a LoRA goes with, and how prompts look."""
-        cell, own = self.cell, self.cell.config.method(self.method)
-        return {
-            "lamp_task": cell.config.lamp_task,
-            "method": self.method,
-            "base": model_folder(cell.base).name,
-            "prompt": shown_prompt(own.prompt, cell.users, own.base.model),
-            "chat": own.prompt.chat,
-        }
-
     @cached_property
     def merger(self) -> Merger | None:
         merging = self.cell.merging(self.method)
@@ -126,6 +114,18 @@ class Finished:
         return whole_lora(self.cell, loras)
 
 
+def about(cell: Cell, method: MethodName) -> dict[str, str]:
+    """What `mta.json` says of every user: what a LoRA goes with, and how prompts look."""
+    own = cell.config.method(method)
+    return {
+        "lamp_task": cell.config.lamp_task,
+        "method": method,
+        "base": model_folder(cell.base).name,
+        "prompt": shown_prompt(own.prompt, cell.users, own.base.model),
+        "chat": own.prompt.chat,
+    }
+
+
 def _listed(option: str, value: str, known: Iterable[str]) -> None:
     names = list(dict.fromkeys(known))
     if value not in names:
@@ -156,7 +156,7 @@ def export(finished: Finished, user_id: str, folder: Path) -> Path:
     """
     _new(folder)
     lora, base = finished.lora(user_id), finished.cell.base
-    write_folder(folder, lora, base, finished.about | {"user": user_id})
+    write_folder(folder, lora, base, about(finished.cell, finished.method) | {"user": user_id})
     return model_folder(base)
 
 
@@ -174,7 +174,8 @@ def merged_model(finished: Finished, user_id: str, folder: Path) -> None:
         model_folder(base), max_tokens=base.max_tokens, device="cpu", dtype=base.dtype
     )
     add_to_model(loaded.model, lora)
-    with whole_folder(folder, finished.about | {"user": user_id}) as scratch:
+    said = about(finished.cell, finished.method) | {"user": user_id}
+    with whole_folder(folder, said) as scratch:
         loaded.model.save_pretrained(scratch)
         loaded.tokenizer.save_pretrained(scratch)
 
@@ -185,26 +186,26 @@ def _new(folder: Path) -> None:
 
 
 def write_folder(
-    folder: Path, lora: Lora, base: Base, about: Mapping[str, str], name: str | None = None
+    folder: Path, lora: Lora, base: Base, said: Mapping[str, str], name: str | None = None
 ) -> None:
-    """Write a LoRA as a PEFT folder, with `about` as its `mta.json`: whole or not at all.
+    """Write a LoRA as a PEFT folder, with what is `said` in `mta.json`: whole or not at all.
 
     name: what the folder calls the base model; None: as the run did.
     """
     from tasks.lora.adapters import write_peft
 
-    with whole_folder(folder, about) as scratch:
+    with whole_folder(folder, said) as scratch:
         write_peft(scratch, lora, name or model_name(base.model), transposed(base))
 
 
 @contextmanager
-def whole_folder(folder: Path, about: Mapping[str, str]) -> Iterator[Path]:
+def whole_folder(folder: Path, said: Mapping[str, str]) -> Iterator[Path]:
     """A folder to write into, which then is `folder`, with `mta.json`; after a failure none is."""
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     yield scratch
-    (scratch / "mta.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    (scratch / "mta.json").write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n")
     scratch.rename(folder)
 
 
@@ -253,13 +254,13 @@ def vllm_folders(
             "export with --format peft or merged"
         )
     to.mkdir(parents=True, exist_ok=True)
-    about = finished.about | {"max_lora_rank": str(most)}
+    said = about(finished.cell, finished.method) | {"max_lora_rank": str(most)}
     for user in finished.cell.users.few_shot_ids:
         try:
             smaller, error = _cut(user, finished.lora(user), rank, tolerance)
             folder = to / file_name(user)
             own = {"user": user, "error": f"{error:.6f}"}
-            write_folder(folder, smaller, base, about | own, name)
+            write_folder(folder, smaller, base, said | own, name)
             yield Served(user, folder, error)
         except InputError as error:
             yield error

@@ -7,7 +7,7 @@ for told in personalise(Finished(read_run("last")), Path("user.json"), Path("per
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,7 +47,7 @@ def personalise(
     if not users:
         return
     personaliser = Personaliser(finished.cell, finished.method)
-    for user, one in each_made(personaliser, users, to, keep, finished.about):
+    for user, one in each_made(personaliser, users, to, keep):
         if isinstance(one, InputError):
             yield one
         else:
@@ -55,11 +55,7 @@ def personalise(
 
 
 def each_made(
-    personaliser: Personaliser,
-    users: Sequence[History],
-    to: Path | None,
-    keep: Keep,
-    told: Mapping[str, str],
+    personaliser: Personaliser, users: Sequence[History], to: Path | None, keep: Keep
 ) -> Iterator[tuple[History, Personal | InputError]]:
     """Make each user, and write it into `to` unless that is None; some at once.
 
@@ -84,7 +80,7 @@ def each_made(
         made = _made(personaliser, part, bool(to) and keep == "folder") if part else []
         for user, one in zip(part, made, strict=True):
             if to and not isinstance(one, InputError):
-                write(place_of(to, user, keep), one, personaliser, told, keep)
+                write(place_of(to, user, keep), one, personaliser, keep)
             yield user, one
 
 
@@ -143,16 +139,14 @@ def as_user(history: History) -> User:
     return {"user_id": history.user_id, "profile": history.profile}
 
 
-def write(
-    place: Path, made: Personal, personaliser: Personaliser, about: Mapping[str, str], keep: Keep
-) -> None:
-    """Write a user's PEFT folder, or the recipe as JSON, with what `about` says of all users."""
-    cell, about = personaliser.cell, {**about, "user": made.user_id}
+def write(place: Path, made: Personal, personaliser: Personaliser, keep: Keep) -> None:
+    """Write a user's PEFT folder, or the recipe as JSON."""
+    cell, said = personaliser.cell, personaliser.about | {"user": made.user_id}
     if keep == "folder":
         loras = made.loras or ([] if cell.base.adapter else [personaliser.nothing()])
-        write_folder(place, whole_lora(cell, loras), cell.base, about)
+        write_folder(place, whole_lora(cell, loras), cell.base, said)
         return
-    values = {**about, "merge": personaliser.run.merged.how, **recipe_values(made)}
+    values = {**said, "merge": personaliser.run.merged.how, **recipe_values(made)}
     write_atomic(place, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
 
 

@@ -18,6 +18,7 @@ import torch
 
 from tasks.embed import by_user, embedder, embedding_of, measured
 from tasks.errors import InputError
+from tasks.export import about
 from tasks.fusion import bank_vectors, chosen_anchors, learn
 from tasks.lora.adapters import Lora
 from tasks.lora.bank import stack
@@ -100,6 +101,7 @@ class Personaliser:
         self._vectors_of = embedder(self.embedding, setting.compute)
         sides, self._unit = measured(merging.embedded)
         ids, candidates = sides["anchor"]
+        self.about = about(cell, method)
         self._anchors = bank_vectors(merging.merged.bank, ids, self._unit(candidates))
 
     def __call__(self, users: Sequence[User], train: bool = True) -> list[Personal]:

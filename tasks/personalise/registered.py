@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tasks.errors import InputError
-from tasks.export import Finished
 from tasks.lamp.formats import History
 from tasks.personalise.new_users import Keep, each_made, histories, place_of, recipe_values
 from tasks.personalise.personaliser import Personaliser
@@ -26,10 +25,9 @@ class RegisteredBank:
     def __init__(self, folder: Path, base: str | None = None) -> None:
         self.store = folder / STORE_FOLDER
         run = with_base(Run.model_validate_json((folder / RUN_FILE).read_bytes()), base)
+        (cell,) = run.cells
         with reading_from(self.store):
-            finished = Finished(run, method=new_users_method(run.cells[0]) or "mta")
-            self.personaliser = Personaliser(finished.cell, finished.method)
-            self.about = finished.about
+            self.personaliser = Personaliser(cell, new_users_method(cell) or "mta")
 
     def __call__(
         self, records: Sequence[Mapping[str, Any]], keep: str, to: Path
@@ -46,8 +44,7 @@ class RegisteredBank:
             read = _each_read(personaliser.cell, records)
             users = [one for one in read if isinstance(one, History)]
             made = {
-                user.user_id: one
-                for user, one in each_made(personaliser, users, written, "folder", self.about)
+                user.user_id: one for user, one in each_made(personaliser, users, written, "folder")
             }
         rows: list[dict[str, Any]] = []
         for record, user in zip(records, read, strict=True):

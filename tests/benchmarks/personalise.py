@@ -32,7 +32,6 @@ from typing import Any
 
 import torch
 
-from tasks.export import Finished
 from tasks.lamp.formats import read_histories
 from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.synthetic import World
@@ -72,12 +71,12 @@ def measured(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     loading = time.perf_counter() - started
     file.write_text(json.dumps(records))
     users = [as_user(one) for one in read_histories(file, cell.config.task)[0]]
-    told, few = Finished(run).about, users[: given.repetitions]
+    few = users[: given.repetitions]
     personaliser(users[:1])
 
     def folder(user: User) -> None:
         (made,) = personaliser([user])
-        write(scratch / f"warm-{user['user_id']}", made, personaliser, told, "folder")
+        write(scratch / f"warm-{user['user_id']}", made, personaliser, "folder")
 
     ways: dict[str, Callable[[User], Any]] = {
         "warm": folder,
