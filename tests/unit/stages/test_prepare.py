@@ -161,7 +161,7 @@ def test_what_changes_while_it_is_read_is_not_kept(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.lamp.formats.copy_users", read)
+        patch.setattr("tasks.prepare.copy_users", read)
         line = refusal(data)
     assert line == (
         f"data: {data} changed while it was read, so nothing is made of it; start the run again "
