@@ -156,15 +156,23 @@ def evidence(
     tables = []
     for part in torch.arange(anchors.count).split(several):
         some = anchors.of(part.tolist()).to(base.device)
-        parts: Parts = lambda numbers, some=some: (some.of(numbers), None)  # noqa: E731
-        tables.append(summed_evidence(base, layers, samples, asked[:, part], parts, limit))
+        tables.append(summed_evidence(base, layers, samples, asked[:, part], some, limit))
     return torch.cat(tables, 1)
 
 
 def summed_evidence(
-    base: Base, layers: Layers, samples: PerUser, asked: Tensor, parts: Parts, positions: int
+    base: Base,
+    layers: Layers,
+    samples: PerUser,
+    asked: Tensor,
+    loras: LoraBatch | None,
+    positions: int,
 ) -> Tensor:
-    """As `evidence`, of the anchors whose LoRAs `parts` gives, all at once."""
+    """As `evidence`, of so many LoRAs at once; None: of the model as it is, once."""
+
+    def parts(numbers: Sequence[int]) -> tuple[LoraBatch | None, None]:
+        return loras.of(numbers) if loras else None, None
+
     users_of = [torch.nonzero(column).flatten().tolist() for column in asked.T]
     # Each anchor is a "user" whose samples are those of all users that are asked.
     everything = [[sample for u in users for sample in samples[u]] for users in users_of]

@@ -157,7 +157,7 @@ def evidence(
     for k in range(anchors.count):
         with attached(base.model, [anchors.one(k)]):
             own = asked[:, k : k + 1]
-            columns.append(answer.summed_evidence(base, layers, samples, own, _attached, 1))
+            columns.append(answer.summed_evidence(base, layers, samples, own, None, 1))
     return torch.cat(columns, dim=1)
 
 

@@ -152,7 +152,7 @@ def coverage(model: AnyModel, target_modules: Names) -> Coverage:
     def share(parameters: Iterable[nn.Parameter]) -> float:
         return sum(one.numel() for one in parameters) / total
 
-    total = sum(one.numel() for one in model.parameters())
+    total: int = sum(one.numel() for one in model.parameters())
     adapted = [model.get_submodule(name) for name in target_layers(model, target_modules)]
     head, linear, bare = model.get_output_embeddings(), 0, dict[str, tuple[int, float]]()
     for module in model.modules():

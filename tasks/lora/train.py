@@ -179,8 +179,8 @@ def _restore(
     """Undo `_state`."""
     state: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
-        number, _, part = name.partition(".")
-        state[int(number)][part] = tensor
+        owner, _, part = name.partition(".")
+        state[int(owner)][part] = tensor
     with torch.no_grad():
         for number, parameter in enumerate(parameters):
             parameter.copy_(state[number].pop("weight"))
