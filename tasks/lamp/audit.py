@@ -101,7 +101,7 @@ def _flat(users: pl.DataFrame, column: str, task: LampTask) -> pl.DataFrame:
     """One row per item or query: row (of its user), user, group (hashes), about, answer."""
     flat = users.select(pl.col("group").hash(), column, user=pl.col("user_id").hash())
     flat = flat.with_row_index("row").explode(column).drop_nulls(column)
-    flat = flat.with_columns(**told(pl.col(column), column, task)).drop(column)
+    flat = flat.with_columns(**told(column, task)).drop(column)
     if column == "query" and task.items == "completed":
         return flat.with_columns(about="answer")
     return flat

@@ -23,9 +23,9 @@ _UNEVEN = f"[{_CLASS}]{{2,}}|[{_CLASS.replace(chr(92) + 'x{20}', '')}]"
 SLICE = 100  # users whose texts are in memory at once
 
 
-def about(text: pl.Expr, task: LampTask | None) -> pl.Expr:
-    """What items' texts are about. task: None is the whole text."""
-    if task and task.asks:
+def about(text: pl.Expr, task: LampTask) -> pl.Expr:
+    """What items' texts are about."""
+    if task.asks:
         text = text.str.splitn(task.asks, 2).struct.field("field_0")
     return text.str.replace_all(_UNEVEN, " ").str.strip_chars(" ")
 
@@ -36,19 +36,17 @@ def asked(question: pl.Expr, task: LampTask) -> pl.Expr:
     return about(pl.coalesce(parts.field("field_1"), parts.field("field_0")), task)
 
 
-def told(records: pl.Expr, column: str, task: LampTask | None) -> dict[str, pl.Expr]:
+def told(column: str, task: LampTask) -> dict[str, pl.Expr]:
     """What items (column profile) or queries (query) are `about`, and their `answer`.
 
-    records: structs as in that column. Where an item's answer is its text (LaMP-7), white space in
-    answers is normalised as well. task: None is the whole text, for items only.
+    Where an item's answer is its text (LaMP-7), white space in answers is normalised as well.
     """
-    field = records.struct.field
+    field = pl.col(column).struct.field
     if column == "query":
-        assert task
         text, answer = asked(field("input"), task), field("gold")
     else:
         text, answer = about(field("text"), task), field("answer")
-    if task and task.items == "completed":
+    if task.items == "completed":
         answer = about(answer, task)
     return {"about": text, "answer": answer}
 
@@ -63,16 +61,14 @@ def keyed(users: Path, task: LampTask) -> pl.DataFrame:
     """
     frame = mapped(users)
     for column, names in (("profile", ("text", "answer")), ("query", ("input", "gold"))):
-        key = told(pl.col(column), column, task)
+        key = told(column, task)
         answer = key["answer"] if task.labels else key["answer"].hash()
-        parts = [
-            part.select(pl.col(column).explode(empty_as_null=False)).select(
-                key["about"].hash().cast(pl.String), answer.cast(pl.String)
-            )
+        texts = {names[0]: key["about"].hash(), names[1]: answer}
+        parts = (
+            part.select(pl.col(column).explode(empty_as_null=False)).select(**texts)
             for part in (frame[:0], *frame.iter_slices(SLICE))
-        ]
-        flat = pl.concat(parts).with_row_index("id").cast({"id": pl.String})
-        flat.columns = ["id", *names]
+        )
+        flat = pl.concat(parts).with_row_index("id").cast(pl.String)
         keys = lists(frame[column].list.len().to_numpy(), flat.to_struct())
         frame = frame.with_columns(pl.Series(column, pl.from_arrow(keys)))
     return frame

@@ -79,17 +79,18 @@ def find_files(path: Path) -> list[UserFile]:
 
 def _plain(folder: Path) -> Path:
     """Return the only file of users in a folder, whatever its name."""
-    found = sorted(file for suffix in SUFFIXES for file in folder.glob(f"*{suffix}"))
     others = {*TASKS} - {folder.name}
     plain = [
         file
-        for file in found
-        if file.stem not in others and not file.stem.endswith(("_questions", "_outputs"))
+        for file in sorted(folder.iterdir())
+        if file.suffix in SUFFIXES
+        and file.stem not in others
+        and not file.stem.endswith(("_questions", "_outputs"))
     ]
     if len(plain) == 1:
         return plain[0]
     hint = f" (it holds {', '.join(file.name for file in plain[:5])})" if plain else ""
-    if folder / "test_questions.json" in found:
+    if (folder / "test_questions.json").exists():
         hint = " (LaMP withholds the golds of test_questions.json: use its dev split)"
     wanted = [f"{stem}.json" for group in ROLE_FILE_NAMES.values() for stem in group]
     raise InputError(

@@ -17,20 +17,19 @@ PREFIX_MATCHES = 4
 JOINED_ROWS = 5_000_000
 
 
-def find_groups(users: pl.DataFrame, share: float, task: LampTask | None = None) -> pl.Series:
+def find_groups(users: pl.DataFrame, share: float, task: LampTask) -> pl.Series:
     """Group ids (string, one per row of `users`): the smallest user_id, as text, of the group.
 
     Two users are one group when they share at least `share` (0..1] of the distinct (text, answer)
     pairs of the smaller profile, or have the same user_id; and so on through third users. Texts are
-    one if they are about the same (`content.told`); task: None takes the whole text.
+    one if they are about the same (`content.told`).
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components  # not above: scipy takes long
 
     items = users.select("profile").with_row_index("row").explode("profile").drop_nulls()
     # Numbers for texts and answers, so that what follows is light; ordered as they are.
-    content = told(pl.col("profile"), "profile", task)
-    numbers = {name: text.rank("dense") for name, text in content.items()}
+    numbers = {name: text.rank("dense") for name, text in told("profile", task).items()}
     items = items.select("row", **numbers).unique()
     # An exact integer per pair instead of its hash: joins are as fast and nothing can collide.
     items = items.select(

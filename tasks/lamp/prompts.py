@@ -54,125 +54,111 @@ def question_text(question: str, task: LampTask) -> str:
     return text if marker else question
 
 
-def profile_samples(
-    profile: Sequence[Item], task: LampTask, options: PromptOptions, instruction: str
-) -> list[Sample]:
-    """One sample per profile item {id, text, answer}, in order.
+@dataclass(frozen=True)
+class Prompts:
+    """How a task's items and queries are asked. instruction: from `instruction_of`."""
 
-    Before the question stand the `history_items` *other* items most similar by BM25; none before a
-    bare cue, whose only text is the answer. instruction: from `instruction_of`.
-    """
-    bare = task.items == "completed"
-    asked = [(item["id"], None if bare else item["text"], item["answer"]) for item in profile]
-    found: Sequence[Sequence[int]] = [()] * len(profile)
-    if options.history_items and not bare:
-        as_written = options.history_index == "text"
-        questions = None if as_written else [_subject(item["text"], task) for item in profile]
-        found = _neighbours(profile, task, options).others(options.history_items, questions)
-    return _samples(profile, asked, found, task, options, instruction)
+    task: LampTask
+    options: PromptOptions
+    instruction: str
 
+    def of_items(self, profile: Sequence[Item]) -> list[Sample]:
+        """One sample per profile item {id, text, answer}, in order.
 
-def query_samples(
-    profile: Sequence[Item],
-    queries: Sequence[Item],
-    task: LampTask,
-    options: PromptOptions,
-    instruction: str,
-) -> list[Sample]:
-    """One sample per query {id, input, gold}, in order, with history from the whole profile."""
-    asked = [(query["id"], question_text(query["input"], task), query["gold"]) for query in queries]
-    found: Sequence[Sequence[int]] = [()] * len(queries)
-    if options.history_items:
-        texts = [text for _, text, _ in asked]
-        if options.history_index == "published":
-            whole = [query["input"] for query in queries]
-            texts = whole if task.lookup.by_input else [_subject(text, task) for text in texts]
-            texts = [text.strip() for text in texts]
-        neighbours = _neighbours(profile, task, options)
-        found = [neighbours.find(text, options.history_items) for text in texts]
-    return _samples(profile, asked, found, task, options, instruction)
+        Before the question stand the `history_items` *other* items most similar by BM25; none
+        before a bare cue, whose only text is the answer.
+        """
+        bare = self.task.items == "completed"
+        found: Sequence[Sequence[int]] = [()] * len(profile)
+        if self.options.history_items and not bare:
+            as_written = self.options.history_index == "text"
+            questions = None if as_written else [self._subject(item["text"]) for item in profile]
+            found = self._neighbours(profile).others(self.options.history_items, questions)
+        samples = []
+        for item, known in zip(profile, found, strict=True):
+            text, history = None if bare else item["text"], [profile[index] for index in known]
+            samples.append(self._sample(item["id"], text, item["answer"], history))
+        return samples
 
+    def of_queries(self, profile: Sequence[Item], queries: Sequence[Item]) -> list[Sample]:
+        """One sample per query {id, input, gold}, in order, with history from the whole profile."""
+        texts = [question_text(query["input"], self.task) for query in queries]
+        found: Sequence[Sequence[int]] = [()] * len(queries)
+        if self.options.history_items:
+            sought = texts
+            if self.options.history_index == "published":
+                whole = [query["input"] for query in queries]
+                by_input = self.task.lookup.by_input
+                sought = whole if by_input else [self._subject(text) for text in texts]
+                sought = [text.strip() for text in sought]
+            neighbours = self._neighbours(profile)
+            found = [neighbours.find(text, self.options.history_items) for text in sought]
+        return [
+            self._sample(query["id"], text, query["gold"], [profile[index] for index in known])
+            for query, text, known in zip(queries, texts, found, strict=True)
+        ]
 
-def _neighbours(profile: Sequence[Item], task: LampTask, options: PromptOptions) -> Neighbours:
-    if options.history_index == "text":
-        return Neighbours([item["text"] for item in profile])
-    how = task.lookup
-    texts = [_subject(item["text"], task) for item in profile]
-    if how.with_answer:
-        # Stripped, as blanks at the ends would be words.
-        both = zip(profile, texts, strict=True)
-        texts = [f"{item['answer']} {text}".strip() for item, text in both]
-    return Neighbours(texts, lambda text: text.split(how.separator))
+    def _neighbours(self, profile: Sequence[Item]) -> Neighbours:
+        if self.options.history_index == "text":
+            return Neighbours([item["text"] for item in profile])
+        how = self.task.lookup
+        texts = [self._subject(item["text"]) for item in profile]
+        if how.with_answer:
+            # Stripped, as blanks at the ends would be words.
+            both = zip(profile, texts, strict=True)
+            texts = [f"{item['answer']} {text}".strip() for item, text in both]
+        return Neighbours(texts, lambda text: text.split(how.separator))
 
+    def _subject(self, text: str) -> str:
+        """The title in a question built of a paper; any other text as it is."""
+        paper = parts(text) if self.task.items == "built" else None
+        return paper[0] if paper else text
 
-def _subject(text: str, task: LampTask) -> str:
-    """The title in a question built of a paper; any other text as it is."""
-    paper = parts(text) if task.items == "built" else None
-    return paper[0] if paper else text
+    def _sample(self, name: str, text: str | None, answer: str, history: list[Item]) -> Sample:
+        """text: None for a bare cue."""
+        layout = self._compact if self.options.style == "compact" else self._published
+        return Sample(name, layout(text, history), _one_line(answer))
 
+    def _compact(self, text: str | None, history: Sequence[Item]) -> str:
+        bare = self.task.items == "completed"
+        shown = [(None if bare else one["text"], f" {_one_line(one['answer'])}") for one in history]
+        return "\n".join(self._cue(text) + answer for text, answer in [*shown, (text, "")])
 
-def _samples(
-    profile: Sequence[Item],
-    asked: Sequence[tuple[str, str | None, str]],
-    found: Sequence[Sequence[int]],
-    task: LampTask,
-    options: PromptOptions,
-    instruction: str,
-) -> list[Sample]:
-    """asked: (id, text, answer). found: for each, the profile items before it."""
-    layout = _compact if options.style == "compact" else _published
-    samples = []
-    for (sample_id, text, answer), known in zip(asked, found, strict=True):
-        prompt = layout(text, [profile[index] for index in known], task, instruction)
-        samples.append(Sample(sample_id, prompt, _one_line(answer)))
-    return samples
+    def _cue(self, text: str | None) -> str:
+        task = self.task
+        if text is None:
+            return f"{task.cue}:"
+        if task.asks:
+            text = text.replace(task.asks, "", 1)
+        return f"{task.text_field}: {_one_line(text)} {task.cue}:"
 
+    def _published(self, text: str | None, history: Sequence[Item]) -> str:
+        name, cue = self.task.shown_as
+        if text is None:
+            return f"{cue}:"
+        text, instruction = _one_line(text), self.instruction
+        if self.task.marker_names_text:
+            instruction = instruction.removesuffix(self.task.marker)
+        instruction = _one_line(instruction)
+        asked = f"{instruction}\n{name}: {text} {cue}:"
+        if self.task.items == "built":
+            asked = f"{instruction} {text}\nAnswer:"
+            if paper := parts(text):
+                title, first, second = paper
+                references = f"Reference: [1] - {first} [2] - {second}"
+                asked = f'{instruction} "{title}"{ASKS}\n{references}\nAnswer:'
+        shown = "\n".join(self._published_item(item) for item in history)
+        start = f"### User History:\n{shown}\n\n" if history else ""
+        return f"{start}### User Instruction:\n{asked}"
 
-def _compact(text: str | None, history: Sequence[Item], task: LampTask, _instruction: str) -> str:
-    bare = task.items == "completed"
-    shown = [(None if bare else item["text"], f" {_one_line(item['answer'])}") for item in history]
-    return "\n".join(_cue(text, task) + answer for text, answer in [*shown, (text, "")])
-
-
-def _cue(text: str | None, task: LampTask) -> str:
-    """The end of a compact prompt; without a text the bare cue."""
-    if text is None:
-        return f"{task.cue}:"
-    if task.asks:
-        text = text.replace(task.asks, "", 1)
-    return f"{task.text_field}: {_one_line(text)} {task.cue}:"
-
-
-def _published(text: str | None, history: Sequence[Item], task: LampTask, instruction: str) -> str:
-    if text is None:
-        return f"{task.shown_as[1]}:"
-    if task.marker_names_text:
-        instruction = instruction.removesuffix(task.marker)
-    asked = _question(_one_line(text), _one_line(instruction), task)
-    shown = "\n".join(_published_item(item, task) for item in history)
-    start = f"### User History:\n{shown}\n\n" if history else ""
-    return f"{start}### User Instruction:\n{asked}"
-
-
-def _question(text: str, instruction: str, task: LampTask) -> str:
-    name, cue = task.shown_as
-    if task.items != "built":
-        return f"{instruction}\n{name}: {text} {cue}:"
-    if paper := parts(text):
-        title, first, second = paper
-        asks = f'{instruction} "{title}"{ASKS}'
-        return f"{asks}\nReference: [1] - {first} [2] - {second}\nAnswer:"
-    return f"{instruction} {text}\nAnswer:"
-
-
-def _published_item(item: Item, task: LampTask) -> str:
-    (name, cue), text, answer = task.shown_as, _one_line(item["text"]), _one_line(item["answer"])
-    if task.items == "completed":
-        return f"{cue}: {answer}"
-    if task.items == "built" and (paper := parts(text)):
-        title, *references = paper
-        text, answer = title, references[task.labels.index(answer)]
-    return f"{name}: {text} {cue}: {answer}"
+    def _published_item(self, item: Item) -> str:
+        (name, cue), text, answer = self.task.shown_as, _one_line(item["text"]), item["answer"]
+        if self.task.items == "completed":
+            return f"{cue}: {_one_line(answer)}"
+        if self.task.items == "built" and (paper := parts(text)):
+            text, *references = paper
+            answer = references[self.task.labels.index(answer)]
+        return f"{name}: {text} {cue}: {_one_line(answer)}"
 
 
 def _one_line(text: str) -> str:

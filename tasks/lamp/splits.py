@@ -198,7 +198,7 @@ def _pool(users: pl.DataFrame, task: LampTask) -> pl.DataFrame:
     pooled = members.select("group", user_id="group").unique().sort("group")
     for column in ("profile", "query"):
         flat = members.select("group", column).explode(column).drop_nulls(column)
-        flat = flat.with_columns(**told(pl.col(column), column, task))
+        flat = flat.with_columns(**told(column, task))
         distinct = flat.unique(["group", "about", "answer"], keep="first", maintain_order=True)
         rows = distinct.group_by("group", maintain_order=True).agg(column)
         none = pl.lit([], dtype=users.schema[column])

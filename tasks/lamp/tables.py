@@ -64,8 +64,8 @@ def read_table(path: Path, ids: Collection[str] | None = None) -> pl.DataFrame:
 def write_sides(users: Path, sides: Mapping[str, pl.DataFrame], folder: Path) -> None:
     """Write `<side>.parquet` for each side, with columns user_id, group, profile and query.
 
-    users: a file of `formats.copy_users`. sides: frames of those columns from a split of its keyed
-    users (`content.keyed`). Their ids say which items and queries of the file are written.
+    users: a file of `formats.copy_users`. sides: frames of those columns with its keyed users
+    (`content.keyed`), whose ids say which items and queries of the file are written.
     """
     everyone = mapped(users)
     given = {name: everyone[name].explode(empty_as_null=False) for name, _ in LISTS}
@@ -93,8 +93,7 @@ def write_side(users: pl.DataFrame, file: Path) -> None:
 def pooled(users: pl.DataFrame, sides: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     """user_id, row: the users that were pooled, and the author's row that has their items.
 
-    users: all users as they came (`splits.Split.users`). sides: base and anchor, as in
-    `write_sides`; few-shot users are never pooled.
+    users: `splits.Split.users`. sides: base and anchor, as few-shot users are never pooled.
     """
     found = [
         users.filter(pl.col("role") == side)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.lamp import history
 from tasks.lamp.options import PromptOptions
-from tasks.lamp.prompts import LAYOUT, Sample, profile_samples, query_samples
+from tasks.lamp.prompts import LAYOUT, Prompts, Sample
 from tasks.results.models import Base, Prepared, Questions, Setting
 
 if TYPE_CHECKING:
@@ -67,13 +67,16 @@ def asked(user: User) -> list[list[str]]:
 
 def profile_questions(questions: Questions, profile: Sequence[Item]) -> list[Sample]:
     """Each profile item asked about itself, without itself in the history (docs/method.md)."""
-    return profile_samples(profile, questions.task, questions.prompt, questions.instruction)
+    return _prompts(questions).of_items(profile)
 
 
 def user_queries(questions: Questions, user: User) -> list[Sample]:
     """The questions a few-shot user is scored on."""
-    how = questions.task, questions.prompt, questions.instruction
-    samples = query_samples(user["profile"], user["query"], *how)
+    samples = _prompts(questions).of_queries(user["profile"], user["query"])
     if about := user.get("about"):
         samples = [replace(one, prompt=f"{about}\n{one.prompt}") for one in samples]
     return samples
+
+
+def _prompts(questions: Questions) -> Prompts:
+    return Prompts(questions.task, questions.prompt, questions.instruction)

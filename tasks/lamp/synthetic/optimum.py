@@ -34,7 +34,7 @@ def optimal_answers(world: World, items: int | None = None) -> pl.DataFrame:
     users = world.users("few_shot")
     rows = [row for user in users for row in answers_to(world, user, items, unknown)]
     names = ("query_id", "user_id", *PREDICTORS)
-    return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String) | {"promised": pl.Float64})
+    return pl.DataFrame(rows, dict.fromkeys(names, pl.String) | {"promised": pl.Float64})
 
 
 def answers_to(
@@ -46,17 +46,12 @@ def answers_to(
     certain[np.arange(len(certain)), taste.first, taste.values] = 1.0
     beliefs = (unknown, posterior_of(world, user.items[:items]), certain)
     rows = []
-    for (query_id, written), (theme, context, _) in zip(
-        user.asked.items(), user.queries.tolist(), strict=True
-    ):
-        row: dict[str, Any] = {"query_id": query_id, "user_id": user.id}
-        for name, belief in zip(PREDICTORS, beliefs, strict=True):
-            gains = expected_gains(world, belief[theme])[context]
-            best = int(gains.argmax())
-            row[name] = written.candidate(best)
-            if name == "bayes":
-                row["promised"] = float(gains[best])
-        rows.append(row)
+    asked = zip(user.asked.items(), user.queries.tolist(), strict=True)
+    for (query_id, written), (theme, context, _) in asked:
+        gains = [expected_gains(world, belief[theme])[context] for belief in beliefs]
+        said = [written.candidate(int(own.argmax())) for own in gains]
+        row = {"query_id": query_id, "user_id": user.id, "promised": float(gains[1].max())}
+        rows.append(row | dict(zip(PREDICTORS, said, strict=True)))
     return rows
 
 

@@ -15,7 +15,7 @@ from tasks.lamp.folders import ROLE_FILE_NAMES
 from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.prompts import question_text
 from tasks.lamp.synthetic.families import Citations, Headlines, Movies, Papers, Ratings
-from tasks.lamp.synthetic.family import Family, Written
+from tasks.lamp.synthetic.family import Family, Written, between
 from tasks.lamp.synthetic.population import Ints, Population, Taste
 
 FAMILIES: dict[str, type[Family]] = {
@@ -74,7 +74,7 @@ class World:
         taste, generator = self._taste(role, index)
         count, queries = options.few_shot_items, options.queries
         if role in ("base", "anchor"):
-            count, queries = int(generator.integers(options.items_min, options.items_max + 1)), 0
+            count, queries = between(options.items_min, options.items_max, generator), 0
         return taste, self.items(taste, count, generator), self.items(taste, queries, generator)
 
     def _taste(self, role: str, index: int) -> tuple[Taste, Generator]:
@@ -111,8 +111,7 @@ class World:
     def write(self, folder: Path) -> None:
         """Write base, anchor and few-shot users as LaMP's user files.
 
-        The same task, options and seed give the same bytes. More users leave the others as they
-        were.
+        The same task, options and seed give the same bytes. More users leave the others alone.
         """
         folder.mkdir(parents=True, exist_ok=True)
         for role, (name, *_) in ROLE_FILE_NAMES.items():

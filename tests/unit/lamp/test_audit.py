@@ -52,7 +52,7 @@ def six(tmp_path: Path) -> Path:
 
 def test_by_hand(six: Path) -> None:
     loaded = read_users(six, TASK)
-    table = loaded.users.with_columns(find_groups(loaded.users, 0.5))
+    table = loaded.users.with_columns(find_groups(loaded.users, 0.5, TASK))
     found = audit(table, loaded.dropped, TASK)
     # Items: b 2, a 4 (one action), c 6 classic, u 2, v 3, w 2; comedy is the rest, 12 of 19.
     shares = {"comedy": 12 / 19, "classic": 6 / 19, "action": 1 / 19}

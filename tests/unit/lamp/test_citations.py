@@ -15,7 +15,7 @@ from tasks.lamp.definitions import ASKS, get_task, question
 from tasks.lamp.formats import read_users
 from tasks.lamp.groups import find_groups
 from tasks.lamp.kept import DUPLICATE_ITEM, EMPTY_ITEM, NO_NEGATIVE
-from tasks.lamp.prompts import profile_samples, query_samples
+from tasks.lamp.prompts import Prompts
 from tests.unit.lamp.helpers import how, split_of, user, write
 
 TASK = get_task("LaMP-1")
@@ -137,13 +137,14 @@ def test_prompts(tmp_path: Path) -> None:
         tmp_path, user("u", paper("blue", "c", negative="d"), paper("red", "a"), query=[query])
     )
     (row,) = users.iter_rows(named=True)
-    compact = profile_samples(row["profile"], TASK, how(), START)[0]
+    compact = Prompts(TASK, how(), START).of_items(row["profile"])[0]
     label = row["profile"][0]["answer"]
     shown = '[1]: "c" [2]: "d"' if label == "[1]" else '[1]: "d" [2]: "c"'
     assert (compact.prompt, compact.answer) == (f'title: "blue" {shown} citation:', label)
-    (asked,) = query_samples(row["profile"], row["query"], TASK, how(), START)
+    (asked,) = Prompts(TASK, how(), START).of_queries(row["profile"], row["query"])
     assert asked.prompt == 'title: "red" [1]: "a" [2]: "b" citation:'
-    (published,) = query_samples(row["profile"], row["query"], TASK, how("published", 0), START)
+    published_prompts = Prompts(TASK, how("published", 0), START)
+    (published,) = published_prompts.of_queries(row["profile"], row["query"])
     assert published.prompt == (
         f'### User Instruction:\n{START}"red"{ASKS}\nReference: [1] - a [2] - b\nAnswer:'
     )
@@ -166,7 +167,6 @@ def test_windows_of_one_author_are_found(tmp_path: Path) -> None:
     first, second = (users["profile"][n].to_list() for n in (0, 1))
     assert first[1]["text"] != second[0]["text"]
     assert find_groups(users, 0.5, TASK).to_list() == ["a", "a", "c", "d"]
-    assert find_groups(users, 0.5).to_list() == ["a", "b", "c", "d"]
     table = users.with_columns(group=pl.Series(["a", "a", "c", "d"]))
     assert query_places(table, table, TASK) == {"any": 1, "own": 0, "sibling": 1, "other": 0}
     split = split_of(users, TASK, seed=0, base_share=0.3, anchor_share=0.3, same_author_share=0.5)

@@ -35,7 +35,7 @@ spaced = st.text(
 @given(st.lists(spaced, min_size=1))
 def test_white_space_as_python_has_it(texts: list[str]) -> None:
     column = pl.Series("text", texts)
-    assert pl.select(about(pl.lit(column), None)).to_series().to_list() == [
+    assert pl.select(about(pl.lit(column), MOVIES)).to_series().to_list() == [
         " ".join(text.split()) for text in texts
     ]
     assert pl.select(asked(pl.lit(column), MOVIES)).to_series().to_list() == [

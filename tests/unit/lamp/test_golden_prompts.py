@@ -10,7 +10,7 @@ import torch
 
 from tasks.lamp.definitions import TASKS, LampTask, get_task
 from tasks.lamp.formats import read_users
-from tasks.lamp.prompts import Sample, instruction_of, profile_samples, query_samples
+from tasks.lamp.prompts import Prompts, Sample, instruction_of
 from tasks.lora.base import Base, end_of_turn
 from tasks.lora.batches import encode
 from tests import llama3
@@ -34,8 +34,8 @@ def samples(task: LampTask, style: Any) -> dict[str, Sample]:
     inputs = [query["input"] for query in user["query"]]
     instruction = instruction_of(inputs, task)
     given: Any = (task, how(style, 1), instruction)
-    items = profile_samples(user["profile"], *given)
-    (query,) = query_samples(user["profile"], user["query"], *given)
+    items = Prompts(*given).of_items(user["profile"])
+    (query,) = Prompts(*given).of_queries(user["profile"], user["query"])
     return {"item 1": items[0], "item 2": items[1], "query": query}
 
 

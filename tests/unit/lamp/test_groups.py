@@ -44,22 +44,22 @@ def test_share_is_of_the_smaller_profile_and_transitive() -> None:
             "a": ["1", "8", "9", "10"],  # a quarter of d
         }
     )
-    assert find_groups(users, 0.5).to_list() == ["b", "b", "b", "a"]
-    assert find_groups(users, 0.51).to_list() == ["d", "b", "b", "a"]
-    assert find_groups(users, 0.25).to_list() == ["a", "a", "a", "a"]
+    assert find_groups(users, 0.5, TASK).to_list() == ["b", "b", "b", "a"]
+    assert find_groups(users, 0.51, TASK).to_list() == ["d", "b", "b", "a"]
+    assert find_groups(users, 0.25, TASK).to_list() == ["a", "a", "a", "a"]
 
 
 def test_same_text_with_another_answer_is_not_shared() -> None:
     users = frame({"a": ["1"], "b": ["1"]})
     other = users.to_dicts()
     other[1]["profile"][0]["answer"] = "action"
-    assert find_groups(users, 1.0).to_list() == ["a", "a"]
-    assert find_groups(pl.DataFrame(other, schema=users.schema), 0.1).to_list() == ["a", "b"]
+    assert find_groups(users, 1.0, TASK).to_list() == ["a", "a"]
+    assert find_groups(pl.DataFrame(other, schema=users.schema), 0.1, TASK).to_list() == ["a", "b"]
 
 
 def test_same_user_id_is_one_author() -> None:
     users = pl.concat([frame({"a": ["1"]}, roles={"a": r}) for r in ("base", "anchor")])
-    assert find_groups(users, 0.5).to_list() == ["a", "a"]
+    assert find_groups(users, 0.5, TASK).to_list() == ["a", "a"]
 
 
 profiles = st.lists(
@@ -88,7 +88,7 @@ def test_groups_equal_the_comparison_of_all_pairs(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(groups_module, "PREFIX_MATCHES", matches)
         patch.setattr(groups_module, "JOINED_ROWS", 20)  # several batches
-        assert find_groups(users, share).to_list() == [expected[n] for n in range(len(lists))]
+        assert find_groups(users, share, TASK).to_list() == [expected[n] for n in range(len(lists))]
 
 
 def sides(split: Split) -> dict[str, str]:
@@ -262,7 +262,7 @@ def test_error_lines(users: pl.DataFrame, message: str) -> None:
 def test_real_file_facts() -> None:
     """shared/data/lamp/README.md, facts measured on the file by its collector."""
     users = read_users(REAL_FILE, TASK).users
-    users = users.with_columns(find_groups(users, 0.5))
+    users = users.with_columns(find_groups(users, 0.5, TASK))
     assert users["group"].value_counts()["count"].to_list() == [3] * 24
     assert audit(users, {}, TASK)["queries"]["all"]["text_and_answer"] == {
         "any": 72,

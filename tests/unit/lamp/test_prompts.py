@@ -8,10 +8,9 @@ import pytest
 
 from tasks.lamp.definitions import get_task
 from tasks.lamp.prompts import (
+    Prompts,
     Sample,
     instruction_of,
-    profile_samples,
-    query_samples,
     question_text,
 )
 from tests.unit.lamp.helpers import how
@@ -29,19 +28,19 @@ QUERIES = [{"id": "q", "input": INSTRUCTION + "red  fox description: x", "gold":
 
 
 def test_compact_without_history() -> None:
-    assert profile_samples(PROFILE, TASK, how(), INSTRUCTION) == [
+    assert Prompts(TASK, how(), INSTRUCTION).of_items(PROFILE) == [
         Sample("1", "description: red fox runs tag:", "comedy"),
         Sample("2", "description: blue whale swims tag:", "action"),
         Sample("3", "description: red fox sleeps tag:", "romance"),
         Sample("4", "description: green parrot sings tag:", "violence"),
     ]
-    assert query_samples(PROFILE, QUERIES, TASK, how(), INSTRUCTION) == [
+    assert Prompts(TASK, how(), INSTRUCTION).of_queries(PROFILE, QUERIES) == [
         Sample("q", "description: red fox description: x tag:", "classic")
     ]
 
 
 def test_compact_with_history() -> None:
-    samples = profile_samples(PROFILE, TASK, how("compact", 1), INSTRUCTION)
+    samples = Prompts(TASK, how("compact", 1), INSTRUCTION).of_items(PROFILE)
     assert samples[0].prompt == (
         "description: red fox sleeps tag: romance\ndescription: red fox runs tag:"
     )
@@ -51,7 +50,7 @@ def test_compact_with_history() -> None:
 
 
 def test_published() -> None:
-    (sample,) = query_samples(PROFILE, QUERIES, TASK, how("published", 1), INSTRUCTION)
+    (sample,) = Prompts(TASK, how("published", 1), INSTRUCTION).of_queries(PROFILE, QUERIES)
     assert sample.prompt == (
         "### User History:\n"
         "Description: red fox runs Tag: comedy\n\n"
@@ -66,7 +65,7 @@ def test_what_is_completed_has_no_text_before_it() -> None:
     tweets = get_task("LaMP-7")
     profile = [{"id": str(n), "text": text, "answer": text} for n, text in enumerate("ab")]
     for style, cue in (("compact", "tweet:"), ("published", "Tweet:")):
-        assert profile_samples(profile, tweets, how(style, 2), "x") == [
+        assert Prompts(tweets, how(style, 2), "x").of_items(profile) == [
             Sample("0", cue, "a"),
             Sample("1", cue, "b"),
         ]
@@ -75,15 +74,15 @@ def test_what_is_completed_has_no_text_before_it() -> None:
 @pytest.mark.parametrize("style", ["compact", "published"])
 def test_items_and_queries_read_alike(style: Any) -> None:
     """A query about an item, with the other items as its profile, is that item's own sample."""
-    own = profile_samples(PROFILE, TASK, how(style, 2), INSTRUCTION)[0]
+    own = Prompts(TASK, how(style, 2), INSTRUCTION).of_items(PROFILE)[0]
     query = {"id": "1", "input": INSTRUCTION + PROFILE[0]["text"], "gold": "comedy"}
-    assert query_samples(PROFILE[1:], [query], TASK, how(style, 2), INSTRUCTION) == [own]
+    assert Prompts(TASK, how(style, 2), INSTRUCTION).of_queries(PROFILE[1:], [query]) == [own]
 
 
 @pytest.mark.parametrize("style", ["compact", "published"])
 def test_never_shows_its_own_answer(style: Any) -> None:
     for sample, item in zip(
-        profile_samples(PROFILE, TASK, how(style, 5), INSTRUCTION),
+        Prompts(TASK, how(style, 5), INSTRUCTION).of_items(PROFILE),
         PROFILE,
         strict=True,
     ):
@@ -92,7 +91,7 @@ def test_never_shows_its_own_answer(style: Any) -> None:
 
 @pytest.mark.parametrize("style", ["compact", "published"])
 def test_one_item_has_no_history(style: Any) -> None:
-    (sample,) = profile_samples(PROFILE[:1], TASK, how(style, 3), INSTRUCTION)
+    (sample,) = Prompts(TASK, how(style, 3), INSTRUCTION).of_items(PROFILE[:1])
     assert "comedy" not in sample.prompt
     assert "History" not in sample.prompt
 

@@ -17,7 +17,7 @@ from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
 from tasks.lamp.history import Neighbours
 from tasks.lamp.options import PromptOptions
-from tasks.lamp.prompts import profile_samples, query_samples
+from tasks.lamp.prompts import Prompts
 from tasks.lamp.synthetic import World
 from tests.unit.lamp.helpers import REAL_FILE, how, needs_real_file
 from tests.unit.lamp.test_history import ranked
@@ -83,7 +83,7 @@ def found(
         PromptOptions(history_items=len(profile), history_index=index),
         "",
     )
-    samples = profile_samples(profile, *given), query_samples(profile, queries, *given)
+    samples = Prompts(*given).of_items(profile), Prompts(*given).of_queries(profile, queries)
     return tuple([one.prompt.split("\n")[:-1] for one in own] for own in samples)  # type: ignore[return-value]
 
 
@@ -92,7 +92,7 @@ def check(name: str, file: Path, users: int | None = None) -> None:
     read = read_users(file, get_task(name)).users.to_dicts()
     for user, own in zip(raw, read, strict=False):
         assert len(own["profile"]) == len(user["profile"])
-        plain = profile_samples(own["profile"], get_task(name), how(), "")
+        plain = Prompts(get_task(name), how(), "").of_items(own["profile"])
         lines = [f"{one.prompt} {one.answer}" for one in plain]
         wanted = [[[lines[i] for i in order] for order in part] for part in orders(name, user)]
         assert list(found(name, own["profile"], own["query"])) == wanted
