@@ -28,14 +28,12 @@ def audit(users: pl.DataFrame, dropped: Mapping[str, int], task: LampTask) -> di
     groups: {"all", "few_shot"}: {size: how many groups have it}, sizes as text.
     queries: {"all", "few_shot"}: {"asked"; "text", "text_and_answer": where the query's text (with
         its gold) stands in the profiles of all users, as `query_places`}.
-    shared_groups: users, by role, whose group has a few-shot user, or for a base user an anchor
-        candidate: {"anchor", "base"}.
+    shared_groups: as the function.
     duplicates: {"dropped": items that stood twice in one profile; "texts": distinct texts of
         profile items; "repeated_texts": those in several profiles; "texts_with_several_answers"}.
     empty: what was dropped because a text, an answer or a profile was empty, by reason.
-    labels: {"items", "golds"} (golds: of few-shot users, the ones scored): {"shares": {label:
-        share}, "majority": the commonest, "majority_share", "entropy_bits"}; None for free text,
-        and where there is nothing to count.
+    labels: {"items", "golds"} (golds: of few-shot users): {"shares", "majority": the commonest,
+        "majority_share", "entropy_bits"}; None for free text, and where there is nothing to count.
     profile_lengths: {"base", "anchor", "few_shot"}: {"min", "median", "max"}; None without users.
     """
     sides = _sides(users)

@@ -43,8 +43,8 @@ def as_item(title: str, own: str, other: str, about: str | None = None) -> tuple
 
 
 class Paper(NamedTuple):
-    """A paper as the data have it. citation: the one that is asked about. cited: all of them.
-    negative: another reference that the data name to ask against, or ""."""
+    """A paper as the data have it. citation: the one of `cited` that is asked about. negative:
+    another reference that the data name to ask against, or ""."""
 
     id: str
     title: str

@@ -34,7 +34,7 @@ class Lookup:
     """How the MTA code finds an item of the history: by BM25 over words as written.
 
     with_answer: items are indexed with their answers. by_input: a query asks with its whole
-    `input`. separator: what stands between words; None: any white space.
+    `input`. separator: between words; None: any white space.
     """
 
     with_answer: bool = False

@@ -28,8 +28,7 @@ SPLITS = ("dev", "train")
 
 
 class UserFile(NamedTuple):
-    """A file of users. role: of all of them, where that is said. outputs: the golds' file, where
-    the users are LaMP's own questions."""
+    """A file of users. role: of all of them. outputs: the golds of LaMP's own questions."""
 
     path: Path
     role: str | None = None

@@ -4,10 +4,6 @@ User file (OPPU, Per-Pcs, MTA): a list of {user_id, profile: [item], query: [{id
 or JSON Lines, one such user a line.
 LaMP official: `{split}_questions.json`, a list of {id, input, profile: [item]}, and
 `{split}_outputs.json`, {task, golds: [{id, output}]}; each question is a user of its own.
-
-    loaded = read_users(Path("data/lamp2m"), get_task("LaMP-2M"))        users in memory
-    found = copy_users(Path("data/lamp3"), get_task("LaMP-3"), file)     in a file, however many
-    users, faults = read_histories(Path("user.json"), task)              those that can be read
 """
 
 from __future__ import annotations
@@ -38,8 +34,7 @@ User = dict[str, Any]
 class Found:
     """What was read besides the users.
 
-    dropped: reason -> how many items, queries or users. drawn: papers of LaMP-1 with several
-    citations, of which one was drawn.
+    dropped: reason -> how many items, queries or users. drawn: as in `citations.Papers`.
     """
 
     dropped: dict[str, int]
@@ -48,12 +43,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Loaded(Found):
-    """Users as read.
-
-    users: columns user_id, role (base, anchor, few_shot, or null where the data does not say),
-        profile (list of {id, text, answer}) and query (list of {id, input, gold}), all strings,
-        one row per user in the order of the files.
-    """
+    """users: one row per user in the order of the files, columns as `tables.USERS`."""
 
     users: pl.DataFrame
 
@@ -63,9 +53,8 @@ def read_users(path: Path | str, task: LampTask, seed: int = 0) -> Loaded:
 
     path: a user file; or a folder with user files by role (`folders.ROLE_FILE_NAMES`), with one
     user file, or with LaMP's official questions and outputs (dev if it is there, else train).
-    seed: draws the citation of a LaMP-1 paper that names several.
-    Empty and repeated items, and labels that the task does not have, are dropped and counted.
-    Raises InputError for anything that does not have the format's shape.
+    What cannot be used is dropped and counted (tasks/lamp/kept.py). seed: draws the citation of a
+    LaMP-1 paper that names several. Raises InputError for anything of another shape.
     """
     tables = [USERS.empty_table()]
     found = _read(Path(path), task, seed, tables.append)
@@ -75,8 +64,8 @@ def read_users(path: Path | str, task: LampTask, seed: int = 0) -> Loaded:
 def copy_users(path: Path | str, task: LampTask, to: Path, seed: int = 0) -> Found:
     """Read users as `read_users` does, and write them to the Arrow file `to` meanwhile.
 
-    Memory holds a few megabytes of users, whatever the size of the files, and the golds of LaMP's
-    official files. `tables.mapped` reads the file. An error leaves an unfinished file.
+    Memory holds a few megabytes of users and the golds of LaMP's official files. `tables.mapped`
+    reads the file. An error leaves an unfinished file.
     """
     with pa.ipc.new_file(str(to), USERS) as file:
         return _read(Path(path), task, seed, file.write_table)
@@ -96,8 +85,8 @@ def read_histories(
 ) -> tuple[list[History], list[InputError]]:
     """The users of a user file in their order, and what is wrong with those that cannot be read.
 
-    Each user is read without regard to the others, and queries are not looked at. Items are checked
-    and dropped as by `read_users`. A file that cannot be read to its end is one fault more.
+    Items are checked and dropped as by `read_users`; queries are not looked at. A file that cannot
+    be read to its end is one fault more.
     """
     reader, faults, given = _Reader(task, seed), list[InputError](), dict[str, int]()
 

@@ -1,9 +1,9 @@
 """The items of a profile that are most like a text, by BM25 (docs/method.md, Prompts).
 
-The published code uses `rank_bm25.BM25Okapi` (k1 = 1.5, b = 0.75, epsilon = 0.25) and builds an
-index for every item, on the *other* items of the profile. Here all items of a profile are asked at
-once, from counts of the whole profile, with the same numbers: without item i there is one item
-fewer, each of its words is in one item fewer, and the mean length is that of the rest.
+The published code uses `rank_bm25.BM25Okapi` and builds an index for every item, on the *other*
+items of the profile. Here all items of a profile are asked at once, from counts of the whole
+profile, with the same numbers: without item i there is one item fewer, each of its words is in one
+item fewer, and the mean length is that of the rest.
 
     idf(w) = ln(N - df(w) + 1/2) - ln(df(w) + 1/2); where that is negative, epsilon times the mean
              of idf over the words of the index (which may be negative itself)

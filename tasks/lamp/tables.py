@@ -8,7 +8,7 @@ depends on the side's users alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ TEXT = pa.large_string()  # as polars has it
 ITEM = pa.struct([("id", TEXT), ("text", TEXT), ("answer", TEXT)])
 QUERY = pa.struct([("id", TEXT), ("input", TEXT), ("gold", TEXT)])
 LISTS = [("profile", pa.large_list(ITEM)), ("query", pa.large_list(QUERY))]
+# role: base, anchor, few_shot, or null where the data does not say.
 USERS = pa.schema([("user_id", TEXT), ("role", TEXT), *LISTS])
 SIDE = pa.schema([("user_id", TEXT), ("group", TEXT), *LISTS])
 
@@ -50,8 +51,7 @@ def row_groups(path: Path, columns: list[str] | None = None) -> Iterator[pa.Tabl
 def read_table(path: Path, ids: Collection[str] | None = None) -> pl.DataFrame:
     """Read a parquet file, or only the rows whose user_id is one of `ids`, in the file's order.
 
-    polars skips row groups that end before the first id or begin after the last, and decodes texts
-    only where an id is.
+    polars skips row groups without an id between the first and the last of `ids`.
     """
     if ids is None:
         return pl.read_parquet(path)
@@ -71,23 +71,23 @@ def write_sides(users: Path, sides: Mapping[str, pl.DataFrame], folder: Path) ->
     given = {name: everyone[name].explode(empty_as_null=False) for name, _ in LISTS}
     sizes = given["profile"].struct.field("text").str.len_bytes()
 
-    def tables(frame: pl.DataFrame) -> Iterator[pa.Table]:
-        for part in _row_groups(frame, sizes[_numbers(frame["profile"])]):
-            columns = [part["user_id"].to_arrow(), part["group"].to_arrow()]
-            for name, _ in LISTS:
-                lengths = part[name].list.len().to_numpy()
-                columns.append(lists(lengths, given[name][_numbers(part[name])]))
-            yield pa.table(columns, names=SIDE.names)
+    def with_texts(part: pl.DataFrame) -> pa.Table:
+        columns = [part["user_id"].to_arrow(), part["group"].to_arrow()]
+        for name, _ in LISTS:
+            lengths = part[name].list.len().to_numpy()
+            columns.append(lists(lengths, given[name][_numbers(part[name])]))
+        return pa.table(columns, names=SIDE.names)
 
     for side, frame in sides.items():
-        _write_parquet(folder / f"{side}.parquet", tables(frame))
+        own = sizes[_numbers(frame["profile"])]
+        _write(folder / f"{side}.parquet", frame, own, with_texts)
 
 
 def write_side(users: pl.DataFrame, file: Path) -> None:
     """Write users that are in memory, as `write_sides` does."""
     users = users.select(SIDE.names)
     sizes = users["profile"].explode(empty_as_null=False).struct.field("text").str.len_bytes()
-    _write_parquet(file, (part.to_arrow() for part in _row_groups(users, sizes)))
+    _write(file, users, sizes, pl.DataFrame.to_arrow)
 
 
 def pooled(users: pl.DataFrame, sides: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
@@ -105,8 +105,16 @@ def pooled(users: pl.DataFrame, sides: Mapping[str, pl.DataFrame]) -> pl.DataFra
     return pl.concat(found).unique().sort("user_id", "row")
 
 
-def _write_parquet(file: Path, tables: Iterable[pa.Table]) -> None:
-    """Write users of a side, a row group a table."""
+def _write(
+    file: Path, users: pl.DataFrame, sizes: pl.Series, table: Callable[[pl.DataFrame], pa.Table]
+) -> None:
+    """Write row groups of whole users with about ROW_GROUP bytes of text.
+
+    sizes: bytes of each item. table: gives some of the users with their texts.
+    """
+    ends = users["profile"].list.len().cum_sum().to_numpy()
+    written = np.concatenate([[0], np.cumsum(sizes)])[ends]  # up to the end of each user
+    starts = np.flatnonzero(np.diff((written - 1) // ROW_GROUP, prepend=-2)).tolist()
     with pq.ParquetWriter(
         file,
         SIDE,
@@ -115,19 +123,10 @@ def _write_parquet(file: Path, tables: Iterable[pa.Table]) -> None:
         # Statistics of texts are as large as the texts; those of user_id say where a user is.
         write_statistics=["user_id"],
     ) as writer:
-        for table in tables:
-            writer.write_table(table.cast(SIDE))
+        for start, end in zip(starts, [*starts, users.height][1:], strict=True):
+            writer.write_table(table(users[start:end]).cast(SIDE))
 
 
 def _numbers(column: pl.Series) -> pl.Series:
     """The numbers in the file of all items, or queries, of keyed users."""
     return column.explode(empty_as_null=False).struct.field("id").cast(pl.UInt32)
-
-
-def _row_groups(users: pl.DataFrame, sizes: pl.Series) -> Iterator[pl.DataFrame]:
-    """Yield parts of whole users with about ROW_GROUP bytes of text. sizes: bytes of each item."""
-    ends = users["profile"].list.len().cum_sum().to_numpy()
-    written = np.concatenate([[0], np.cumsum(sizes)])[ends]  # up to the end of each user
-    starts = np.flatnonzero(np.diff((written - 1) // ROW_GROUP, prepend=-2)).tolist()
-    for start, end in zip(starts, [*starts, users.height][1:], strict=True):
-        yield users[start:end]

@@ -85,9 +85,9 @@ class Population:
 
     def _prior(self, first: Ints, second: Ints, items: int) -> tuple[Floats, Floats]:
         """p(v | pair, m) [P, G, S, C] at the nodes of m, and the nodes' weights [G] (sum 1)."""
-        # A user's evidence is a product with one factor per theme, each linear in m, those without
-        # an item equal to 1; a query adds a factor or replaces one. So it is a polynomial in m of
-        # degree min(items + 1, S) at most, and G Gauss-Legendre nodes are exact up to 2 G - 1.
+        # A user's evidence is a product with one factor per theme that has an item, each linear in
+        # m; a query adds or replaces one. So it is a polynomial in m of degree min(items + 1, S) at
+        # most, and G Gauss-Legendre nodes are exact up to 2 G - 1.
         degree = min(items + 1, self.archetypes.shape[1])
         nodes, weights = np.polynomial.legendre.leggauss(degree // 2 + 1)
         mixtures = self.mixture_min + (1.0 - self.mixture_min) * (nodes + 1.0) / 2.0
