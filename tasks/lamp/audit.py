@@ -113,19 +113,18 @@ def _places(queries: pl.DataFrame, items: pl.DataFrame, by: list[str]) -> dict[s
     for name, keys in (("all", by), ("near", [*by, "group"]), ("own", [*by, "group", "user"])):
         counts = holders.group_by(keys).agg(pl.len().cast(pl.Int64).alias(name))
         found = found.join(counts, on=keys, how="left").with_columns(pl.col(name).fill_null(0))
-    counted = found.select(
-        any=(pl.col("all") > 0).sum(),
-        own=(pl.col("own") > 0).sum(),
-        sibling=(pl.col("near") > pl.col("own")).sum(),
-        other=(pl.col("all") > pl.col("near")).sum(),
-    )
-    return counted.row(0, named=True)
+    return {
+        "any": int((found["all"] > 0).sum()),
+        "own": int((found["own"] > 0).sum()),
+        "sibling": int((found["near"] > found["own"]).sum()),
+        "other": int((found["all"] > found["near"]).sum()),
+    }
 
 
 def _sizes(users: pl.DataFrame) -> dict[str, int]:
     """Size of a group -> how many have it, smallest first; keys as JSON will have them."""
-    sizes = Counter(Counter(users["group"].to_list()).values())
-    return {str(size): sizes[size] for size in sorted(sizes)}
+    sizes = Counter(Counter(users["group"]).values())
+    return {str(size): count for size, count in sorted(sizes.items())}
 
 
 def _repeated(items: pl.DataFrame) -> dict[str, int]:
@@ -138,7 +137,7 @@ def _repeated(items: pl.DataFrame) -> dict[str, int]:
 
 
 def _balance(answers: pl.Series, task: LampTask) -> dict[str, Any] | None:
-    if not task.labels or not len(answers):
+    if not task.labels or answers.is_empty():
         return None
     counts = dict(answers.value_counts().iter_rows())
     shares = {label: counts.get(label, 0) / len(answers) for label in task.labels}
@@ -152,7 +151,7 @@ def _balance(answers: pl.Series, task: LampTask) -> dict[str, Any] | None:
 
 
 def _lengths(users: pl.DataFrame) -> dict[str, float] | None:
-    if users.is_empty():
-        return None
     lengths = users["profile"].list.len().to_list()
+    if not lengths:
+        return None
     return {"min": min(lengths), "median": float(median(lengths)), "max": max(lengths)}

@@ -1,9 +1,6 @@
 """LaMP's own files from the benchmark's site or a mirror, kept in a cache (docs/your-data.md).
 
-    folder = official_files("LaMP-3", LampOptions(), say=print, progress=lambda *_: None)
-
-The result is a folder that tasks/lamp/formats.py reads. The cache has the folders of the site, so
-a copy of the cache can serve as a mirror:
+The cache has the folders of the site, so a copy of the cache can serve as a mirror:
 
     <cache>[/time]/LaMP_3/manifest.json       sha256 of each file, where it came from
     <cache>[/time]/LaMP_3/dev/dev_questions.json, dev_outputs.json
@@ -57,9 +54,8 @@ ShowFile = Callable[[str, int, int | None], None]
 def official_files(lamp_task: str, options: LampOptions, say: Say, progress: ShowFile) -> Path:
     """Return the folder with `options.part` of a LaMP task; download what the cache lacks.
 
-    say: takes one line at a time for a log. progress: called for each chunk that arrives.
-    Files in the cache are used without asking the site. Their sha256 must be the recorded one;
-    files put there by hand are recorded at the first use. One process downloads at a time.
+    say: takes a line for a log. progress: called for each chunk that arrives. What is in the cache
+    must have the sha256 that is recorded; files put there by hand are recorded at the first use.
     Raises InputError for what cannot be downloaded, written or trusted.
     """
     if lamp_task not in FOLDERS:

@@ -27,8 +27,8 @@ def find_groups(users: pl.DataFrame, share: float, task: LampTask) -> pl.Series:
     pairs of the smaller profile, or have the same user_id; and so on through third users. Texts are
     one if they are about the same (`content.told`).
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components  # not above: scipy takes long
+    from scipy.sparse import coo_array  # here: scipy takes long
+    from scipy.sparse.csgraph import connected_components
 
     items = users.select("profile").with_row_index("row").explode("profile").drop_nulls()
     # Numbers for texts and answers, so that what follows is light; ordered as they are.

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Rules = Literal["lamp", "mta_published", "unicode"]
 Floats = NDArray[np.float64]
+Texts = Mapping[str, str]  # query id -> text
 
 
 def rules_of(
@@ -48,10 +49,7 @@ def rules_of(
 
 
 def example_columns(
-    task: LampTask,
-    predictions: Mapping[str, str],
-    golds: Mapping[str, str],
-    rules: Rules = "lamp",
+    task: LampTask, predictions: Texts, golds: Texts, rules: Rules = "lamp"
 ) -> Floats:
     """What each example adds to the sums of the metrics: float64 [n, k], rows by sorted query id.
 
@@ -126,10 +124,10 @@ def remarks(rules: Rules, tokenless: int) -> list[str]:
     return lines
 
 
-def unlabelled(task: LampTask, predictions: Mapping[str, str], rules: Rules = "lamp") -> list[str]:
+def unlabelled(task: LampTask, predictions: Texts, rules: Rules = "lamp") -> list[str]:
     """Sorted ids of the queries whose answer is no label or rating; none for text tasks.
 
-    By the published rules nan and inf are no ratings either. predictions: query id -> text.
+    By the published rules nan and inf are no ratings either.
     """
     return [
         query_id
@@ -138,7 +136,7 @@ def unlabelled(task: LampTask, predictions: Mapping[str, str], rules: Rules = "l
     ]
 
 
-def golds_json(task: LampTask, predictions: Mapping[str, str]) -> dict[str, object]:
+def golds_json(task: LampTask, predictions: Texts) -> dict[str, object]:
     """Predictions in LaMP's own file format, ids in the order given; the key is `golds` there too.
 
     LaMP calls both 2M and 2N LaMP_2; its present evaluation.py cannot score 2N (docs/data.md).

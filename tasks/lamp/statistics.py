@@ -20,7 +20,7 @@ import numpy as np
 
 from tasks.errors import InputError
 from tasks.lamp.definitions import LampTask
-from tasks.lamp.metrics import Floats, Rules, example_columns, from_sums
+from tasks.lamp.metrics import Floats, Rules, Texts, example_columns, from_sums
 
 # Not models, but the best answers of a synthetic world, without the user and from the user's items.
 # With both there, every method has a share_of_attainable.
@@ -61,9 +61,9 @@ class Scored:
     def of(
         cls,
         task: LampTask,
-        golds: Mapping[str, str],
-        groups: Mapping[str, str],
-        predictions: Mapping[str, Mapping[str, str]],
+        golds: Texts,
+        groups: Texts,
+        predictions: Mapping[str, Texts],
         sample: str,
         rules: Rules = "lamp",
     ) -> Scored:
