@@ -20,7 +20,7 @@ from tasks.lamp.kept import UNKNOWN_GOLD, UNKNOWN_LABEL
 from tasks.lamp.options import SplitOptions, SyntheticOptions
 from tasks.lamp.synthetic import World
 from tasks.lamp.synthetic.optimum import optimal_answers
-from tasks.lamp.synthetic.population import Taste
+from tasks.lamp.synthetic.world import Taste
 from tasks.log import log
 from tasks.methods import METHODS
 from tasks.results.models import Given, Prepared

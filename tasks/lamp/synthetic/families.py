@@ -15,6 +15,8 @@ from tasks.lamp.definitions import LABELS, MOVIE_TAGS, question
 from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.synthetic.family import (
     Family,
+    Floats,
+    Ints,
     Written,
     between,
     chunks,
@@ -23,7 +25,6 @@ from tasks.lamp.synthetic.family import (
     noisy_choice,
     shuffled,
 )
-from tasks.lamp.synthetic.population import Floats, Ints
 
 # The wording of LaMP's real queries, so that the marker is found in them.
 CITATION_QUERY = "For an author who has written the paper with the title "

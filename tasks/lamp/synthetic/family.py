@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from tasks.errors import InputError
 from tasks.lamp.options import SyntheticOptions
-from tasks.lamp.synthetic.population import Floats
 
 FILLER_TEXT = (
     "a the of and with about after before during near old young small great last first long quiet "
@@ -32,6 +32,8 @@ VOWELS = "aeiou"
 MAX_WORDS = 100_000
 
 T = TypeVar("T")
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

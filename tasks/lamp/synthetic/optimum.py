@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tasks.lamp.synthetic.population import Floats, Ints
+from tasks.errors import InputError
+from tasks.lamp.synthetic.family import Floats, Ints
 from tasks.lamp.synthetic.world import User, World
 
 PREDICTORS = ("nonpersonal", "bayes", "oracle")
@@ -56,11 +57,49 @@ def answers_to(
 
 
 def posterior_of(world: World, items: Ints) -> Floats:
-    """[S, A, C]: p(first archetype, value | items [k, 3]) by theme."""
-    themes, contexts, answers = items.T
-    # The table's axes [A, C, contexts, answers], looked up at two: [A, C, k].
-    likelihoods = world.joint[:, :, contexts, answers]
-    return world.population.posterior(themes, np.moveaxis(likelihoods, -1, 0))
+    """[S, A, C]: p(first archetype, value | items [k, 3]) by theme; k may be 0.
+
+    Raises InputError when the items cannot come from this world.
+    """
+    count, size = world.archetypes.shape
+    # By ordered pair (z1, z2), [P]; by z1.
+    first, second = np.nonzero(~np.eye(count, dtype=bool))
+    prior, weights = _prior(world, first, second, len(items))
+    # evidence [S, A, C]: the product over a theme's items, each scaled to 1 at most so that
+    # long histories do not underflow.
+    evidence = np.ones((size, count, world.options.choices))
+    for theme, context, answer in items:
+        likelihood = world.joint[:, :, context, answer]
+        evidence[theme] *= likelihood / (likelihood.max() or 1.0)
+    by_pair = evidence[:, first]  # [S, P, C]
+    factors = np.einsum("pgsv,spv->spg", prior, by_pair, optimize=True)
+    with np.errstate(divide="ignore"):
+        log_weight = np.log(factors).sum(axis=0) + np.log(weights)
+    if not np.isfinite(log_weight.max()):
+        raise InputError("a user's items cannot come from this synthetic world")
+    weight = np.exp(log_weight - log_weight.max())
+    weight /= weight.sum()
+    # p(pair, m, v | items) = p(pair, m | items) p(v | pair, m) evidence(v) / factor
+    share = np.divide(weight, factors, out=np.zeros_like(factors), where=factors > 0)
+    joint = np.einsum("spg,pgsv->spv", share, prior, optimize=True) * by_pair
+    by_first: Floats = joint.reshape(size, count, count - 1, -1).sum(axis=2)
+    return by_first
+
+
+def _prior(world: World, first: Ints, second: Ints, items: int) -> tuple[Floats, Floats]:
+    """p(v | pair, m) [P, G, S, C] at the nodes of m, and the nodes' weights [G] (sum 1)."""
+    # A user's evidence is a product with one factor per theme that has an item, each linear in
+    # m; a query adds or replaces one. So it is a polynomial in m of degree min(items + 1, S) at
+    # most, and G Gauss-Legendre nodes are exact up to 2 G - 1.
+    options = world.options
+    degree = min(items + 1, options.themes)
+    nodes, weights = np.polynomial.legendre.leggauss(degree // 2 + 1)
+    mixtures = options.mixture_min + (1.0 - options.mixture_min) * (nodes + 1.0) / 2.0
+    is_value = np.eye(options.choices)[world.archetypes]  # [A, S, C]
+    m = mixtures[None, :, None, None]
+    follows = m * is_value[first][:, None] + (1.0 - m) * is_value[second][:, None]
+    prior = options.quirk / options.choices + (1.0 - options.quirk) * follows
+    return prior, weights / weights.sum()
 
 
 def expected_gains(world: World, belief: Floats) -> Floats:

@@ -1,4 +1,14 @@
-"""One synthetic world: its population, its users' items and queries, and the files of both."""
+"""One synthetic world: its population, its users' items and queries, and the files of both.
+
+A world has S themes, A archetypes and C choices. An archetype has one value 0..C-1 per theme. A
+user has a first archetype z1, a second z2 != z1 (every ordered pair equally likely), a mixture
+m ~ U[mixture_min, 1], and per theme a value v, drawn once:
+
+    p(v | z1, z2, m) = quirk / C + (1 - quirk) (m [v = a(z1)] + (1 - m) [v = a(z2)])
+
+An item has a uniform theme; its context c (what the text says beside the theme) and its answer y
+follow a table p(c, y | z1, v) of the LaMP task (`family.Family.joint`).
+"""
 
 from __future__ import annotations
 
@@ -15,8 +25,7 @@ from tasks.lamp.folders import ROLE_FILE_NAMES
 from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.prompts import question_text
 from tasks.lamp.synthetic.families import Citations, Headlines, Movies, Papers, Ratings
-from tasks.lamp.synthetic.family import Family, Written, between
-from tasks.lamp.synthetic.population import Ints, Population, Taste
+from tasks.lamp.synthetic.family import Family, Ints, Written, between
 
 FAMILIES: dict[str, type[Family]] = {
     "LaMP-1": Citations,
@@ -29,6 +38,16 @@ FAMILIES: dict[str, type[Family]] = {
 # Users who are `fresh` are in no file.
 _TASKS, _ROLES = (*FAMILIES,), (*ROLE_FILE_NAMES, "fresh")
 _VOCABULARY, _ARCHETYPES, _LATENT, _WORDS = range(4)
+
+
+@dataclass(frozen=True)
+class Taste:
+    """The truth about one user. values: [S], the user's value per theme."""
+
+    first: int
+    second: int
+    mixture: float
+    values: Ints
 
 
 @dataclass(frozen=True)
@@ -46,22 +65,17 @@ class User:
 class World:
     """The population and the texts of one LaMP task, options and seed.
 
-    counts: users by role. joint: as `Family.joint`, for every archetype.
+    archetypes: [A, S] values. joint: as `Family.joint`, for every archetype. counts: users by role.
     Raises InputError for more themes than there are words.
     """
 
     def __init__(self, lamp_task: str, options: SyntheticOptions, seed: int) -> None:
         self.lamp_task, self.options, self.seed = lamp_task, options, seed
         self.family = FAMILIES[lamp_task](options, self._stream(_VOCABULARY))
-        shape = (options.archetypes, options.themes)
-        joint = self.family.joint
-        self.joint = np.broadcast_to(joint, (options.archetypes, *joint.shape[1:]))
-        self.population = Population(
-            self._stream(_ARCHETYPES).integers(options.choices, size=shape),
-            options.choices,
-            options.mixture_min,
-            options.quirk,
-        )
+        joint, count = self.family.joint, options.archetypes
+        self.joint = np.broadcast_to(joint, (count, *joint.shape[1:]))
+        values = self._stream(_ARCHETYPES).integers(options.choices, size=(count, options.themes))
+        self.archetypes: Ints = values
         counts = (options.base_users, options.anchor_candidates, options.few_shot_users)
         self.counts = dict(zip(ROLE_FILE_NAMES, counts, strict=True))
         # [A, C, contexts * answers]: cumulated probabilities, to draw items from.
@@ -79,8 +93,14 @@ class World:
 
     def _taste(self, role: str, index: int) -> tuple[Taste, Generator]:
         """A user's taste, and the generator of what is drawn after it."""
-        generator = self._stream(_LATENT, _ROLES.index(role), index)
-        return self.population.draw_taste(generator), generator
+        options, generator = self.options, self._stream(_LATENT, _ROLES.index(role), index)
+        first, second = (int(z) for z in generator.permutation(options.archetypes)[:2])
+        mixture = float(generator.uniform(options.mixture_min, 1.0))
+        quirky = generator.random(options.themes) < options.quirk
+        by_first = generator.random(options.themes) < mixture
+        follows = np.where(by_first, self.archetypes[first], self.archetypes[second])
+        own = generator.integers(options.choices, size=options.themes)
+        return Taste(first, second, mixture, np.where(quirky, own, follows)), generator
 
     def items(self, taste: Taste, count: int, generator: Generator) -> Ints:
         """`count` independent items of one user: theme, context and answer of each, [count, 3]."""

@@ -12,9 +12,9 @@ import numpy as np
 
 from tasks.lamp.definitions import get_task
 from tasks.lamp.options import SyntheticOptions
+from tasks.lamp.synthetic.family import Floats
 from tasks.lamp.synthetic.optimum import PREDICTORS, posterior_of
-from tasks.lamp.synthetic.population import Floats, Taste
-from tasks.lamp.synthetic.world import World
+from tasks.lamp.synthetic.world import Taste, World
 
 NO_ITEMS = np.empty((0, 3), dtype=np.int64)
 

@@ -26,7 +26,6 @@ from tasks.lamp.synthetic.optimum import (
     optimal_answers,
     posterior_of,
 )
-from tasks.lamp.synthetic.population import Population
 from tests.unit.lamp.expected import expected_scores
 from tests.unit.lamp.scoring import score
 from tests.unit.lamp.worlds import TASKS, by_hand, enumerated, read_text
@@ -63,7 +62,7 @@ def test_posterior_equals_enumeration(
     seen = [tuple(item) for item in drawn[:items].tolist()]
     posterior = posterior_of(world, drawn[:items])
     for theme in range(themes):
-        expected = enumerated(world.population, lamp_task, options, seen, theme)
+        expected = enumerated(world, seen, theme)
         np.testing.assert_allclose(posterior[theme], expected, atol=1e-10)
         # A query's answers: Bayes' rule once more, over the context and answer.
         joint = world.joint
@@ -96,9 +95,11 @@ def test_order_and_length_of_histories_do_not_matter() -> None:
 
 
 def test_foreign_items_are_refused() -> None:
-    population = Population(np.array([[0], [1]]), 2, 1.0, 0.0)
+    """One value per theme and no noise: nobody gives two answers there."""
+    pure = {"themes": 1, "choices": 2, "quirk": 0.0, "label_noise": 0.0, "mixture_min": 1.0}
+    world = World("LaMP-2M", DEFAULT.model_copy(update=pure), 0)
     with pytest.raises(InputError, match="cannot come from this synthetic world"):
-        population.posterior(np.zeros(1, dtype=int), np.zeros((1, 2, 2)))
+        posterior_of(world, np.array([[0, 0, 0], [0, 0, 1]]))
 
 
 @pytest.mark.parametrize("lamp_task", TASKS)
@@ -127,7 +128,7 @@ def test_closed_forms() -> None:
     seen = set()
     for seed in range(8):
         scores = expected_scores("LaMP-2M", options, seed, 3, users=2)
-        alike = len({*World("LaMP-2M", options, seed).population.archetypes[:, 0].tolist()}) == 1
+        alike = len({*World("LaMP-2M", options, seed).archetypes[:, 0].tolist()}) == 1
         seen.add(alike)
         assert scores["oracle"].mean == pytest.approx(0.9)
         assert scores["nonpersonal"].mean == pytest.approx(0.9 if alike else 0.5)

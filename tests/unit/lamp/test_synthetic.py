@@ -43,7 +43,7 @@ def test_same_seed_same_bytes(tmp_path: Path, lamp_task: str) -> None:
 
 def test_tasks_have_worlds_of_their_own() -> None:
     worlds = [World(task, SMALL, 0) for task in TASKS]
-    assert len({str(world.population.archetypes.tolist()) for world in worlds}) == len(TASKS)
+    assert len({str(world.archetypes.tolist()) for world in worlds}) == len(TASKS)
     assert len({world.tastes()["few_shot-00000"].mixture for world in worlds}) == len(TASKS)
 
 
@@ -152,10 +152,10 @@ def test_taste_mixes_two_archetypes() -> None:
     options = SMALL.model_copy(update={"quirk": 0.0, "label_noise": 0.0, "mixture_min": 1.0})
     pure = World("LaMP-2M", options, 0)
     for taste in pure.tastes().values():
-        assert (taste.values == pure.population.archetypes[taste.first]).all()
+        assert (taste.values == pure.archetypes[taste.first]).all()
     mixed = World("LaMP-2M", options.model_copy(update={"mixture_min": 0.5}), 0)
     for taste in mixed.tastes().values():
-        first, second = (mixed.population.archetypes[n] for n in (taste.first, taste.second))
+        first, second = (mixed.archetypes[n] for n in (taste.first, taste.second))
         assert taste.first != taste.second
         assert 0.5 <= taste.mixture <= 1.0
         assert ((taste.values == first) | (taste.values == second)).all()

@@ -12,7 +12,6 @@ from tasks.lamp.definitions import LABELS
 from tasks.lamp.options import SyntheticOptions
 from tasks.lamp.synthetic import World
 from tasks.lamp.synthetic.families import TEMPLATES
-from tasks.lamp.synthetic.population import Population
 
 TASKS = ["LaMP-1", "LaMP-2M", "LaMP-3", "LaMP-4", "LaMP-5"]
 SMALL = SyntheticOptions(
@@ -47,17 +46,15 @@ def by_hand(
 
 
 def enumerated(
-    population: Population,
-    lamp_task: str,
-    options: SyntheticOptions,
+    world: World,
     items: list[tuple[int, int, int]],
     theme: int,
 ) -> np.ndarray:
     """[A, C]: p(z1, value of `theme` | items), over all pairs, all values of all themes at once,
     and the mixture by exact integration of a polynomial."""
-    archetypes = population.archetypes
+    archetypes, options = world.archetypes, world.options
     count, themes = archetypes.shape
-    choices, quirk, low = population.choices, population.quirk, population.mixture_min
+    choices, quirk, low = options.choices, options.quirk, options.mixture_min
     result = np.zeros((count, choices))
     for first, second in permutations(range(count), 2):
         for values in product(range(choices), repeat=themes):
@@ -74,7 +71,7 @@ def enumerated(
             integral = density.integ()
             mass = (integral(1.0) - integral(low)) / (1 - low) if low < 1 else density(1.0)
             for s, context, answer in items:
-                mass *= by_hand(lamp_task, options, first, values[s], context, answer)
+                mass *= by_hand(world.lamp_task, options, first, values[s], context, answer)
             result[first, values[theme]] += mass
     return result / result.sum()
 
