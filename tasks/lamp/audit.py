@@ -3,8 +3,6 @@
 It goes by content alone, as ids and file names do not tell.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping

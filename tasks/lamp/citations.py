@@ -10,8 +10,6 @@ The order of the two references depends only on what is asked about, so windows 
 papers agree on it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple

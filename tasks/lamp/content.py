@@ -6,8 +6,6 @@ a paraphrase, the gold is the tweet. Same author, duplicate and leak are questio
 keys answer them as well as gigabytes of text.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import polars as pl

@@ -4,8 +4,6 @@ Development users may stand in the few-shot users' place: anchor candidates, who
 then. What is chosen on them has not seen a few-shot user.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

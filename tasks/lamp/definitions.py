@@ -5,8 +5,6 @@ exists twice: movie tagging (2M, the newer) and news categorisation (2N, the fir
 subjects of e-mails of a licensed corpus, which nobody ships.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Literal

@@ -6,8 +6,6 @@ The cache has the folders of the site, so a copy of the cache can serve as a mir
     <cache>[/time]/LaMP_3/dev/dev_questions.json, dev_outputs.json
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

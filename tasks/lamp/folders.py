@@ -1,7 +1,5 @@
 """Find the files of a folder that hold LaMP data, and their role, by their names."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

@@ -6,8 +6,6 @@ LaMP official: `{split}_questions.json`, a list of {id, input, profile: [item]},
 `{split}_outputs.json`, {task, golds: [{id, output}]}; each question is a user of its own.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

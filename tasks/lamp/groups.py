@@ -4,8 +4,6 @@ LaMP's "users" can be sliding windows over one author's items; then a test user'
 neighbour's profile. So users that share content form a group.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which of the users' items and queries are kept. The others are dropped and counted by reason."""
 
-from __future__ import annotations
-
 from collections import Counter
 from contextlib import suppress
 

@@ -1,8 +1,6 @@
 """The options of the benchmark: its data, tasks of one's own, the split, and the prompts."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -41,7 +39,7 @@ class SyntheticOptions(Options):
     """Probability that an answer is drawn at random."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> SyntheticOptions:
+    def _ordered(self) -> Self:
         if self.items_max < self.items_min:
             raise ValueError(f"items_max {self.items_max} must be >= items_min {self.items_min}")
         return self
@@ -85,7 +83,7 @@ class SplitOptions(Options):
     """Score half of the anchor candidates in the few-shot users' place, to choose settings."""
 
     @model_validator(mode="after")
-    def _leaves_few_shot(self) -> SplitOptions:
+    def _leaves_few_shot(self) -> Self:
         if self.base_share + self.anchor_share >= 1.0:
             raise ValueError("base_share + anchor_share must stay below 1, the rest is few-shot")
         return self
@@ -123,7 +121,7 @@ class TaskOptions(Options):
     """Most tokens of an answer."""
 
     @model_validator(mode="after")
-    def _labels_fit(self) -> TaskOptions:
+    def _labels_fit(self) -> Self:
         if self.metric == "text" and self.labels:
             raise ValueError("metric text takes no labels; leave them out, or use classification")
         if self.metric != "text" and len(set(self.labels)) < 2:

@@ -14,8 +14,6 @@ published  ### User History:
            Description: <text> Tag:
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

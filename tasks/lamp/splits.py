@@ -10,8 +10,6 @@ published   By user, whoever the author is. OPPU tests on 100 users and adapts t
             sides here, as in the published scores; the audit counts such users.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Mapping

@@ -9,12 +9,10 @@ With fewer than 2 groups there is no interval (None). A metric that is nan or in
 with it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -66,7 +64,7 @@ class Scored:
         predictions: Mapping[str, Texts],
         sample: str,
         rules: Rules = "lamp",
-    ) -> Scored:
+    ) -> Self:
         """From golds and groups by query id, and predictions by method and query id.
 
         The methods keep their order; no other order matters.

@@ -6,8 +6,6 @@ about ROW_GROUP bytes of text, so a user can be read without the rest of the fil
 depends on the side's users alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ a Hindi word is another word. In scripts without blanks between words each chara
 marks, is a word: Thai, Lao, Myanmar, Khmer, kana and Han. (Korean has blanks.)
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from functools import cache

@@ -1,7 +1,5 @@
 """The worlds of LaMP-1, 2M and 3, which answer by labels, and of 4 and 5, by titles."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import permutations, product

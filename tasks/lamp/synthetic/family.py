@@ -7,8 +7,6 @@ optimum use the same two tables, so both are about the same distribution:
     gain  [candidates, answers]            the task's score of a candidate when y is the answer
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

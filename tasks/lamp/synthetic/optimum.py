@@ -10,8 +10,6 @@ where the score is the task's main metric: accuracy, minus the absolute error (s
 posterior's medians), ROUGE-L. No method can be expected to do better from the same knowledge.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

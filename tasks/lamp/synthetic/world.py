@@ -10,8 +10,6 @@ An item has a uniform theme; its context c (what the text says beside the theme)
 follow a table p(c, y | z1, v) of the LaMP task (`family.Family.joint`).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
