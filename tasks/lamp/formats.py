@@ -21,7 +21,7 @@ from tasks.lamp.citations import read_papers
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.folders import UserFile, find_files
 from tasks.lamp.records import fields_of, item_fields, list_of, read_records, short
-from tasks.lamp.tables import ROW_GROUP, USERS
+from tasks.lamp.tables import NO_USERS, ROW_GROUP, USERS
 
 Row = dict[str, str]
 # A row of `tables.USERS`.
@@ -54,9 +54,9 @@ def read_users(path: Path | str, task: LampTask, seed: int = 0) -> Loaded:
     What cannot be used is dropped and counted (tasks/lamp/kept.py). seed: draws the citation of a
     LaMP-1 paper that names several. Raises InputError for anything of another shape.
     """
-    tables = [USERS.empty_table()]
-    found = _read(Path(path), task, seed, tables.append)
-    return Loaded(**vars(found), users=_frame(tables))
+    frames = [NO_USERS]
+    found = _read(Path(path), task, seed, frames.append)
+    return Loaded(**vars(found), users=pl.concat(frames))
 
 
 def copy_users(path: Path | str, task: LampTask, to: Path, seed: int = 0) -> Found:
@@ -66,7 +66,8 @@ def copy_users(path: Path | str, task: LampTask, to: Path, seed: int = 0) -> Fou
     reads the file. An error leaves an unfinished file.
     """
     with pa.ipc.new_file(str(to), USERS) as file:
-        return _read(Path(path), task, seed, file.write_table)
+        write = file.write_table
+        return _read(Path(path), task, seed, lambda users: write(users.to_arrow().cast(USERS)))
 
 
 @dataclass(frozen=True)
@@ -103,22 +104,18 @@ def read_histories(
         except InputError as error:
             faults.append(error)
 
-    rows = _frame([USERS.empty_table(), *reader.tables(readable())]).select("user_id", "profile")
+    rows = pl.concat([NO_USERS, *reader.frames(readable())]).select("user_id", "profile")
     usable = dict(rows.iter_rows())
     return [History(name, usable.get(name, []), count) for name, count in given.items()], faults
 
 
-def _read(path: Path, task: LampTask, seed: int, write: Callable[[pa.Table], Any]) -> Found:
+def _read(path: Path, task: LampTask, seed: int, take: Callable[[pl.DataFrame], None]) -> Found:
     reader = _Reader(task, seed)
     users = (user for file in find_files(path) for user in reader.users(file))
-    for table in reader.tables(users):
-        write(table)
+    for frame in reader.frames(users):
+        take(frame)
     dropped = {reason: count for reason, count in sorted(reader.dropped.items()) if count}
     return Found(dropped, reader.drawn)
-
-
-def _frame(tables: list[pa.Table]) -> pl.DataFrame:
-    return pl.DataFrame(pl.from_arrow(pa.concat_tables(tables)))
 
 
 def _read_golds(file: Path, task: str) -> dict[str, str]:
@@ -220,8 +217,8 @@ class _Reader:
             rows.append({"id": query_id, "input": text, "gold": gold})
         return rows
 
-    def tables(self, users: Iterable[User]) -> Iterator[pa.Table]:
-        """The users without what is dropped, about ROW_GROUP characters a table."""
+    def frames(self, users: Iterable[User]) -> Iterator[pl.DataFrame]:
+        """The users without what is dropped, about ROW_GROUP characters a frame."""
         part: list[User] = []
         size = 0
         for user in users:
@@ -229,13 +226,13 @@ class _Reader:
             size += sum(len(item["text"]) for item in user["profile"])
             size += sum(len(query["input"]) for query in user["query"])
             if size >= ROW_GROUP:
-                yield self._table(part)
+                yield self._usable(part)
                 part, size = [], 0
         if part:
-            yield self._table(part)
+            yield self._usable(part)
 
-    def _table(self, users: list[User]) -> pa.Table:
+    def _usable(self, users: list[User]) -> pl.DataFrame:
         given = pl.from_arrow(pa.Table.from_pylist(users, USERS))
         frame, dropped = kept.usable(pl.DataFrame(given), self.task)
         self.dropped += dropped
-        return frame.to_arrow().cast(USERS)
+        return frame

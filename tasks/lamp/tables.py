@@ -24,6 +24,7 @@ QUERY = pa.struct([("id", TEXT), ("input", TEXT), ("gold", TEXT)])
 LISTS = [("profile", pa.large_list(ITEM)), ("query", pa.large_list(QUERY))]
 # role: base, anchor, few_shot, or null where the data does not say.
 USERS = pa.schema([("user_id", TEXT), ("role", TEXT), *LISTS])
+NO_USERS = pl.DataFrame(pl.from_arrow(USERS.empty_table()))
 SIDE = pa.schema([("user_id", TEXT), ("group", TEXT), *LISTS])
 
 

@@ -12,9 +12,8 @@ import pytest
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.options import PromptOptions, SplitOptions
 from tasks.lamp.splits import Split, split_users
-from tasks.lamp.tables import USERS
+from tasks.lamp.tables import NO_USERS
 
-USERS_SCHEMA = pl.DataFrame(pl.from_arrow(USERS.empty_table())).schema
 REAL_FILE = (
     Path(__file__).resolve().parents[4] / "shared" / "data" / "lamp" / "LaMP_2M_few_shot_users.json"
 )
@@ -58,7 +57,7 @@ def frame(
         }
         for user_id, texts in profiles.items()
     ]
-    return pl.DataFrame(rows, schema=USERS_SCHEMA, orient="row")
+    return pl.DataFrame(rows, schema=NO_USERS.schema, orient="row")
 
 
 def split_of(users: pl.DataFrame, task: LampTask, seed: int = 0, **options: Any) -> Split:

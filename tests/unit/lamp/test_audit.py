@@ -12,9 +12,9 @@ from tasks.lamp.audit import audit
 from tasks.lamp.definitions import get_task
 from tasks.lamp.formats import read_users
 from tasks.lamp.groups import find_groups
+from tasks.lamp.tables import NO_USERS
 from tests.unit.lamp.helpers import (
     REAL_FILE,
-    USERS_SCHEMA,
     frame,
     movie,
     needs_real_file,
@@ -109,7 +109,7 @@ def test_one_text_with_several_answers() -> None:
     users = frame({"a": ["x", "y"], "b": ["x"]}, roles={"a": "anchor", "b": "anchor"}).to_dicts()
     users[1]["profile"][0]["answer"] = "action"
     rows = [row | {"group": row["user_id"]} for row in users]
-    table = pl.DataFrame(rows, schema={**USERS_SCHEMA, "group": pl.String()})
+    table = pl.DataFrame(rows, schema={**NO_USERS.schema, "group": pl.String()})
     found = audit(table, {}, TASK)
     assert found["duplicates"] == {
         "dropped": 0,
