@@ -5,7 +5,7 @@
 
 Its cache key is the hash of its name, its version, the libraries that decide its numbers and its
 arguments (tasks/record.py). Prefect keeps the result as JSON and finds it again (state `Cached`);
-two runs that want the same share it. After a hit the files' hashes are checked: what is gone or
+two runs that want the same share it. Before that the files' hashes are checked: what is gone or
 damaged is made again. Inside a flow run a call is a task run, elsewhere the plain function.
 """
 
@@ -21,8 +21,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import Context, ContextVar, copy_context
-from dataclasses import dataclass, field
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
@@ -88,7 +88,20 @@ class Stage(Generic[P, R]):
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Begin a task run of this flow; it is waited for by `result` of what is returned."""
-        return self.begin(self._bound(*args, **kwargs))
+        arguments = self._bound(*args, **kwargs)
+        if planned := PLANNER.get()(self.name):
+            return Job(self.name, Completed(data=planned(**arguments)))
+        if FlowRunContext.get() is None:
+            return Job(self.name, Completed(data=self.made(arguments)))
+        storage, key = _result_storage(), self._key(arguments)
+        found = _usable(storage, key)
+        task, runner = self._task(storage, key, refresh=found is False), RUNNER.get()
+        # What is there needs no process: this thread finds it. Quoted, as Prefect else looks for
+        # futures in all that it is given, loss by loss of every training.
+        if runner is None or not self.uses_model or found:
+            state = cast("State[R]", task(quote(arguments), return_state=True))
+            return Job(self.name, state)
+        return Job(self.name, runner.submit(task, {"arguments": arguments}))
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The cache key of these arguments."""
@@ -106,22 +119,6 @@ class Stage(Generic[P, R]):
 
     def _key(self, arguments: dict[str, Any]) -> str:
         return f"{self.name}-{digest([*self.identity, key_of(arguments)])}"
-
-    def begin(self, arguments: dict[str, Any], refresh: bool = False) -> Job[R]:
-        """As `submit`, by the names of arguments. refresh: make it, whether it is there or not."""
-        if planned := PLANNER.get()(self.name):
-            return Job(self, arguments, Completed(data=planned(**arguments)))
-        if FlowRunContext.get() is None:
-            return Job(self, arguments, Completed(data=self.made(arguments)))
-        storage, key = _result_storage(), self._key(arguments)
-        found = None if refresh else _plain(storage, key)
-        task = self._task(storage, key, refresh or found is False)
-        runner = RUNNER.get()
-        # What is there needs no process: this thread finds it. Quoted, as Prefect else looks for
-        # futures in all that it is given, loss by loss of every training.
-        if runner is None or not self.uses_model or found:
-            return Job(self, arguments, cast("State[R]", task(quote(arguments), return_state=True)))
-        return Job(self, arguments, runner.submit(task, {"arguments": arguments}))
 
     def made(self, arguments: dict[str, Any]) -> R:
         """Run the function; note how long it took and what it was made of."""
@@ -157,36 +154,28 @@ class Stage(Generic[P, R]):
 
 @dataclass
 class Job(Generic[R]):
-    """A task run that was begun: its future, or the state it ended in."""
+    """A task run of a stage that was begun: its future, or the state it ended in."""
 
-    stage: Stage[..., R]
-    arguments: dict[str, Any]
+    name: str
     begun: PrefectFuture[R] | State[R]
-    context: Context = field(default_factory=copy_context)
 
     def result(self) -> R:
         """Wait for the result. Raises DiskFull where the disk takes no more, else StageFailed."""
-        name, state = self.stage.name, self.begun
+        state = self.begun
         if not isinstance(state, State):
             try:
                 state.wait()
             except Exception as error:  # a stage's own errors are in its state
                 why = short(error) or type(error).__name__
                 raise StageFailed(
-                    f"{name}: its process was lost ({why}); start the run again, what is finished "
-                    "is kept"
+                    f"{self.name}: its process was lost ({why}); start the run again, what is "
+                    "finished is kept"
                 ) from error
             state = state.state
         if not state.is_completed():
-            raise _failure(state, name)
+            raise _failure(state, self.name)
         result = state.result()
-        if state.name != "Cached":
-            return result
-        where = store()
-        if not all(where.intact(file) for file in files_of(result)):
-            log(f"store: files of {name} are gone or damaged: it is made again", warning=True)
-            return self.context.run(self.stage.begin, self.arguments, True).result()
-        return result.model_copy(update={"cached": True})
+        return result.model_copy(update={"cached": True}) if state.name == "Cached" else result
 
 
 def stage(
@@ -215,11 +204,12 @@ def _block(url: str, _server: str) -> RemoteFileSystem:
     return block
 
 
-def _plain(storage: Path | RemoteFileSystem, key: str) -> bool | None:
-    """Whether Prefect kept plain JSON of one result under a key; None where it kept nothing.
+def _usable(storage: Path | RemoteFileSystem, key: str) -> bool | None:
+    """Whether what Prefect kept under a key is a result whose files are as they were made.
 
-    Prefect reads a record as the record itself says: as a pickle, or as JSON whose `__class__` may
-    be any function. Whoever can write to a shared store could run code here.
+    None where it kept nothing. Prefect reads a record as the record itself says: as a pickle, or as
+    JSON whose `__class__` may be any function. Whoever can write to a shared store could run code
+    here, so only plain JSON of one result passes.
     """
     named: list[Any] = []
 
@@ -234,14 +224,19 @@ def _plain(storage: Path | RemoteFileSystem, key: str) -> bool | None:
             record = storage.read_path(key, _sync=True)  # type: ignore[call-arg]
     except (ValueError, OSError):
         return None
+    known = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in Result.__subclasses__()}
     try:
         whole = json.loads(record, object_hook=note)
-        json.loads(whole["result"], object_hook=note)
-        serializer = whole["metadata"]["serializer"]
+        kept = json.loads(whole["result"], object_hook=note)
+        if whole["metadata"]["serializer"] != JSONSerializer().model_dump() or len(named) != 1:
+            return False
+        result = known[kept["__class__"]].model_validate(kept["data"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return False
-    known = {f"{kind.__module__}.{kind.__qualname__}" for kind in Result.__subclasses__()}
-    return serializer == JSONSerializer().model_dump() and len(named) == 1 and named[0] in known
+    intact = all(map(store().intact, files_of(result)))
+    if not intact:
+        log(f"store: files of {key} are gone or damaged: it is made again", warning=True)
+    return intact
 
 
 def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
