@@ -1,8 +1,6 @@
 """The sections of the configuration, one model each; those of data: tasks/lamp/options.py."""
 
-from __future__ import annotations
-
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -33,7 +31,7 @@ class TinyModelOptions(Options):
     """Share of its training questions with `rag.history_items` items of history in front."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> TinyModelOptions:
+    def _heads_divide(self) -> Self:
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
             raise ValueError(f"hidden {self.hidden} must give an even size per head ({self.heads})")
         return self
@@ -209,7 +207,7 @@ class FusionOptions(Options):
         return self.weights in ("evidence", "learned")
 
     @model_validator(mode="after")
-    def _of_the_weights(self) -> FusionOptions:
+    def _of_the_weights(self) -> Self:
         if self.order == "published" and self.by_evidence:
             raise ValueError("order=published is for weights by cosine or softmax, not by evidence")
         if self.weights == "learned" and self.merge == "svd":
@@ -245,7 +243,7 @@ class ScoringOptions(Options):
     """ROUGE's words: LaMP's, of a to z and digits, or `unicode`, those of any script."""
 
     @model_validator(mode="after")
-    def _published_words(self) -> ScoringOptions:
+    def _published_words(self) -> Self:
         if self.tokens == "unicode" and self.metrics == "mta_published":
             raise ValueError("tokens=unicode is for metrics=lamp: MTA's scorer has words of a to z")
         return self

@@ -1,7 +1,5 @@
 """The presets: what each sets beside the defaults of the options."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tasks.config.options import SYNTHETIC_TASKS

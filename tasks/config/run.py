@@ -4,11 +4,9 @@ A section that is given replaces only the fields it names. Unknown keys and valu
 fail before anything runs.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -55,7 +53,7 @@ class RunConfig(TaskSections):
         return listed
 
     @model_validator(mode="after")
-    def _known_tasks(self) -> RunConfig:
+    def _known_tasks(self) -> Self:
         known = [*TASKS, *([self.task.name] if self.task else [])]
         for name in (*self.lamp_tasks, *self.per_task):
             if name not in known:
@@ -63,7 +61,7 @@ class RunConfig(TaskSections):
         return self
 
     @model_validator(mode="after")
-    def _of_the_same_users(self) -> RunConfig:
+    def _of_the_same_users(self) -> Self:
         if self.items_curve and self.split.kind == "published":
             raise ValueError(
                 "items_curve needs split.kind grouped, as published chooses users by their items: "

@@ -1,7 +1,5 @@
 """The configuration of one LaMP task under one seed, and of one method in it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -8,8 +8,6 @@ Each result says which stored folders it was made of and which it gave; what goe
 that. A folder that no result points to always goes: nothing tells whose it is.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Container, Iterable, Iterator

@@ -1,7 +1,5 @@
 """A user to forget, in MLflow, and in Prefect: flow runs, with their task runs and logs."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable, Iterator, Set
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Remove a user, and all that was made of the user's texts, and prove it by a search."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -1,14 +1,12 @@
 """What work costs: steps, tokens, FLOPs, memory and time, from lengths of users' samples."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, cycle, islice
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import polars as pl
 
@@ -151,7 +149,7 @@ class Work:
     memory: int = 0
     disk: int = 0
 
-    def __add__(self, other: Work) -> Work:
+    def __add__(self, other: Self) -> Self:
         """Two parts of one stage."""
         sums = ("users", "items", "steps", "tokens", "flops", "seconds", "disk")
         values = {name: getattr(self, name) + getattr(other, name) for name in sums}

@@ -1,7 +1,5 @@
 """The base model without its weights: its shape, and its tokenizer where that is at hand."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

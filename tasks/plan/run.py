@@ -1,7 +1,5 @@
 """`dry_run`: what the run would take, from the prepared users; nothing is trained or loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product

@@ -1,7 +1,5 @@
 """What each stage costs: a planner that stands in for the stages (tasks/stand_in.py)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any

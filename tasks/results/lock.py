@@ -5,8 +5,6 @@ prefect-redis' locks, would be left for ever: Prefect sets no time after which t
 that share a store by a URL do not wait for each other; a piece that two make at once is the same.
 """
 
-from __future__ import annotations
-
 import asyncio
 
 from filelock import FileLock, Timeout

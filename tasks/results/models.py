@@ -3,8 +3,6 @@
 U users, K anchors, N items, D dimensions, m anchors of a user.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from tasks.config.options import ComputeOptions

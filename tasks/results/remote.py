@@ -5,8 +5,6 @@ What may pass (no answer, a server that is busy) is tried again with growing pau
 once, in one line.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from functools import partial

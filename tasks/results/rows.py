@@ -5,8 +5,6 @@ rows that are not known, and writes all of the batch into one folder, which name
 (`rows.json`: their keys, in order).
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence

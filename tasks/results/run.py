@@ -3,8 +3,6 @@
 Report, MLflow, export and forget read it; all that it points to is in the store.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

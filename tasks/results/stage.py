@@ -9,8 +9,6 @@ two runs that want the same share it. Before that the files' hashes are checked:
 damaged is made again. Inside a flow run a call is a task run, elsewhere the plain function.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import json
@@ -67,6 +65,32 @@ def within(name: str) -> Iterator[None]:
 
 class StageFailed(InputError):
     """A stage did not give its result, for its input or for a fault of ours; in one line."""
+
+
+@dataclass
+class Job(Generic[R]):
+    """A task run of a stage that was begun: its future, or the state it ended in."""
+
+    name: str
+    begun: PrefectFuture[R] | State[R]
+
+    def result(self) -> R:
+        """Wait for the result. Raises DiskFull where the disk takes no more, else StageFailed."""
+        state = self.begun
+        if not isinstance(state, State):
+            try:
+                state.wait()
+            except Exception as error:  # a stage's own errors are in its state
+                why = short(error) or type(error).__name__
+                raise StageFailed(
+                    f"{self.name}: its process was lost ({why}); start the run again, what is "
+                    "finished is kept"
+                ) from error
+            state = state.state
+        if not state.is_completed():
+            raise _failure(state, self.name)
+        result = state.result()
+        return result.model_copy(update={"cached": True}) if state.name == "Cached" else result
 
 
 class Stage(Generic[P, R]):
@@ -150,32 +174,6 @@ class Stage(Generic[P, R]):
 
     def __reduce__(self) -> str:
         return self.name  # in another process it is what stands in the module there
-
-
-@dataclass
-class Job(Generic[R]):
-    """A task run of a stage that was begun: its future, or the state it ended in."""
-
-    name: str
-    begun: PrefectFuture[R] | State[R]
-
-    def result(self) -> R:
-        """Wait for the result. Raises DiskFull where the disk takes no more, else StageFailed."""
-        state = self.begun
-        if not isinstance(state, State):
-            try:
-                state.wait()
-            except Exception as error:  # a stage's own errors are in its state
-                why = short(error) or type(error).__name__
-                raise StageFailed(
-                    f"{self.name}: its process was lost ({why}); start the run again, what is "
-                    "finished is kept"
-                ) from error
-            state = state.state
-        if not state.is_completed():
-            raise _failure(state, self.name)
-        result = state.result()
-        return result.model_copy(update={"cached": True}) if state.name == "Cached" else result
 
 
 def stage(

@@ -10,8 +10,6 @@ and `MTA_STORE_CACHE` is the folder of this machine that files are fetched into.
 into its place, so it is there whole or not at all; whoever reads a file looks at its hash (`path`).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """How far a piece of work is: in the Prefect UI, and in a terminal."""
 
-from __future__ import annotations
-
 import multiprocessing
 import re
 import sys

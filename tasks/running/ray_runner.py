@@ -3,8 +3,6 @@
 Imported only where it is asked for: ray and prefect-ray are the extra `ray`.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ Prefect's own task runners, as they come (`compute.runner`, `compute.workers`). 
 depends on it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What this machine has for jobs: a GPU, cores, and slots of the `gpu` limit of jobs at once."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

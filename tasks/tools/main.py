@@ -1,7 +1,5 @@
 """The command `mta`: runs and their plans, users and their models. Bad input: one line, code 2."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterable

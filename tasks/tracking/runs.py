@@ -5,8 +5,6 @@ and the store. So a run that found everything is as complete as the one that mad
 run again, also after a kill, leaves it in MLflow once.
 """
 
-from __future__ import annotations
-
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """A finished run, by its name, or a registered bank as one (`registry`), fetched from MLflow."""
 
-from __future__ import annotations
-
 import re
 import tempfile
 from functools import partial
