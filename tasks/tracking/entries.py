@@ -100,7 +100,8 @@ def data_set(cell: Cell) -> Dataset:
     from mlflow.entities import Dataset
 
     config, users = cell.config, cell.users
-    kind, source = "local", {"uri": str(Path(config.data).expanduser().absolute())}
+    kind, uri = "local", str(Path(config.data).expanduser().absolute())
+    source: dict[str, Any] = {"uri": uri}
     if config.data == "synthetic":
         world = config.synthetic.model_dump() | {"seed": config.seed}
         kind, source = "code", {"tags": {name: str(value) for name, value in world.items()}}
