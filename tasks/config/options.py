@@ -80,7 +80,6 @@ class TaskAdaptOptions(TrainingOptions):
     max_items: int | None = Field(None, ge=1)
     """Most items, drawn by the seed; null: all."""
     alpha: float = Field(8.0, gt=0.0)
-    # OPPU also names "out_proj", which no layer of a Llama is called.
     target_modules: list[str] | Literal["all-linear"] = Field(["q_proj", "k_proj", "v_proj"])
     batch_size: int = Field(16, ge=1)
     accumulation: int = Field(1, ge=1)
@@ -112,8 +111,7 @@ class EmbeddingOptions(Options):
     """The vector of a user (AnchorOptions has these fields, too)."""
 
     embedding: Literal["signature", "input_signature", "text"] = "signature"
-    """Gradient of the answers at the model's output (`signature`) or its input, whitened
-    (`input_signature`), or a vector of text and answer (`text`)."""
+    """Answers' gradient at the model's output, or whitened at its input; or a mean of texts."""
     text_model: str = Field("BAAI/bge-small-en-v1.5", min_length=1)
     """Encoder for `text`: a sentence-transformers model, or `base`, the base model's states."""
     signature_vocabulary: int = Field(64, ge=1, le=256)
@@ -197,8 +195,7 @@ class FusionOptions(Options):
     order: Literal["right", "published"] = "right"
     """`published` hands the weights out in reverse, as the published script does."""
     merge: Literal["exact", "factors", "svd"] = "exact"
-    """`exact` sums the products B A, `factors` (published) averages A and B, `svd` cuts `exact` to
-    rank r."""
+    """`exact` sums products B A, `factors` (published) averages A and B, `svd` cuts to rank r."""
     learned: LearnedOptions = LearnedOptions()
 
     @property
@@ -262,8 +259,7 @@ class PlanOptions(Options):
     peak_tflops: float = Field(989.0, gt=0.0)
     """Peak of the machine, in TFLOP/s."""
     mfu: float = Field(0.25, gt=0.0, le=1.0)
-    """Share of the peak that training and reading prompts reach, an assumption: give what
-    `tests.benchmarks.many_users` measures (docs/measurements.md)."""
+    """Share of the peak that is reached (assumed); `tests.benchmarks.many_users` measures it."""
     bandwidth_tb: float = Field(3.35, gt=0.0)
     """Memory bandwidth in TB/s; each token of an answer reads all weights."""
     memory_gb: float = Field(80.0, gt=0.0)
@@ -273,13 +269,9 @@ class PlanOptions(Options):
 
 
 class ComputeOptions(Options):
-    """Where it runs. It decides no result; the last bits follow torch's threads on a CPU.
-
-    But for `adapter_dtype`, which is in the keys as `base.dtype` is.
-    """
+    """Where it runs. It decides no result but by `adapter_dtype`; last bits follow `threads`."""
 
     outside_key: ClassVar[bool] = True
-
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models run; `auto` takes a GPU if there is one."""
     adapter_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -304,5 +296,4 @@ class ComputeOptions(Options):
     cpus_per_job: float = Field(1.0, gt=0.0)
     """CPUs that a job asks of Ray."""
     checkpoint_seconds: float = Field(60.0, ge=0.0)
-    """Seconds between checkpoints of a training, which never take more than 2 % of the time; 0:
-    none."""
+    """Seconds between checkpoints of a training, which take at most 2 % of the time; 0: none."""
