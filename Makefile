@@ -57,8 +57,8 @@ lint: $(INSTALLED_TEST) ## ruff, which folder imports which, mypy
 	$(VENV)/bin/lint-imports --no-logo
 	$(PY) -m mypy
 
-docs: $(INSTALLED_DOCS) ## write the page of options, build the site in site/, check its links
-	@$(PY) -m tests.unit.docs.options
+docs: $(INSTALLED_DOCS) ## write the generated pages, build the site in site/, check its links
+	@$(PY) -m tests.unit.docs.reference
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 pictures: $(INSTALLED_TEST) ## make the docs' pictures anew from the last run of the benchmark

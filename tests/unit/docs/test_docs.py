@@ -17,7 +17,7 @@ from infra.local.alone import parameters
 from infra.local.settings import DEPLOYMENTS
 from tasks.config.run import resolve
 from tasks.tools.main import app
-from tests.unit.docs import options
+from tests.unit.docs import reference
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,8 +97,22 @@ def test_every_command_exists(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_every_named_file_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     paths = re.findall(r"`((?:flows|tasks|infra|tests|docs)/[\w./-]+)`", text)
-    paths += [place for place in re.findall(r"\]\(([\w./-]+)[)#]", text) if page.parent == ROOT]
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as MkDocs and GitHub make them of its headings."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", one).lower()) for one in found}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for place, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", text):
+        to = page.parent / place if place else page
+        assert to.exists(), place
+        assert not anchor or anchor in headings(to), f"{place}#{anchor}"
 
 
 def test_commands_are_read_over_lines() -> None:
@@ -107,8 +121,10 @@ def test_commands_are_read_over_lines() -> None:
     assert found == [["make", "up"], ["mta", "run", "-p", "a=\n  1"], ["make", "stop"]]
 
 
-def test_options_are_those_of_the_code() -> None:
-    assert options.PAGE.read_text(encoding="utf-8") == options.page(), "`make docs` writes it"
+@pytest.mark.parametrize("name", reference.pages())
+def test_generated_pages_are_those_of_the_code(name: str) -> None:
+    written = (reference.DOCS / name).read_text(encoding="utf-8")
+    assert written == reference.pages()[name], "`make docs` writes it"
 
 
 def test_readme_is_short() -> None:

@@ -1,4 +1,4 @@
-"""Write docs/options.md from the models of the configuration: `make docs`."""
+"""Write docs/options.md and docs/commands.md from the code: `make docs`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from tasks.config.options import TrainingOptions
 from tasks.config.presets import GIVEN_MODEL, PRESETS, WORLDS
 from tasks.config.run import RunConfig
+from tasks.tools.main import app
 
-PAGE = Path(__file__).parents[3] / "docs" / "options.md"
+DOCS = Path(__file__).parents[3] / "docs"
 BOUNDS = {
     "minimum": ">=",
     "exclusiveMinimum": ">",
@@ -20,7 +23,7 @@ BOUNDS = {
     "exclusiveMaximum": "<",
     "minItems": "entries >=",
 }
-INTRODUCTION = """# Options
+OPTIONS = """# Options
 
 Any option is set by `-p`, for `make benchmark ARGS="..."`, `mta run`, `mta plan` and
 `prefect deployment run`. A section takes a JSON object of the options to change:
@@ -33,12 +36,23 @@ the models; a preset changes some of them ([below](#what-the-presets-change)).
 
 This page is generated from the code, and a test compares the two.
 """
+COMMANDS = """# Commands
+
+`mta` is in the environment that `make install` makes; `. .venv/bin/activate` activates it. Bad
+input is one line and exit code 2. `make help` lists the commands of `make`, and
+[running.md](running.md) says what they do.
+
+This page is generated from the code, and a test compares the two.
+"""
 Schema = dict[str, Any]
 
 
-def page() -> str:
-    """All of docs/options.md."""
-    return "\n".join([INTRODUCTION, *sections(), *presets()])
+def pages() -> dict[str, str]:
+    """Each generated page of docs/ by its name."""
+    return {
+        "options.md": "\n".join([OPTIONS, *sections(), *presets()]),
+        "commands.md": "\n".join([COMMANDS, *commands()]),
+    }
 
 
 def sections() -> Iterator[str]:
@@ -118,5 +132,18 @@ def leaves(values: Schema, path: str = "") -> Iterator[tuple[str, Any]]:
             yield path + name, value
 
 
+def commands() -> Iterator[str]:
+    """What each command of `mta` does, and a table of what it takes."""
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        yield f"## mta {name}\n\n{command.help}\n"
+        yield "| argument or option | default | what it is |\n|---|---|---|"
+        for one in command.params:
+            given = one.opts if one.opts[0].startswith("-") else [f"{one.name.upper()}"]
+            default = "required" if one.required else f"`{one.default}`" if one.default else ""
+            yield f"| `{', '.join(given)}` | {default} | {one.help or ''} |"
+        yield ""
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")
