@@ -79,7 +79,7 @@ def mta(
 ) -> State[Any]:
     """Personalise one language model to many users, and measure it.
 
-    Sections, such as `stacking`, replace only the fields given (tasks/config/options.py).
+    Sections, such as `stacking`, replace only the fields given (docs/options.md).
 
     Args:
         preset: what everything else starts from: `embedded` (a tiny model, minutes on a laptop),

@@ -228,7 +228,7 @@ def _read_task(file: Path) -> dict[str, Any]:
 def _problem(item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{name}: there is no such option (tasks/config and tasks/lamp/options.py have all)"
+        return f"{name}: there is no such option (docs/options.md lists all)"
     if item["type"] == "model_type":
         return f"{name}: give a JSON object of the options to change (got {item['input']!r})"
     # A rule between sections has no name of its own, and all of the configuration as its input.

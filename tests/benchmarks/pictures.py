@@ -1,4 +1,4 @@
-"""Make the README's pictures anew from a run of the benchmark: `make pictures`.
+"""Make the docs' pictures anew from a run of the benchmark: `make pictures`.
 
     python -m tests.benchmarks.pictures [--run NAME]
 

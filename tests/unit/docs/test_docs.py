@@ -20,14 +20,15 @@ from tasks.tools.main import app
 from tests.unit.docs import reference
 
 ROOT = Path(__file__).parents[3]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "infra").rglob("*.md")])
 MAKE = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 VARIABLES = {"ARGS", "EXTRAS", "GPU_SLOTS", "MLFLOW_PORT", "PREFECT_PORT", "PYTHON"}
 
 
 def name_of(page: Path) -> str:
-    return page.name
+    return str(page.relative_to(ROOT))
 
 
 def commands(text: str) -> Iterator[list[str]]:
