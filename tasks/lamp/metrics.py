@@ -19,22 +19,17 @@ Every metric is a function of sums over examples: what each adds (`example_colum
 metrics of the sums (`from_sums`), which tasks/lamp/statistics.py applies to resampled sums as well.
 """
 
-from __future__ import annotations
-
 import math
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.words import words
-
-if TYPE_CHECKING:
-    from rouge_score.rouge_scorer import RougeScorer
 
 Rules = Literal["lamp", "mta_published", "unicode"]
 Floats = NDArray[np.float64]
@@ -73,7 +68,8 @@ def example_columns(
     if not as_lamp:
         end = "." if task.name == "LaMP-5" else "\n"
         pairs = [(said.split("\n")[0].split(end)[0].strip(), gold) for said, gold in pairs]
-    return np.array([_rouge(prediction, gold, rules) for prediction, gold in pairs])
+    scores = [_rouge(rules)(gold, said) for said, gold in pairs]
+    return np.array([(one["rouge1"].fmeasure, one["rougeL"].fmeasure) for one in scores])
 
 
 def from_sums(
@@ -195,14 +191,10 @@ class _AnyScript:
 
 
 @cache
-def _scorer(rules: Rules) -> RougeScorer:
+def _rouge(rules: Rules) -> Callable[[str, str], Any]:
+    """What scores a gold and a prediction."""
     from rouge_score.rouge_scorer import RougeScorer  # it brings nltk, for text tasks alone
 
     tokenizer = _AnyScript() if rules == "unicode" else None
     stems = rules == "mta_published"
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=stems, tokenizer=tokenizer)
-
-
-def _rouge(prediction: str, gold: str, rules: Rules) -> tuple[float, float]:
-    scores = _scorer(rules).score(gold, prediction)
-    return scores["rouge1"].fmeasure, scores["rougeL"].fmeasure
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=stems, tokenizer=tokenizer).score
