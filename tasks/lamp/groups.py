@@ -5,6 +5,7 @@ neighbour's profile. So users that share content form a group.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -48,7 +49,7 @@ def find_groups(users: pl.DataFrame, share: float, task: LampTask) -> pl.Series:
     return ids.select(group=pl.col("user_id").min().over("component"))["group"]
 
 
-def _sharing(items: pl.DataFrame, height: int, share: float) -> Iterator[NDArray[np.integer]]:
+def _sharing(items: pl.DataFrame, height: int, share: float) -> Iterator[NDArray[np.integer[Any]]]:
     """Rows [2, n] of users who share at least `share` of the smaller profile, batch by batch.
 
     items: row (of `height` users), pair, users (who have this pair).

@@ -197,4 +197,6 @@ def _rouge(rules: Rules) -> Callable[[str, str], Any]:
 
     tokenizer = _AnyScript() if rules == "unicode" else None
     stems = rules == "mta_published"
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=stems, tokenizer=tokenizer).score
+    scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=stems, tokenizer=tokenizer)
+    score: Callable[[str, str], Any] = scorer.score
+    return score

@@ -67,7 +67,7 @@ class Citations(Family):
         self.themes = [{"words": own[:8], "schools": own[8:]} for own in words]
         self.pairs = list(permutations(range(options.choices), 2))
         cited = noisy_choice(options)  # [v, school]
-        table = np.stack([cited[:, pair] for pair in self.pairs], axis=1)
+        table = np.stack([cited[:, list(pair)] for pair in self.pairs], axis=1)
         self.joint = table[None] / (2 * (options.choices - 1))
         self.gain = np.eye(len(LABELS))
 
