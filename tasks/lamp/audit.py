@@ -37,6 +37,7 @@ def audit(users: pl.DataFrame, dropped: Mapping[str, int], task: LampTask) -> di
     sides = _sides(users)
     few_shot = sides["few_shot"]
     items = _flat(users, "profile", task)
+    texts = items.group_by("about").agg(pl.col("row", "answer").n_unique())
     golds = _flat(few_shot, "query", task)
     asked = {"all": _flat(users, "query", task), "few_shot": golds}
     return {
@@ -50,7 +51,12 @@ def audit(users: pl.DataFrame, dropped: Mapping[str, int], task: LampTask) -> di
             for name, queries in asked.items()
         },
         "shared_groups": shared_groups(users),
-        "duplicates": {"dropped": dropped.get(DUPLICATE_ITEM, 0), **_repeated(items)},
+        "duplicates": {
+            "dropped": dropped.get(DUPLICATE_ITEM, 0),
+            "texts": texts.height,
+            "repeated_texts": int((texts["row"] > 1).sum()),
+            "texts_with_several_answers": int((texts["answer"] > 1).sum()),
+        },
         "empty": {
             reason: dropped[reason]
             for reason in (EMPTY_ITEM, EMPTY_QUERY, EMPTY_USER, ORPHAN_QUERY)
@@ -123,15 +129,6 @@ def _sizes(users: pl.DataFrame) -> dict[str, int]:
     """Size of a group -> how many have it, smallest first; keys as JSON will have them."""
     sizes = Counter(Counter(users["group"]).values())
     return {str(size): count for size, count in sorted(sizes.items())}
-
-
-def _repeated(items: pl.DataFrame) -> dict[str, int]:
-    texts = items.group_by("about").agg(pl.col("row", "answer").n_unique())
-    return {
-        "texts": texts.height,
-        "repeated_texts": int((texts["row"] > 1).sum()),
-        "texts_with_several_answers": int((texts["answer"] > 1).sum()),
-    }
 
 
 def _balance(answers: pl.Series, task: LampTask) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ then. What is chosen on them has not seen a few-shot user.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,9 @@ def write_dataset(
     if task.items == "built" and any(map(has_unasked, frames.values())):
         frames = _ask_papers(out, dropped, task.name, seed)
         counts["papers_asked_by_their_author"] = sum(map(_items, frames.values()))
-    instruction = instruction_of(_inputs(out), task)
+    parts = (part for side in ROLES for part in row_groups(out / f"{side}.parquet", ["query"]))
+    asked = (query for part in parts for own in part["query"].to_pylist() for query in own)
+    instruction = instruction_of((query["input"] for query in asked), task)
     if options.development:
         frames = _development(out, task, instruction, options, seed)
         table = pl.concat(one.with_columns(role=pl.lit(side)) for side, one in frames.items())
@@ -164,10 +166,3 @@ def split_off(
     before = profile.head(profile.len() - count).list.tail(ITEMS)
     users = able.filter(drawn).with_columns(profile=before, query=asked)
     return left, users.select(SIDE.names)
-
-
-def _inputs(folder: Path) -> Iterator[str]:
-    """The inputs of all queries, side by side."""
-    for side in ROLES:
-        for table in row_groups(folder / f"{side}.parquet", columns=["query"]):
-            yield from (query["input"] for own in table["query"].to_pylist() for query in own)

@@ -131,7 +131,9 @@ class Ratings(Family):
         self.joint = np.empty(shape)
         for archetype, value, context in np.ndindex(*shape[:3]):
             rating = clean_rating(archetype, value, SENTIMENTS[context], options.choices)
-            self.joint[archetype, value, context] = _noisy(rating, options.label_noise)
+            same, near = np.array(RATINGS) == rating, np.abs(np.array(RATINGS) - rating) <= 1
+            given = (1.0 - options.label_noise) * same + options.label_noise * near / near.sum()
+            self.joint[archetype, value, context] = given
         self.joint /= len(SENTIMENTS)
         self.gain = -np.abs(np.subtract.outer(RATINGS, RATINGS)).astype(float)
 
@@ -149,13 +151,6 @@ def clean_rating(archetype: int, value: int, sentiment: int, choices: int) -> in
     strength = int(2.0 * value / (choices - 1) * abs(sentiment) + 0.5)
     offset = archetype % 2
     return int(np.clip(3 + offset + int(np.sign(sentiment)) * strength, RATINGS[0], RATINGS[-1]))
-
-
-def _noisy(rating: int, noise: float) -> Floats:
-    """[5]: p(rating given | rating without noise)."""
-    near = np.abs(np.array(RATINGS) - rating) <= 1
-    given: Floats = (1.0 - noise) * (np.array(RATINGS) == rating) + noise * near / near.sum()
-    return given
 
 
 class Titles(Family):
