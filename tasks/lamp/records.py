@@ -4,8 +4,6 @@ A file is a JSON list, or JSON Lines: objects, one a line. Of a key that stands 
 the last counts, as `json.load` has it. Each fault becomes one line with its place and the remedy.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -40,7 +38,7 @@ def read_records(
 
 
 def _records(
-    text: _Text, damaged: Callable[[InputError], None] | None
+    text: "_Text", damaged: Callable[[InputError], None] | None
 ) -> Iterator[tuple[str, Any]]:
     first = text.next()
     if first == "{":
