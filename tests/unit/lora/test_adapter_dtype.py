@@ -124,8 +124,10 @@ def test_it_learns_as_with_float32() -> None:
         base = tiny_base()
         base.model.to(HALF)
         these = Group(replace(base, adapter_dtype=dtype), options, histories()[:2], [*SEEDS[:2]])
-        _, outcome = these.together()
+        loras, outcome = these.together()
         assert outcome.flat.dtype == torch.float32
+        assert loras[0].layers["model.layers.0.self_attn.q_proj"][0].dtype == torch.float32
+        assert {one.dtype for one in base.model.parameters()} == {HALF}
         assert all(losses[-1] < 0.3 * losses[0] for losses in outcome.losses)
         ends.append(torch.tensor([losses[-1] for losses in outcome.losses]))
     assert ((ends[1] - ends[0]).abs() < 0.02 * ends[0]).all()

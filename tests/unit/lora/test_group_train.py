@@ -204,18 +204,6 @@ def test_it_learns_by_heart(fresh_base: MakeBase) -> None:
         assert losses[-1] < 0.3 * losses[0]
 
 
-def test_bf16_base_with_fp32_adapters_trains() -> None:
-    base = tiny_base()
-    base.model.to(torch.bfloat16)
-    options = training(learning_rate=1e-2, epochs=15, batch_size=4, schedule="constant")
-    loras, outcome = Group(base, options, histories()[:2], list(SEEDS[:2])).together()
-    assert outcome.flat.dtype == torch.float32
-    assert loras[0].layers["model.layers.0.self_attn.q_proj"][0].dtype == torch.float32
-    for losses in outcome.losses:
-        assert losses[-1] < 0.3 * losses[0]
-    assert {p.dtype for p in base.model.parameters()} == {torch.bfloat16}
-
-
 def test_initial_weights_can_be_given(fresh_base: MakeBase) -> None:
     """Two epochs' weights from fresh ones are those from the same weights given; kept as given."""
     these = group(fresh_base())

@@ -121,8 +121,8 @@ def test_the_penalty_holds_weights_back(fresh_base: MakeBase) -> None:
     """By steps of Adam, which does not see its scale, a strong one cannot move far; none can."""
     base, moved = fresh_base(), []
     for penalty in (0.0, 30.0, 3000.0):
-        got = trained(base, range(5), steps=40, penalty=penalty)
-        start = torch.tensor([weights for _, weights in RECIPES], dtype=torch.float64)
+        got = trained(base, range(2), steps=30, penalty=penalty)
+        start = torch.tensor([weights for _, weights in RECIPES[:2]], dtype=torch.float64)
         moved.append(float((got.flat - start).norm()))
     assert moved[0] > 2 * moved[1] > 4 * moved[2]
 
