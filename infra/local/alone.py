@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from infra.command import say
 from infra.local.processes import Record, end, family, free_port, start, wait_until
 from infra.local.server import UNDER_WAY, PrefectApi, answers, crash, free_slots
 from infra.local.settings import HOST, PROJECT, SERVER, base_environment
-from tasks.config.run import resolve
 from tasks.errors import InputError
 
 # The variable with the pid of the run that a process belongs to: its server, its workers.
@@ -30,8 +29,13 @@ LEASES_ON_DISK = "prefect.server.concurrency.lease_storage.filesystem"
 def run_alone(given: list[str]) -> int:
     """Run the flow with `name=value` pairs; the exit code is 0 only when nothing is missing."""
     values = parameters(given)
-    resolve(values)
-    with local_server(Path(".mta/local").absolute()):
+
+    def check() -> None:
+        from tasks.config.run import resolve
+
+        resolve(values)
+
+    with local_server(Path(".mta/local").absolute(), check):
         from flows.mta import mta
 
         state = mta(**values, return_state=True)
@@ -56,8 +60,11 @@ def parameters(given: list[str]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def local_server(home: Path) -> Iterator[None]:
+def local_server(home: Path, meanwhile: Callable[[], None] | None = None) -> Iterator[None]:
     """Run the body against a server of its own, its database in `home`, which all such runs share.
+
+    meanwhile: called while the server starts. It is the first that may import Prefect, whose
+    threads, here and in workers, would start another server where no address is set.
 
     The project's server may be running, and two servers on one SQLite file get in each other's way.
     """
@@ -71,6 +78,9 @@ def local_server(home: Path) -> Iterator[None]:
         # With the process, after what Prefect still has to send: without it an exit takes a minute.
         atexit.register(lambda: end(family(**mine)))
         api = PrefectApi(f"http://{HOST}:{server.port}/api")
+        os.environ.update(mine, PREFECT_API_URL=api.url)
+        if meanwhile:
+            meanwhile()
         wait_until(server, lambda: answers(f"{api.url}/health"))
         if no_other:
             # What is under way there was killed. The server has just started and knows no leases,
@@ -78,8 +88,6 @@ def local_server(home: Path) -> Iterator[None]:
             crash(api, api.rows("flow_runs", flow_runs=UNDER_WAY), "It was killed.")
             free_slots(api, home)
         threading.Thread(target=_watch, args=(server, over), daemon=True).start()
-        # Before Prefect is imported: else its threads, here and in workers, start another server.
-        os.environ.update(mine, PREFECT_API_URL=api.url)
         from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
         with temporary_settings({PREFECT_API_URL: api.url, PREFECT_HOME: home}):

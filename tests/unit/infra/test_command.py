@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import typer
 
@@ -45,3 +48,10 @@ def test_one_line(
     assert said.out == out
     assert said.err.startswith(err)
     assert said.err.count("\n") == bool(err)
+
+
+def test_the_command_imports_no_prefect() -> None:
+    """`mta run` sets its server's address first; without one Prefect would start another."""
+    code = "import sys, infra.local.alone, tasks.tools.main; print('prefect' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
