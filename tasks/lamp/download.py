@@ -115,7 +115,7 @@ def _download(url: str, file: Path, brackets: str, say: Say, show: ShowFile) -> 
     tries = Retrying(
         retry=retry_if_exception_type(requests.RequestException),
         before_sleep=lambda tried: say(
-            f"{url}: {_why(tried.outcome and tried.outcome.exception())}"
+            f"{url}: {_why(tried.outcome.exception() if tried.outcome else None)}"
         ),
         wait=wait_incrementing(1, 1),
         stop=stop_after_attempt(1 + RETRIES),

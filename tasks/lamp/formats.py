@@ -7,7 +7,7 @@ LaMP official: `{split}_questions.json`, a list of {id, input, profile: [item]},
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,7 @@ class _Reader:
         if "profile" not in record:
             raise InputError(f"{where} has no profile; every user needs its list of items")
         profile, task = list_of(record["profile"], where, "profile"), self.task
+        items: Sequence[Sequence[str]]
         if task.items == "built":
             items, lost, drawn = read_papers(profile, where, task.name, self._seed)
             self.dropped[kept.NO_NEGATIVE] += lost

@@ -39,9 +39,8 @@ ROW = 100
 class Planner:
     """Stands in for the stages of one LaMP task under one seed, with its curve.
 
-    Each method has the name of a stage, and takes of that stage's arguments those that cost; it
-    notes what the stage costs, and gives a result whose files are names only. `compare` ends a
-    plan, which is then in `plans`.
+    Each method is named as a stage and takes of its arguments those that cost. It notes the cost,
+    and gives a result whose files are names only. `compare` ends a plan; `plans` has it then.
     """
 
     def __init__(self, model: PlannedModel) -> None:
