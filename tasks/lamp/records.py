@@ -124,12 +124,15 @@ class _Text:
 
     def use(self, end: int) -> None:
         """Go on to `end`."""
-        used = self.text[self.at : end]
-        if breaks := used.count("\n"):
-            self.line, self.column = self.line + breaks, 1
-        self.column += len(used) - 1 - used.rfind("\n")
-        self.byte += len(used.encode(errors="surrogateescape"))
+        self.line, self.column, self.byte = self._position(end)
         self.at = end
+
+    def _position(self, end: int) -> tuple[int, int, int]:
+        """Line, column and byte of `end`."""
+        used = self.text[self.at : end]
+        breaks, size = used.count("\n"), len(used.encode(errors="surrogateescape"))
+        column = len(used) - 1 - used.rfind("\n") + (1 if breaks else self.column)
+        return self.line + breaks, column, self.byte + size
 
     def skip(self) -> None:
         """Go on to the next line that begins an object, or to the end where there is none."""
@@ -142,21 +145,20 @@ class _Text:
         try:
             self.text[self.at : end].encode()
         except UnicodeEncodeError as error:
-            self.use(self.at + error.start)
+            _, _, byte = self._position(self.at + error.start)
             raise InputError(
-                f"{self.file}: {self.place}: not UTF-8 at byte {self.byte}; repair it, or get it "
-                "again"
+                f"{self.file}: {self.place}: not UTF-8 at byte {byte}; repair it, or get it again"
             ) from None
 
     def fail(self, what: str, at: int) -> NoReturn:
         self.check(at + 1)
-        self.use(at)
+        line, column, _ = self._position(at)
         hint = "repair it, or get it again if it was truncated"
         if self.place.startswith("line"):
             hint += "; JSON Lines have one user a line, and no comma"
         raise InputError(
-            f"{self.file}: {self.place}: not valid JSON at line {self.line}, column "
-            f"{self.column} ({what}); {hint}"
+            f"{self.file}: {self.place}: not valid JSON at line {line}, column {column} ({what}); "
+            f"{hint}"
         )
 
     def _more(self) -> None:

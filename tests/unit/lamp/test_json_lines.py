@@ -127,3 +127,16 @@ def test_damaged_lines(tmp_path: Path, seed: int) -> None:
             copied = copy_users(file, get_task("LaMP-3"), tmp_path / "copy.arrow")
             assert copied.dropped == found[1]
     assert 0 < read < 60
+
+
+def test_the_line_after_a_damaged_one_is_read(tmp_path: Path) -> None:
+    """An object that does not end, as it is told at the end of the file, and a byte that is not
+    UTF-8 cost their own lines alone."""
+    file = tmp_path / "users.jsonl"
+    file.write_bytes(b'{"user_id": "\xff"}\n{"user_id": 1, "profile": [\n' + ONE)
+    faults: list[InputError] = []
+    assert [place for place, _ in records.read_records(file, faults.append)] == ["line 3"]
+    assert [str(fault).removeprefix(f"{file}: ").split(";")[0] for fault in faults] == [
+        "line 1: not UTF-8 at byte 13",
+        "line 2: not valid JSON at line 4, column 1 (Expecting ',' delimiter)",
+    ]
