@@ -124,15 +124,15 @@ def test_names_of_task_runs_and_missing_pieces(
                 raise StageFailed("no")
         return real(self, arguments)
 
-    def begun(self: Stage[..., Any], arguments: dict[str, Any], refresh: bool = False) -> Any:
+    def submit(self: Stage[..., Any], *args: Any) -> Any:
         try:
-            return real_begin(self, arguments, refresh)
+            return real_submit(self, *args)
         except StageFailed as error:
-            return Job(self, arguments, Failed(message=str(error)))
+            return Job(self.name, Failed(message=str(error)))
 
-    real_begin = Stage.begin
+    real_submit = Stage.submit
     monkeypatch.setattr(Stage, "made", made)
-    monkeypatch.setattr(Stage, "begin", begun)
+    monkeypatch.setattr(Stage, "submit", submit)
     options = {
         "anchors": pipeline.OPTIONS["anchors"] | {"count": COUNT, "per_job": 1},
         "stacking": pipeline.OPTIONS["stacking"] | {"learning_rate": 1e30},
