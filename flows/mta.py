@@ -36,7 +36,7 @@ from tasks.report.notes import data_lines
 from tasks.report.publish import announce, publish
 from tasks.results.models import Compared
 from tasks.results.run import Cell
-from tasks.results.stage import CELL, StageFailed
+from tasks.results.stage import StageFailed, within
 from tasks.results.store import store
 from tasks.running.jobs import ended, in_threads, noted
 from tasks.running.runner import everywhere, running, side_by_side
@@ -165,23 +165,22 @@ def all_cells(config: RunConfig) -> tuple[list[Cell], list[str]]:
 def one_cell(config: RunConfig, seed: int, name: str) -> tuple[Cell | None, list[str]]:
     """One LaMP task under one seed, with its curve; and what is missing of it."""
     own = config.for_task(name, seed)
-    CELL.set(own.name)
-    try:
-        tuning = tuned(own) if config.tune else None
-        settings = tuning.settings if tuning else {}
-        cell = lamp_task(with_settings(own, settings))
-    except InputError as error:
-        return None, [f"{own.name}: {error}"]
-    missing = list(cell.missing)
-    curve: dict[int, Compared] = {}
-    for items in config.items_curve:
-        if items == own.split.few_shot_items:
-            continue  # that is the cell itself
-        CELL.set(f"{own.name}, {items} items")
-        with noted(f"{own.name} with {items} items", missing):
-            fewer = with_settings(config.for_task(name, seed, items), settings)
-            point = lamp_task(fewer, known=cell)
-            curve[items] = point.compared
-            missing += [f"with {items} items: {line}" for line in point.missing]
+    with within(own.name):
+        try:
+            tuning = tuned(own) if config.tune else None
+            settings = tuning.settings if tuning else {}
+            cell = lamp_task(with_settings(own, settings))
+        except InputError as error:
+            return None, [f"{own.name}: {error}"]
+        missing = list(cell.missing)
+        curve: dict[int, Compared] = {}
+        for items in config.items_curve:
+            if items == own.split.few_shot_items:
+                continue  # that is the cell itself
+            with noted(f"{own.name} with {items} items", missing), within(f"{items} items"):
+                fewer = with_settings(config.for_task(name, seed, items), settings)
+                point = lamp_task(fewer, known=cell)
+                curve[items] = point.compared
+                missing += [f"with {items} items: {line}" for line in point.missing]
     found = {"curve": curve, "tuning": tuning, "missing": tuple(missing)}
     return cell.model_copy(update=found), missing

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from tasks import fusion
 from tasks.errors import InputError
-from tasks.method import weights
 from tests.flows.test_flow import TABLE, mlflow_runs, run
 
 
@@ -16,14 +16,14 @@ def test_a_method_without_recipes_leaves_the_others(
     workplace: Path, mlflow_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where the published rule gives a user no weights; methods of other banks are scored."""
-    real = weights.search
+    real = fusion.search
 
     def search(users: Any, bank: Any, options: Any) -> Any:
         if options.order == "published":
             raise InputError("no weights from 0 to 1")
         return real(users, bank, options)
 
-    monkeypatch.setattr(weights, "search", search)
+    monkeypatch.setattr(fusion, "search", search)
     state = run(methods=["base", "mta_published", "mta"])
     assert state.name == "Incomplete"
     assert "LaMP-2M: mta_published: no weights from 0 to 1" in (state.message or "")
