@@ -114,7 +114,7 @@ def fusion(
         table = pl.read_parquet(store().path(evidence.table))
         seconds = table["seconds"].to_list()
         known = np.array(table["log_likelihoods"].to_list(), dtype=float)
-    chosen = chosen_anchors(options, ids, users, anchors, known)
+    chosen = weighed_anchors(options, ids, users, anchors, known)
     members, similarities, _ = chosen
     with store().new("fusion") as folder:
         write_recipes(folder.path, ids, recipes_of(bank.names, chosen, seconds))
@@ -135,7 +135,7 @@ def described(recipes: Recipes, options: FusionOptions) -> str:
     )
 
 
-def chosen_anchors(
+def weighed_anchors(
     options: FusionOptions, ids: Sequence[str], users: Floats, anchors: Floats, known: Floats | None
 ) -> Chosen:
     """Each user's anchors (numbers in the bank), their similarities and weights, each [U, m].

@@ -19,7 +19,7 @@ import torch
 from tasks.embed import by_user, embedder, embedding_of, measured
 from tasks.errors import InputError
 from tasks.export import about
-from tasks.fusion import bank_vectors, chosen_anchors, learn
+from tasks.fusion import bank_vectors, learn, weighed_anchors
 from tasks.lora.adapters import Lora
 from tasks.lora.bank import stack
 from tasks.lora.batches import Encoded
@@ -171,7 +171,7 @@ class Personaliser:
         if fusion.by_evidence:
             asked = shortlists(points @ self._anchors.T, fusion.shortlist).tolist()
             evidence = self.model.log_likelihoods(self.bank, samples, asked)
-        chosen = chosen_anchors(fusion, names, points, self._anchors, evidence)
+        chosen = weighed_anchors(fusion, names, points, self._anchors, evidence)
         recipes = recipes_of(self.run.merged.bank.names, chosen)
         if fusion.weights == "learned":
             recipes = learn(self.model, fusion.learned, self._merged(recipes), samples, recipes)
