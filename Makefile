@@ -49,7 +49,7 @@ install: $(INSTALLED) ## only the environment
 
 test: $(INSTALLED_TEST) ## lint, types, then the tests
 	@$(MAKE) --no-print-directory lint
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED_TEST) ## ruff, which folder imports which, mypy
 	$(PY) -m ruff check .
