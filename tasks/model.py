@@ -92,6 +92,8 @@ class Model:
         initial: one LoRA per user to go on from, instead of fresh ones by `seeds`. checkpoint:
         where the state is kept.
         """
+        from tasks.lora.tokens import Samples
+
         more = [options.target_parameters] if options.target_parameters else []
         shapes = self.engine.shapes_of(self.base.model, options.target_modules, options.rank, *more)
         scale = options.alpha / options.rank
@@ -109,7 +111,9 @@ class Model:
                 items=len(own),
                 steps=len(outcome.losses[number]),
                 tokens=outcome.tokens[number],
-                truncated=sum(one.truncated for one in own),
+                truncated=own.truncated
+                if isinstance(own, Samples)
+                else sum(one.truncated for one in own),
                 losses=tuple(outcome.losses[number]),
                 failed=number in outcome.failed,
                 seconds=each,

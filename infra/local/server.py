@@ -138,19 +138,21 @@ def crash(api: PrefectApi, runs: Rows, reason: str) -> None:
 
 
 def free_slots(api: PrefectApi, home: Path) -> None:
-    """Give back the slots of all limits, as no run is under way; home: the server's."""
+    """Give back the slots of our limits, as no run is under way; home: the server's."""
     # A lease that outlives its slot would take another's later.
     for lease in (home / "concurrency_leases").glob("*.json"):
         lease.unlink(missing_ok=True)
     for limit in api.call("POST", "/v2/concurrency_limits/filter", {}):
-        if limit["active_slots"]:
+        ours = limit["name"] == GPU_LIMIT or limit["name"].startswith("deployment:")
+        if ours and limit["active_slots"]:
             api.call("PATCH", f"/v2/concurrency_limits/{limit['id']}", {"active_slots": 0})
 
 
 def end_worker(layout: Layout, api: PrefectApi, reason: str) -> None:
     """End the only worker and its jobs, say that their runs are over, give back what they held."""
-    own = {"name": {"any_": [name.split("/")[1] for name in DEPLOYMENTS]}}
-    left = api.rows("flow_runs", flow_runs=UNDER_WAY, deployments=own)
+    flows, names = zip(*(name.split("/") for name in DEPLOYMENTS), strict=True)
+    own = {"flows": {"name": {"any_": flows}}, "deployments": {"name": {"any_": names}}}
+    left = api.rows("flow_runs", flow_runs=UNDER_WAY, **own)
     end(part(layout, WORKER))
     # A job that is told to end reports that it was, not why: its words are replaced. One that came
     # to its end just then keeps its state.
@@ -163,7 +165,7 @@ def end_worker(layout: Layout, api: PrefectApi, reason: str) -> None:
     # by the name Late: a server that has just started has not given it yet.
     past = {"next_scheduled_start_time": {"before_": datetime.now(UTC).isoformat()}}
     scheduled = {"state": {"type": {"any_": ["SCHEDULED"]}}, **past}
-    late = api.rows("flow_runs", flow_runs=scheduled, deployments=own)
+    late = api.rows("flow_runs", flow_runs=scheduled, **own)
     missed = [run["id"] for run in late if run["auto_scheduled"]]
     for identity in missed:
         api.set_state("flow_runs", identity, "CANCELLED", "Skipped", "The local stack was down.")

@@ -1,10 +1,13 @@
 """The stack as a whole: bring it up, keeping what is well, tell how it is, take it down."""
 
+import contextlib
 import os
 import shutil
 import sys
 from datetime import datetime
 from functools import partial
+
+import psutil
 
 from infra.command import say
 from infra.local import processes, server, settings
@@ -84,8 +87,9 @@ def _worker(api: PrefectApi, env: dict[str, str]) -> Record:
     """The running worker, or a new one that may not have reported yet."""
     old = Record.load(PROJECT, WORKER)
     if old and (process := old.process()):
-        if processes.telling(process.environ()) == processes.telling(env):
-            return old
+        with contextlib.suppress(psutil.Error):  # it may end just now
+            if processes.telling(process.environ()) == processes.telling(env):
+                return old
         if processes.jobs(PROJECT):
             say("the environment has changed, but a run is under way: the worker keeps the old one")
             return old

@@ -79,10 +79,8 @@ def _plain(folder: Path) -> Path:
     others = {*TASKS} - {folder.name}
     plain = [
         file
-        for file in sorted(folder.iterdir())
-        if file.suffix in SUFFIXES
-        and file.stem not in others
-        and not file.stem.endswith(("_questions", "_outputs"))
+        for file in sorted(file for suffix in SUFFIXES for file in folder.glob(f"*{suffix}"))
+        if file.stem not in others and not file.stem.endswith(("_questions", "_outputs"))
     ]
     if len(plain) == 1:
         return plain[0]

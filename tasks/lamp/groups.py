@@ -79,6 +79,9 @@ def _sharing(items: pl.DataFrame, height: int, share: float) -> Iterator[NDArray
         one, other = found.row + start, found.col
         smaller = (sizes[one] < sizes[other]) | ((sizes[one] == sizes[other]) & (one < other))
         near = smaller & (found.data >= matches[one])
-        one, other = one[near], other[near]
-        shared = whole[one].multiply(whole[other]).sum(axis=1)
-        yield np.stack([one, other])[:, shared >= wanted[one]]
+        pairs = np.stack([one[near], other[near]])
+        # Each pair costs a copy of the larger profile.
+        parts = np.diff(np.cumsum(sizes[pairs[1]]) // JOINED_ROWS)
+        for one, other in np.split(pairs, np.flatnonzero(parts) + 1, axis=1):
+            shared = whole[one].multiply(whole[other]).sum(axis=1)
+            yield np.stack([one, other])[:, shared >= wanted[one]]

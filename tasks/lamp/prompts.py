@@ -150,13 +150,14 @@ class Prompts:
         return f"{start}### User Instruction:\n{asked}"
 
     def _published_item(self, item: Item) -> str:
-        (name, cue), text, answer = self.task.shown_as, _one_line(item["text"]), item["answer"]
+        name, cue = self.task.shown_as
+        text, answer = _one_line(item["text"]), _one_line(item["answer"])
         if self.task.items == "completed":
-            return f"{cue}: {_one_line(answer)}"
+            return f"{cue}: {answer}"
         if self.task.items == "built" and (paper := parts(text)):
             text, *references = paper
             answer = references[self.task.labels.index(answer)]
-        return f"{name}: {text} {cue}: {_one_line(answer)}"
+        return f"{name}: {text} {cue}: {answer}"
 
 
 def _one_line(text: str) -> str:

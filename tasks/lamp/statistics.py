@@ -162,7 +162,8 @@ def mean_over(
     )
     if not methods:
         raise InputError("no method was scored in all LaMP tasks and seeds; there is no mean")
-    scored = [cell.scored for cell in cells if cell.scored]  # of each: a mean is of cells
+    scored = [cell.scored for cell in cells if cell.scored]
+    assert len(scored) == len(cells)  # a mean is of cells, not of means
     groups, redrawn = 0, list(cells)
     for about in dict.fromkeys((one.task.name, one.sample) for one in scored):
         family = [n for n, one in enumerate(scored) if (one.task.name, one.sample) == about]

@@ -1,6 +1,6 @@
 """Token ids of many users' samples in one safetensors file that is mapped into memory, not read.
 
-A user of a file of gigabytes costs that user's tokens, and samples cost memory while in use only.
+Of a file of gigabytes each sample's place is in memory, and its tokens while they are in use.
 
     ids        [T] int32   all samples' prompts and answers, end to end
     ends       [N] int64   where in `ids` each sample ends

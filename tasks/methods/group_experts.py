@@ -36,7 +36,7 @@ ITEMS = 1000
 POPULATION = "population"
 
 
-@stage(version=2, libraries=LIBRARIES, uses_model=True)
+@stage(version=3, libraries=LIBRARIES, uses_model=True)
 def experts(
     options: TrainingOptions,
     items: int,

@@ -190,6 +190,7 @@ def fit(config: MethodConfig, users: Prepared, setting: Setting, merged: Merged 
 
 METHOD = Method(
     "per_pcs",
+    version=2,
     order=38,
     settings=WITHOUT_EVIDENCE,
     merged=True,

@@ -93,6 +93,8 @@ def fitting(base: Base, task: LampTask, user: User) -> tuple[Encoded, int]:
     def asked(words: int) -> Encoded:
         return encode(base, question(task, user, words), None)
 
+    if not (whole := asked(WORDS)).truncated:
+        return whole, WORDS
     cut = bisect_left(range(WORDS + 1), True, FEWEST, key=lambda words: asked(words).truncated)
     words = max(cut - 1, FEWEST)
     return asked(words), words

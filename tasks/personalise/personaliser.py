@@ -9,6 +9,7 @@ same functions and settings. Nothing is written, and nothing is read once it is 
 users that were in the run.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -102,6 +103,7 @@ class Personaliser:
         sides, self._unit = measured(merging.embedded)
         ids, candidates = sides["anchor"]
         self.about = about(cell, method)
+        self._known = frozenset(cell.users.few_shot_ids)
         self._anchors = bank_vectors(merging.merged.bank, ids, self._unit(candidates))
 
     def __call__(self, users: Sequence[User], train: bool = True) -> list[Personal]:
@@ -174,8 +176,9 @@ class Personaliser:
         chosen = weighed_anchors(fusion, names, points, self._anchors, evidence)
         recipes = recipes_of(self.run.merged.bank.names, chosen)
         if fusion.weights == "learned":
-            recipes = learn(self.model, fusion.learned, self._merged(recipes), samples, recipes)
-        ids = {*names} & {*self.cell.users.few_shot_ids}
+            now = replace(self.model, started=time.perf_counter())
+            recipes = learn(now, fusion.learned, self._merged(recipes), samples, recipes)
+        ids = self._known.intersection(names)
         before = {
             user["user_id"]: content(user["profile"])
             for user in (users_of(self.cell.users.few_shot, ids) if ids else ())

@@ -1,4 +1,4 @@
-"""Folders at an fsspec URL (s3://bucket/prefix), by fsspec's own get and put.
+"""Folders at an fsspec URL (s3://bucket/prefix), a file at a time.
 
 What may pass (no answer, a server that is busy) is tried again with growing pauses for
 `MTA_STORE_PATIENCE` seconds. What cannot pass (no permission, no such bucket) is a StorageError at
@@ -36,16 +36,19 @@ class Remote:
 
     def upload(self, folder: Path, uri: str) -> None:
         """Put a folder's files there; what is there already is written over by the same."""
-        files = sorted(file for file in folder.rglob("*") if file.is_file())
-        places = [f"{uri}/{file.relative_to(folder)}" for file in files]
-        self._try("writing", lambda: self.files.put([*map(str, files)], places))
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            place = f"{uri}/{file.relative_to(folder)}"
+            self._try("writing", partial(self.files.put_file, str(file), place))
 
     def download(self, uri: str, folder: Path) -> None:
-        """Get all files below a path into `folder`, but for those that it has."""
-        targets = {path: folder / path.removeprefix(f"{uri}/") for path in self.list(uri)}
-        paths = [path for path, target in targets.items() if not target.exists()]
-        into = [str(targets[path]) for path in paths]
-        self._try("reading", lambda: self.files.get(paths, into))
+        """Get all files below a path into `folder`, but for those that it has; each is whole."""
+        for path in self.list(uri):
+            target = folder / path.removeprefix(f"{uri}/")
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                scratch = target.with_name(f".{target.name}.{os.getpid()}")
+                self._try("reading", partial(self.files.get_file, path, str(scratch)))
+                scratch.replace(target)
 
     def list(self, uri: str = "") -> list[str]:
         """The paths of all files below a path. One that leads out of the store is left out."""

@@ -31,7 +31,7 @@ from prefect.filesystems import RemoteFileSystem
 from prefect.futures import PrefectFuture
 from prefect.serializers import JSONSerializer
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner
 from prefect.utilities.annotations import quote
 
@@ -118,7 +118,10 @@ class Stage(Generic[P, R]):
         if FlowRunContext.get() is None:
             return Job(self.name, Completed(data=self.made(arguments)))
         storage, key = _result_storage(), self._key(arguments)
-        found = _usable(storage, key)
+        try:
+            found = _usable(storage, key)
+        except StorageError as error:  # of this job alone
+            return Job(self.name, Failed(message=str(error), data=error))
         task, runner = self._task(storage, key, refresh=found is False), RUNNER.get()
         # What is there needs no process: this thread finds it. Quoted, as Prefect else looks for
         # futures in all that it is given, loss by loss of every training.

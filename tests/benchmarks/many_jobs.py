@@ -218,7 +218,7 @@ def planned(world: World) -> tuple[Merging, str]:
     with planned_by(planner):
         merging = world.merging()
         world.answered(merging)
-        planner.compare(world)
+        planner.compare(world.users)
     return merging, plan_text(world.config, model, planner.plans)
 
 

@@ -109,15 +109,16 @@ def test_an_upload_that_breaks_off_leaves_nothing_half(
 ) -> None:
     """After so many files. It is neither here nor there, so that the next run makes it."""
     where, done = machine("one"), list[str]()
-    real = remote(where).files.put
+    real = remote(where).files.put_file
 
-    def fails(sources: list[str], targets: list[str]) -> None:
-        done.extend(targets[:after])
-        real(sources[:after], done)
-        raise PermissionError("no")
+    def fails(source: str, target: str) -> None:
+        if len(done) == after:
+            raise PermissionError("no")
+        done.append(target)
+        real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(remote(where).files, "put", fails)
+        patch.setattr(remote(where).files, "put_file", fails)
         with pytest.raises(StorageError, match="writing failed"):
             make(where)
     assert where.folders() == []
