@@ -1,4 +1,4 @@
-"""`mta run`: the flow in this process, with a Prefect server of its own and no MLflow.
+"""`mta run`: the flow in this process, with a Prefect server of its own, and MLflow in a file.
 
 The next run clears up what a killed one left. A run whose server is killed ends.
 """
