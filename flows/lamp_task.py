@@ -18,7 +18,6 @@ from tasks.embed import embedded_users
 from tasks.fusion import merged_loras
 from tasks.methods import METHODS, MethodName
 from tasks.prepare import prepared_users
-from tasks.record import Result
 from tasks.results.models import Anchors, Answers, Bank, Base, Embedded, Prepared, Setting
 from tasks.results.run import Cell, Merging
 from tasks.results.stage import StageFailed, within
@@ -121,30 +120,31 @@ def all_answers(
     """
     config, users, missing = common.config, common.users, common.missing
     merged = {name: one.merged for one in mergings for name in one.methods}
-    fitted: dict[MethodName, Result | None] = {}
-    for name in config.methods:
-        own, method = config.method(name), METHODS[name]
-        if name in merged or not method.merged:
-            with noted(name, missing):
-                setting, below = common.setting(own), merged.get(name)
-                fitted[name] = method.fit(own, users, setting, below) if method.fit else None
     batches = batches_of(users.few_shot_ids, config.stacking.users_per_job)
+    able: list[MethodName] = []
     made, jobs = {}, {}
-    for name, router in fitted.items():
-        own, below = config.method(name), merged.get(name)
-        how, setting = how_answered(own), common.setting(own)
-        same = common.known if not METHODS[name].uses_items else None
+    for name in config.methods:
+        own, method, below = config.method(name), METHODS[name], merged.get(name)
+        if method.merged and not below:
+            continue
+        how, setting, fitted = how_answered(own), common.setting(own), None
+        with noted(name, missing):
+            fitted = method.fit(own, users, setting, below) if method.fit else None
+            able.append(name)
+        if name not in able:
+            continue
+        same = common.known if not method.uses_items else None
         before = {one.users: one for one in same.answers.get(name, ())} if same else {}
         for number, batch in enumerate(batches):
             if batch in before:
                 made[name, number] = before[batch]
                 continue
             with within(f"{name} {number}"):
-                given = (how, users.few_shot, batch, below, router, setting)
+                given = (how, users.few_shot, batch, below, fitted, setting)
                 jobs[name, number] = answers.submit(*given)
     made |= collected(jobs, "answers of", f"{config.name}: methods", missing)
-    complete = [n for n in range(len(batches)) if all((name, n) in made for name in fitted)]
-    if not (fitted and complete):
+    complete = [n for n in range(len(batches)) if all((name, n) in made for name in able)]
+    if not (able and complete):
         raise StageFailed(f"no batch of users could be scored; {missing[0]}")
     missing += [f"{name}, {line}" for (name, _), one in made.items() for line in one.failed]
-    return {name: tuple(made[name, number] for number in complete) for name in fitted}
+    return {name: tuple(made[name, number] for number in complete) for name in able}
