@@ -74,8 +74,8 @@ def scored(common: Common, trial: Trial, known: set[str]) -> Trial:
     """
     cell = personalised(replace(common, config=with_settings(common.config, trial.settings)))
     point, merging = cell.compared.estimate("mta").point, cell.merging("mta")
-    if cell.missing or point is None or merging is None:
-        raise InputError("; ".join(cell.missing) or "it has no score")
+    if common.missing or point is None or merging is None:
+        raise InputError("; ".join(common.missing) or "it has no score")
     seconds = sum(one.seconds for one in cell.answers["mta"])
     for member in merging.merged.bank.members:
         seconds += 0 if member.adapter.uri in known else member.training.seconds
