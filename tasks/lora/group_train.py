@@ -57,11 +57,7 @@ def train_group(
     dtype = torch.float64 if base.model.dtype == torch.float64 else torch.float32
     flat = fresh(shapes, seeds, dtype) if initial is None else initial.to(dtype).clone()
     adam = _AdamW(flat.to(base.device), options)
-    # Micro-batches joined: here what fits in memory decides how a step is split.
-    plans = [
-        [[*chain(*step)] for step in epochs(len(own), options, seed)]
-        for own, seed in zip(samples, seeds, strict=True)
-    ]
+    plans = [_plan(options, own, seed) for own, seed in zip(samples, seeds, strict=True)]
     rates_of = {len(plan): learning_rates(options, len(plan)) for plan in plans}
     total = max(rates_of)
     outcome = Outcome(adam.flat, [[] for _ in samples], [0] * len(samples))
@@ -77,7 +73,7 @@ def train_group(
     base.model.train(base.model.is_gradient_checkpointing)
     try:
         for step in range(adam.steps, total):
-            active = [u for u in range(len(plans)) if step < len(plans[u])]
+            active = [u for u, plan in enumerate(plans) if step < len(plan)]
             active = [u for u in active if u not in outcome.failed]
             todo = {u: [samples[u][i] for i in plans[u][step]] for u in active}
             losses = gradients.fill(adam.grad, adam.flat, todo)
@@ -94,6 +90,11 @@ def train_group(
         # The loaded model serves the next job too, whatever became of this one.
         base.model.eval()
     return outcome
+
+
+def _plan(options: Training, samples: Sequence[Encoded], seed: int) -> list[list[int]]:
+    """The samples of each of a user's steps: what fits in memory decides how a step is split."""
+    return [[*chain(*step)] for step in epochs(len(samples), options, seed)]
 
 
 def default_positions(base: Base) -> int:
