@@ -181,18 +181,19 @@ def png(file: File) -> str:
 
 
 def _rendered(name: str, data: ReportData, verdict: str = "") -> str:
-    template = _templates().get_template(name)
+    template = templates().get_template(name)
     return template.render(vars(data), row_mean=data.row_mean, verdict=verdict)
 
 
 @cache
-def _templates() -> Environment:
-    templates = Environment(
+def templates() -> Environment:
+    """Those of this folder. A name that a template is not given is an error."""
+    found = Environment(
         loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    templates.filters |= {"label": label, "printable": printable}
+    found.filters |= {"label": label, "printable": printable}
     functions = (alike, bars, claims, curves, heat, leaders, none_at_all, png, primary, style)
-    templates.globals |= {function.__name__: function for function in functions}
-    templates.globals |= {"BELOW_ZERO": BELOW_ZERO, "LINES": LINES, "SAME": SAME}
-    return templates
+    found.globals |= {function.__name__: function for function in functions}
+    found.globals |= {"BELOW_ZERO": BELOW_ZERO, "LINES": LINES, "SAME": SAME}
+    return found

@@ -195,6 +195,23 @@ def forget(
 
 
 @app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="a run's name, id or file")],
+    second: Annotated[str, typer.Argument(help="another's, or `last`")] = "last",
+) -> None:
+    """Compare two runs on the same users: each method's difference, with its interval.
+
+    It is printed, with the settings that differ, and written as a page beside the runs' reports.
+    """
+    from tasks.report.files import read_run
+    from tasks.report.two_runs import two_runs
+
+    found = two_runs(read_run(first), read_run(second))
+    print(found.text(), end="")
+    print(f"mta: the same as a page: {found.page()}")
+
+
+@app.command()
 def log(run: Annotated[str, typer.Argument(help="a run's name, id or file")] = "last") -> int:
     """Log a run to MLflow again, where MLflow did not take it.
 

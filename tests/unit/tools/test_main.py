@@ -15,6 +15,7 @@ COMMANDS = {
     "ask": ["a film", "--user", "few-1"],
     "forget": ["few-1"],
     "log": [],
+    "compare": ["last"],
 }
 
 

@@ -1,0 +1,173 @@
+"""Two runs against each other: each method's score in both, and the difference by pairs.
+
+Both must have asked the same queries. Then the bootstrap drew the same groups of users in both
+(tasks/lamp/statistics.py), so a method's difference between the runs has an interval as one between
+two methods has.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from tasks.compare import read_draws
+from tasks.errors import InputError
+from tasks.lamp.statistics import COMMON_METRICS, Resampled, difference, intervals, mean_over
+from tasks.methods import METHODS
+from tasks.report.files import REPORTS_FOLDER, report_name, write_state
+from tasks.report.page import templates
+from tasks.report.table import Row, table_text
+from tasks.results.models import Difference, Estimate
+from tasks.results.run import Cell, Run
+from tasks.results.store import store
+
+FIRST, SECOND = "first", "second"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A method's metric in the first run and in the second, and the second less the first.
+
+    lamp_task: or `mean`, over LaMP tasks and seeds.
+    """
+
+    lamp_task: str
+    method: str
+    metric: str
+    first: Estimate
+    second: Estimate
+    by: Difference
+
+    @property
+    def shown(self) -> str:
+        """What the interval says of the difference."""
+        return {True: "holds", False: "not shown", None: "no interval"}[self.by.holds]
+
+
+@dataclass(frozen=True)
+class TwoRuns:
+    """settings: what differs in the configuration. left_out: what only one of the runs has."""
+
+    first: Run
+    second: Run
+    changes: list[Change]
+    settings: list[str]
+    left_out: list[str]
+
+    def text(self) -> str:
+        """The comparison for a terminal."""
+        rows: list[Row] = []
+        for one in self.changes:
+            row = {"lamp_task": one.lamp_task, "method": one.method, "metric": one.metric}
+            numbers: dict[str, float | None] = {}
+            for name, value in ((FIRST, one.first), (SECOND, one.second), ("difference", one.by)):
+                numbers |= {name: value.point, f"{name}_lo": value.lo, f"{name}_hi": value.hi}
+            rows.append({**row, **numbers, "interval": one.shown})
+        return table_text(rows, [*self.settings, *self.left_out], ())
+
+    def page(self) -> Path:
+        """Write the page beside the runs' reports; returns its file."""
+        name = report_name(f"{self.first.name}-{self.second.name}", self.second.id)
+        html = templates().get_template("two_runs.html.jinja").render(vars(self))
+        return write_state(f"{REPORTS_FOLDER}/{name}.html", html)
+
+
+def two_runs(first: Run, second: Run) -> TwoRuns:
+    """Compare what both runs have: LaMP tasks, seeds and methods.
+
+    Raises InputError where they have nothing in common, or asked other queries.
+    """
+    cells = {(cell.config.lamp_task, cell.config.seed): cell for cell in first.cells}
+    others = {(cell.config.lamp_task, cell.config.seed): cell for cell in second.cells}
+    both = [place for place in cells if place in others]
+    if not both:
+        raise InputError(
+            f"{first.name} and {second.name} have no LaMP task and seed in common; run one of them "
+            "with the other's lamp_tasks and seed"
+        )
+    by_task: dict[str, list[Resampled]] = {}
+    for task, seed in both:
+        by_task.setdefault(task, []).append(paired(cells[task, seed], others[task, seed]))
+    changes = [one for task, found in by_task.items() for one in _changes(task, found)]
+    if len(by_task) > 1:
+        changes += _changes("mean", [one for found in by_task.values() for one in found])
+    left_out = [
+        f"{task}, seed {seed}: in one of the runs alone"
+        for task, seed in sorted(cells.keys() ^ others.keys())
+    ]
+    methods = [{name for cell in run.cells for name in cell.answers} for run in (first, second)]
+    left_out += [
+        f"{name}: in one of the runs alone" for name in METHODS if name in methods[0] ^ methods[1]
+    ]
+    return TwoRuns(first, second, changes, differing(first.config, second.config), left_out)
+
+
+def paired(first: Cell, second: Cell) -> Resampled:
+    """Two cells as one, with the methods of both, called `first NAME` and `second NAME`.
+
+    Raises InputError where they were not asked the same.
+    """
+    asked = [_queries(cell) for cell in (first, second)]
+    if alone := asked[0] ^ asked[1]:
+        raise InputError(
+            f"{first.name}: {len(alone)} of {len(asked[0] | asked[1])} queries are in one of the "
+            "runs alone; a difference by pairs needs runs on the same users"
+        )
+    a, b = (read_draws(cell.compared) for cell in (first, second))
+    methods = (*(f"{FIRST} {m}" for m in a.methods), *(f"{SECOND} {m}" for m in b.methods))
+    metrics = [name for name in COMMON_METRICS if name in a.points and name in b.points]
+    points = {name: np.concatenate([a.points[name], b.points[name]]) for name in metrics}
+    draws = {name: np.concatenate([a.draws[name], b.draws[name]], axis=1) for name in metrics}
+    assert a.scored is not None
+    assert b.scored is not None
+    if (a.scored.groups, a.scored.rules) != (b.scored.groups, b.scored.rules):
+        raise InputError(
+            f"{first.name}: the runs were not scored alike (users are in other groups, or "
+            "scoring.metrics and scoring.tokens differ)"
+        )
+    width = max(one.sums.shape[2] for one in (a.scored, b.scored))
+    sums, totals = (
+        np.concatenate([_padded(getattr(one, name), width) for one in (a.scored, b.scored)], -2)
+        for name in ("sums", "totals")
+    )
+    scored = replace(a.scored, methods=methods, sums=sums, totals=totals)
+    return Resampled(methods, a.groups, a.queries, points, draws, scored)
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any], above: str = "") -> list[str]:
+    """A line for each setting that differs: its name, and its value in both runs."""
+    lines = []
+    for name in dict.fromkeys((*first, *second)):
+        then, now = first.get(name), second.get(name)
+        if isinstance(then, dict) and isinstance(now, dict):
+            lines += differing(then, now, f"{above}{name}.")
+        elif then != now:
+            lines.append(f"{above}{name}: {then} -> {now}")
+    return lines
+
+
+def _changes(task: str, cells: list[Resampled]) -> Iterator[Change]:
+    mean = mean_over(cells)
+    known = intervals(mean)
+    for method in METHODS:
+        names = f"{FIRST} {method}", f"{SECOND} {method}"
+        if all(name in mean.methods for name in names):
+            by = difference(mean, names[1], names[0])
+            for metric, one in by.items():
+                then, now = (Estimate.model_validate(known[name][metric]) for name in names)
+                yield Change(task, method, metric, then, now, Difference.model_validate(one))
+
+
+def _queries(cell: Cell) -> set[tuple[str, ...]]:
+    """(user_id, query_id, gold) of all that a cell was scored on."""
+    table = pl.read_parquet(store().path(cell.compared.scored[0].predictions))
+    return set(table.select("user_id", "query_id", "gold").iter_rows())
+
+
+def _padded(sums: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
+    """With columns of zeros up to `width`: a run that named more unknown labels has more."""
+    extra = [(0, 0)] * (sums.ndim - 1) + [(0, width - sums.shape[-1])]
+    return np.pad(sums, extra)
