@@ -80,8 +80,7 @@ def two_runs(first: Run, second: Run) -> TwoRuns:
 
     Raises InputError where they have nothing in common, or asked other queries.
     """
-    cells = {(cell.config.lamp_task, cell.config.seed): cell for cell in first.cells}
-    others = {(cell.config.lamp_task, cell.config.seed): cell for cell in second.cells}
+    cells, others = first.by_place, second.by_place
     both = [place for place in cells if place in others]
     if not both:
         raise InputError(

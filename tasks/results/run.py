@@ -130,7 +130,11 @@ class Run(Record):
     missing: tuple[str, ...] = ()
     summary: tuple[str, ...] = ()
 
+    @property
+    def by_place(self) -> dict[tuple[str, int], Cell]:
+        """(LaMP task, seed) -> the cell of both."""
+        return {(cell.config.lamp_task, cell.config.seed): cell for cell in self.cells}
+
     def cell(self, lamp_task: str, seed: int) -> Cell | None:
         """The cell of a LaMP task and seed, if the run has it."""
-        cells = {(cell.config.lamp_task, cell.config.seed): cell for cell in self.cells}
-        return cells.get((lamp_task, seed))
+        return self.by_place.get((lamp_task, seed))

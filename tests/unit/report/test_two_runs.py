@@ -16,19 +16,10 @@ from tasks.results.run import Cell, Run
 from tasks.tools.main import main
 from tests.unit.report import cells
 from tests.unit.stages import answered
+from tests.unit.stages.answered import BASE, MTA, QUERIES, USERS
 
 pytestmark = pytest.mark.usefixtures("where")
 
-USERS = {"u1": "g1", "u2": "g2", "u3": "g2", "u4": "g4"}
-QUERIES = {
-    "a": ("u1", "comedy"),
-    "b": ("u1", "action"),
-    "c": ("u2", "comedy"),
-    "d": ("u3", "classic"),
-    "e": ("u4", "action"),
-}
-WORSE = dict.fromkeys(QUERIES, "comedy")  # right: a, c
-BETTER = WORSE | {"b": "action", "d": "classic"}  # right: a, b, c, d
 Predicted = dict[str, dict[str, str]]
 
 
@@ -49,21 +40,21 @@ def run(*found: Cell, name: str, **config: Any) -> Run:
 
 def test_a_method_in_two_runs_differs_as_two_methods_in_one_run() -> None:
     """4 of 5 right instead of 2; the interval is worked out by hand in test_compare.py."""
-    first, second = run(cell({"mta": WORSE}), name="owl"), run(cell({"mta": BETTER}), name="cat")
+    first, second = run(cell({"mta": BASE}), name="owl"), run(cell({"mta": MTA}), name="cat")
     (change,) = two_runs(first, second).changes
     assert (change.lamp_task, change.method, change.metric) == ("LaMP-2M", "mta", "score")
     assert change.first == Estimate(point=0.4, lo=0.0, hi=0.5)
     assert change.second == Estimate(point=0.8, lo=0.0, hi=1.0)
-    together = scored({"base": WORSE, "mta": BETTER}).differences["mta"]["base"]["score"]
+    together = scored({"base": BASE, "mta": MTA}).differences["mta"]["base"]["score"]
     assert change.by == together
     assert (change.by.lo, change.by.hi, change.shown) == (0.0, 0.5, "not shown")
 
 
 def test_what_does_not_change_differs_by_nothing() -> None:
     """And what one of the runs lacks is named: a method, a seed."""
-    both: Predicted = {"base": WORSE, "mta": BETTER}
+    both: Predicted = {"base": BASE, "mta": MTA}
     first = run(cell(both), cell(both, seed=1), name="owl", fusion={"top_m": 4})
-    second = run(cell({"base": WORSE}), name="cat", fusion={"top_m": 8})
+    second = run(cell({"base": BASE}), name="cat", fusion={"top_m": 8})
     found = two_runs(first, second)
     (change,) = found.changes
     assert change.method == "base"
@@ -77,9 +68,9 @@ def test_what_does_not_change_differs_by_nothing() -> None:
 
 def test_the_mean_of_seeds() -> None:
     """+.4 and 0: the same users stand behind both seeds, so they are drawn together."""
-    worse, better = cell({"mta": WORSE}), cell({"mta": BETTER})
-    first = run(worse, cell({"mta": WORSE}, seed=1), name="owl")
-    second = run(better, cell({"mta": WORSE}, seed=1), name="cat")
+    worse, better = cell({"mta": BASE}), cell({"mta": MTA})
+    first = run(worse, cell({"mta": BASE}, seed=1), name="owl")
+    second = run(better, cell({"mta": BASE}, seed=1), name="cat")
     (change,) = two_runs(first, second).changes
     assert change.by.point == pytest.approx(0.2)
     assert (change.by.lo, change.by.hi) == (0.0, 0.25)
@@ -87,11 +78,11 @@ def test_the_mean_of_seeds() -> None:
 
 def test_other_queries_are_refused() -> None:
     fewer = {name: own for name, own in QUERIES.items() if name != "e"}
-    first = run(cell({"mta": WORSE}), name="owl")
+    first = run(cell({"mta": BASE}), name="owl")
     with pytest.raises(InputError, match="1 of 5 queries are in one of the runs alone"):
-        two_runs(first, run(cell({"mta": WORSE}, fewer), name="cat"))
+        two_runs(first, run(cell({"mta": BASE}, fewer), name="cat"))
     with pytest.raises(InputError, match="no LaMP task and seed in common"):
-        two_runs(first, run(cell({"mta": WORSE}, seed=3), name="cat"))
+        two_runs(first, run(cell({"mta": BASE}, seed=3), name="cat"))
 
 
 def test_settings_that_differ() -> None:
@@ -106,8 +97,8 @@ def test_settings_that_differ() -> None:
 
 
 def test_the_command_prints_it_and_writes_a_page(capsys: pytest.CaptureFixture[str]) -> None:
-    write_run(run(cell({"mta": WORSE}), name="<owl>"))
-    write_run(run(cell({"mta": BETTER}), name="cat"))
+    write_run(run(cell({"mta": BASE}), name="<owl>"))
+    write_run(run(cell({"mta": MTA}), name="cat"))
     assert main(["compare", "<owl>", "cat"]) == 0
     *table, last = capsys.readouterr().out.splitlines()
     assert table[2].split() == [

@@ -12,6 +12,19 @@ from tasks.results.models import Answers, Prepared
 from tasks.results.store import store
 from tests.unit.stages.vectors import NO_FILE
 
+# user -> group; u2 and u3 share content, so three groups.
+USERS = {"u1": "g1", "u2": "g2", "u3": "g2", "u4": "g4"}
+# query -> user, gold. Two queries of u1, one of the others.
+QUERIES = {
+    "a": ("u1", "comedy"),
+    "b": ("u1", "action"),
+    "c": ("u2", "comedy"),
+    "d": ("u3", "classic"),
+    "e": ("u4", "action"),
+}
+BASE = dict.fromkeys(QUERIES, "comedy")  # right: a, c
+MTA = BASE | {"b": "action", "d": "classic"}  # right: a, b, c, d
+
 
 def prepared(
     lamp_task: str, groups: Mapping[str, str], optimum: pl.DataFrame | None = None

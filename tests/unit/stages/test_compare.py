@@ -17,22 +17,11 @@ from tasks.lamp.statistics import RESAMPLES
 from tasks.results.models import Answers, Compared, Difference, Estimate, Prepared
 from tasks.results.store import store
 from tests.unit.stages import answered
+from tests.unit.stages.answered import BASE, MTA, QUERIES, USERS
 from tests.unit.stages.pipeline import stage_keys
 
 pytestmark = pytest.mark.usefixtures("where")
 
-# user -> group; u2 and u3 share content, so three groups.
-USERS = {"u1": "g1", "u2": "g2", "u3": "g2", "u4": "g4"}
-# query -> user, gold. Two queries of u1, one of the others.
-QUERIES = {
-    "a": ("u1", "comedy"),
-    "b": ("u1", "action"),
-    "c": ("u2", "comedy"),
-    "d": ("u3", "classic"),
-    "e": ("u4", "action"),
-}
-BASE = dict.fromkeys(QUERIES, "comedy")  # right: a, c
-MTA = BASE | {"b": "action", "d": "classic"}  # right: a, b, c, d
 PREDICTORS = {"nonpersonal": BASE, "bayes": MTA | {"e": "action"}, "oracle": MTA | {"e": "action"}}
 
 
