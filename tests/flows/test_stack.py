@@ -84,7 +84,7 @@ def test_a_killed_worker_costs_only_the_anchor_in_hand(project: Path) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert started.returncode == 0, started.stdout + started.stderr
