@@ -51,7 +51,12 @@ def meta_lora(
     profiles = {user["user_id"]: user["profile"] for user in users_of(candidates, members)}
     shared = key_of(meta_lora.identity, options, setting)
     keys = {
-        key_of(shared, anchor.name, [content(profiles[name]) for name in anchor.members]): anchor
+        key_of(
+            shared,
+            anchor.name,
+            anchor.members,
+            [content(profiles[name]) for name in anchor.members],
+        ): anchor
         for anchor in anchors
     }
     known = known_rows("meta_lora", keys, _read)
