@@ -94,7 +94,7 @@ def bank_of_anchors(
 ) -> tuple[Anchors, Bank]:
     """Anchors chosen and trained, and their bank. Raises StageFailed where none can be trained."""
     name, users, missing = common.config.name, common.users, common.missing
-    chosen = chosen_anchors(own.anchors, own.meta_lora, embedded, users.anchor, setting)
+    chosen = chosen_anchors(own.anchors, embedded, users.anchor, setting.seed)
     jobs = {}
     for part in batches_of(chosen.anchors, own.anchors.per_job):
         names = tuple(one.name for one in part)

@@ -83,14 +83,12 @@ class Model:
         seeds: Sequence[int],
         merged: MergedUsers | None = None,
         *,
-        initial: Sequence[Lora] | None = None,
         progress: Callable[[int, int], None] | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> list[Made]:
         """One LoRA per user, trained at once on the users' samples, over their merged LoRAs if any.
 
-        initial: one LoRA per user to go on from, instead of fresh ones by `seeds`. checkpoint:
-        where the state is kept.
+        checkpoint: where the state is kept.
         """
         from tasks.lora.tokens import Samples
 
@@ -102,7 +100,6 @@ class Model:
             outcome = self.engine.train_group(
                 self.base, layers, shapes, samples, training_from(options), seeds,
                 scale=scale, frozen=merged.parts if merged else None,
-                initial=shapes.join(initial) if initial else None,
                 progress=progress, checkpoint=checkpoint,
             )  # fmt: skip
         each = self.seconds_each(len(samples))

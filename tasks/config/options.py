@@ -123,22 +123,17 @@ class EmbeddingOptions(Options):
 class AnchorOptions(EmbeddingOptions):
     """How users are embedded, clustered, and anchors chosen (docs/method.md, Anchors)."""
 
-    clustering: Literal["hdbscan", "kmeans"] = "hdbscan"
-    """`hdbscan` finds the number of clusters; `kmeans` (published) makes `count` of them."""
+    clustering: Literal["hdbscan", "silhouette", "kmeans"] = "hdbscan"
+    """`hdbscan` and `silhouette` (k-means) find the number of clusters; `kmeans` (published) makes
+    `count` of them."""
     min_cluster_size: int = Field(5, ge=2)
     """Smallest cluster of HDBSCAN."""
     min_samples: int = Field(1, ge=1)
     """HDBSCAN's number of neighbours that make a point dense."""
     selection: Literal["eom", "leaf"] = "eom"
     """HDBSCAN's excess of mass (`eom`), or the leaves of its tree: many small clusters."""
-    reassign: bool = False
-    """k-means goes on from HDBSCAN's clusters, and takes in what it calls noise."""
-    refits: int = Field(0, ge=0)
-    """Most rounds in which the clusters are fitted again by evidence."""
-    refit_epochs: int = Field(2, ge=1)
-    """Epochs of training in each such round."""
     pca_dimensions: int = Field(8, ge=1)
-    """Principal components that are clustered."""
+    """Principal components in which HDBSCAN clusters."""
     count: int = Field(24, ge=1)
     """Number of anchors that are asked for."""
     min_items: int = Field(11, ge=1)

@@ -1,18 +1,16 @@
-"""Clusters of anchor candidates, who moves where when they are fitted again by evidence
-(tasks/anchors.py has the rounds), and which anchors are chosen from them.
+"""Clusters of anchor candidates, and which anchors are chosen from them.
 
-HDBSCAN finds how many clusters there are, so it cannot be told how many anchors are wanted. The
-count is met like this: within each cluster candidates stand by the length of their history, and
-anchors are taken in rounds, one per cluster and round, larger clusters first. Candidates that
-HDBSCAN calls noise form a last group, taken when the clusters are used up (`noise=last`) or never.
-With `train_on=cluster` each whole cluster is an anchor, trained on the items of all its candidates;
-`both` has those and the users. Whoever has fewer than `min_items` items, a user or a whole cluster,
-is no anchor. k-means, the published way, makes `count` clusters and takes the longest history of
-each.
+HDBSCAN and the silhouette find how many clusters there are, so they cannot be told how many anchors
+are wanted. The count is met like this: within each cluster candidates stand by the length of their
+history, and anchors are taken in rounds, one per cluster and round, larger clusters first.
+Candidates that HDBSCAN calls noise form a last group, taken when the clusters are used up
+(`noise=last`) or never. With `train_on=cluster` each whole cluster is an anchor, trained on the
+items of all its candidates; `both` has those and the users. Whoever has fewer than `min_items`
+items, a user or a whole cluster, is no anchor. k-means, the published way, makes `count` clusters
+and takes the longest history of each.
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TypeVar
 
@@ -23,41 +21,81 @@ from tasks.config.options import AnchorOptions
 
 Floats = NDArray[np.floating]
 T = TypeVar("T")
+# Copies of noise that a principal component must stand out of.
+FLIPS = 5
 
 
 def cluster(points: Floats, options: AnchorOptions, seed: int) -> list[int]:
     """Cluster number of each unit vector in `points` [U, D]; -1 is noise (HDBSCAN only).
 
-    HDBSCAN runs on the first principal components, scaled to unit length: in hundreds of
-    dimensions all distances look alike, and length is only how decided a user is. `reassign` goes
-    on from its clusters with k-means (Lloyd 1982) until nobody moves: everybody, noise too, is with
-    the nearest centre then.
+    All but the published k-means cluster the first principal components, scaled to unit length: in
+    hundreds of dimensions all distances look alike, and length is only how decided a user is.
     """
-    from sklearn.cluster import KMeans
-    from sklearn.decomposition import PCA
-
     labels: NDArray[np.integer]
     if options.clustering == "kmeans":
-        count = min(options.count, len(points))
-        labels = KMeans(count, n_init=10, random_state=seed).fit_predict(points)
-        return [int(label) for label in labels]
-    if len(points) < 2 * options.min_cluster_size:
+        labels = _kmeans(points, min(options.count, len(points)), seed)
+    elif options.clustering == "silhouette":
+        labels = best_kmeans(points, options.count, seed)
+    elif len(points) < 2 * options.min_cluster_size:
         # Too few for two clusters: one density estimate over all of them would call all noise.
-        return [0] * len(points)
-    import hdbscan
+        labels = np.zeros(len(points), int)
+    else:
+        import hdbscan
 
-    dimensions = min(options.pca_dimensions, *points.shape)
-    reduced = PCA(dimensions, svd_solver="full").fit_transform(points)
-    reduced /= np.maximum(np.linalg.norm(reduced, axis=1, keepdims=True), 1e-12)
-    labels = hdbscan.HDBSCAN(
-        min_cluster_size=options.min_cluster_size,
-        min_samples=options.min_samples,
-        cluster_selection_method=options.selection,
-    ).fit_predict(reduced)
-    if options.reassign and labels.max() >= 0:
-        centres = np.stack([reduced[labels == k].mean(axis=0) for k in range(labels.max() + 1)])
-        labels = KMeans(len(centres), init=centres, n_init=1, tol=0.0).fit_predict(reduced)
+        labels = hdbscan.HDBSCAN(
+            min_cluster_size=options.min_cluster_size,
+            min_samples=options.min_samples,
+            cluster_selection_method=options.selection,
+        ).fit_predict(components(points, options.pca_dimensions))
     return [int(label) for label in labels]
+
+
+def best_kmeans(points: Floats, most: int, seed: int) -> NDArray[np.integer]:
+    """k-means with the number of clusters, 2 to `most`, of the largest mean silhouette.
+
+    In the principal components that stand out of noise. Silhouette: Rousseeuw 1987.
+    """
+    from sklearn.metrics import silhouette_score
+
+    reduced = components(points, outstanding(points, seed))
+    tried = [_kmeans(reduced, k, seed) for k in range(2, min(most, len(points) - 1) + 1)]
+    # Vectors that are equal leave fewer clusters than asked for.
+    tried = [labels for labels in tried if labels.max() > 0]
+    if not tried:
+        return np.zeros(len(points), int)
+    return max(tried, key=lambda labels: silhouette_score(reduced, labels))
+
+
+def outstanding(points: Floats, seed: int) -> int:
+    """How many of the first principal components of `points` [U, D] stand out of noise, at least 1.
+
+    Parallel analysis (Horn 1965): a component stands out while its singular value is above the
+    largest of that rank among `FLIPS` copies whose numbers have random signs, which leaves lengths
+    and takes directions.
+    """
+    centred = points - points.mean(axis=0)
+    generator = np.random.default_rng(seed)
+    noise = [
+        np.linalg.svd(centred * generator.choice([-1.0, 1.0], points.shape), compute_uv=False)
+        for _ in range(FLIPS)
+    ]
+    above = np.linalg.svd(centred, compute_uv=False) > np.max(noise, axis=0)
+    return max(1, int(np.cumprod(above).sum()))
+
+
+def components(points: Floats, count: int) -> Floats:
+    """The first `count` principal components of `points` [U, D], each row of length 1."""
+    from sklearn.decomposition import PCA
+
+    found = PCA(min(count, *points.shape), svd_solver="full").fit_transform(points)
+    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12))
+
+
+def _kmeans(points: Floats, count: int, seed: int) -> NDArray[np.integer]:
+    from sklearn.cluster import KMeans
+
+    found: NDArray[np.integer] = KMeans(count, n_init=10, random_state=seed).fit_predict(points)
+    return found
 
 
 def choose(
@@ -105,45 +143,6 @@ def whole_clusters(ids: list[str], labels: list[int]) -> dict[str, list[str]]:
         f"cluster-{k}": [user_id for user_id, label in found if label == k]
         for k in sorted(set(labels) - {-1})
     }
-
-
-def large_clusters(labels: Sequence[int], size: int) -> list[int]:
-    """The numbers, in order, of the clusters with `size` members or more; noise (-1) is none."""
-    return [k for k in sorted(set(labels) - {-1}) if labels.count(k) >= size]
-
-
-def shown(items: Sequence[list[T]], labels: Sequence[int], clusters: list[int]) -> list[list[T]]:
-    """What each of `clusters` is trained on: the first, third, ... item of its members."""
-    pairs = list(zip(items, labels, strict=True))
-    return [[one for own, label in pairs if label == k for one in own[0::2]] for k in clusters]
-
-
-def to_ask(nearest: Sequence[Sequence[int]], clusters: list[int]) -> list[list[bool]]:
-    """[U, K]: which of `clusters` each candidate is asked: the nearest that are left, or all."""
-    return [
-        [k in own for k in clusters] if set(own) & set(clusters) else [True] * len(clusters)
-        for own in nearest
-    ]
-
-
-def assign(
-    labels: Sequence[int], evidence: Floats, items: list[int], clusters: list[int]
-) -> list[int]:
-    """Each candidate's cluster by `evidence` [U, K] for `clusters` [K], the first of equals.
-
-    A candidate without held-out `items` stays, or becomes noise where its cluster was given up.
-    """
-    best = np.argmax(evidence, axis=1)
-    return [
-        clusters[k] if count else label if label in clusters else -1
-        for k, count, label in zip(best, items, labels, strict=True)
-    ]
-
-
-def nearest(evidence: Floats, clusters: list[int], count: int) -> list[list[int]]:
-    """Each candidate's `count` likeliest of `clusters`, best first, by `evidence` [U, K]."""
-    order = np.argsort(-evidence, axis=1, kind="stable")[:, :count]
-    return [[clusters[k] for k in own] for own in order.tolist()]
 
 
 def plane(points: Floats, others: Floats) -> Floats:

@@ -24,7 +24,7 @@ from tasks.lora.merge import KEPT_BYTES
 from tasks.method.clusters import members_of
 from tasks.methods import METHODS
 from tasks.plan import cost
-from tasks.plan.cost import Lengths, Measure, TaskPlan, Work
+from tasks.plan.cost import Measure, TaskPlan, Work
 from tasks.plan.model import NOT_LOADED, UNSEEN, PlannedModel
 from tasks.record import File, Result, key_of
 from tasks.results import models
@@ -115,30 +115,7 @@ class Planner:
 
     def clusters(self, options: AnchorOptions, seed: int, **_: object) -> models.Clusters:
         labels = cost.assumed_clusters(options, self._candidates, seed)
-        if options.refits and options.train_on != "user":
-            self._note(f"refit: {options.refits} rounds of {len({*labels})} clusters, the most")
         return models.Clusters(clusters=tuple(labels))
-
-    def refit(
-        self, before: models.Clusters, training: TrainingOptions, candidates: File, number: int,
-        setting: models.Setting, **_: object,
-    ) -> models.Clusters:  # fmt: skip
-        """Clusters' LoRAs are trained on every second item, and each is asked for all the others.
-
-        Everybody moves, so that there are all rounds.
-        """
-        model, labels = self._model, before.clusters
-        samples = self._measure.tokens("profile", setting.questions, candidates)
-        shown: list[Lengths] = [[] for _ in {*labels}]
-        for label, own in zip(labels, samples, strict=True):
-            shown[label] += own[0::2]
-        work, width = cost.train(model, training, shown), model.lora(training).width
-        work += cost.likelihoods(model, [own[1::2] for own in samples], width, len(shown))
-        # All rounds are of the same users.
-        first = number == 0
-        work.users, work.items = first * len(samples), first * sum(map(len, samples))
-        self._add("refit", work, disk=4 * len(shown) * width)
-        return models.Clusters(clusters=labels, moved=len(labels))
 
     def anchors(
         self, options: AnchorOptions, candidates: File, clusters: models.Clusters, **_: object

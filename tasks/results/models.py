@@ -125,15 +125,9 @@ class Embedded(Result):
 
 
 class Clusters(Result):
-    """A cluster per anchor candidate in their order, -1 is noise.
-
-    Of a round of `refit`, nearest: the likeliest, best first; moved: how many changed; bank: LoRAs.
-    """
+    """A cluster per anchor candidate in their order, -1 is noise."""
 
     clusters: tuple[int, ...]
-    nearest: tuple[tuple[int, ...], ...] = ()
-    moved: int = 0
-    bank: File | None = None
 
 
 class Anchor(Record):

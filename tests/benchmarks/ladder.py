@@ -116,19 +116,19 @@ def bank_of(
     rung: Rung, config: TaskConfig, own: MethodConfig, users: Prepared, setting: Setting
 ) -> tuple[Anchors, Bank, Embedded]:
     """The bank of a rung's anchors; embedded: of the users, or stand-ins that say nothing."""
-    from tasks.anchors import anchors, clustered
+    from tasks.anchors import anchors, clusters
     from tasks.bank import bank, meta_lora
     from tasks.embed import embedded_users
     from tasks.running.jobs import batches_of
 
     training = own.meta_lora.model_copy(update={"epochs": own.meta_lora.epochs * rung.epochs})
     if rung.clusters:
-        candidates, embedded, clusters = true_clusters(config, users, rung.items)
+        candidates, embedded, found = true_clusters(config, users, rung.items)
     else:
         candidates = users.anchor
         embedded = embedded_users(own, users, setting.questions, setting.base, config.compute)
-        clusters = clustered(own.anchors, training, embedded, candidates, setting)
-    chosen = anchors(own.anchors, embedded, candidates, clusters)
+        found = clusters(own.anchors, embedded, setting.seed)
+    chosen = anchors(own.anchors, embedded, candidates, found)
     jobs = [
         meta_lora.submit(training, part, candidates, setting)
         for part in batches_of(chosen.anchors, own.anchors.per_job)

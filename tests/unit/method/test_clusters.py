@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.config.options import AnchorOptions
-from tasks.method.clusters import choose, cluster, plane, whole_clusters
+from tasks.method.clusters import choose, cluster, outstanding, plane, whole_clusters
 
 
 def chosen(users: dict[str, tuple[int, int]], **options: Any) -> list[str]:
@@ -123,30 +123,29 @@ def test_two_blobs_are_two_clusters(options: dict[str, Any]) -> None:
     assert cluster(points, chosen_options, seed=1) == labels
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 1000), dimensions=st.integers(2, 8))
-def test_reassigned_candidates_are_with_the_nearest_centre(seed: int, dimensions: int) -> None:
-    """What k-means ends in (Lloyd 1982): the nearest centre of all is that of one's own cluster.
+def groups(count: int, dimensions: int = 40) -> np.ndarray:
+    """15 unit vectors around each of `count` orthogonal ones, 0.05 off per coordinate."""
+    generator = np.random.default_rng(count)
+    turned, _ = np.linalg.qr(generator.normal(size=(dimensions, dimensions)))
+    centres = turned[:count].repeat(15, axis=0)
+    points = centres + generator.normal(scale=0.05, size=centres.shape)
+    return np.asarray(points / np.linalg.norm(points, axis=1, keepdims=True))
 
-    The clusters are as many as HDBSCAN found, and nobody is noise any more.
-    """
-    generator = np.random.default_rng(seed)
-    points = np.eye(dimensions)[generator.integers(dimensions, size=60)]
-    points = points + generator.normal(scale=0.25, size=points.shape)
-    points /= np.linalg.norm(points, axis=1, keepdims=True)
-    found = cluster(points, AnchorOptions(pca_dimensions=dimensions), seed=0)
-    options = AnchorOptions(pca_dimensions=dimensions, reassign=True)
-    labels = np.array(cluster(points, options, seed=0))
-    if set(found) == {-1}:
-        assert set(labels) == {-1}
-        return
-    assert set(labels) == set(range(max(found) + 1))
-    # With as many components as dimensions PCA only centres and turns the points.
-    own = points - points.mean(axis=0)
-    own /= np.linalg.norm(own, axis=1, keepdims=True)
-    centres = np.stack([own[labels == k].mean(axis=0) for k in range(max(found) + 1)])
-    distances = np.linalg.norm(own[:, None] - centres, axis=2)
-    assert np.allclose(distances[np.arange(60), labels], distances.min(axis=1), atol=1e-6)
+
+@pytest.mark.parametrize("count", [2, 4, 7, 12])
+def test_as_many_clusters_as_there_are_groups(count: int) -> None:
+    """The means of n groups, less their mean, span n - 1 dimensions: these stand out of noise."""
+    points, options = groups(count), AnchorOptions(clustering="silhouette")
+    assert outstanding(points, seed=0) == count - 1
+    labels = cluster(points, options, seed=0)
+    assert len({*zip(labels, np.arange(count).repeat(15), strict=True)}) == count == len({*labels})
+    assert max(cluster(points, AnchorOptions(clustering="silhouette", count=2), seed=0)) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+@pytest.mark.parametrize("points", [groups(2)[:1], groups(2)[:2], np.ones((5, 3)) / 3**0.5])
+def test_nothing_to_tell_apart_is_one_cluster(points: np.ndarray) -> None:
+    assert cluster(points, AnchorOptions(clustering="silhouette"), seed=0) == [0] * len(points)
 
 
 def test_kmeans_with_fewer_users_than_clusters() -> None:

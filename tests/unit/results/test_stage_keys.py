@@ -104,7 +104,7 @@ SETTING = Setting(base=BASE, questions=QUESTIONS, seed=3, compute=COMPUTE)
 EMBEDDED = Embedded(
     table=file("vectors"), whitening=file("whitening"), centred=True, users=3, dimensions=4, **NOTED
 )
-CLUSTERS = Clusters(clusters=(0, 1), nearest=((0, 1),), moved=1, bank=file("rounds"), **NOTED)
+CLUSTERS = Clusters(clusters=(0, 1), **NOTED)
 ANCHOR = Anchor(name="u1", items=3, cluster=0, members=("u1",))
 ANCHORS = Anchors(
     table=file("anchors"), anchors=(ANCHOR,), whole_clusters=0, asked=1, candidates=2, eligible=1,
@@ -148,7 +148,6 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "task_adapt": (TaskAdaptOptions(max_items=3), QUESTIONS, file("base"), BASE, 3, COMPUTE),
     "embed": (EMBEDDING, {"anchor": file("anchor")}, COMPUTE),
     "clusters": (AnchorOptions(), EMBEDDED, 3),
-    "refit": (CLUSTERS, 3, TRAINED, file("anchor"), 1, SETTING),
     "anchors": (AnchorOptions(), EMBEDDED, file("anchor"), CLUSTERS),
     "meta_lora": (TRAINED, (ANCHOR,), file("anchor"), SETTING),
     "bank": ((LORA,), ANCHORS, "LaMP-2M, mta"),

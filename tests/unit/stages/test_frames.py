@@ -55,11 +55,11 @@ def test_few_calls_lie_between_a_job_and_its_arithmetic(
         place,
         ROLES,
         methods=["mta"],
-        anchors=OPTIONS["anchors"] | {"train_on": "both", "refits": 1, "clustering": "kmeans"},
+        anchors=OPTIONS["anchors"] | {"train_on": "both", "clustering": "kmeans"},
         base={"task_adapt": {"enabled": True, "train_on": "profile"}},
     )
     # The second is the stage; answers are given after the users' own LoRAs are trained.
-    assert {names[1] for names in steps} == {"task_adapt", "refit", "meta_lora", "answers"}
+    assert {names[1] for names in steps} == {"task_adapt", "meta_lora", "answers"}
     assert {tuple(names[1:3]) for names in sums} == {
         ("answers", "merged_and_trained"), ("answers", "answered")
     }  # fmt: skip

@@ -102,7 +102,7 @@ def stages(monkeypatch: pytest.MonkeyPatch, where: Any) -> dict[str, StandIn]:
         "base_model": lambda *_: BASE,
         "coverage_lines": lambda *_: ("a LoRA on 2 of 2 layers",),
         "embedded_users": lambda *_: EMBEDDED,
-        "clustered": lambda *_: CLUSTERS,
+        "clusters": lambda *_: CLUSTERS,
         "anchors": lambda *_: CHOSEN,
         "meta_lora": trained,
         "bank": banked,
@@ -112,7 +112,7 @@ def stages(monkeypatch: pytest.MonkeyPatch, where: Any) -> dict[str, StandIn]:
         "compared": compared,
     }
     found = {name: StandIn(make) for name, make in made.items()}
-    module = dict.fromkeys(("clustered", "anchors"), "tasks.anchors")
+    module = dict.fromkeys(("clusters", "anchors"), "tasks.anchors")
     module |= dict.fromkeys(("fusion", "evidence"), "tasks.fusion")
     for name, stage in found.items():
         monkeypatch.setattr(f"{module.get(name, 'flows.lamp_task')}.{name}", stage)
@@ -141,7 +141,7 @@ def test_methods_alike_share_a_bank(stages: dict[str, StandIn]) -> None:
     assert cell.merging("base") is None
     options = [given[0] for given in stages["anchors"].calls]
     assert [(one.embedding, one.clustering) for one in options] == [
-        ("input_signature", "hdbscan"), ("text", "kmeans")
+        ("input_signature", "silhouette"), ("text", "kmeans")
     ]  # fmt: skip
     merged = {given[0].method: given[3] for given in stages["answers"].calls}
     assert {name: one and one.how for name, one in merged.items()} == {
@@ -337,7 +337,7 @@ def test_a_point_of_the_curve_takes_base_and_bank(stages: dict[str, StandIn]) ->
         stage.calls.clear()
     stages["fusion"].make = lambda *_: RECIPES.model_copy(update={"anchors_per_user": 1})
     point = lamp_task(config, known=cell)
-    for name in ("base_model", "clustered", "anchors", "meta_lora", "bank"):
+    for name in ("base_model", "clusters", "anchors", "meta_lora", "bank"):
         assert stages[name].calls == []
     assert (len(stages["embedded_users"].calls), len(stages["fusion"].calls)) == (1, 1)
     (before,), (after,) = cell.mergings, point.mergings

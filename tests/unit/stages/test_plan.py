@@ -43,8 +43,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "base": {"task_adapt": {"enabled": True, "batch_size": 2, "learning_rate": 1e-3}},
     },
     "clusters": {
-        "anchors": ANCHORS
-        | {"train_on": "cluster", "clustering": "kmeans", "count": 1, "refits": 1},
+        "anchors": ANCHORS | {"train_on": "cluster", "clustering": "kmeans", "count": 1},
     },
 }
 
@@ -53,7 +52,6 @@ WAYS: dict[str, dict[str, Any]] = {
 FOLDERS = {
     "task adaptation": ["task_adapt"],
     "embedding": ["embed", "whitening"],
-    "refit": ["refit"],
     "meta-LoRAs": ["meta_lora", "bank"],
     "evidence": ["evidence"],
     "fusion": ["fusion"],

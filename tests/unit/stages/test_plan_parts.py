@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 
 from flows.lamp_task import lamp_task
-from tasks.anchors import anchors, clusters, refit
+from tasks.anchors import anchors, clusters
 from tasks.answer import answers
 from tasks.bank import bank, meta_lora, own_bank
 from tasks.base_model import given_model, task_adapt, tiny_model
@@ -340,19 +340,8 @@ def test_what_is_assumed_of_the_model_is_said_once(tmp_path: Path) -> None:
     assert "\n\n\n" not in text
 
 
-def test_all_rounds_of_refit(tmp_path: Path) -> None:
-    """Two rounds of the root of three clusters, that of six candidates."""
-    anchors = {"train_on": "cluster", "refits": 2, "refit_epochs": 3}
-    config = config_at(tmp_path, methods=["merge_only"], anchors=anchors)
-    (plan,) = plans_of(config)
-    (work,) = (work for work in plan.rows if work.stage == "refit")
-    # 11 to 16 items, every second of which is trained on three times in each round.
-    assert (work.users, work.items) == (6, 81)
-    assert any("2 rounds of 2 clusters" in note for note in plan.notes)
-
-
 STAGES: list[Stage[..., Any]] = [
-    given_model, tiny_model, task_adapt, embed, clusters, refit, anchors, meta_lora, bank, own_bank,
+    given_model, tiny_model, task_adapt, embed, clusters, anchors, meta_lora, bank, own_bank,
     evidence, fusion, learned_weights, answers,
 ]  # fmt: skip
 
