@@ -34,7 +34,6 @@ ROLES = pipeline.ROLES | {
 }
 OPTIONS = {
     "methods": ["base", "mta"],
-    "anchors": pipeline.OPTIONS["anchors"] | {"signature_vocabulary": 16, "signature_hidden": 16},
     "stacking": pipeline.OPTIONS["stacking"] | {"users_per_job": 2},
 }
 TRACKED = "mlflow.db"

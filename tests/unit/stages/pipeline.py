@@ -33,6 +33,8 @@ ROLES = {
 }
 # The first few-shot user has an item more.
 ONE_MORE_ITEM = ROLES | {"few_shot": [user("few-0", 5, queries=2), *ROLES["few_shot"][1:]]}
+# 256 numbers a user: to whiten the preset's 2,048 takes longer than all else of a run.
+SIGNATURE = {"signature_vocabulary": 16, "signature_hidden": 16}
 LORA = {"learning_rate": 0.03, "epochs": 2, "batch_size": 2, "accumulation": 1}
 OPTIONS: dict[str, Any] = {
     "anchors": {"count": 3, "min_items": 4, "min_cluster_size": 2, "train_on": "user"},
@@ -71,7 +73,7 @@ def run_config(place: Path, roles: dict[str, Any], **given: Any) -> RunConfig:
     base_options = {"model": str(place / "model"), "max_tokens": 64} | given.pop("base", {})
     methods = given.pop("methods", ["base", "merge_only", "mta"])
     settings = {"data": str(data), "base": base_options, "methods": methods, **(OPTIONS | given)}
-    return resolve(settings)
+    return resolve(settings | {"anchors": SIGNATURE | settings["anchors"]})
 
 
 def config_of(place: Path, roles: dict[str, Any], **given: Any) -> TaskConfig:

@@ -28,7 +28,7 @@ from tasks.tools.main import main
 from tests.unit.lora.helpers import delta
 from tests.unit.lora.test_architectures import base_of
 from tests.unit.lora.test_base import gpt2
-from tests.unit.stages.pipeline import LORA, ROLES, run
+from tests.unit.stages.pipeline import LORA, OPTIONS, ROLES, run
 from tests.unit.stages.users import user
 
 NAMES = ["few-0", "few-2", "few/1"]
@@ -164,6 +164,7 @@ def test_sixty_users(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     short = {**LORA, "epochs": 1}
     cell = run(
         place, ROLES | {"few_shot": everyone}, methods=["mta"],
+        anchors=OPTIONS["anchors"] | {"signature_vocabulary": 32},
         meta_lora={"rank": 8, "alpha": 8.0, **short},
         stacking={"rank": 2, "alpha": 4.0, **short},
         fusion={"top_m": 3, "weights": "cosine"},
