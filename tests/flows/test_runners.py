@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ import pytest
 
 from flows.mta import mta
 from tasks.report.files import read_run
-from tasks.results.run import Cell
-from tests.flows.conftest import folders
+from tasks.results.store import CHECKPOINTS, MAKING, store
+from tests.flows.conftest import folders, records
 from tests.ray_nodes import JOB_NODES, RayNodes, installed
 from tests.small import SMALL
 
@@ -30,20 +29,19 @@ STAGES = (
 )  # fmt: skip
 
 
-def results(monkeypatch: pytest.MonkeyPatch, folder: Path, compute: dict[str, Any]) -> Cell:
-    """What a run of its own store gives."""
+def results(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, compute: dict[str, Any]
+) -> dict[str, Any]:
+    """What a run of its own store gives: the base model's key, the hashes of all that was trained,
+    chosen and answered, and the scores."""
     monkeypatch.setenv("MTA_STORE", str(folder / ".mta" / "store"))
     state = mta(**(SMALL | {"compute": compute}), return_state=True)
     assert state.is_completed(), state.message
-    (cell,) = read_run().cells
-    return cell
-
-
-def contents(cell: Cell) -> dict[str, Any]:
-    """The hashes of all that was trained, chosen and answered, and the scores."""
+    (cell,), (key,) = read_run().cells, records(folder, "tiny_model")
     merging = cell.merging("mta")
     assert merging is not None
     return {
+        "key": key,
         "base": cell.base.content,
         "anchors": merging.chosen.table.sha256,
         "bank": merging.merged.bank.file.sha256,
@@ -62,7 +60,7 @@ def on_threads(
         folder = tmp_path_factory.mktemp("threads")
         mlflow = shutil.copy(mlflow_tables, folder / "mlflow.db")
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow}")
-        found = contents(results(patch, folder, {"workers": "threads"}))
+        found = results(patch, folder, {"workers": "threads"})
     assert {stage: len(folders(folder, stage)) for stage in STAGES} == {
         "prepare": 1, "tiny_model": 1, "anchors": 1, "meta_lora": 3, "bank": 1, "fusion": 1,
         "stacking": 2, "answers": 6, "compare": 1,
@@ -71,22 +69,34 @@ def on_threads(
 
 
 class Killer:
-    """Calls `kill` with the pid of the process that trains the base model, once."""
+    """Calls `kill` with the pid of the process that trains the base model, once.
 
-    def __init__(self, store: Path, kill: Callable[[int], Any]) -> None:
-        self.killed: list[int] = []
-        self._store, self._kill = store, kill
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+    It cannot come too late: where the training would go on from a checkpoint there is a pipe, which
+    blocks who opens it until the other end is opened too, here.
+    """
+
+    def __init__(self, store: Path, key: str, kill: Callable[[int], Any]) -> None:
+        """key: the cache key of the base model."""
+        self._killed: list[int] = []
+        self._making, self._kill = store / MAKING, kill
+        self._pipe = store.parent / CHECKPOINTS / "tiny_model" / f"{key}.safetensors"
+        self._pipe.parent.mkdir(parents=True)
+        os.mkfifo(self._pipe)
+        self._thread = threading.Thread(target=self._strike, daemon=True)
         self._thread.start()
 
-    def _watch(self) -> None:
-        for _ in range(2400):
-            for lock in (self._store / ".making").glob("*.lock"):
-                if lock.with_suffix("").exists() and (pid := holder(lock)) not in (0, os.getpid()):
-                    self._kill(pid)
-                    self.killed.append(pid)
-                    return
-            time.sleep(0.02)
+    def killed(self) -> list[int]:
+        """Whom it has killed, once a run is over."""
+        self._thread.join(60)  # it would still wait for a run that trained nothing
+        return self._killed
+
+    def _strike(self) -> None:
+        with self._pipe.open("wb", buffering=0):
+            # Who trains it again is not to wait.
+            self._pipe.unlink()
+            (pid,) = {holder(lock) for lock in self._making.glob("*.lock")} - {0, os.getpid()}
+            self._kill(pid)
+        self._killed.append(pid)
 
 
 def holder(lock: Path) -> int:
@@ -104,14 +114,14 @@ def test_processes_one_of_them_killed(
 ) -> None:
     """The run fails in one line; started again it goes on from what is finished."""
     before = set(psutil.Process().children(recursive=True))
-    killer = Killer(workplace / ".mta" / "store", lambda pid: os.kill(pid, 9))
+    killer = Killer(store().root, on_threads["key"], lambda pid: os.kill(pid, 9))
     compute = {"workers": "processes", "max_workers": 2}
     state = mta(**(SMALL | {"compute": compute}), return_state=True)
     assert state.is_failed()
     assert "its process was lost" in (state.message or "")
     assert "\n" not in (state.message or "")
-    assert len(killer.killed) == 1
-    assert contents(results(monkeypatch, workplace, compute)) == on_threads
+    assert len(killer.killed()) == 1
+    assert results(monkeypatch, workplace, compute) == on_threads
     left = set(psutil.Process().children(recursive=True)) - before
     assert not [process for process in left if "spawn_main" in " ".join(process.cmdline())]
 
@@ -130,12 +140,11 @@ def cluster() -> Iterator[RayNodes]:
         nodes.stop()
 
 
-@pytest.mark.timeout(300)
 def test_ray_one_node_killed(
     workplace: Path, on_threads: dict[str, Any], cluster: RayNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killer = Killer(workplace / ".mta" / "store", cluster.kill_with)
+    killer = Killer(store().root, on_threads["key"], cluster.kill_with)
     compute = {"runner": "ray", "ray_address": cluster.address}
-    assert contents(results(monkeypatch, workplace, compute)) == on_threads
-    assert len(killer.killed) == 1
+    assert results(monkeypatch, workplace, compute) == on_threads
+    assert len(killer.killed()) == 1
     assert len(cluster) == JOB_NODES - 1
