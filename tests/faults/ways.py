@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What another process compiles just now.
 HALF_COMPILED = shutil.ignore_patterns("*.pyc.*")
 FINAL_STATES = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-UP_SECONDS = 240
+UP_SECONDS = 600
 
 
 class FaultError(Exception):
@@ -148,7 +148,7 @@ class Alone(Way):
             with suppress(psutil.Error):
                 process.kill()
         if self.run is not None:
-            self.run.wait(10)
+            self.run.wait(60)
 
 
 class OnStack(Way):

@@ -45,7 +45,7 @@ def task_runs(state: State[Any]) -> list[tuple[str, str]]:
     own = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
     with get_client(sync_client=True) as client:
         # Task states reach the server as events, some after the flow has ended; `overall` is last.
-        for _ in range(600):
+        for _ in range(3000):
             runs = client.read_task_runs(flow_run_filter=own, limit=200)
             over = {item.name for item in runs if item.state and item.state.is_final()}
             if "overall" in over and len(over) == len({item.name for item in runs}):

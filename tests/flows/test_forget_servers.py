@@ -43,7 +43,7 @@ def test_flow_runs_go_with_their_task_runs(prefect_server: None) -> None:
     only = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
     with get_client(sync_client=True) as client:
         # It reaches the server as an event, a moment after it has ended.
-        for _ in range(300):
+        for _ in range(3000):
             if client.read_task_runs(task_run_filter=named, flow_run_filter=only):
                 break
             time.sleep(0.1)

@@ -26,7 +26,7 @@ def stack(
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "infra.local", *arguments],
-        cwd=folder, env=env, capture_output=True, text=True, timeout=500, check=False,
+        cwd=folder, env=env, capture_output=True, text=True, timeout=800, check=False,
     )  # fmt: skip
 
 
@@ -41,7 +41,6 @@ async def rows(address: str, query: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 @pytest.mark.skipif(importlib.util.find_spec("psycopg2") is None, reason="needs psycopg2")
 def test_the_benchmark_on_postgres_and_s3(tmp_path: Path) -> None:

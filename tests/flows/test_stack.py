@@ -25,7 +25,7 @@ COUNT = 5
 SECTIONS: dict[str, Any] = SMALL | {
     # Long enough, anchor by anchor, to be killed in the middle.
     "anchors": SMALL["anchors"] | {"count": COUNT},
-    "meta_lora": {"rank": 2, "alpha": 4.0, "epochs": 40, "batch_size": 1},
+    "meta_lora": {"rank": 2, "alpha": 4.0, "epochs": 20, "batch_size": 1},
 }
 
 
@@ -63,7 +63,7 @@ def stack(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
 
@@ -73,7 +73,6 @@ def parameters() -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_killed_worker_costs_only_the_anchor_in_hand(project: Path) -> None:
     up = stack(project, "up")
     assert up.returncode == 0, up.stderr
@@ -84,11 +83,11 @@ def test_a_killed_worker_costs_only_the_anchor_in_hand(project: Path) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert started.returncode == 0, started.stdout + started.stderr
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while len(records(project, "meta_lora")) < 2:
         assert time.monotonic() < deadline, (project / ".mta/logs/worker.log").read_text()[-3000:]
         time.sleep(0.05)

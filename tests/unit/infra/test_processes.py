@@ -19,16 +19,16 @@ from infra.local import processes
 from infra.local.processes import Record
 from infra.local.settings import Layout, StackError
 
-SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 # Ignores SIGTERM, as a process does that is stuck; has a child; says when both are there.
 STUBBORN = [
     sys.executable,
     "-c",
     "import signal, subprocess, sys, time\n"
     "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
     "print('child', child.pid, flush=True)\n"
-    "time.sleep(60)\n",
+    "time.sleep(600)\n",
 ]
 
 
@@ -43,7 +43,8 @@ def begin(folder: Path, argv: list[str]) -> Record:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    signals = [(sign, 0.2) for sign, _ in processes.SIGNALS]
+    # The last, SIGKILL, is waited for as ever.
+    signals = [*((sign, 0.2) for sign, _ in processes.SIGNALS[:-1]), processes.SIGNALS[-1]]
     monkeypatch.setattr(processes, "SIGNALS", signals)
 
 
@@ -55,7 +56,7 @@ def sleeper(tmp_path: Path, impatient: None) -> Iterator[Record]:
 
 
 def child_of(folder: Path) -> int:
-    for _ in range(200):
+    for _ in range(2400):
         line = processes.last_line(folder / "x.log")
         if line.startswith("child "):
             return int(line.split()[1])
@@ -114,7 +115,7 @@ def test_children_are_found_after_their_parent_was_killed(tmp_path: Path, impati
     parent = record.process()
     assert parent is not None
     parent.kill()
-    psutil.wait_procs([parent], timeout=5)
+    psutil.wait_procs([parent], timeout=300)
     assert [process.pid for process in processes.part(layout, "x")] == [child]
     # Another part's, and another stack's, are theirs.
     assert processes.part(layout, "y") == []
@@ -148,7 +149,7 @@ def test_what_a_run_would_notice_is_read_from_the_process(tmp_path: Path) -> Non
 def test_waiting_ends_when_the_process_does_and_names_its_last_words(tmp_path: Path) -> None:
     record = begin(tmp_path, [sys.executable, "-c", "print('no such thing')"])
     with pytest.raises(StackError, match=r"^x ended while starting: no such thing"):
-        processes.wait_until(record, lambda: False, timeout=20)
+        processes.wait_until(record, lambda: False, timeout=300)
 
 
 def test_waiting_gives_up(sleeper: Record) -> None:
@@ -164,7 +165,7 @@ def test_two_commands_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def first() -> None:
         with processes.one_at_a_time(layout):
             inside.set()
-            said.wait(5)
+            said.wait(300)
             order.append("first")
 
     def say(text: str) -> None:
@@ -174,7 +175,7 @@ def test_two_commands_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(processes, "say", say)
     thread = threading.Thread(target=first)
     thread.start()
-    assert inside.wait(5)
+    assert inside.wait(300)
     with processes.one_at_a_time(layout):
         order.append("second")
     thread.join()

@@ -26,7 +26,7 @@ from tasks.lamp.folders import ROLES
 from tasks.prepare import prepared_users
 from tasks.results.store import store
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(120)
 
 USERS, ITEMS = 9, 4
 Records = list[dict[str, Any]]

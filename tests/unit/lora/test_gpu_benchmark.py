@@ -26,7 +26,7 @@ main()
 def test_every_case_runs_without_what_the_machine_lacks(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", RUN, "--to", str(tmp_path), "--dry"],
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=600,
         cwd=Path(__file__).resolve().parents[3],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

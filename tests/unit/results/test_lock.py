@@ -124,7 +124,7 @@ def test_two_waiters_have_it_one_after_the_other(where: Store) -> None:
     assert came == []
     locks.release_lock(KEY, "holder")
     for thread in threads:
-        thread.join(20)
+        thread.join(300)
     assert sorted(came) == ["one", "two"]
     assert most == [1]
 
@@ -152,7 +152,7 @@ def test_a_killed_holder_frees_it(
     # Not fetched by its parent yet, so its pid is still there: it holds nothing all the same.
     holder.send_signal(signal.SIGKILL)
     for thread in threads:
-        thread.join(20)
+        thread.join(300)
     assert sorted(came) == ["one", "two"]
     assert where.working() == []
 
@@ -163,7 +163,7 @@ def test_processes_wait_for_each_other(
     locks, other = FileLocks(), started()
     assert held(other)
     assert not locks.acquire_lock(KEY, "one", acquire_timeout=0.3)
-    other.communicate("let go\n", timeout=30)
+    other.communicate("let go\n", timeout=300)
     assert other.returncode == 0
     assert not locks.is_locked(KEY)
     assert locks.acquire_lock(KEY, "one", acquire_timeout=0.3)

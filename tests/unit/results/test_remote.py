@@ -149,7 +149,7 @@ def test_jobs_at_once_fetch_it_once(machine: Machine, monkeypatch: pytest.Monkey
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(300)
     assert read == ["weights"] * 12
     assert fetched == [made.uri]
 
@@ -236,7 +236,7 @@ def test_processes_of_one_machine_fetch_at_once(
     command = [sys.executable, "-c", READER, made.uri, made.sha256]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     try:
-        assert [process.communicate(timeout=60)[0] for process in processes] == ["rows\n"] * 3
+        assert [process.communicate(timeout=300)[0] for process in processes] == ["rows\n"] * 3
     finally:
         for process in processes:
             process.kill()
@@ -279,8 +279,9 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     before = time.monotonic()
     with pytest.raises(StorageError) as raised:
         where.list()
-    assert 1 <= time.monotonic() - before < 10
-    assert answers.asked >= 2
+    assert time.monotonic() - before >= 1
+    # Its pauses grow.
+    assert 2 <= answers.asked < 10
     assert str(raised.value) == (
         "memory://down: listing failed ([Errno 16] Please reduce your request rate); check "
         "MTA_STORE, permissions and credentials"
@@ -334,12 +335,11 @@ def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         Remote("s3://b/p")
 
 
-def test_no_such_bucket(s3: str, tmp_path: Path) -> None:
+def test_no_such_bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTA_STORE_PATIENCE", "1e6")  # who waits for it never ends
     where = Store(tmp_path, Remote("s3://no-such-bucket-here/prefix"))
-    before = time.monotonic()
     with pytest.raises(InputError, match=r"^s3://no-such-bucket-here/prefix: .*bucket"):
         where.sweep()
-    assert time.monotonic() - before < 20
 
 
 def test_wrong_credentials(s3: str, s3_server: str, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ for number in range(20):
 def test_two_processes_write_at_once(where: Store) -> None:
     two = [subprocess.Popen([sys.executable, "-c", WRITER, name]) for name in ("one", "two")]
     try:
-        assert [process.wait(60) for process in two] == [0, 0]
+        assert [process.wait(300) for process in two] == [0, 0]
     finally:
         for process in two:
             process.kill()

@@ -97,7 +97,7 @@ def test_a_full_disk_leaves_nothing(where: Store, monkeypatch: pytest.MonkeyPatc
 
 
 def test_two_makers_of_the_same_content(where: Store) -> None:
-    both_in = threading.Barrier(2, timeout=10)
+    both_in = threading.Barrier(2, timeout=300)
     made: list[File] = []
 
     def work() -> None:
@@ -110,7 +110,7 @@ def test_two_makers_of_the_same_content(where: Store) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(300)
     assert len(made) == 2
     assert made[0] == made[1]
     assert len(where.folders()) == 1
@@ -221,7 +221,7 @@ def test_sweep_takes_what_killed_processes_left_and_nothing_else(where: Store) -
     done = make(where)
     living, killed = maker("wait"), maker("die")
     assert living.stdout
-    assert killed.wait(30) == -signal.SIGKILL
+    assert killed.wait(300) == -signal.SIGKILL
     theirs = Path(living.stdout.readline().strip())
     try:
         with where.new("bank") as own:
@@ -236,7 +236,7 @@ def test_sweep_takes_what_killed_processes_left_and_nothing_else(where: Store) -
             assert {path for path in folders if path.exists()} == {own.path, theirs}
             assert len(list((where.root / MAKING).glob("*.lock"))) == 2
         where.path(own.file())
-        out, _ = living.communicate("go on\n", timeout=30)
+        out, _ = living.communicate("go on\n", timeout=300)
     finally:
         living.kill()
         living.wait()

@@ -60,7 +60,7 @@ def child(site: Site, tmp_path: Path) -> subprocess.Popen[str]:
 
 
 def eventually(true: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 300
     wait = threading.Event()
     while not true():
         assert time.monotonic() < limit

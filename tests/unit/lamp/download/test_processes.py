@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 from pathlib import Path
@@ -17,8 +18,9 @@ from tests.unit.lamp.web import Answer, Site
 def test_killed_in_the_middle_the_next_goes_on(
     get: Any, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = threading.Event()
-    monkeypatch.setattr("tests.unit.lamp.web.sleep", lambda _: held.wait(0.05))
+    # Twelve pieces of 64 KB are sent, and no more before the kill.
+    held, pieces = threading.Event(), itertools.count(1)
+    monkeypatch.setattr("tests.unit.lamp.web.sleep", lambda _: next(pieces) <= 12 or held.wait())
     site.then(QUESTIONS, Answer(wait=1.0))
     part = tmp_path / "cache/LaMP_2/new/dev/dev_questions.json.part"
     with child(site, tmp_path) as running:
@@ -52,7 +54,7 @@ def test_two_processes_at_once(site: Site, tmp_path: Path, get: Any) -> None:
     """One downloads each file once; the others wait and find what it got."""
     site.then(QUESTIONS, Answer(wait=0.001))
     running = [child(site, tmp_path) for _ in range(3)]
-    folders = {process.communicate(timeout=60)[0].strip() for process in running}
+    folders = {process.communicate(timeout=300)[0].strip() for process in running}
     assert [process.returncode for process in running] == [0, 0, 0]
     assert folders == {str(tmp_path / "cache/LaMP_2/new/dev")}
     whole(get())
@@ -63,7 +65,7 @@ def test_threads_at_once_say_that_they_wait(
     get: Any, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = threading.Event()
-    monkeypatch.setattr("tests.unit.lamp.web.sleep", lambda _: held.wait(30))
+    monkeypatch.setattr("tests.unit.lamp.web.sleep", lambda _: held.wait())
     site.then(QUESTIONS, Answer(wait=1.0))
     threads = [threading.Thread(target=get) for _ in range(2)]
     threads[0].start()
