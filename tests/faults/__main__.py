@@ -28,12 +28,19 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100, help="how many faults")
     parser.add_argument("--seed", type=int, default=0, help="decides kinds, moments, targets")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of faults")
-    parser.add_argument("--workers", type=int, default=2, help="processes that work for a run")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="processes that work for a run; 0: its own thread"
+    )
+    parser.add_argument(
+        "--tables", type=Path, help="a folder whose prefect.db and mlflow.db runs begin with"
+    )
     parser.add_argument("--folder", type=Path, help="an empty folder to use, and to keep")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: through every `finally`
     folder = (arguments.folder or Path(tempfile.mkdtemp(prefix="mta-faults-"))).absolute()
     driver = Driver(folder, arguments.kills, arguments.seed, arguments.kinds, arguments.workers)
+    if arguments.tables:
+        shutil.copytree(arguments.tables, driver.layout.state / "local")
     stuck = ""
     try:
         driver.run()

@@ -76,7 +76,8 @@ class Driver:
         self.began = time.monotonic()
         self.outcome = Outcome(seed)
         self.decks: dict[Way, Iterator[tuple[str, Draw]]] = {}
-        sections = SECTIONS | {"compute": SECTIONS["compute"] | {"max_workers": workers}}
+        work = {"max_workers": workers} if workers else {"workers": "threads", "max_workers": 1}
+        sections = SECTIONS | {"compute": SECTIONS["compute"] | work}
         for way in (kind(self.layout, environment(), sections) for kind in (Alone, OnStack)):
             own = [name for name in kinds if way.name in KINDS[name].ways]
             if own:

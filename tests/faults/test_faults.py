@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,17 +17,23 @@ from tasks.results.store import Store, store
 from tests.faults.pieces import Given, Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
-# One run by itself: killed as it has stored something, and a file damaged. A process of it killed:
-# tests/flows/test_runners.py (one that works for it) and test_local_server.py (its server).
+# One run by itself, in its own thread: killed as it has stored something, and a file damaged. A
+# process of it killed: tests/flows/test_runners.py (one that works for it) and test_local_server.py
+# (its server). Killed while it makes its databases: tests/unit/test_databases.py.
 KINDS = ("stored", "truncation")
 
 
 @pytest.mark.slow
 @pytest.mark.server
-@pytest.mark.timeout(900)
-def test_nothing_is_lost_made_twice_or_different() -> None:
+def test_nothing_is_lost_made_twice_or_different(
+    tmp_path: Path, prefect_tables: Path, mlflow_tables: Path
+) -> None:
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    for file in (prefect_tables, mlflow_tables):
+        shutil.copy(file, tables)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", "--workers", "1",
+        [sys.executable, "-m", "tests.faults", "--workers", "0", "--tables", str(tables),
          "--kills", str(len(KINDS)), "--kinds", *KINDS],
         cwd=ROOT, capture_output=True, text=True, timeout=880, check=False,
     )  # fmt: skip

@@ -6,35 +6,17 @@ import json
 import os
 import shutil
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
-from prefect.testing.utilities import prefect_test_harness
 
 from tests.small import SMALL
-
-
-@pytest.fixture(scope="session")
-def prefect_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A database with Prefect's tables, to copy: that of `prefect_server`, as it began."""
-    file = tmp_path_factory.mktemp("tables") / "prefect.db"
-    with prefect_test_harness(server_startup_timeout=180):
-        url = str(PREFECT_SERVER_DATABASE_CONNECTION_URL.value())
-        with (
-            closing(sqlite3.connect(url.removeprefix("sqlite+aiosqlite:///"))) as own,
-            closing(sqlite3.connect(file)) as copy,
-        ):
-            own.backup(copy)
-        yield file
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +40,7 @@ class MlflowServer:
     def start(self) -> None:
         """It answers when this returns."""
         self.process = _mlflow(self.folder, self.port)
-        for _ in range(1200):
+        for _ in range(6000):
             try:
                 urllib.request.urlopen(f"{self.address}/health", timeout=2)
                 return
@@ -69,7 +51,7 @@ class MlflowServer:
     def end(self, how: int = 15) -> None:
         if self.process:
             os.killpg(self.process.pid, how)
-            self.process.wait(30)
+            self.process.wait(300)
             self.process = None
 
 
