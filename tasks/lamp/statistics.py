@@ -69,19 +69,26 @@ class Scored:
 
         The methods keep their order; no other order matters.
         """
-        columns = [example_columns(task, given, golds, rules) for given in predictions.values()]
-        # By the published rules a method has a column for each unknown label that it names.
-        width = max(part.shape[1] for part in columns)
-        columns = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in columns]
+        given = predictions.values()
+        columns = same_width([example_columns(task, one, golds, rules) for one in given])
         names = sorted({groups[query_id] for query_id in golds})
         numbers = {name: number for number, name in enumerate(names)}
         rows = [numbers[groups[query_id]] for query_id in sorted(golds)]
-        sums = np.zeros((len(names), len(columns), width))
+        sums = np.zeros((len(names), len(columns), columns[0].shape[1]))
         with np.errstate(over="ignore"):
             np.add.at(sums, rows, np.stack(columns, axis=1))
             totals = np.stack([part.sum(axis=0) for part in columns])
         counts = np.bincount(rows).astype(np.float64)
         return cls(task, tuple(predictions), tuple(names), counts, sums, totals, sample, rules)
+
+
+def same_width(parts: Sequence[Floats]) -> list[Floats]:
+    """Sums [..., k] with columns of zeros at the right, as many in all as the widest has.
+
+    By the published rules a method has a column for each unknown label that it names.
+    """
+    width = max(part.shape[-1] for part in parts)
+    return [np.pad(one, [(0, 0)] * (one.ndim - 1) + [(0, width - one.shape[-1])]) for one in parts]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,14 @@ import polars as pl
 
 from tasks.compare import read_draws
 from tasks.errors import InputError
-from tasks.lamp.statistics import COMMON_METRICS, Resampled, difference, intervals, mean_over
+from tasks.lamp.statistics import (
+    COMMON_METRICS,
+    Resampled,
+    difference,
+    intervals,
+    mean_over,
+    same_width,
+)
 from tasks.methods import METHODS
 from tasks.report.files import REPORTS_FOLDER, report_name, write_state
 from tasks.report.page import templates
@@ -107,7 +114,7 @@ def two_runs(first: Run, second: Run) -> TwoRuns:
 def paired(first: Cell, second: Cell) -> Resampled:
     """Two cells as one, with the methods of both, called `first NAME` and `second NAME`.
 
-    Raises InputError where they were not asked the same.
+    Raises InputError where they were not asked the same, scored alike or drawn alike.
     """
     asked = [_queries(cell) for cell in (first, second)]
     if alone := asked[0] ^ asked[1]:
@@ -127,11 +134,13 @@ def paired(first: Cell, second: Cell) -> Resampled:
             f"{first.name}: the runs were not scored alike (users are in other groups, or "
             "scoring.metrics and scoring.tokens differ)"
         )
-    width = max(one.sums.shape[2] for one in (a.scored, b.scored))
-    sums, totals = (
-        np.concatenate([_padded(getattr(one, name), width) for one in (a.scored, b.scored)], -2)
-        for name in ("sums", "totals")
-    )
+    if a.scored.sample != b.scored.sample:
+        raise InputError(
+            f"{first.name}: one run generated its users (data=synthetic), the other read them from "
+            "a file, so their draws are no pairs; run both on the same"
+        )
+    sums = np.concatenate(same_width([a.scored.sums, b.scored.sums]), axis=1)
+    totals = np.concatenate(same_width([a.scored.totals, b.scored.totals]), axis=0)
     scored = replace(a.scored, methods=methods, sums=sums, totals=totals)
     return Resampled(methods, a.groups, a.queries, points, draws, scored)
 
@@ -164,9 +173,3 @@ def _queries(cell: Cell) -> set[tuple[str, ...]]:
     """(user_id, query_id, gold) of all that a cell was scored on."""
     table = pl.read_parquet(store().path(cell.compared.scored[0].predictions))
     return set(table.select("user_id", "query_id", "gold").iter_rows())
-
-
-def _padded(sums: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
-    """With columns of zeros up to `width`: a run that named more unknown labels has more."""
-    extra = [(0, 0)] * (sums.ndim - 1) + [(0, width - sums.shape[-1])]
-    return np.pad(sums, extra)

@@ -85,6 +85,19 @@ def test_other_queries_are_refused() -> None:
         two_runs(first, run(cell({"mta": BASE}, seed=3), name="cat"))
 
 
+def test_a_file_of_a_generated_world_is_no_pair_of_the_world() -> None:
+    """The same users and queries, but the bootstrap names its draws by where users come from."""
+    one = cell({"mta": BASE})
+    generated = compared(
+        resolve({}).for_task("LaMP-2M", 0),
+        answered.prepared("LaMP-2M", USERS),
+        {"mta": (answered.answered(QUERIES, BASE),)},
+    )
+    other = one.model_copy(update={"compared": generated})
+    with pytest.raises(InputError, match="one run generated its users"):
+        two_runs(run(one, name="owl"), run(other, name="cat"))
+
+
 def test_settings_that_differ() -> None:
     first = {"seed": 0, "base": {"model": "tiny", "tiny": {"steps": 9}}, "gone": 1}
     second = {"seed": 0, "base": {"model": "x", "tiny": {"steps": 8}}, "new": [2]}
