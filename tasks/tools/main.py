@@ -12,7 +12,7 @@ from infra import command
 from infra.local.settings import TELEMETRY_OFF
 from tasks.errors import InputError, label, masked
 
-app = typer.Typer(name="mta", add_completion=False, rich_markup_mode=None, help=__doc__)
+app = typer.Typer(name="mta", rich_markup_mode=None, help=__doc__)
 Parameters = Annotated[
     list[str] | None,
     typer.Option("-p", "--param", metavar="NAME=VALUE", help="a field of the configuration"),
@@ -22,9 +22,10 @@ RunName = Annotated[str, typer.Option("--run", help="a run's name, id or file")]
 
 @app.command()
 def run(param: Parameters = None) -> int:
-    """Run the benchmark in this process, without the stack's servers.
+    """Run the benchmark here, without the stack's servers.
 
-    It has a Prefect server of its own, and MLflow in a file. Exit code 0: nothing is missing.
+    It runs in this process, with a Prefect server of its own, and MLflow in a file. Exit code 0:
+    nothing is missing.
     """
     from infra.local.alone import run_alone
 
@@ -66,10 +67,10 @@ def export(
     seed: Seed = None,
     run: RunName = "last",
 ) -> int:
-    """Write users' LoRAs (merged and stacked, as one): PEFT folders, or a whole model.
+    """Write users' LoRAs as PEFT folders, or as a whole model.
 
-    --all --format vllm: a folder for every user, as vLLM finds them. Exit code 2: somebody was left
-    out, and is named.
+    A user's LoRA is the merged one and the stacked one, as one. --all --format vllm: a folder for
+    every user, as vLLM finds them. Exit code 2: somebody was left out, and is named.
     """
     from tasks.export import Finished, max_lora_rank, merged_model, vllm_folders
     from tasks.export import export as write
@@ -130,9 +131,10 @@ def personalise(
     seed: Seed = None,
     base: BaseFolder = None,
 ) -> int:
-    """Give new users their LoRAs, by their histories and the bank of a finished run.
+    """Give new users their LoRAs, from the bank of a finished run.
 
-    A PEFT folder for each user of the file. Exit code 2: somebody was left out, and is named.
+    They go by the users' histories. A PEFT folder for each user of the file. Exit code 2: somebody
+    was left out, and is named.
     """
     from tasks.export import Finished
     from tasks.personalise.new_users import personalise as make
@@ -171,13 +173,14 @@ def forget(
         str | None, typer.Option(help="a folder or URL; default: MTA_STORE, else .mta/store")
     ] = None,
 ) -> int:
-    """Remove a user, and all that was made of the user's texts, and prove it by a search.
+    """Remove a user and all that was made of the user's texts.
 
-    Removed from the store: what holds the user's id or a text of the user's; every LoRA and tiny
-    base model that was trained on the user's items, and all that was made with these; what names
-    nobody (tokens, maps, draws), since nothing tells whose it is. Removed beside it: reports and
-    runs that name any of it, and the id in logs. In MLflow: artifacts and names. In Prefect: the
-    flow runs. What others lose with it is computed again by their next run, from their data.
+    A search proves it. Removed from the store: what holds the user's id or a text of the user's;
+    every LoRA and tiny base model that was trained on the user's items, and all that was made with
+    these; what names nobody (tokens, maps, draws), since nothing tells whose it is. Removed beside
+    it: reports and runs that name any of it, and the id in logs. In MLflow: artifacts and names. In
+    Prefect: the flow runs. What others lose with it is computed again by their next run, from their
+    data.
 
     The file the user came from is not touched: it is named, and the user is back after the next run
     where it still holds the user. Exit code 0: nothing is left; 1: something is, and is said; 2: no
@@ -199,9 +202,10 @@ def compare(
     first: Annotated[str, typer.Argument(help="a run's name, id or file")],
     second: Annotated[str, typer.Argument(help="another's, or `last`")] = "last",
 ) -> None:
-    """Compare two runs on the same users: each method's difference, with its interval.
+    """Compare two runs on the same users, method by method.
 
-    It is printed, with the settings that differ, and written as a page beside the runs' reports.
+    Each difference has its interval. It is printed, with the settings that differ, and written as a
+    page beside the runs' reports.
     """
     from tasks.report.files import read_run
     from tasks.report.two_runs import two_runs

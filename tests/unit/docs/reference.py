@@ -42,6 +42,9 @@ COMMANDS = """# Commands
 input is one line and exit code 2. `make help` lists the commands of `make`, and
 [running.md](running.md) says what they do.
 
+`mta --install-completion` lets the Tab key complete commands and options in bash, zsh or fish,
+from the next terminal on. `mta --show-completion` prints what that installs.
+
 This page is generated from the code, and a test compares the two.
 """
 Schema = dict[str, Any]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -55,10 +57,16 @@ def test_a_wrong_call_is_one_line(
     assert said.err.count("\n") == 1
 
 
-def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert main([]) == 0
     said = capsys.readouterr().out
     assert all(f"  {name} " in said for name in ("run", "plan", *COMMANDS))
+    # On one screen of 80 x 24, and no sentence is cut off.
+    assert len(said.splitlines()) < 24
+    assert "..." not in said.replace("[ARGS]...", "")
 
 
 @pytest.mark.parametrize(
@@ -82,3 +90,18 @@ def test_a_run_gets_its_parameters_and_gives_its_exit_code(
     monkeypatch.setitem(sys.modules, "infra.local.alone", SimpleNamespace(run_alone=alone))
     assert main(given) == 1
     assert asked == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("mta p", ["plan", "personalise"]), ("mta export --format p", ["peft"])],
+)
+def test_the_tab_key_completes(words: str, offered: list[str]) -> None:
+    """As bash asks, by the script that `mta --install-completion` installs."""
+    code = "import sys; sys.argv[0] = 'mta'; from tasks.tools.main import main; main()"
+    asked = {"_MTA_COMPLETE": "complete_bash", "COMP_WORDS": words}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60,
+        env=os.environ | asked | {"COMP_CWORD": str(words.count(" "))},
+    )  # fmt: skip
+    assert done.stdout.split() == offered
