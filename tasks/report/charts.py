@@ -136,6 +136,21 @@ def heat(chosen: Chosen) -> str:
     return data_uri(figure)
 
 
+def gaps(title: str, methods: Sequence[str], differences: Sequence[Estimate]) -> str:
+    """A point per method with the 95% interval of its difference, from the top; 0 is a line."""
+    figure, axes = _axes(title, 5.8, 1.25 + 0.34 * len(methods))
+    rows = np.arange(len(methods))
+    points, lows, highs = _table(differences)
+    axes.axvline(0.0, color=INK, linewidth=1.0)
+    axes.plot([lows, highs], [rows, rows], color=INK, linewidth=1.3, marker="|", markersize=6)
+    axes.scatter(points, rows, s=60, color=[style(name)[0] for name in methods], zorder=3)
+    axes.set(yticks=rows, yticklabels=methods, xlabel="difference of score")
+    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    return data_uri(figure)
+
+
 def data_uri(figure: Figure) -> str:
     """The figure as an SVG in a data URI; letters are drawn, so no font is needed to read it."""
     import matplotlib
@@ -149,7 +164,11 @@ def data_uri(figure: Figure) -> str:
 
 def _scores(compared: Compared, names: Sequence[str]) -> NDArray[np.float64]:
     """Points, lower and upper bounds, [3, n]; what is not known is nan, which is not drawn."""
-    rows = [[one.point, one.lo, one.hi] for one in map(compared.estimate, names)]
+    return _table([compared.estimate(name) for name in names])
+
+
+def _table(estimates: Sequence[Estimate]) -> NDArray[np.float64]:
+    rows = [[one.point, one.lo, one.hi] for one in estimates]
     return np.array(rows, dtype=np.float64).reshape(-1, 3).T
 
 

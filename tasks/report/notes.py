@@ -137,6 +137,21 @@ def seed_lines(cells: Iterable[Cell]) -> list[str]:
     ]
 
 
+def distrust(run: Run, config: RunConfig, table: Iterable[Row]) -> str:
+    """What limits the numbers most, in one sentence. table: the rows of all cells."""
+    trained = "one seed was run" if len(config.all_seeds) == 1 else "the notes compare the seeds"
+    said = [f"the intervals cover sampling of users, not retraining ({trained})"]
+    if config.data == "synthetic":
+        tiny = " and the base model is tiny" if config.base.model == "tiny" else ""
+        said.append(f"the users are generated{tiny}")
+    most = max((row.get("no_label") or 0 for row in table), default=0)
+    if most > MANY:
+        said.append(f"up to {most:.0%} of a method's answers are no label")
+    if run.missing:
+        said.append(f"{len(run.missing)} pieces are missing")
+    return f"What to distrust: {'; '.join(said)}."
+
+
 def difference_lines(mean: Compared, groups: Sequence[Sequence[str]]) -> list[str]:
     """What is better than what, on the mean, and whether that holds.
 

@@ -20,9 +20,9 @@ from tasks.errors import label, printable
 from tasks.lamp.metrics import unlabelled
 from tasks.methods import METHODS
 from tasks.record import File
-from tasks.report.charts import LINES, bars, curves, heat, style
+from tasks.report.charts import LINES, bars, curves, gaps, heat, style
 from tasks.report.chosen import Chosen, chosen_by_merging
-from tasks.report.notes import BELOW_ZERO, SAME, alike, claims, identical, none_at_all
+from tasks.report.notes import BELOW_ZERO, SAME, alike, claims, distrust, identical, none_at_all
 from tasks.report.since import Since
 from tasks.report.table import Row
 from tasks.results.models import Compared
@@ -137,24 +137,29 @@ def _curve(config: RunConfig, cells: Sequence[Cell], main: Compared) -> dict[int
 
 def report_html(data: ReportData) -> str:
     """The page. The same data give the same bytes."""
-    return _rendered("report.html.jinja", data, verdict(data))
+    doubts = distrust(data.run, data.config, data.table)
+    return _rendered("report.html.jinja", data, ran=what_ran(data), distrust=doubts)
 
 
 def verdict(data: ReportData) -> Markup:
     """One paragraph made of the numbers, as HTML: what is best, and which differences hold."""
-    text = _rendered("verdict.html.jinja", data)
-    return Markup(" ".join(text.split()) or "Nothing was scored.")
+    return Markup(" ".join(_rendered("verdict.html.jinja", data).split()))
+
+
+def what_ran(data: ReportData) -> str:
+    """One sentence: methods, LaMP tasks, seeds, users, data and model."""
+    config, mean = data.config, data.overall
+    tasks, seeds = ", ".join(data.means), ", ".join(map(str, config.all_seeds))
+    return (
+        f"{len(data.methods)} methods on {tasks}, seed {seeds}, answered "
+        f"{mean.queries:,} queries of {mean.groups:,} groups of users: data {config.data}, preset "
+        f"{config.preset}, base model {config.base.model}."
+    )
 
 
 def run_summary(data: ReportData) -> tuple[str, str]:
     """Two lines of plain text, for where no page is: what ran, and what came out."""
-    config = data.config
-    tasks, seeds = ", ".join(data.means), ", ".join(map(str, config.all_seeds))
-    ran = (
-        f"{len(data.methods)} methods on {tasks}, seed {seeds}: data {config.data}, preset "
-        f"{config.preset}, base model {config.base.model}."
-    )
-    return ran, verdict(data).striptags()
+    return what_ran(data), verdict(data).striptags()
 
 
 def leaders(mean: Compared) -> list[str]:
@@ -180,9 +185,9 @@ def png(file: File) -> str:
     return f"data:image/png;base64,{base64.b64encode(store().path(file).read_bytes()).decode()}"
 
 
-def _rendered(name: str, data: ReportData, verdict: str = "") -> str:
+def _rendered(name: str, data: ReportData, **sentences: str) -> str:
     template = templates().get_template(name)
-    return template.render(vars(data), row_mean=data.row_mean, verdict=verdict)
+    return template.render(vars(data), row_mean=data.row_mean, **sentences)
 
 
 @cache
@@ -193,7 +198,7 @@ def templates() -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     found.filters |= {"label": label, "printable": printable}
-    functions = (alike, bars, claims, curves, heat, leaders, none_at_all, png, primary, style)
+    functions = (alike, bars, claims, curves, gaps, heat, leaders, none_at_all, png, primary, style)
     found.globals |= {function.__name__: function for function in functions}
     found.globals |= {"BELOW_ZERO": BELOW_ZERO, "LINES": LINES, "SAME": SAME}
     return found

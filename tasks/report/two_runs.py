@@ -75,10 +75,15 @@ class TwoRuns:
             rows.append({**row, **numbers, "interval": one.shown})
         return table_text(rows, [*self.settings, *self.left_out], ())
 
+    @property
+    def main(self) -> list[Change]:
+        """Those of the mean, which comes last, or of the only LaMP task."""
+        return [one for one in self.changes if one.lamp_task == self.changes[-1].lamp_task]
+
     def page(self) -> Path:
         """Write the page beside the runs' reports; returns its file."""
         name = report_name(f"{self.first.name}-{self.second.name}", self.second.id)
-        html = templates().get_template("two_runs.html.jinja").render(vars(self))
+        html = templates().get_template("two_runs.html.jinja").render(vars(self), main=self.main)
         return write_state(f"{REPORTS_FOLDER}/{name}.html", html)
 
 

@@ -65,6 +65,7 @@ def test_the_report_of_a_run(workplace: Path, mlflow_server: str, page: Any) -> 
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(report.as_uri())
+    looked_at_first(page)
     # What is folded is part of the page: opened, all of it must hold, too.
     page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
     page.wait_for_load_state("load")
@@ -79,6 +80,7 @@ def test_the_report_of_a_run(workplace: Path, mlflow_server: str, page: Any) -> 
     )
     # Two tasks and their mean; two curves; two banks per task, each with a heat map and a map.
     assert len(pictures) == 3 + 2 + 4 + 4
+    assert page.locator("figure:has(img):has(figcaption:not(:empty))").count() == len(pictures)
     for natural, width, height, described in pictures:
         assert natural > 0
         assert width > 300
@@ -147,6 +149,22 @@ def test_the_report_of_a_run(workplace: Path, mlflow_server: str, page: Any) -> 
     for table in (workplace / ".mta" / "store" / "prepare").glob("*/*/few_shot.parquet"):
         for user in pl.read_parquet(table).to_dicts():
             assert not any(item["text"] in text for item in user["profile"])
+
+
+def looked_at_first(page: Any) -> None:
+    """Three sentences, a chart and a table are on a laptop's first screen, in light and in dark."""
+    what = "[...document.querySelectorAll('.opening p, .pair img, .pair tr')]"
+    bottoms = page.evaluate(f"{what}.map(one => one.getBoundingClientRect().bottom)")
+    assert len(bottoms) == 3 + 1 + 1 + 10
+    assert max(bottoms) < 800
+    assert page.evaluate("document.querySelectorAll('details[open]').length") == 0
+    brightness = []
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        brightness.append(sum(map(int, re.findall(r"\d+", colour)[:3])) / (3 * 255))
+    assert brightness[0] < 0.2
+    assert brightness[1] > 0.8
 
 
 def logged_rows(

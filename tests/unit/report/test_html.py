@@ -75,9 +75,32 @@ def test_texts_of_data_are_escaped_and_nothing_is_fetched() -> None:
     assert sources
     assert all(source.startswith("data:image/") for source in sources)
     assert "url(" not in text
+    assert not {"{{", "}}", "{%"} & set(re.findall("[{}%]{2}", text))
     # Of the configuration, which is text, the URL of LaMP's files.
     assert "http" not in text.partition("<pre>")[0].replace("http-equiv", "")
     assert len(re.findall('<img [^>]*alt="[^"]{20,}"', text)) == tags.count("img") == 3
+    assert text.count("</figcaption>") == tags.count("img")
+
+
+def test_three_sentences_a_chart_and_a_table_open_the_page() -> None:
+    """What is on the first screen is not folded, all that follows is."""
+    first, _, rest = report_html(report_case(lamp_tasks=["LaMP-2M", "LaMP-3"])).partition(
+        "</section>"
+    )
+    ran, came_out, doubts = re.findall("<p>(.*?)</p>", first.partition("<figure>")[0], re.DOTALL)
+    assert ran.startswith(
+        "2 methods on LaMP-2M, LaMP-3, seed 0, answered 15 queries of 5 groups of"
+    )
+    assert " ".join(came_out.split()).startswith("On the mean of 2 LaMP tasks the best method is ")
+    assert doubts == (
+        "What to distrust: the intervals cover sampling of users, not retraining (one seed was "
+        "run); up to 81% of a method&#39;s answers are no label."
+    )
+    assert (first.count("<img"), first.count("<table"), first.count("<details")) == (1, 1, 0)
+    assert rest.count("<h2>") == rest.count('<details class="part"><summary><h2>') > 5
+    # A chart per LaMP task, a curve and a heat map; of one task the first chart is its own.
+    assert rest.count("<figure>") == 4
+    assert report_html(report_case()).count("<figure>") == 1 + 2
 
 
 def test_the_same_data_give_the_same_bytes() -> None:
@@ -127,8 +150,8 @@ def shown_difference(data: ReportData) -> tuple[str, str, str]:
 def test_the_verdict_is_made_of_the_numbers() -> None:
     data = report_case()
     assert verdict(data) == (
-        "On LaMP-2M (15 queries of 5 groups of users) the best method is <strong>mta</strong> with "
-        "a score of 0.612 [0.500, 0.700], 12% of the attainable. These differences hold: "
+        "On LaMP-2M the best method is <strong>mta</strong> with a score of 0.612 [0.500, 0.700], "
+        "12% of the attainable. These differences hold: "
         "<strong>mta</strong> is better than base by 0.112 [0.010, 0.200]."
     )
     data = report_case(lamp_tasks=["LaMP-2M", "LaMP-3"], seeds=[0, 1])
@@ -138,15 +161,15 @@ def test_the_verdict_is_made_of_the_numbers() -> None:
         "merge_only": {"score": difference(0.5, None, None, None)},
     }
     assert verdict(data) == (
-        "On the mean of 2 LaMP tasks and 2 seeds (15 queries of 5 groups of users) the best method "
-        "is <strong>mta</strong> with a score of 0.612 [0.500, 0.700], 12% of the attainable. "
+        "On the mean of 2 LaMP tasks and 2 seeds the best method is <strong>mta</strong> with a "
+        "score of 0.612 [0.500, 0.700], 12% of the attainable. "
         "These differences hold: <strong>mta</strong> is worse than base by 0.250 [0.125, 0.500]. "
         "Not shown to differ: mta and merge_only (+0.500, no interval); "
         "mta and oppu (+0.010 [-0.020, +0.040])."
     )
     # A cell that is missing: the mean is of fewer than tasks times seeds.
     data = with_overall(data, cells=3)
-    assert verdict(data).startswith("On the mean of 3 scores (")
+    assert verdict(data).startswith("On the mean of 3 scores the best method is ")
     data.overall.intervals["mta"]["share_of_attainable"] = estimate(-2.4)
     assert "-240% of the attainable: worse than the best answers that ignore who" in verdict(data)
 
@@ -177,7 +200,7 @@ def test_nobody_is_best_whom_an_interval_does_not_show_to_be() -> None:
     data = not_told_apart()
     assert leaders(data.overall) == ["oppu", "merge_only", "mta"]
     assert verdict(data) == (
-        "On LaMP-2M (15 queries of 5 groups of users) no method is shown to be the best: "
+        "On LaMP-2M no method is shown to be the best: "
         "<strong>oppu</strong> (0.487 [0.400, 0.500]), "
         "<strong>merge_only</strong> (0.487 [0.400, 0.500]) and "
         "<strong>mta</strong> (0.612 [0.500, 0.700]) are not told apart. "
@@ -192,7 +215,7 @@ def test_nobody_is_best_whom_an_interval_does_not_show_to_be() -> None:
     looks = {m: cells.one(task="mean", method=m, metric="score")["class"] for m in data.methods}
     assert looks == {"base": "mean"} | dict.fromkeys(("oppu", "merge_only", "mta"), "mean best")
     data.overall.intervals.clear()
-    assert verdict(data).startswith("oppu and merge_only gave identical")
+    assert verdict(data).startswith("Nothing was scored. oppu and merge_only gave")
 
 
 def test_each_pair_stands_once_in_one_matrix() -> None:

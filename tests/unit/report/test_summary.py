@@ -7,20 +7,38 @@ from typing import Any
 import pytest
 
 from tasks.config.run import resolve
-from tasks.report.notes import data_lines, seed_lines
+from tasks.report.notes import data_lines, distrust, seed_lines
 from tasks.report.page import run_summary
 from tasks.results.run import Cell
-from tests.unit.report.cells import cell, compared, estimate
+from tests.unit.report.cells import cell, compared, estimate, run
 from tests.unit.report.report_case import HOSTILE, report_case
 
 
 def test_what_ran_and_what_came_out_have_no_marks_of_a_page() -> None:
     ran, came_out = run_summary(report_case())
-    assert "2 methods on LaMP-2M, seed 0: " in ran
+    assert "2 methods on LaMP-2M, seed 0, answered 15 queries of 5 groups of users: " in ran
     assert f"data {HOSTILE}, preset embedded, base model tiny." in ran
-    assert "queries of" in came_out
+    assert came_out.startswith("On LaMP-2M the best method is mta with a score of ")
     assert not {"<", ">", "&amp;"} & set(came_out.split())
     assert "<" not in came_out
+
+
+@pytest.mark.parametrize(
+    ("given", "missing", "said"),
+    [
+        (
+            {},
+            (),
+            "(one seed was run); the users are generated and the base model is tiny.",
+        ),
+        ({"model": "org/llama"}, (), "(one seed was run); the users are generated."),
+        ({"data": "x.json", "seeds": [1, 2]}, (), "(the notes compare the seeds)."),
+        ({"data": "x.json"}, ("a", "b"), "(one seed was run); 2 pieces are missing."),
+    ],
+)
+def test_what_to_distrust(given: dict[str, Any], missing: tuple[str, ...], said: str) -> None:
+    line = distrust(run(missing=missing), resolve(given), [{"no_label": 0.2}, {"no_label": None}])
+    assert line == f"What to distrust: the intervals cover sampling of users, not retraining {said}"
 
 
 @pytest.mark.parametrize(

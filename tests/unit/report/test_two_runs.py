@@ -122,5 +122,8 @@ def test_the_command_prints_it_and_writes_a_page(capsys: pytest.CaptureFixture[s
     with open(page, encoding="utf-8") as file:
         html = file.read()
     assert "&lt;owl&gt; and cat" in html
+    opening = " ".join(html.partition("<figure>")[0].split())
+    assert "On LaMP-2M no method's score is shown to differ." in opening
+    assert (html.count("<img"), html.count("</figcaption>")) == (1, 1)
     assert "<owl>" not in html
     assert '+0.400<span class="small">[+0.000, +0.500]</span>' in html
