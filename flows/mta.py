@@ -28,6 +28,7 @@ from tasks.config.run import RunConfig, resolve
 from tasks.config.trials import with_settings
 from tasks.errors import DiskFull, InputError, disk_full
 from tasks.lamp import options as lamp_options
+from tasks.live import row_of, will_run
 from tasks.log import log
 from tasks.methods import MethodName
 from tasks.record import Options
@@ -157,6 +158,7 @@ def all_cells(config: RunConfig) -> tuple[list[Cell], list[str]]:
     One that fails leaves the others.
     """
     pairs = list(product(config.all_seeds, config.lamp_tasks))
+    will_run(config.for_task(name, seed).name for seed, name in pairs)
     found = in_threads(lambda pair: one_cell(config, *pair), pairs, side_by_side(config))
     missing = [line for _, lines in found for line in lines]
     return [cell for cell, _ in found if cell], missing
@@ -165,7 +167,7 @@ def all_cells(config: RunConfig) -> tuple[list[Cell], list[str]]:
 def one_cell(config: RunConfig, seed: int, name: str) -> tuple[Cell | None, list[str]]:
     """One LaMP task under one seed, with its curve; and what is missing of it."""
     own = config.for_task(name, seed)
-    with within(own.name):
+    with within(own.name), row_of(own.name):
         try:
             tuning = tuned(own) if config.tune else None
             settings = tuning.settings if tuning else {}

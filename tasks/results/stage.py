@@ -36,6 +36,7 @@ from prefect.task_runners import TaskRunner
 from prefect.utilities.annotations import quote
 
 from tasks.errors import DiskFull, InputError, StorageError, disk_full, short, transient
+from tasks.live import ROW
 from tasks.log import log
 from tasks.record import Result, digest, files_of, key_of, library_versions
 from tasks.results.lock import FileLocks
@@ -89,8 +90,10 @@ class Job(Generic[R]):
             state = state.state
         if not state.is_completed():
             raise _failure(state, self.name)
-        result = state.result()
-        return result.model_copy(update={"cached": True}) if state.name == "Cached" else result
+        result, cached = state.result(), state.name == "Cached"
+        if row := ROW.get():
+            row.has(found=cached)
+        return result.model_copy(update={"cached": True}) if cached else result
 
 
 class Stage(Generic[P, R]):
@@ -115,6 +118,8 @@ class Stage(Generic[P, R]):
         arguments = self._bound(*args, **kwargs)
         if planned := PLANNER.get()(self.name):
             return Job(self.name, Completed(data=planned(**arguments)))
+        if row := ROW.get():
+            row.begins(self.name.replace("_", "-"))
         if FlowRunContext.get() is None:
             return Job(self.name, Completed(data=self.made(arguments)))
         storage, key = _result_storage(), self._key(arguments)

@@ -10,6 +10,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 from tqdm import tqdm
 
+from tasks.live import ROW
 from tasks.log import log
 
 # Between two updates of what is shown. Work that is over sooner costs the server no requests.
@@ -17,7 +18,7 @@ PAUSE_SECONDS = 1.0
 
 
 class Progress:
-    """A progress artifact in the Prefect UI, of work that lasts; a bar in a terminal.
+    """A progress artifact in the Prefect UI, of work that lasts; a bar, or a row, in a terminal.
 
     Used from the flow and from tasks, by one thread. Failing to report never fails the work.
     """
@@ -32,13 +33,16 @@ class Progress:
         self._bar = tqdm(total=self.total, desc=what, leave=False, disable=not drawn)
         # Prefect types its sync calls as "or a coroutine".
         self._artifact: Any = None
-        self._last = time.monotonic()
+        self._began = self._last = time.monotonic()
+        self._row = ROW.get()
 
     def update(self, done: int, total: int | None = None) -> None:
         """`done` of `total` (as before, unless given) is done."""
         self.done, self.total = done, total or self.total
         self._bar.total = self.total
         self._bar.update(done - self._bar.n)
+        if self._row:
+            self._row.progresses(self, done, self.total, self._began)
         over = done >= self.total
         if over:
             self._bar.close()

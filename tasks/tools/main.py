@@ -24,12 +24,15 @@ RunName = Annotated[str, typer.Option("--run", help="a run's name, id or file")]
 def run(param: Parameters = None) -> int:
     """Run the benchmark here, without the stack's servers.
 
-    It runs in this process, with a Prefect server of its own, and MLflow in a file. Exit code 0:
-    nothing is missing.
+    It runs in this process, with a Prefect server of its own, and MLflow in a file. A terminal
+    shows a row for each LaMP task and seed: its stage, how far that is, and how many results were
+    found and made. Exit code 0: nothing is missing.
     """
     from infra.local.alone import run_alone
+    from tasks.live import live_view
 
-    return run_alone(param or [])
+    with live_view():
+        return run_alone(param or [])
 
 
 @app.command()
