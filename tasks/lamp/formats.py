@@ -55,8 +55,8 @@ def read_users(path: Path | str, task: LampTask, seed: int = 0) -> Loaded:
     LaMP-1 paper that names several. Raises InputError for anything of another shape.
     """
     frames = [NO_USERS]
-    found = _read(Path(path), task, seed, frames.append)
-    return Loaded(**vars(found), users=pl.concat(frames))
+    counts = _read(Path(path), task, seed, frames.append)
+    return Loaded(**vars(counts), users=pl.concat(frames))
 
 
 def copy_users(path: Path | str, task: LampTask, to: Path, seed: int = 0) -> Found:
@@ -72,41 +72,43 @@ def copy_users(path: Path | str, task: LampTask, to: Path, seed: int = 0) -> Fou
 
 @dataclass(frozen=True)
 class History:
-    """A user's history: the items that can be used, {id, text, answer}, of so many `given`."""
+    """A user's items that can be used, {id, text, answer}. length: of all in the file."""
 
     user_id: str
     profile: list[dict[str, str]]
-    given: int
+    length: int
 
 
-def read_histories(
-    file: Path, task: LampTask, seed: int = 0
-) -> tuple[list[History], list[InputError]]:
-    """The users of a user file in their order, and what is wrong with those that cannot be read.
+def read_histories(file: Path, task: LampTask, seed: int = 0) -> list[History | InputError]:
+    """The users of a user file in their order; in a user's place what is wrong with the user.
 
     Items are checked and dropped as by `read_users`; queries are not looked at. A file that cannot
     be read to its end is one fault more.
     """
-    reader, faults, given = _Reader(task, seed), list[InputError](), dict[str, int]()
+    reader, outcomes, lengths = _Reader(task, seed), list[str | InputError](), dict[str, int]()
 
     def readable() -> Iterator[User]:
         places: dict[str, str] = {}
         try:
-            for place, record in read_records(file, faults.append):
+            for place, record in read_records(file, outcomes.append):
                 try:
-                    user_id, where = reader.name(record, file, place, "user_id", places)
-                    items = reader.items(record, where)
+                    user_id, location = reader.name(record, file, place, "user_id", places)
+                    items = reader.items(record, location)
                 except InputError as error:
-                    faults.append(error)
+                    outcomes.append(error)
                 else:
-                    given[user_id] = len(record["profile"])
+                    outcomes.append(user_id)
+                    lengths[user_id] = len(record["profile"])
                     yield {"user_id": user_id, "role": None, "profile": items, "query": []}
         except InputError as error:
-            faults.append(error)
+            outcomes.append(error)
 
     rows = pl.concat([NO_USERS, *reader.frames(readable())]).select("user_id", "profile")
     usable = dict(rows.iter_rows())
-    return [History(name, usable.get(name, []), count) for name, count in given.items()], faults
+    return [
+        one if isinstance(one, InputError) else History(one, usable.get(one, []), lengths[one])
+        for one in outcomes
+    ]
 
 
 def _read(path: Path, task: LampTask, seed: int, take: Callable[[pl.DataFrame], None]) -> Found:
@@ -125,10 +127,10 @@ def _read_golds(file: Path, task: str) -> dict[str, str]:
         raise InputError(f'{file}: has no list "golds"; expected LaMP\'s own outputs file')
     golds: dict[str, str] = {}
     for index, record in enumerate(list_of(contents[0]["golds"], str(file), "golds")):
-        where = f"{file}: gold {index}"
-        gold_id, output = fields_of(record, where, ("id", "output"), task)
+        location = f"{file}: gold {index}"
+        gold_id, output = fields_of(record, location, ("id", "output"), task)
         if gold_id in golds:
-            raise InputError(f"{where} has the id {short(gold_id)} of an earlier gold")
+            raise InputError(f"{location} has the id {short(gold_id)} of an earlier gold")
         golds[gold_id] = output
     return golds
 
@@ -149,14 +151,14 @@ class _Reader:
         users: dict[str, str] = {}  # id -> place
         queries: dict[str, str] = {}
         for place, record in read_records(file.path):
-            user_id, where = self.name(record, file.path, place, name, users)
+            user_id, location = self.name(record, file.path, place, name, users)
             asked = record.get("query", [])
             if golds is not None:
                 if user_id not in golds:
-                    raise InputError(f"{where} has no gold; get both files of one split")
+                    raise InputError(f"{location} has no gold; get both files of one split")
                 asked = [record | {"gold": golds[user_id]}]
-            asked = self._queries(asked, where, place, queries)
-            profile = self.items(record, where)
+            asked = self._queries(asked, location, place, queries)
+            profile = self.items(record, location)
             yield {"user_id": user_id, "role": file.role, "profile": profile, "query": asked}
         if not users:
             raise InputError(f"{file.path}: holds an empty list; expected at least one user")
@@ -170,42 +172,42 @@ class _Reader:
         self, record: Any, file: Path, place: str, name: str, users: dict[str, str]
     ) -> tuple[str, str]:
         """The id of the next user, which is noted in `users`, and what messages call the user."""
-        where = f"{file}: {place}"
+        location = f"{file}: {place}"
         if name == "user_id" and isinstance(record, dict) and "user_id" not in record:
             hint = "give every user one, as one user a line or as a JSON list of users"
             if "input" in record:
                 hint = "these are LaMP's own questions: give the folder that holds them"
-            raise InputError(f"{where} has no user_id; {hint}")
-        (user_id,) = fields_of(record, where, (name,), self.task.name)
-        where += f" ({name} {short(user_id)})"
+            raise InputError(f"{location} has no user_id; {hint}")
+        (user_id,) = fields_of(record, location, (name,), self.task.name)
+        location += f" ({name} {short(user_id)})"
         if user_id in users:
-            raise InputError(f"{where} has the {name} of {users[user_id]}; ids must differ")
+            raise InputError(f"{location} has the {name} of {users[user_id]}; ids must differ")
         users[user_id] = place
-        return user_id, where
+        return user_id, location
 
-    def items(self, record: dict[str, Any], where: str) -> list[Row]:
+    def items(self, record: dict[str, Any], location: str) -> list[Row]:
         """A user's items; papers as questions."""
         if "profile" not in record:
-            raise InputError(f"{where} has no profile; every user needs its list of items")
-        profile, task = list_of(record["profile"], where, "profile"), self.task
+            raise InputError(f"{location} has no profile; every user needs its list of items")
+        profile, task = list_of(record["profile"], location, "profile"), self.task
         items: Sequence[Sequence[str]]
         if task.items == "built":
-            items, lost, drawn = read_papers(profile, where, task.name, self._seed)
+            items, lost, drawn = read_papers(profile, location, task.name, self._seed)
             self.dropped[kept.NO_NEGATIVE] += lost
             self.drawn += drawn
         else:
             names = (task.text_field, task.answer_field)
             items = [
-                item_fields(item, n, f"{where}, profile item {n}", names, task.name)
+                item_fields(item, n, f"{location}, profile item {n}", names, task.name)
                 for n, item in enumerate(profile)
             ]
-        return [{"id": own, "text": text, "answer": answer} for own, text, answer in items]
+        return [{"id": item_id, "text": text, "answer": answer} for item_id, text, answer in items]
 
-    def _queries(self, asked: Any, where: str, place: str, seen: dict[str, str]) -> list[Row]:
+    def _queries(self, asked: Any, location: str, place: str, seen: dict[str, str]) -> list[Row]:
         """A user's queries. seen: query id -> place, of all users of the file."""
         rows = []
-        for number, query in enumerate(list_of(asked, where, "query")):
-            at = f"{where}, query {number}"
+        for number, query in enumerate(list_of(asked, location, "query")):
+            at = f"{location}, query {number}"
             names = ("id", "input", "gold")
             query_id, text, gold = fields_of(query, at, names, self.task.name)
             # Predictions are matched to golds by query id alone (LaMP's rule).
@@ -233,7 +235,7 @@ class _Reader:
             yield self._usable(part)
 
     def _usable(self, users: list[User]) -> pl.DataFrame:
-        given = pl.from_arrow(pa.Table.from_pylist(users, USERS))
-        frame, dropped = kept.usable(pl.DataFrame(given), self.task)
+        table = pl.from_arrow(pa.Table.from_pylist(users, USERS))
+        frame, dropped = kept.usable(pl.DataFrame(table), self.task)
         self.dropped += dropped
         return frame

@@ -7,6 +7,7 @@ from tasks.answer import answered, how_answered, weighed
 from tasks.errors import InputError, label
 from tasks.export import Finished
 from tasks.lamp.folders import SUFFIXES
+from tasks.lamp.formats import History
 from tasks.lora.bank import stack
 from tasks.personalise.new_users import as_user, histories
 from tasks.personalise.personaliser import Personaliser
@@ -27,8 +28,8 @@ def ask(finished: Finished, user: str, text: str, compare: bool = True) -> dict[
     if not text.strip():
         raise InputError("the text is empty; give what is to be asked")
     place, cell = Path(user), finished.cell
-    given = place.is_file() or place.suffix in SUFFIXES
-    who, adapted = _of_file(finished, place) if given else _of_run(finished, user)
+    in_file = place.is_file() or place.suffix in SUFFIXES
+    who, adapted = _of_file(finished, place) if in_file else _of_run(finished, user)
     ways = {"base": Adapted([], [])}
     if adapted.merger:
         ways["merged"] = replace(adapted, own=None)
@@ -36,10 +37,10 @@ def ask(finished: Finished, user: str, text: str, compare: bool = True) -> dict[
         ways["stacked"] = adapted
     if not compare:
         ways = dict([ways.popitem()])
-    own = cell.config.method(finished.method)
+    config = cell.config.method(finished.method)
     query = {"id": "asked", "input": text, "gold": ""}
-    setting = setting_of(cell.config, own, cell.users, cell.base)
-    batch = Batch([{**who, "query": [query]}], how_answered(own), None, None, setting)
+    setting = setting_of(cell.config, config, cell.users, cell.base)
+    batch = Batch([{**who, "query": [query]}], how_answered(config), None, None, setting)
     answers = dict[str, str]()
     for name, one in ways.items():
         ((chosen, log_p, _),) = answered(batch, one, [0])
@@ -50,9 +51,11 @@ def ask(finished: Finished, user: str, text: str, compare: bool = True) -> dict[
 
 
 def _of_file(finished: Finished, file: Path) -> tuple[User, Adapted]:
-    users, faults = histories(finished.cell, file)
-    if faults:
-        raise faults[0]
+    users: list[History] = []
+    for one in histories(finished.cell, file):
+        if isinstance(one, InputError):
+            raise one
+        users.append(one)
     if len(users) != 1:
         few = ", ".join(label(one.user_id) for one in users[:5])
         raise InputError(f"--user {file}: holds {len(users)} users ({few}); give a file of one")
@@ -63,6 +66,6 @@ def _of_file(finished: Finished, file: Path) -> tuple[User, Adapted]:
 
 def _of_run(finished: Finished, user_id: str) -> tuple[User, Adapted]:
     merged, lora = finished.batch(user_id).merged, finished.stacked(user_id)
-    own = stack([user_id], [lora]) if lora else None
+    stacked = stack([user_id], [lora]) if lora else None
     (user,) = users_in_order(finished.cell.users.few_shot, [user_id])
-    return user, Adapted([], [], finished.merger if merged else None, own)
+    return user, Adapted([], [], finished.merger if merged else None, stacked)

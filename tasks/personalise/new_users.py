@@ -1,6 +1,6 @@
 """New users from a file to folders: each user's LoRA, or only the recipe, beside one another.
 
-for told in personalise(Finished(read_run("last")), Path("user.json"), Path("personalised")):
+for line in personalise(Finished(read_run("last")), Path("user.json"), Path("personalised")):
     ...  # a line for each user made, an InputError for each that was not
 """
 
@@ -19,6 +19,7 @@ from tasks.errors import InputError, label
 from tasks.export import Finished, whole_lora, write_folder
 from tasks.files import file_name, write_atomic
 from tasks.lamp.citations import UNASKED, ask_related
+from tasks.lamp.definitions import LampTask
 from tasks.lamp.formats import History, read_histories
 from tasks.lamp.splits import shown_items
 from tasks.results.models import Prepared
@@ -42,8 +43,9 @@ def personalise(
     """
     from tasks.personalise.personaliser import Personaliser
 
-    users, faults = histories(finished.cell, file)
-    yield from faults
+    read = histories(finished.cell, file)
+    yield from (one for one in read if isinstance(one, InputError))
+    users = [one for one in read if isinstance(one, History)]
     if not users:
         return
     personaliser = Personaliser(finished.cell, finished.method)
@@ -89,41 +91,48 @@ def place_of(to: Path, user: History, keep: Keep) -> Path:
     return to / (file_name(user.user_id) + (".json" if keep == "recipe" else ""))
 
 
-def histories(cell: Cell, file: Path) -> tuple[list[History], list[InputError]]:
-    """The users of a file as the run's few-shot users were read, and what is wrong with others.
+def histories(cell: Cell, file: Path) -> list[History | InputError]:
+    """The users of a file as the run's few-shot users were read; in a user's place what is wrong.
 
     Of a longer history the items that the run showed of its few-shot users count
     (`split.few_shot_items`).
     """
-    config, task = cell.config, cell.config.task
-    users, faults = read_histories(file, task, config.seed)
-    if not (users or faults):
-        faults = [InputError(f"{file}: holds an empty list; expected at least one user")]
-    shown = [replace(one, profile=one.profile[shown_items(config.split)]) for one in users]
-    kept = []
-    for user in _with_questions(config, cell.users, shown):
-        if user.profile or not user.given:
-            kept.append(user)
-            continue
-        labels = f" ({', '.join(task.labels)})" if task.labels else ""
-        faults.append(
-            InputError(
-                f"{file}: user {label(user.user_id)}: none of {user.given} items can be used; each "
-                f"needs {task.text_field} and {task.answer_field}, as {task.name} has them{labels}"
-            )
-        )
-    return kept, faults
+    config = cell.config
+    read = read_histories(file, config.task, config.seed)
+    if not read:
+        return [InputError(f"{file}: holds an empty list; expected at least one user")]
+    shown = shown_items(config.split)
+    users = [replace(one, profile=one.profile[shown]) for one in read if isinstance(one, History)]
+    asked = iter(_with_questions(config, cell.users, users))
+    made = [one if isinstance(one, InputError) else next(asked) for one in read]
+    return [_none_usable(file, one, config.task) or one for one in made]
 
 
-def _with_questions(config: TaskConfig, run: Prepared, users: list[History]) -> list[History]:
+def _none_usable(file: Path, user: History | InputError, task: LampTask) -> InputError | None:
+    """What is wrong with a user none of whose items can be used."""
+    if isinstance(user, InputError) or user.profile or not user.length:
+        return None
+    labels = f" ({', '.join(task.labels)})" if task.labels else ""
+    return InputError(
+        f"{file}: user {label(user.user_id)}: none of {user.length} items can be used; each needs "
+        f"{task.text_field} and {task.answer_field}, as {task.name} has them{labels}"
+    )
+
+
+def _with_questions(
+    config: TaskConfig, run: Prepared, users: list[History]
+) -> list[History] | list[History | InputError]:
     """LaMP-1's papers without a citation get a question each, as in the run (lamp/citations.py)."""
-    if all(item["answer"] != UNASKED for user in users for item in user.profile):
+    unasked = [any(item["answer"] == UNASKED for item in user.profile) for user in users]
+    if not any(unasked):
         return users
     if not run.few_shot_ids:
-        raise InputError(
+        error = InputError(
             "papers without a citation are asked about with papers of the run's other users, which "
             "a registered bank has not; give items with citations, or the run itself"
         )
+        return [error if one else user for one, user in zip(unasked, users, strict=True)]
+
     # A few-shot user of the run has the author that the run found.
     authors = {user["user_id"]: user["group"] for user in users_of(run.few_shot)}
     groups = [authors.get(user.user_id, user.user_id) for user in users]
@@ -175,7 +184,7 @@ def _described(user: History, made: Personal) -> str:
     name = label(user.user_id)
     if made.recipe is None:
         return f"{name} has an empty history and gets the base model as it is"
-    cut = f" of {user.given}" if user.given > len(user.profile) else ""
+    cut = f" of {user.length}" if user.length > len(user.profile) else ""
     best, weight = label(made.recipe.anchors[0]), made.recipe.weights[0]
     return (
         f"{name}, by {len(user.profile)}{cut} items, merged from {len(made.recipe.anchors)} "

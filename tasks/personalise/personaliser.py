@@ -44,7 +44,7 @@ from tasks.users import users_of
 class Personal:
     """One user's recipe, the LoRA merged by it, and the user's own on top, if it was trained.
 
-    failed: the loss of the own one stopped being finite. A user without items has none of these.
+    failed: the loss of the stacked one stopped being finite. A user without items has none of them.
     """
 
     user_id: str
@@ -91,14 +91,14 @@ class Personaliser:
             raise InputError(
                 f"--method {method}: makes its LoRAs in a way that new users do not have; take mta"
             )
-        self.cell, self.method, self.own = cell, method, cell.config.method(method)
-        setting = setting_of(cell.config, self.own, cell.users, cell.base)
+        self.cell, self.config = cell, cell.config.method(method)
+        setting = setting_of(cell.config, self.config, cell.users, cell.base)
         self.model = Model(setting, load(cell.base, setting.compute))
         # A registered bank has no few-shot users.
         self.run = Merger(merging.merged, None if cell.users.few_shot_ids else {})
         bank = self.run.bank
         self.bank = replace(bank, layers=bank.to(self.model.base.device).layers)
-        self.embedding = embedding_of(self.own, cell.users.task, setting.questions, cell.base)
+        self.embedding = embedding_of(self.config, cell.users.task, setting.questions, cell.base)
         self._vectors_of = embedder(self.embedding, setting.compute)
         sides, self._unit = measured(merging.embedded)
         ids, candidates = sides["anchor"]
@@ -124,8 +124,8 @@ class Personaliser:
         if personal.recipe is None:
             return Adapted([], [])
         merger = Merger(self.run.merged, {personal.user_id: personal.recipe})
-        own = stack([personal.user_id], [personal.stacked]) if personal.stacked else None
-        return Adapted([], [], merger, own)
+        stacked = stack([personal.user_id], [personal.stacked]) if personal.stacked else None
+        return Adapted([], [], merger, stacked)
 
     def nothing(self) -> Lora:
         """A LoRA that adds nothing to the base model: of a user without a history."""
@@ -139,8 +139,8 @@ class Personaliser:
         recipes = self._recipes(users, names, samples)
         merged = self._merged(recipes)
         parts = merged.parts(range(len(names))).to(torch.device("cpu"))
-        own: Sequence[tuple[Lora | None, Training]] = [(None, Training())] * len(names)
-        if train and self.own.training:
+        trained: Sequence[tuple[Lora | None, Training]] = [(None, Training())] * len(names)
+        if train and (options := self.config.training):
             below: MergedUsers | None = merged
             with ExitStack() as alone:
                 in_full = model.base.model.dtype == torch.float32
@@ -148,11 +148,11 @@ class Personaliser:
                 if len(names) == 1 and setting.base.engine == "grouped" and in_full:
                     alone.enter_context(folded(model.base.model, parts.one(0)))
                     below = None
-                own = model.train(self.own.training, samples, seeds_of(setting, names), below)
+                trained = model.train(options, samples, seeds_of(setting, names), below)
         return [
             Personal(name, recipe, parts.one(number), lora, how.failed)
             for number, (name, recipe, (lora, how)) in enumerate(
-                zip(names, recipes, own, strict=True)
+                zip(names, recipes, trained, strict=True)
             )
         ]
 
@@ -164,7 +164,7 @@ class Personaliser:
         self, users: Sequence[User], names: list[str], samples: list[list[Encoded]]
     ) -> list[Recipe]:
         """Each user's recipe; the run's own of a few-shot user whose history did not change."""
-        fusion = self.own.fusion
+        fusion = self.config.fusion
         items = samples if self.embedding.signed else [*map(self.embedding.texts, users)]
         vectors = [np.asarray(one.mean(0)) for one in by_user(self._vectors_of, items)]
         # In float32, as tables keep them.

@@ -10,7 +10,7 @@ from tasks.errors import InputError
 from tasks.lamp.formats import History
 from tasks.personalise.new_users import Keep, each_made, histories, place_of, recipe_values
 from tasks.personalise.personaliser import Personaliser
-from tasks.results.run import Cell, Run
+from tasks.results.run import Run
 from tasks.results.store import reading_from
 from tasks.tracking.registry import RUN_FILE, STORE_FOLDER, new_users_method
 from tasks.tracking.taken_run import with_base
@@ -40,8 +40,10 @@ class RegisteredBank:
         if keep not in get_args(Keep):
             raise InputError(f"keep {keep!r}: give one of {', '.join(get_args(Keep))}")
         personaliser, written = self.personaliser, to if keep == "folder" else None
-        with reading_from(self.store):
-            read = _each_read(personaliser.cell, records)
+        with reading_from(self.store), tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "users.jsonl"
+            file.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+            read = histories(personaliser.cell, file) if records else []
             users = [one for one in read if isinstance(one, History)]
             made = {
                 user.user_id: one for user, one in each_made(personaliser, users, written, "folder")
@@ -50,34 +52,10 @@ class RegisteredBank:
         for record, user in zip(records, read, strict=True):
             one = made[user.user_id] if isinstance(user, History) else user
             if isinstance(one, InputError):
-                what: dict[str, Any] = {"error": str(one)}
+                what: dict[str, Any] = {"error": str(one).removeprefix(f"{file}: ")}
             elif written and isinstance(user, History):
                 what = {"folder": str(place_of(written, user, "folder"))}
             else:
                 what = recipe_values(one)
             rows.append({"user_id": str(record.get("user_id")), **what})
         return rows
-
-
-def _each_read(cell: Cell, records: Sequence[Mapping[str, Any]]) -> list[History | InputError]:
-    """Each record alone, as `mta personalise` reads a file of one user."""
-    read: list[History | InputError] = []
-    known: set[str] = set()
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "user.json"
-        for record in records:
-            file.write_text(json.dumps(record))
-            one: History | InputError
-            try:
-                users, faults = histories(cell, file)
-                one = faults[0] if faults else users[0]
-            except InputError as error:
-                one = error
-            if isinstance(one, InputError):
-                one = InputError(str(one).removeprefix(f"{file}: "))
-            elif one.user_id in known:
-                one = InputError("the user_id is an earlier user's; ids must differ")
-            else:
-                known.add(one.user_id)
-            read.append(one)
-    return read

@@ -70,7 +70,7 @@ def measured(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     personaliser = Personaliser(cell)
     loading = time.perf_counter() - started
     file.write_text(json.dumps(records))
-    users = [as_user(one) for one in read_histories(file, cell.config.task)[0]]
+    users = [as_user(one) for one in read_histories(file, cell.config.task)]
     few = users[: given.repetitions]
     personaliser(users[:1])
 

@@ -100,7 +100,7 @@ def test_stock_peft_loads_the_folders(place: Path, finished: Run, tmp_path: Path
     assert f"new-2, by {shown} items, merged from 2 anchors, most of anchor-" in lines[2]
     assert lines[3].endswith("nobody has an empty history and gets the base model as it is")
     personaliser = Personaliser(cell)
-    users, _ = histories(cell, file)
+    users = histories(cell, file)
     made = personaliser([new_users.as_user(one) for one in users])
     ids = torch.arange(3, 43)[None]
     seen = []
@@ -125,8 +125,7 @@ def test_few_shot_users_get_their_recipes_again(finished: Run, tmp_path: Path) -
     assert merging
     wanted = read_recipes(merging.merged.recipes)
     file = written(tmp_path / "users.json", ROLES["few_shot"])
-    users, bad = histories(cell, file)
-    assert bad == []
+    users = histories(cell, file)
     personaliser = Personaliser(cell)
     made = personaliser([new_users.as_user(one) for one in users])
     assert {one.user_id: one.recipe for one in made} == wanted
@@ -177,7 +176,7 @@ def test_one_user_is_as_one_of_several(plain: Run, monkeypatch: pytest.MonkeyPat
 def test_a_longer_history_is_another_user(plain: Run, tmp_path: Path) -> None:
     file = written(tmp_path / "users.json", pipeline.ONE_MORE_ITEM["few_shot"][:1])
     (cell,) = plain.cells
-    users, _ = histories(cell, file)
+    users = histories(cell, file)
     assert len(users[0].profile) == 5
     (one,) = Personaliser(cell)([new_users.as_user(users[0])])
     merging = cell.merging("mta")
@@ -373,6 +372,5 @@ def test_papers_without_citations_are_asked_as_in_the_run(place: Path, tmp_path:
     given = [{"user_id": one["id"], "profile": one["profile"]} for one in questions]
     wanted = {one["user_id"]: one["profile"] for one in users_of(prepared.few_shot)}
     file = written(tmp_path / "users.json", [one for one in given if one["user_id"] in wanted])
-    users, bad = histories(cell, file)
-    assert bad == []
+    users = histories(cell, file)
     assert {one.user_id: one.profile for one in users} == wanted

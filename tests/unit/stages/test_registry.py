@@ -168,7 +168,7 @@ def test_as_mlflow_loads_it(elsewhere: Path, recipes: dict[str, Any]) -> None:
     assert rows[0]["error"].startswith("user bad: none of 1 items can be used; each needs")
     assert rows[1] == {"user_id": "nobody", "anchors": [], "weights": []}
     assert rows[2]["anchors"] == wanted[0]["anchors"]
-    assert rows[3]["error"] == "the user_id is an earlier user's; ids must differ"
+    assert rows[3]["error"] == "line 4 (user_id 'new-0') has the user_id of line 3; ids must differ"
     assert [*elsewhere.iterdir()] == []
     to = elsewhere / "models"
     bank = mlflow.pyfunc.load_model(BANK, model_config={"to": str(to)})
