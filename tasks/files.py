@@ -4,8 +4,12 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 # A file that is being written begins so. A process that is killed leaves one behind.
 PARTIAL = ".partial-"
@@ -73,3 +77,16 @@ def write_atomic(path: Path, data: bytes) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def locked(file: Path, waiting: Callable[[], None]) -> AbstractContextManager[object]:
+    """Hold a lock file; `waiting` is called first where another process holds it.
+
+    The system frees it when its holder ends.
+    """
+    lock = FileLock(file)
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        waiting()
+        return lock.acquire()

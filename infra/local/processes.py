@@ -9,15 +9,15 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from infra.command import say
 from infra.local.settings import HOST, WORKER, Layout, StackError
-from tasks.files import write_atomic
+from tasks.files import locked, write_atomic
 
 # The variable with the name of the started process that a process belongs to.
 PART = "MTA_PART"
@@ -152,9 +152,5 @@ def wait_until(record: Record, ready: Callable[[], bool], timeout: float = START
 def one_at_a_time(layout: Layout) -> contextlib.AbstractContextManager[object]:
     """Hold the stack's lock: two commands must not start or stop the same things at once."""
     layout.run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(layout.run / "lock")
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        say("waiting for another command that starts or stops the stack")
-        return lock.acquire()
+    waiting = partial(say, "waiting for another command that starts or stops the stack")
+    return locked(layout.run / "lock", waiting)

@@ -10,15 +10,15 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pooch
 import requests
-from filelock import FileLock, Timeout
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_incrementing
 
 from tasks.errors import InputError
-from tasks.files import file_sha256, fsync, write_atomic
+from tasks.files import file_sha256, fsync, locked, write_atomic
 from tasks.lamp.options import LampOptions
 from tasks.lamp.records import short
 
@@ -68,7 +68,8 @@ def official_files(lamp_task: str, options: LampOptions, say: Say, progress: Sho
         folder.mkdir(parents=True, exist_ok=True)
         # A shared cache may be read-only: then there is nothing to lock and nothing is recorded.
         writable = os.access(place, os.W_OK) and os.access(folder, os.W_OK)
-        with _alone(place, say) if writable else contextlib.nullcontext():
+        waiting = partial(say, f"{place}: another process is at work there; waiting for it")
+        with locked(place / ".lock", waiting) if writable else contextlib.nullcontext():
             for kind, brackets in KINDS.items():
                 file = folder / f"{options.part}_{kind}.json"
                 url = None
@@ -93,16 +94,6 @@ def site_folder(lamp_task: str, options: LampOptions) -> str:
 def cache_folder(options: LampOptions) -> Path:
     """Return `lamp.cache`; by default `mta/lamp` in the user's cache folder (XDG_CACHE_HOME)."""
     return Path(options.cache or pooch.os_cache("mta") / "lamp").expanduser().absolute()
-
-
-def _alone(place: Path, say: Say) -> contextlib.AbstractContextManager[object]:
-    """The lock of a LaMP task's folder, held; it is released when its holder ends."""
-    lock = FileLock(place / ".lock")
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        say(f"{place}: another process is at work there; waiting for it")
-        return lock.acquire()
 
 
 def _download(url: str, file: Path, brackets: str, say: Say, show: ShowFile) -> None:
