@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from tasks.lamp.citations import UNASKED
-from tasks.lamp.content import told
+from tasks.lamp.content import about_and_answer
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.folders import ROLES
 from tasks.lamp.kept import DUPLICATE_ITEM, EMPTY_ITEM, EMPTY_QUERY, EMPTY_USER, ORPHAN_QUERY
@@ -103,7 +103,7 @@ def _flat(users: pl.DataFrame, column: str, task: LampTask) -> pl.DataFrame:
     """One row per item or query: row (of its user), user, group (hashes), about, answer."""
     flat = users.select(pl.col("group").hash(), column, user=pl.col("user_id").hash())
     flat = flat.with_row_index("row").explode(column).drop_nulls(column)
-    flat = flat.with_columns(**told(column, task)).drop(column)
+    flat = flat.with_columns(**about_and_answer(column, task)).drop(column)
     if column == "query" and task.items == "completed":
         return flat.with_columns(about="answer")
     return flat
@@ -113,15 +113,15 @@ def _places(queries: pl.DataFrame, items: pl.DataFrame, by: list[str]) -> dict[s
     """`query_places`, by counting who holds what is asked: all users, the group's, the user."""
     asked_for = items.join(queries, on=by, how="semi")
     holders = asked_for.select(*by, "group", "user").unique()
-    found = queries.select(*by, "group", "user")
+    counted = queries.select(*by, "group", "user")
     for name, keys in (("all", by), ("near", [*by, "group"]), ("own", [*by, "group", "user"])):
         counts = holders.group_by(keys).agg(pl.len().cast(pl.Int64).alias(name))
-        found = found.join(counts, on=keys, how="left").with_columns(pl.col(name).fill_null(0))
+        counted = counted.join(counts, on=keys, how="left").with_columns(pl.col(name).fill_null(0))
     return {
-        "any": int((found["all"] > 0).sum()),
-        "own": int((found["own"] > 0).sum()),
-        "sibling": int((found["near"] > found["own"]).sum()),
-        "other": int((found["all"] > found["near"]).sum()),
+        "any": int((counted["all"] > 0).sum()),
+        "own": int((counted["own"] > 0).sum()),
+        "sibling": int((counted["near"] > counted["own"]).sum()),
+        "other": int((counted["all"] > counted["near"]).sum()),
     }
 
 

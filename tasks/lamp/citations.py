@@ -29,15 +29,15 @@ OTHER_AUTHORS = 8
 NO_RELATED = "paper without a citation, another one of its author or another author"
 
 
-def as_item(title: str, own: str, other: str, about: str | None = None) -> tuple[str, str]:
-    """Return (question, label) about one paper: its `own` reference against the `other`.
+def as_item(title: str, cited: str, other: str, about: str | None = None) -> tuple[str, str]:
+    """Return (question, label) about one paper: the reference `cited` against the `other`.
 
-    about: the text that decides their order; None: the title and its own reference.
+    about: the text that decides their order; None: the title and the cited one.
     """
-    decides = f"{title}\x1f{own}" if about is None else about
+    decides = f"{title}\x1f{cited}" if about is None else about
     if hashlib.sha256(decides.encode()).digest()[0] % 2:
-        return question(title, own, other), LABELS[0]
-    return question(title, other, own), LABELS[1]
+        return question(title, cited, other), LABELS[0]
+    return question(title, other, cited), LABELS[1]
 
 
 class Paper(NamedTuple):
@@ -73,14 +73,14 @@ def hard_negatives(papers: Sequence[Paper]) -> list[str | None]:
     if all(one.may_face(one.negative) for one in papers):
         return [one.negative for one in papers]
     nearest = Neighbours([f"{one.title} {one.abstract}" for one in papers]).others(len(papers))
-    found: list[str | None] = []
+    negatives: list[str | None] = []
     for one, others in zip(papers, nearest, strict=True):
         references = (one.negative, *(papers[other].citation for other in others))
-        found.append(next(filter(one.may_face, references), None))
-    return found
+        negatives.append(next(filter(one.may_face, references), None))
+    return negatives
 
 
-def read_papers(papers: list[Any], where: str, task: str, seed: int) -> Papers:
+def read_papers(papers: list[Any], location: str, task: str, seed: int) -> Papers:
     """Return one user's papers as items: the title is a question, the citation its label.
 
     A paper may name its own `negative`, as those of the synthetic worlds do. Where no paper of a
@@ -89,12 +89,12 @@ def read_papers(papers: list[Any], where: str, task: str, seed: int) -> Papers:
     """
     named = any(isinstance(paper, dict) and "citation" in paper for paper in papers)
     read = [
-        _paper(paper, number, f"{where}, profile item {number}", named, task, seed)
+        _paper(paper, number, f"{location}, profile item {number}", named, task, seed)
         for number, paper in enumerate(papers)
     ]
     if not named:
         titles = [(one.id, one.title.strip()) for one in read]
-        return Papers([(own, f'"{title}"' if title else "", UNASKED) for own, title in titles])
+        return Papers([(name, f'"{title}"' if title else "", UNASKED) for name, title in titles])
     items: list[tuple[str, str, str]] = []
     for one, negative in zip(read, hard_negatives(read), strict=True):
         if not one.title.strip() or not one.citation.strip():
@@ -104,24 +104,25 @@ def read_papers(papers: list[Any], where: str, task: str, seed: int) -> Papers:
     return Papers(items, len(read) - len(items), sum(len(one.cited) > 1 for one in read))
 
 
-def _paper(paper: Any, number: int, where: str, named: bool, task: str, seed: int) -> Paper:
+def _paper(paper: Any, number: int, location: str, named: bool, task: str, seed: int) -> Paper:
     """One of a list of citations is drawn by the seed and the paper alone.
 
     So windows over one author's papers agree on it, in any order of records and citations.
     """
     listed = isinstance(paper, dict) and isinstance(paper.get("citation"), list)
     names = ("title", "citation") if named else ("title",)
-    given = paper | {"citation": None} if listed else paper
-    paper_id, title, *cited = item_fields(given, number, where, names, task)
+    without = paper | {"citation": None} if listed else paper
+    paper_id, title, *cited = item_fields(without, number, location, names, task)
     if listed:
         for one in paper["citation"]:
             if not isinstance(one, str):
                 raise InputError(
-                    f"{where}: citation is a list with {kind(one)} in it; it must hold the titles "
-                    "of the papers that are cited"
+                    f"{location}: citation is a list with {kind(one)} in it; it must hold the "
+                    "titles of the papers that are cited"
                 )
-        cited = [text(one, where, "citation") for one in paper["citation"] if one.strip()]
-    abstract, negative = (text(paper.get(name), where, name) for name in ("abstract", "negative"))
+        cited = [text(one, location, "citation") for one in paper["citation"] if one.strip()]
+    more = ("abstract", "negative")
+    abstract, negative = (text(paper.get(name), location, name) for name in more)
 
     def order(reference: str) -> bytes:
         return hashlib.sha256(f"{seed}\x1f{title}\x1f{reference}".encode()).digest()
@@ -158,15 +159,15 @@ def ask_related(users: pl.DataFrame, others: pl.DataFrame, seed: int) -> tuple[p
 
 def _ask(profile: list[dict[str, str]], pool: list[str]) -> list[dict[str, str]]:
     """One user's items with a question each; those that get none are left out."""
-    own = _titles(profile)
-    pool = [title for title in pool if title not in own]
-    nearest, theirs = Neighbours(own).others(len(own)), Neighbours(pool)
+    titles = _titles(profile)
+    pool = [title for title in pool if title not in titles]
+    nearest, theirs = Neighbours(titles).others(len(titles)), Neighbours(pool)
     items = []
-    for index, (item, title) in enumerate(zip(profile, own, strict=True)):
+    for index, (item, title) in enumerate(zip(profile, titles, strict=True)):
         if item["answer"] != UNASKED:
             items.append(item)
             continue
-        near = [own[n] for n in nearest[index] if own[n] != title]
+        near = [titles[n] for n in nearest[index] if titles[n] != title]
         if near and pool:
             (far,) = theirs.find(title, 1)
             asked, label = as_item(title, near[0], pool[far], about=title)

@@ -34,7 +34,7 @@ def asked(question: pl.Expr, task: LampTask) -> pl.Expr:
     return about(pl.coalesce(parts.field("field_1"), parts.field("field_0")), task)
 
 
-def told(column: str, task: LampTask) -> dict[str, pl.Expr]:
+def about_and_answer(column: str, task: LampTask) -> dict[str, pl.Expr]:
     """What items (column profile) or queries (query) are `about`, and their `answer`.
 
     Where an item's answer is its text (LaMP-7), white space in answers is normalised as well.
@@ -59,7 +59,7 @@ def keyed(users: Path, task: LampTask) -> pl.DataFrame:
     """
     frame = mapped(users)
     for column, names in (("profile", ("text", "answer")), ("query", ("input", "gold"))):
-        key = told(column, task)
+        key = about_and_answer(column, task)
         answer = key["answer"] if task.labels else key["answer"].hash()
         texts = {names[0]: key["about"].hash(), names[1]: answer}
         parts = (

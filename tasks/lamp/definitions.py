@@ -202,8 +202,8 @@ def question(title: str, first: str, second: str) -> str:
 
 def parts(text: str) -> tuple[str, str, str] | None:
     """Title, first and second reference of a `question`; None for any other text."""
-    found = _QUESTION.match(text)
-    return None if found is None else (found[1], found[2], found[3])
+    match = _QUESTION.match(text)
+    return None if match is None else (match[1], match[2], match[3])
 
 
 def get_task(name: str) -> LampTask:

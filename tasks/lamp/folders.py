@@ -38,12 +38,12 @@ def of_task(data: Path, name: str) -> Path:
 
     Raises InputError where several are.
     """
-    found = [data / name] if (data / name).is_dir() else []
-    found += [file for suffix in SUFFIXES if (file := data / f"{name}{suffix}").is_file()]
-    if len(found) > 1:
-        names = " and ".join(path.name for path in found)
+    named = [data / name] if (data / name).is_dir() else []
+    named += [file for suffix in SUFFIXES if (file := data / f"{name}{suffix}").is_file()]
+    if len(named) > 1:
+        names = " and ".join(path.name for path in named)
         raise InputError(f"{data}: {names} both hold users of {name}; keep one")
-    return found[0] if found else data
+    return named[0] if named else data
 
 
 def find_files(path: Path) -> list[UserFile]:
@@ -58,10 +58,10 @@ def find_files(path: Path) -> list[UserFile]:
     users: list[UserFile] = []
     for role, stems in ROLE_FILE_NAMES.items():
         names = [f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
-        found = [name for name in names if (path / name).is_file()]
-        if len(found) > 1:
-            raise InputError(f"{path}: {' and '.join(found)} both hold {role} users; keep one")
-        users += [UserFile(path / name, role) for name in found]
+        present = [name for name in names if (path / name).is_file()]
+        if len(present) > 1:
+            raise InputError(f"{path}: {' and '.join(present)} both hold {role} users; keep one")
+        users += [UserFile(path / name, role) for name in present]
     for split in SPLITS:
         questions = path / f"{split}_questions.json"
         if questions.is_file() and users:

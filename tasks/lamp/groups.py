@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tasks.lamp.content import told
+from tasks.lamp.content import about_and_answer
 from tasks.lamp.definitions import LampTask
 
 # They bound the search for shared content (`_sharing`); neither changes what it finds.
@@ -24,14 +24,14 @@ def find_groups(users: pl.DataFrame, share: float, task: LampTask) -> pl.Series:
 
     Two users are one group when they share at least `share` (0..1] of the distinct (text, answer)
     pairs of the smaller profile, or have the same user_id; and so on through third users. Texts are
-    one if they are about the same (`content.told`).
+    one if they are about the same (`content.about_and_answer`).
     """
     from scipy.sparse import coo_array  # here: scipy takes long
     from scipy.sparse.csgraph import connected_components
 
     items = users.select("profile").with_row_index("row").explode("profile").drop_nulls()
     # Numbers for texts and answers, so that what follows is light; ordered as they are.
-    numbers = {name: text.rank("dense") for name, text in told("profile", task).items()}
+    numbers = {name: text.rank("dense") for name, text in about_and_answer("profile", task).items()}
     items = items.select("row", **numbers).unique()
     # An exact integer per pair instead of its hash: nothing can collide.
     items = items.select(
@@ -75,10 +75,10 @@ def _sharing(items: pl.DataFrame, height: int, share: float) -> Iterator[NDArray
     met = np.concatenate([[0], np.cumsum(holders * rare)])[ends[:-1]]
     starts = np.unique(met // JOINED_ROWS, return_index=True)[1]
     for start, end in zip(starts, [*starts, height][1:], strict=True):
-        found = (prefix[start:end] @ by_pair).tocoo()
-        one, other = found.row + start, found.col
+        common = (prefix[start:end] @ by_pair).tocoo()
+        one, other = common.row + start, common.col
         smaller = (sizes[one] < sizes[other]) | ((sizes[one] == sizes[other]) & (one < other))
-        near = smaller & (found.data >= matches[one])
+        near = smaller & (common.data >= matches[one])
         pairs = np.stack([one[near], other[near]])
         # Each pair costs a copy of the larger profile.
         parts = np.diff(np.cumsum(sizes[pairs[1]]) // JOINED_ROWS)

@@ -52,12 +52,12 @@ class Neighbours:
         self.size = len(texts)
         self._split = split
         self._words: dict[str, int] = {}
-        found = [split(text) for text in texts]
-        for own in found:
-            for word in own:
+        words_of = [split(text) for text in texts]
+        for text_words in words_of:
+            for word in text_words:
                 self._words.setdefault(word, len(self._words))
-        self._counts = self._count(found)
-        self._lengths = np.array([len(own) for own in found], dtype=float)
+        self._counts = self._count(words_of)
+        self._lengths = np.array([*map(len, words_of)], dtype=float)
         # How many items have each word.
         self._items = np.bincount(self._counts.indices, minlength=len(self._words))
 
@@ -99,12 +99,12 @@ class Neighbours:
             rows, idf = self._elsewhere(asked)
         asked.data *= np.where(idf < 0, floor[rows], idf)
         means = (self._lengths.sum() - self._lengths) / rest
-        found: list[list[int]] = []
+        nearest: list[list[int]] = []
         step = max(1, SCORES // self.size)
         for start in range(0, self.size, step):
-            own = np.arange(start, min(start + step, self.size))
-            found += self._best(asked[own], means[own], count, own)
-        return found
+            items = np.arange(start, min(start + step, self.size))
+            nearest += self._best(asked[items], means[items], count, items)
+        return nearest
 
     def _elsewhere(self, asked: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
         """Per number in `asked` [N, words]: its row, and the word's idf among the other items.
@@ -133,9 +133,9 @@ class Neighbours:
         return table
 
     def _best(
-        self, asked: sparse.csr_array, means: np.ndarray, count: int, own: np.ndarray | None
+        self, asked: sparse.csr_array, means: np.ndarray, count: int, without: np.ndarray | None
     ) -> list[list[int]]:
-        """The best items of each question, but not the item `own` that it comes from.
+        """The best items of each question, but not the item `without` that it comes from.
 
         asked: the words' weights [Q, words]. means: the mean lengths of their indices [Q].
         """
@@ -148,8 +148,8 @@ class Neighbours:
             scores += (asked @ marks.T).toarray() * (often * (K1 + 1) / (often + norms))
         scores = np.round(scores, TIE_DECIMALS)
         most = self.size
-        if own is not None:
-            scores[np.arange(len(own)), own] = -np.inf
+        if without is not None:
+            scores[np.arange(len(without)), without] = -np.inf
             most -= 1
         order = np.argsort(-scores, axis=1, kind="stable")
         best: list[list[int]] = order[:, : min(count, most)].tolist()

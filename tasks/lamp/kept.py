@@ -24,7 +24,7 @@ ORPHAN_QUERY = "query of a user with no profile items left"
 def usable(users: pl.DataFrame, task: LampTask) -> tuple[pl.DataFrame, Counter[str]]:
     """Return the users with their usable items and queries, and how many are not, by reason.
 
-    users: columns as `tables.USERS`. Labels are told as the task has them.
+    users: columns as `tables.USERS`. Labels are written as the task has them.
     """
     users, dropped = _column(users, task, "profile", "text", "answer", EMPTY_ITEM, UNKNOWN_LABEL)
     users, queries = _column(users, task, "query", "input", "gold", EMPTY_QUERY, UNKNOWN_GOLD)
@@ -44,9 +44,9 @@ def _column(
     blank = pl.any_horizontal(pl.col(names[:2]).str.strip_chars(WHITE_SPACE) == "")
     faults = {names[2]: blank}
     if task.labels:
-        told = rows[names[1]].unique()
-        known = pl.Series([_label(one, task) for one in told], dtype=pl.String)
-        rows = rows.with_columns(answer.replace_strict(told, known))
+        as_written = rows[names[1]].unique()
+        labels = pl.Series([_label(one, task) for one in as_written], dtype=pl.String)
+        rows = rows.with_columns(answer.replace_strict(as_written, labels))
         unasked = [UNASKED] if column == "profile" and task.items == "built" else []
         faults[names[3]] = ~answer.is_in([*task.labels, *unasked])
     if column == "profile":

@@ -49,7 +49,7 @@ def example_columns(
     """What each example adds to the sums of the metrics: float64 [n, k], rows by sorted query id.
 
     classification (k = 1 + 2 C): whether it counts (by the published rules an empty prediction does
-        not); then per label: given and right, and uses in prediction and gold. C: the task's
+        not); then per label: right answers, and uses in prediction and gold. C: the task's
         labels; by the published rules also the unknown ones that are predicted, sorted.
     rating (k = 2): absolute error, and its square. text (k = 2): ROUGE-1 and ROUGE-L F-measure.
     Golds are among the task's labels; what is read has no others (tasks/lamp/kept.py).
@@ -146,15 +146,15 @@ def golds_json(task: LampTask, predictions: Texts) -> dict[str, object]:
 def _label_columns(task: LampTask, pairs: list[tuple[str, str]], as_lamp: bool) -> Floats:
     labels = list(task.labels)
     if not as_lamp:
-        labels += sorted({given for given, _ in pairs if given} - {*labels})
+        labels += sorted({answer for answer, _ in pairs if answer} - {*labels})
     numbers = {label: number for number, label in enumerate(labels)}
     columns = np.zeros((len(pairs), 1 + 2 * len(labels)))
-    for row, (given, gold) in enumerate(pairs):
-        if not given and not as_lamp:
+    for row, (answer, gold) in enumerate(pairs):
+        if not answer and not as_lamp:
             continue
         columns[row, 0] = 1
-        columns[row, 1 + 2 * numbers[gold]] = given == gold
-        for used in (given, gold):
+        columns[row, 1 + 2 * numbers[gold]] = answer == gold
+        for used in (answer, gold):
             if used in numbers:
                 columns[row, 2 + 2 * numbers[used]] += 1
     return columns

@@ -67,21 +67,21 @@ class Prompts:
         before a bare cue, whose only text is the answer.
         """
         bare = self.task.items == "completed"
-        found: Sequence[Sequence[int]] = [()] * len(profile)
+        similar: Sequence[Sequence[int]] = [()] * len(profile)
         if self.options.history_items and not bare:
             as_written = self.options.history_index == "text"
             questions = None if as_written else [self._subject(item["text"]) for item in profile]
-            found = self._neighbours(profile).others(self.options.history_items, questions)
+            similar = self._neighbours(profile).others(self.options.history_items, questions)
         samples = []
-        for item, known in zip(profile, found, strict=True):
-            text, history = None if bare else item["text"], [profile[index] for index in known]
+        for item, places in zip(profile, similar, strict=True):
+            text, history = None if bare else item["text"], [profile[place] for place in places]
             samples.append(self._sample(item["id"], text, item["answer"], history))
         return samples
 
     def of_queries(self, profile: Sequence[Item], queries: Sequence[Item]) -> list[Sample]:
         """One sample per query {id, input, gold}, in order, with history from the whole profile."""
         texts = [question_text(query["input"], self.task) for query in queries]
-        found: Sequence[Sequence[int]] = [()] * len(queries)
+        similar: Sequence[Sequence[int]] = [()] * len(queries)
         if self.options.history_items:
             sought = texts
             if self.options.history_index == "published":
@@ -90,10 +90,10 @@ class Prompts:
                 sought = whole if by_input else [self._subject(text) for text in texts]
                 sought = [text.strip() for text in sought]
             neighbours = self._neighbours(profile)
-            found = [neighbours.find(text, self.options.history_items) for text in sought]
+            similar = [neighbours.find(text, self.options.history_items) for text in sought]
         return [
-            self._sample(query["id"], text, query["gold"], [profile[index] for index in known])
-            for query, text, known in zip(queries, texts, found, strict=True)
+            self._sample(query["id"], text, query["gold"], [profile[place] for place in places])
+            for query, text, places in zip(queries, texts, similar, strict=True)
         ]
 
     def _neighbours(self, profile: Sequence[Item]) -> Neighbours:

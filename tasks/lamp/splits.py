@@ -19,7 +19,7 @@ import polars as pl
 
 from tasks.errors import InputError
 from tasks.lamp.audit import query_places, shared_groups
-from tasks.lamp.content import told
+from tasks.lamp.content import about_and_answer
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.folders import ROLES
 from tasks.lamp.groups import find_groups
@@ -64,30 +64,30 @@ def split_users(users: pl.DataFrame, task: LampTask, options: SplitOptions, seed
     grouped, for an author on two sides; by `allow_shared_groups` the earlier side loses such users.
     """
     table = users.with_columns(find_groups(users, options.same_author_share, task))
-    given = table["role"].null_count() < table.height
+    has_roles = table["role"].null_count() < table.height
     grouped = options.kind == "grouped"
-    if not given:
+    if not has_roles:
         divide = _grouped_roles if grouped else _published_roles
         roles = divide(table, options, seed)
         table = table.with_columns(role=pl.Series(roles, dtype=pl.String))
     shared = sum(shared_groups(table).values())
-    if given and grouped and shared and not options.allow_shared_groups:
+    if has_roles and grouped and shared and not options.allow_shared_groups:
         raise InputError(_two_sides(table, options.same_author_share))
     base, anchor, few_shot = (
         table.filter(pl.col("role") == side).select(SIDE.names).sort("user_id", maintain_order=True)
         for side in ROLES
     )
-    needs_base = grouped and options.base_share > 0 and not (given and base.is_empty())
+    needs_base = grouped and options.base_share > 0 and not (has_roles and base.is_empty())
     pooled = unseen = left_out = 0
     if grouped:
         # Few-shot authors are kept off the other sides even if no query of theirs is left.
         anchor = anchor.join(few_shot, on="group", how="anti")
         base = base.join(few_shot, on="group", how="anti").join(anchor, on="group", how="anti")
-        own = base.height + anchor.height
+        before = base.height + anchor.height
         base, anchor = _pool(base, task), _pool(anchor, task)
-        pooled = own - base.height - anchor.height
+        pooled = before - base.height - anchor.height
     asked = few_shot.filter(pl.col("query").list.len() > 0)
-    if not grouped and not given:
+    if not grouped and not has_roles:
         most = options.few_shot_items or FEW_SHOT_ITEMS
         unseen = int(asked["profile"].list.len().sum()) - most * asked.height
         asked = asked.with_columns(pl.col("profile").list.tail(most))
@@ -106,7 +106,7 @@ def split_users(users: pl.DataFrame, task: LampTask, options: SplitOptions, seed
         counts["shared_author"] = shared
     for side in ("anchor", "few_shot", *(["base"] if needs_base else [])):
         if sides[side].is_empty():
-            raise InputError(_empty_side(side, given, counts))
+            raise InputError(_empty_side(side, has_roles, counts))
     return Split(**sides, users=table, counts=counts)
 
 
@@ -196,7 +196,7 @@ def _pool(users: pl.DataFrame, task: LampTask) -> pl.DataFrame:
     pooled = members.select("group", user_id="group").unique().sort("group")
     for column in ("profile", "query"):
         flat = members.select("group", column).explode(column).drop_nulls(column)
-        flat = flat.with_columns(**told(column, task))
+        flat = flat.with_columns(**about_and_answer(column, task))
         distinct = flat.unique(["group", "about", "answer"], keep="first", maintain_order=True)
         rows = distinct.group_by("group", maintain_order=True).agg(column)
         none = pl.lit([], dtype=users.schema[column])
@@ -224,12 +224,12 @@ def _two_sides(users: pl.DataFrame, share: float) -> str:
     )
 
 
-def _empty_side(side: str, given: bool, counts: dict[str, int]) -> str:
-    if side == "few_shot" and not given and not counts["users_with_query"]:
+def _empty_side(side: str, has_roles: bool, counts: dict[str, int]) -> str:
+    if side == "few_shot" and not has_roles and not counts["users_with_query"]:
         return f"none of {counts['users']} users has a query to be scored on; add queries"
     name = {"base": "base", "anchor": "anchor candidate", "few_shot": "few-shot"}[side]
     hint = "give more users, or change the shares and sizes of `split`"
-    if given:
+    if has_roles:
         hint = f"add {name} users by other authors"
     return (
         f"no {name} user is left of {counts['users']} users by {counts['groups']} authors "

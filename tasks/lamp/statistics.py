@@ -69,8 +69,9 @@ class Scored:
 
         The methods keep their order; no other order matters.
         """
-        given = predictions.values()
-        columns = same_width([example_columns(task, one, golds, rules) for one in given])
+        columns = same_width(
+            [example_columns(task, answers, golds, rules) for answers in predictions.values()]
+        )
         names = sorted({groups[query_id] for query_id in golds})
         numbers = {name: number for number, name in enumerate(names)}
         rows = [numbers[groups[query_id]] for query_id in sorted(golds)]
@@ -187,9 +188,9 @@ def mean_over(
     draws_of: dict[str, Floats] = {}
     for name in cells[0].points if metrics is None else metrics:
         if all(name in cell.points for cell in cells):
-            own = list(zip(redrawn, rows, strict=True))
-            points[name] = np.mean([cell.points[name][at] for cell, at in own], axis=0)
-            draws_of[name] = np.mean([cell.draws[name][:least, at] for cell, at in own], axis=0)
+            pairs = list(zip(redrawn, rows, strict=True))
+            points[name] = np.mean([cell.points[name][at] for cell, at in pairs], axis=0)
+            draws_of[name] = np.mean([cell.draws[name][:least, at] for cell, at in pairs], axis=0)
     return Resampled(methods, groups, sum(cell.queries for cell in cells), points, draws_of)
 
 
@@ -205,10 +206,10 @@ def _together(
     columns = [[numbers[group] for group in one.groups] for one in scored]
     about = ["0", scored[0].task.name, scored[0].sample, *union]  # as `bootstrap` with seed 0
     resamples = len(cells[0].draws["score"])
-    for one, own, cell in zip(scored, columns, cells, strict=True):
+    for one, its_columns, cell in zip(scored, columns, cells, strict=True):
         # The same blocks for each cell, drawn again: all at once may be gigabytes.
         blocks = _blocks(about, columns, len(union), resamples)
-        yield _draws(one, (block[:, own] for block in blocks), cell.points)
+        yield _draws(one, (block[:, its_columns] for block in blocks), cell.points)
 
 
 def _blocks(
@@ -244,7 +245,7 @@ def difference(resampled: Resampled, method: str, opponent: str) -> dict[str, di
     holds: the interval excludes 0 (None without an interval).
     """
     row, other = resampled.methods.index(method), resampled.methods.index(opponent)
-    found: dict[str, dict[str, Any]] = {}
+    by_metric: dict[str, dict[str, Any]] = {}
     with np.errstate(over="ignore", invalid="ignore"):
         for metric, values in resampled.points.items():
             draws = resampled.draws[metric]
@@ -254,8 +255,8 @@ def difference(resampled: Resampled, method: str, opponent: str) -> dict[str, di
             )
             lo, hi = interval["lo"], interval["hi"]
             holds = None if lo is None or hi is None else lo > 0 or hi < 0
-            found[metric] = {**interval, "holds": holds}
-    return found
+            by_metric[metric] = {**interval, "holds": holds}
+    return by_metric
 
 
 def differences(

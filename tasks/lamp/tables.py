@@ -67,19 +67,19 @@ def write_sides(users: Path, sides: Mapping[str, pl.DataFrame], folder: Path) ->
     (`content.keyed`), whose ids say which items and queries of the file are written.
     """
     everyone = mapped(users)
-    given = {name: everyone[name].explode(empty_as_null=False) for name, _ in LISTS}
-    sizes = given["profile"].struct.field("text").str.len_bytes()
+    everything = {name: everyone[name].explode(empty_as_null=False) for name, _ in LISTS}
+    sizes = everything["profile"].struct.field("text").str.len_bytes()
 
     def with_texts(part: pl.DataFrame) -> pa.Table:
         columns = [part["user_id"].to_arrow(), part["group"].to_arrow()]
         for name, _ in LISTS:
             lengths = part[name].list.len().to_numpy()
-            columns.append(lists(lengths, given[name][_numbers(part[name])]))
+            columns.append(lists(lengths, everything[name][_numbers(part[name])]))
         return pa.table(columns, names=SIDE.names)
 
     for side, frame in sides.items():
-        own = sizes[_numbers(frame["profile"])]
-        _write(folder / f"{side}.parquet", frame, own, with_texts)
+        file = folder / f"{side}.parquet"
+        _write(file, frame, sizes[_numbers(frame["profile"])], with_texts)
 
 
 def write_side(users: pl.DataFrame, file: Path) -> None:
@@ -94,14 +94,14 @@ def pooled(users: pl.DataFrame, sides: Mapping[str, pl.DataFrame]) -> pl.DataFra
 
     users: `splits.Split.users`. sides: base and anchor, as few-shot users are never pooled.
     """
-    found = [
+    by_side = [
         users.filter(pl.col("role") == side)
         .join(frame, on="user_id", how="anti")
         .join(frame, left_on="group", right_on="user_id", how="semi")
         .select("user_id", row="group")
         for side, frame in sides.items()
     ]
-    return pl.concat(found).unique().sort("user_id", "row")
+    return pl.concat(by_side).unique().sort("user_id", "row")
 
 
 def _write(

@@ -132,8 +132,8 @@ class Ratings(Family):
         for archetype, value, context in np.ndindex(*shape[:3]):
             rating = clean_rating(archetype, value, SENTIMENTS[context], options.choices)
             same, near = np.array(RATINGS) == rating, np.abs(np.array(RATINGS) - rating) <= 1
-            given = (1.0 - options.label_noise) * same + options.label_noise * near / near.sum()
-            self.joint[archetype, value, context] = given
+            shares = (1.0 - options.label_noise) * same + options.label_noise * near / near.sum()
+            self.joint[archetype, value, context] = shares
         self.joint /= len(SENTIMENTS)
         self.gain = -np.abs(np.subtract.outer(RATINGS, RATINGS)).astype(float)
 

@@ -97,8 +97,8 @@ class World:
         quirky = generator.random(options.themes) < options.quirk
         by_first = generator.random(options.themes) < mixture
         follows = np.where(by_first, self.archetypes[first], self.archetypes[second])
-        own = generator.integers(options.choices, size=options.themes)
-        return Taste(first, second, mixture, np.where(quirky, own, follows)), generator
+        free = generator.integers(options.choices, size=options.themes)
+        return Taste(first, second, mixture, np.where(quirky, free, follows)), generator
 
     def items(self, taste: Taste, count: int, generator: Generator) -> Ints:
         """`count` independent items of one user: theme, context and answer of each, [count, 3]."""
@@ -155,15 +155,15 @@ class World:
         self, name: str, items: Ints, generator: Generator, taken: set[str]
     ) -> dict[str, Written]:
         """The items in words, by id; words are drawn until the text is new to the user."""
-        task, found = get_task(self.lamp_task), {}
+        task, in_words = get_task(self.lamp_task), {}
         for number, (theme, context, answer) in enumerate(items.tolist()):
             subject = None
             while subject is None or subject in taken:
                 written = self.family.write(theme, context, answer, generator)
                 subject = task.subject(question_text(written.input, task))
             taken.add(subject)
-            found[f"{name}-{number:04d}"] = written
-        return found
+            in_words[f"{name}-{number:04d}"] = written
+        return in_words
 
 
 def user_id(role: str, index: int) -> str:
