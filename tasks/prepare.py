@@ -23,7 +23,7 @@ from tasks.lamp.synthetic.optimum import optimal_answers
 from tasks.lamp.synthetic.world import Taste
 from tasks.log import log
 from tasks.methods import METHODS
-from tasks.results.models import Given, Prepared
+from tasks.results.models import Prepared, SourceFiles
 from tasks.results.stage import stage
 from tasks.results.store import store
 from tasks.running.progress import Progress
@@ -32,7 +32,7 @@ OPTIMUM_FILE = "optimum.parquet"
 POPULATION_FILE = "population.parquet"
 SPLITS = {"grouped": "split by author", "published": "split by user, as published"}
 # Counts that are in the log where they are not 0.
-TOLD = (
+LOGGED = (
     "queries_in_other_profiles", "pooled_users", "removed_shared_group",
     "removed_few_shot_without_query", "few_shot_users_left_out", "unseen_few_shot_items",
     "shared_author",
@@ -69,7 +69,7 @@ def prepared_users(config: TaskConfig) -> Prepared:
 
 @stage(version=10, libraries=("polars", "pyarrow", "numpy"))
 def prepare(
-    users: Given | SyntheticOptions, split: SplitOptions, task: LampTask, seed: int
+    users: SourceFiles | SyntheticOptions, split: SplitOptions, task: LampTask, seed: int
 ) -> Prepared:
     """Users of one LaMP task on three sides; `users`: files, or the world to generate.
 
@@ -95,7 +95,7 @@ def prepare(
         with naming_dropped(dropped, task):
             made = write_dataset(everyone, dropped, split, task, seed)
         # The key says which files it is made of; these may have changed since.
-        if isinstance(users, Given) and hashes(place) != users.files:
+        if isinstance(users, SourceFiles) and hashes(place) != users.files:
             raise InputError(
                 f"data: {place} changed while it was read, so nothing is made of it; start "
                 "the run again when it stays"
@@ -118,7 +118,7 @@ def prepare(
     )
 
 
-def source(config: TaskConfig) -> Given | SyntheticOptions:
+def source(config: TaskConfig) -> SourceFiles | SyntheticOptions:
     """The files that the users are read from, or the world that is generated."""
     if config.data == "synthetic":
         return config.synthetic
@@ -126,7 +126,7 @@ def source(config: TaskConfig) -> Given | SyntheticOptions:
         place = _downloaded(config)
     else:
         place = of_task(Path(config.data).expanduser(), config.lamp_task)
-    return Given(path=str(place.absolute()), files=hashes(place))
+    return SourceFiles(path=str(place.absolute()), files=hashes(place))
 
 
 def _downloaded(config: TaskConfig) -> Path:
@@ -195,7 +195,7 @@ def described(users: Prepared, kind: str) -> list[str]:
         f"{counts['few_shot_users']} few-shot users by {counts['few_shot_groups']} authors "
         f"with {counts['queries']} queries"
     ]
-    lines += [f"{name.replace('_', ' ')}: {counts[name]}" for name in TOLD if counts.get(name)]
+    lines += [f"{name.replace('_', ' ')}: {counts[name]}" for name in LOGGED if counts.get(name)]
     if audit["groups"]["few_shot"].keys() - {"1"}:
         sizes = [f"{count} of {size}" for size, count in audit["groups"]["few_shot"].items()]
         lines.append(f"few-shot authors by their number of users: {', '.join(sizes)}")

@@ -14,8 +14,8 @@ Note = Annotated[dict[str, Any], OUTSIDE_KEY]
 Counts = Annotated[dict[str, int], OUTSIDE_KEY]
 
 
-class Given(Record):
-    """Users' files that a run is given: where they lie, and the hash of each."""
+class SourceFiles(Record):
+    """The files that users are read from: where they lie, and the hash of each."""
 
     path: Annotated[str, OUTSIDE_KEY]
     files: dict[str, str]

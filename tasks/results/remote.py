@@ -66,10 +66,10 @@ class Remote:
 
         def call() -> dict[str, bytes]:
             try:
-                found: dict[str, bytes] = self.files.cat([*paths]) if paths else {}
+                contents: dict[str, bytes] = self.files.cat([*paths]) if paths else {}
             except FileNotFoundError:
                 return {}
-            return found
+            return contents
 
         return self._try("reading", call)
 

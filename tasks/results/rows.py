@@ -64,25 +64,25 @@ class Rows(Generic[Row]):
 def known_rows(
     stage: str, keys: Iterable[str], read: Callable[[File], Sequence[Row]]
 ) -> dict[str, Row]:
-    """The rows that are in the store, by key. A folder that is damaged is as if not there.
+    """The rows that are in the store, by key. A damaged folder counts as absent.
 
-    As few folders are read as a greedy choice finds: first those with the most of the rows. One
-    that only lies at a URL is fetched when it is read.
+    A greedy choice keeps the folders few: those with the most of the rows are read first. A folder
+    that is only at a URL is fetched when it is read.
     """
-    where, found = store(), dict[str, Row]()
-    index, wanted = _index(where.root, stage), defaultdict[str, list[str]](list)
-    index.update(where)
+    files, known = store(), dict[str, Row]()
+    index, wanted = _index(files.root, stage), defaultdict[str, list[str]](list)
+    index.update(files)
     for key in set(keys):
         for uri in index.uris.get(key, ()):
             wanted[uri].append(key)
-    for uri, own in sorted(wanted.items(), key=lambda one: (-len(one[1]), one[0])):
-        new = [key for key in own if key not in found]
+    for uri, keys_there in sorted(wanted.items(), key=lambda one: (-len(one[1]), one[0])):
+        new = [key for key in keys_there if key not in known]
         file = File(uri=uri, sha256=Path(uri).name)
-        if new and where.intact(file):
-            rows, names = read(file), json.loads((where.root / uri / ROWS).read_bytes())
+        if new and files.intact(file):
+            rows, names = read(file), json.loads((files.root / uri / ROWS).read_bytes())
             numbers = {key: number for number, key in enumerate(names)}
-            found |= {key: rows[numbers[key]] for key in new}
-    return found
+            known |= {key: rows[numbers[key]] for key in new}
+    return known
 
 
 class _Index:
@@ -96,16 +96,16 @@ class _Index:
         self.stage, self.uris = stage, dict[str, tuple[str, ...]]()
         self._seen, self._lock = set[str](), Lock()
 
-    def update(self, where: Store) -> None:
+    def update(self, store: Store) -> None:
         """Read which rows are in folders that are new, here or at the URL."""
         with self._lock:
-            here = {*glob(f"{self.stage}/??/*", root_dir=where.root)}
-            texts = {uri: _text(where.root / uri / ROWS) for uri in here - self._seen}
-            if where.remote:
-                paths = (path.rpartition("/") for path in where.remote.list(self.stage))
+            here = {*glob(f"{self.stage}/??/*", root_dir=store.root)}
+            texts = {uri: _text(store.root / uri / ROWS) for uri in here - self._seen}
+            if store.remote:
+                paths = (path.rpartition("/") for path in store.remote.list(self.stage))
                 there = {uri for uri, _, name in paths if name == ROWS and uri.count("/") == 2}
                 new = sorted(f"{uri}/{ROWS}" for uri in there - here - self._seen)
-                texts |= {path[: -len(ROWS) - 1]: b for path, b in where.remote.read(new).items()}
+                texts |= {path[: -len(ROWS) - 1]: b for path, b in store.remote.read(new).items()}
             for uri, text in texts.items():
                 with suppress(ValueError):  # one that names no rows has none
                     names, alone = json.loads(text), (uri,)
@@ -121,7 +121,7 @@ def _index(_root: Path, stage: str) -> _Index:
 
 
 def _text(path: Path) -> bytes:
-    """What is in a file; nothing where it cannot be read."""
+    """A file's bytes; none where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError:

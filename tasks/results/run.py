@@ -3,7 +3,6 @@
 Report, MLflow, export and forget read it; all that it points to is in the store.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field
@@ -11,16 +10,7 @@ from pydantic import Field
 from tasks.config.task import TaskConfig
 from tasks.methods import MethodName
 from tasks.record import Record
-from tasks.results.models import (
-    Anchors,
-    Answers,
-    Base,
-    Compared,
-    Embedded,
-    Merged,
-    Prepared,
-    Scored,
-)
+from tasks.results import models
 
 
 class Merging(Record):
@@ -30,14 +20,9 @@ class Merging(Record):
     """
 
     methods: tuple[MethodName, ...]
-    embedded: Embedded
-    chosen: Anchors | None
-    merged: Merged
-
-
-def merging_of(mergings: Iterable[Merging], method: MethodName) -> Merging | None:
-    """The bank and recipes that a method takes; None for one that merges nothing or has no bank."""
-    return next((one for one in mergings if method in one.methods), None)
+    embedded: models.Embedded
+    chosen: models.Anchors | None
+    merged: models.Merged
 
 
 class Trial(Record):
@@ -69,15 +54,15 @@ class Tuning(Record):
 
     def text(self) -> str:
         """What was chosen, and what it cost, in one line."""
-        own, best = self.trials[0], self.trials[self.chosen]
-        told = [f"{name}.{key} {value:g}" for name, one in self.settings.items()
-                for key, value in one.items()]  # fmt: skip
-        what = f"{', '.join(told)} (score {best.scores[-1]:.3f}, the run's own settings"
-        if not told:
+        first, best = self.trials[0], self.trials[self.chosen]
+        changed = [f"{section}.{field} {value:g}" for section, fields in self.settings.items()
+                   for field, value in fields.items()]  # fmt: skip
+        what = f"{', '.join(changed)} (score {best.scores[-1]:.3f}, the run's own settings"
+        if not changed:
             what = "no settings were better than the run's own (score"
         seconds = sum(one.seconds for one in self.trials)
         return (
-            f"tuned on {self.users} development users: {what} {own.scores[-1]:.3f}), by "
+            f"tuned on {self.users} development users: {what} {first.scores[-1]:.3f}), by "
             f"{len(self.trials)} trials of {seconds:.0f} s together"
         )
 
@@ -91,12 +76,12 @@ class Cell(Record):
     """
 
     config: TaskConfig
-    users: Prepared
-    base: Base
+    users: models.Prepared
+    base: models.Base
     mergings: tuple[Merging, ...]
-    answers: dict[MethodName, tuple[Answers, ...]]
-    compared: Compared
-    curve: dict[int, Compared] = Field({})
+    answers: dict[MethodName, tuple[models.Answers, ...]]
+    compared: models.Compared
+    curve: dict[int, models.Compared] = Field({})
     coverage: tuple[str, ...] = ()
     tuning: Tuning | None = None
     missing: tuple[str, ...] = ()
@@ -106,9 +91,10 @@ class Cell(Record):
         return self.config.name
 
     def merging(self, method: MethodName) -> Merging | None:
-        return merging_of(self.mergings, method)
+        """The bank and recipes of a method; None where it merges nothing or has no bank."""
+        return next((one for one in self.mergings if method in one.methods), None)
 
-    def scored(self, method: str) -> Scored | None:
+    def scored(self, method: str) -> models.Scored | None:
         """A method's scores; None for answers of no model (the optimum)."""
         return next((one for one in self.compared.scored if one.method == method), None)
 
@@ -126,7 +112,7 @@ class Run(Record):
     report: str
     config: dict[str, Any]
     cells: tuple[Cell, ...] = ()
-    overall: Compared | None = None
+    overall: models.Compared | None = None
     missing: tuple[str, ...] = ()
     summary: tuple[str, ...] = ()
 

@@ -45,18 +45,18 @@ from tasks.stand_in import PLANNER
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Result)
-# Seconds before a stage tries again; with those of Prefect's own client a server may be away for
-# some minutes.
+# Seconds before each retry. With the retries of Prefect's client they outlast a server that is away
+# for some minutes.
 DELAYS = [2.0, 10.0, 30.0, 60.0]
-# Where stages that run the model are sent; in the flow's own threads where it is not set.
+# The runner of stages that run the model; None: the flow's own threads run them.
 RUNNER: ContextVar[TaskRunner[Any] | None] = ContextVar("runner", default=None)
-# What task runs are named by: the LaMP task, the seed and the number of items.
+# A part of task runs' names: the LaMP task, the seed and the number of items.
 CELL: ContextVar[str] = ContextVar("cell", default="")
 
 
 @contextmanager
 def within(name: str) -> Iterator[None]:
-    """Task runs that are begun inside are named by this, too."""
+    """Add this to the names of the task runs that begin inside."""
     token = CELL.set(", ".join(filter(None, (CELL.get(), name))))
     try:
         yield
@@ -65,12 +65,12 @@ def within(name: str) -> Iterator[None]:
 
 
 class StageFailed(InputError):
-    """A stage did not give its result, for its input or for a fault of ours; in one line."""
+    """A stage gave no result, for its input or for a fault of ours; in one line."""
 
 
 @dataclass
 class Job(Generic[R]):
-    """A task run of a stage that was begun: its future, or the state it ended in."""
+    """A task run that has begun: its future, or the state it ended in."""
 
     name: str
     begun: PrefectFuture[R] | State[R]
@@ -114,7 +114,7 @@ class Stage(Generic[P, R]):
         return self.submit(*args, **kwargs).result()
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
-        """Begin a task run of this flow; it is waited for by `result` of what is returned."""
+        """Begin a task run of this flow; the job's `result` waits for it."""
         arguments = self._bound(*args, **kwargs)
         if planned := PLANNER.get()(self.name):
             return Job(self.name, Completed(data=planned(**arguments)))
@@ -124,13 +124,13 @@ class Stage(Generic[P, R]):
             return Job(self.name, Completed(data=self.made(arguments)))
         storage, key = _result_storage(), self._key(arguments)
         try:
-            found = _usable(storage, key)
+            usable = _usable(storage, key)
         except StorageError as error:  # of this job alone
             return Job(self.name, Failed(message=str(error), data=error))
-        task, runner = self._task(storage, key, refresh=found is False), RUNNER.get()
-        # What is there needs no process: this thread finds it. Quoted, as Prefect else looks for
-        # futures in all that it is given, loss by loss of every training.
-        if runner is None or not self.uses_model or found:
+        task, runner = self._task(storage, key, refresh=usable is False), RUNNER.get()
+        # A cached result needs no process: this thread reads it. `quote`: Prefect would look for
+        # futures in all arguments, down to each loss of each training.
+        if runner is None or not self.uses_model or usable:
             state = cast("State[R]", task(quote(arguments), return_state=True))
             return Job(self.name, state)
         return Job(self.name, runner.submit(task, {"arguments": arguments}))
@@ -167,7 +167,7 @@ class Stage(Generic[P, R]):
             self.made,
             name=self.name,
             task_run_name=", ".join(filter(None, (self.name.replace("_", "-"), CELL.get()))),
-            cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda _context, _given: key).configure(
+            cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda *_: key).configure(
                 isolation_level="SERIALIZABLE", lock_manager=FileLocks()
             ),
             refresh_cache=refresh,
@@ -196,11 +196,11 @@ def stage(
 
 
 def _result_storage() -> Path | RemoteFileSystem:
-    """Where Prefect keeps results: a folder, or a block of the server for a store at a URL."""
-    where = store()
-    if where.remote is None:
-        return where.root / RESULTS
-    return _block(where.remote.url, str(PREFECT_API_URL.value()))
+    """Where Prefect keeps results: a folder, or for a store at a URL a block of the server."""
+    files = store()
+    if files.remote is None:
+        return files.root / RESULTS
+    return _block(files.remote.url, str(PREFECT_API_URL.value()))
 
 
 @functools.cache
@@ -246,7 +246,7 @@ def _usable(storage: Path | RemoteFileSystem, key: str) -> bool | None:
 
 
 def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
-    """Whether a failed run of a stage is tried again: where its error may be gone by then."""
+    """Whether a failed run is tried again: its error may be gone by then."""
     error = state.result(raise_on_failure=False)
     if not isinstance(error, BaseException) or transient(error):
         return isinstance(error, BaseException)
@@ -259,12 +259,12 @@ def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
 def _failure(state: State[Any], name: str) -> Exception:
     """Why a run did not complete, as an exception whose message is one line."""
     error, data = state.result(raise_on_failure=False), state.data
-    # Prefect keeps an error as a result, too. It is none, and may name a user.
+    # Prefect stores the error as a result. It is none, and may name a user.
     key = getattr(getattr(data, "metadata", data), "storage_key", None)
     if key and not isinstance(error, StorageError):  # else it could not be written
         with suppress(StorageError):
-            where = store()
-            where.remove(where.root / RESULTS / PurePath(key).name)
+            files = store()
+            files.remove(files.root / RESULTS / PurePath(key).name)
     if isinstance(error, InputError):
         return StageFailed(str(error))
     if isinstance(error, BaseException) and (line := disk_full(error)):

@@ -97,7 +97,7 @@ class Store:
             for one in (*path.rglob("*"), path):
                 fsync(one)
             if self.remote:
-                self.remote.upload(path, folder.uri)  # first: what lies here lies there too
+                self.remote.upload(path, folder.uri)  # first: what is here is at the URL, too
             folder.path.parent.mkdir(parents=True, exist_ok=True)
             if folder.path.exists() and sha256_of(folder.path) != content:
                 shutil.rmtree(folder.path)  # damaged, and made again
@@ -147,9 +147,9 @@ class Store:
             return _matches(place, file)
 
     def bring(self, file: File, get: Callable[[Path], Path]) -> None:
-        """Have a file that lies elsewhere: `get` writes it below a folder, and gives its path.
+        """Fetch a file from elsewhere: `get` writes it below a folder, and gives its path.
 
-        Raises InputError where that is another file.
+        Raises InputError where its content is another.
         """
         if self.intact(file):
             return
@@ -169,7 +169,7 @@ class Store:
         return sorted(path for path in self.root.glob(f"{stage}/??/*") if path.is_dir())
 
     def remove(self, path: Path) -> None:
-        """Remove a file or a stored folder, at the URL too. Here nobody finds half a folder."""
+        """Remove a file or a stored folder, at the URL too. Nobody finds half a folder here."""
         if self.remote:
             self.remote.remove(path.relative_to(self.root).as_posix())
         if path.is_dir():
@@ -179,9 +179,9 @@ class Store:
             path.unlink(missing_ok=True)
 
     def fetch_all(self) -> None:
-        """Have all that the store holds on this machine."""
+        """Fetch all that the store holds to this machine."""
         if self.remote:
-            # They are written over at the URL where a stage is made again.
+            # At the URL they may have been written over: their stage was run again.
             shutil.rmtree(self.root / RESULTS, ignore_errors=True)
             self.remote.download("", self.root)
 
@@ -194,7 +194,7 @@ class Store:
             if _free(lock):
                 shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
                 lock.unlink(missing_ok=True)
-        # Only here: other programs may have files beside the store, and any number of them.
+        # In these folders alone: other programs may keep many files beside the store.
         folders = (self.root / MEMO, *(self.state / name for name in BESIDE))
         old = [(file, STALE_SECONDS) for one in folders for file in one.rglob(f"{PARTIAL}*")]
         old += [(file, CHECKPOINT_SECONDS) for file in self.checkpoints.glob("*/*.safetensors")]
@@ -204,7 +204,7 @@ class Store:
                     file.unlink()
         if self.remote:
             self.remote.check()
-            # In this order: what is stored meanwhile lies there before it lies here.
+            # In this order: what is stored meanwhile is at the URL before it is here.
             here = self.folders()
             there = {"/".join(path.split("/")[:3]) for path in self.remote.list()}
             for folder in here:
@@ -212,7 +212,7 @@ class Store:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def working(self) -> list[Path]:
-        """The locks that a process of this machine holds just now: runs are under way."""
+        """The locks that processes of this machine hold now: runs are under way."""
         locks = [*(self.root / MAKING).glob("*.lock"), *(self.root / LOCKS).glob("*.lock")]
         return [lock for lock in sorted(locks) if not _free(lock)]
 

@@ -29,7 +29,7 @@ def batches_of(everything: tuple[T, ...], size: int) -> list[tuple[T, ...]]:
 
 @contextmanager
 def noted(what: str, missing: list[str]) -> Iterator[None]:
-    """Where `what` cannot be made it is named in `missing`, and the rest goes on."""
+    """Name `what` in `missing` if the block fails by InputError; the rest goes on."""
     try:
         yield
     except InputError as error:
@@ -67,7 +67,7 @@ def ended(done: str, missing: Sequence[str], late: str = "") -> State[Any]:
 
 
 def in_threads(function: Callable[[A], T], arguments: Sequence[A], threads: int) -> list[T]:
-    """What the function gives for each argument, so many at once; the first error ends them all."""
+    """The function's result for each argument, so many at once; the first error ends them all."""
     with ThreadPoolExecutor(threads, thread_name_prefix="cell") as pool:
         # Prefect keeps what flow run this is, and the log, in the context.
         futures = [pool.submit(copy_context().run, function, one) for one in arguments]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tasks.live import ROW
 from tasks.log import log
 
-# Between two updates of what is shown. Work that is over sooner costs the server no requests.
+# Seconds between two updates. Work that is over sooner costs the server no requests.
 PAUSE_SECONDS = 1.0
 
 
@@ -28,7 +28,7 @@ class Progress:
         # A key of its own for each LaMP task, as several run at once. Prefect's artifact keys:
         # lower-case letters, digits and dashes.
         self._key = re.sub("[^a-z0-9]+", "-", f"{key} {what}".lower()).strip("-")
-        # A worker's log gets no bar. Nor do worker processes draw: they know nothing of each other.
+        # No bar in a worker's log, and none of worker processes: they know nothing of each other.
         drawn = sys.stderr.isatty() and multiprocessing.parent_process() is None
         self._bar = tqdm(total=self.total, desc=what, leave=False, disable=not drawn)
         # Prefect types its sync calls as "or a coroutine".

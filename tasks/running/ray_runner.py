@@ -23,10 +23,10 @@ from tasks.running.slots import ON_RAY
 
 # How often Ray starts a job again whose machine or process was lost.
 MAX_RETRIES = 3
-# What workers are told of this run's environment, where it is set. No passwords: Ray shows these.
+# What of this run's environment workers get, where it is set. No passwords: Ray shows these.
 # What storage asks for must be in the environment of the nodes.
-TOLD = ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "MTA_LOCKS",
-        "PREFECT_SERVER_ANALYTICS_ENABLED", "TOKENIZERS_PARALLELISM")  # fmt: skip
+PASSED_ON = ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE",
+             "PREFECT_SERVER_ANALYTICS_ENABLED", "TOKENIZERS_PARALLELISM")  # fmt: skip
 
 
 @contextmanager
@@ -72,11 +72,11 @@ def _gpus_per_job(compute: ComputeOptions) -> float:
 def runtime_env() -> dict[str, Any]:
     """What a worker needs that its machine does not have: this code, and where things are."""
     code = Path(__file__).resolve().parents[2]
-    told = {name: os.environ[name] for name in TOLD if os.environ.get(name)}
+    variables = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
     api = str(PREFECT_API_URL.value())
-    told |= {ON_RAY: "1", "MTA_STORE": store_place(), "PREFECT_API_URL": api}
-    for name, text in told.items():
+    variables |= {ON_RAY: "1", "MTA_STORE": store_place(), "PREFECT_API_URL": api}
+    for name, text in variables.items():
         if masked(text) != text:
             raise InputError(f"{name}: it holds a password, which Ray shows to all its nodes")
     modules = [str(code / "flows"), str(code / "tasks")]
-    return {"py_modules": modules, "env_vars": told, "excludes": ["__pycache__"]}
+    return {"py_modules": modules, "env_vars": variables, "excludes": ["__pycache__"]}

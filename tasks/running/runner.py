@@ -20,11 +20,11 @@ from tasks.running.slots import cpu_jobs, device_of, gpu_slots
 
 @contextmanager
 def running(config: RunConfig) -> Iterator[None]:
-    """Inside, stages that run a model are sent to the configured runner.
+    """Send stages that run a model to the configured runner, inside the block.
 
     Raises InputError where it is Ray, which is not installed or does not answer.
     """
-    # A worker process that the server does not answer at first would exit, and its job never end.
+    # A worker process whose first request gets no answer would exit, and its job would never end.
     settings = {PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False}
     with temporary_settings(settings), _runner(config) as runner:
         token = RUNNER.set(runner)
@@ -53,7 +53,7 @@ def _runner(config: RunConfig) -> AbstractContextManager[TaskRunner[Any]]:
 def workers(config: RunConfig) -> int:
     """How many jobs run at once on this machine."""
     tiny, gpu = config.base.model == "tiny", device_of(config.compute) == "cuda"
-    # One per slot: a run that waits for a slot asks the server again only every few seconds.
+    # One per slot: who waits for a slot asks the server only every few seconds.
     slots = gpu_slots(1 if gpu else cpu_jobs())
     return config.compute.max_workers or (slots if tiny or gpu else 1)
 
@@ -66,7 +66,7 @@ def side_by_side(config: RunConfig) -> int:
 
 
 def everywhere(config: RunConfig) -> RunConfig:
-    """On Ray, with folders and files of models by their whole path: jobs run in other folders."""
+    """For Ray the whole paths of models' folders and files: jobs run in other folders."""
     if config.compute.runner != "ray":
         return config
     base = config.base.model_copy(update={"model": _whole(config.base.model)})

@@ -44,7 +44,6 @@ from tasks.results.models import (
     Embedded,
     Estimate,
     Evidence,
-    Given,
     Merged,
     MetaLora,
     Prepared,
@@ -52,6 +51,7 @@ from tasks.results.models import (
     Recipes,
     Scored,
     Setting,
+    SourceFiles,
     Training,
 )
 from tasks.results.stage import Stage
@@ -61,7 +61,7 @@ from tasks.text.encoder import Encoder
 OUTSIDE = {
     "File.uri",
     "Result.seconds", "Result.made_of", "Result.cached",
-    "Given.path", "GivenAdapter.path", "GivenModel.model", "Encoder.model",
+    "SourceFiles.path", "GivenAdapter.path", "GivenModel.model", "Encoder.model",
     "Prepared.longest_candidate", "Prepared.counts", "Prepared.dropped", "Prepared.audit",
     "Base.model", "Base.weights", "Base.gradient_checkpointing", "Base.kind", "Base.parameters",
     "Base.training",
@@ -140,7 +140,7 @@ HOW = HowAnswered(
     prior=PriorOptions(), libraries={"bitsandbytes": "1"},
 )  # fmt: skip
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "prepare": (Given(path="/data", files={"a.json": "hash"}), SplitOptions(few_shot_items=3),
+    "prepare": (SourceFiles(path="/data", files={"a.json": "hash"}), SplitOptions(few_shot_items=3),
                 TASKS["LaMP-2M"], 3),
     "tiny_model": (TinyModelOptions(), 64, Lessons(questions=QUESTIONS, share=0.5,
                    longer=QUESTIONS), file("base"), 3, COMPUTE),
