@@ -197,7 +197,7 @@ class Going:
 
 def marks_of(store: Store, user_id: str, texts: set[str]) -> Marks:
     """What is searched for: the id, rows with the user's items, and texts, there and in files."""
-    names, found = {user_id}, set(texts)
+    names, of_user = {user_id}, set(texts)
     for file in store.root.glob("prepare/??/*/*.parquet"):
         try:
             rows = pl.scan_parquet(file).filter(pl.col("user_id") == user_id).collect().to_dicts()
@@ -205,9 +205,9 @@ def marks_of(store: Store, user_id: str, texts: set[str]) -> Marks:
             continue  # damaged: its folder goes as a whole
         for row in rows:
             names |= {row["row"]} if "row" in row else set()
-            found |= {item["text"] for item in row.get("profile", ())}
-            found |= {item["input"] for item in row.get("query", ())}
-    return Marks(frozenset(names), frozenset(text for text in found if text.strip()))
+            of_user |= {item["text"] for item in row.get("profile", ())}
+            of_user |= {item["input"] for item in row.get("query", ())}
+    return Marks(frozenset(names), frozenset(text for text in of_user if text.strip()))
 
 
 def what_goes(store: Store, marks: Marks) -> Going:
@@ -234,7 +234,7 @@ def what_goes(store: Store, marks: Marks) -> Going:
 
 def folders_in(value: Any) -> set[str]:
     """The stored folders that a JSON value points to, or to a file in them."""
-    return {found.group() for text, _ in strings(value) if (found := FOLDER.match(text))}
+    return {match.group() for text, _ in strings(value) if (match := FOLDER.match(text))}
 
 
 def stage_of(uri: str) -> str:

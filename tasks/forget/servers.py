@@ -77,26 +77,26 @@ def _search(mlflow: Mlflow, traces: Traces, sought: Sought, remove: bool) -> Non
         of_anchor = tags.get("kind") == "anchor"
         whole = of_anchor and tags.get("anchor") in anchors
         paths = list(_artifacts(mlflow, run_id))
-        found = {
+        artifacts = {
             path
             for path in paths
             if whole
             or (flow_run in sought.flow_runs and not of_anchor and path.endswith(".parquet"))
             or (path.endswith(SEARCHED) and _holds(mlflow, run_id, path, marks))
         }
-        if found:
-            found |= {path for path in paths if path.endswith(NAMELESS)}
-        told = {**tags, **run.data.params}
-        names = [name for name, text in told.items() if _tells(name, text, marks)]
-        if not (found or names or whole):
+        if artifacts:
+            artifacts |= {path for path in paths if path.endswith(NAMELESS)}
+        written = {**tags, **run.data.params}
+        names = [name for name, text in written.items() if _tells(name, text, marks)]
+        if not (artifacts or names or whole):
             continue
         traces.runs += 1
         traces.flow_runs |= {flow_run} if flow_run else set()
-        what = (*names, *(f"artifact {path}" for path in sorted(found)))
+        what = (*names, *(f"artifact {path}" for path in sorted(artifacts)))
         traces.lines += [f"MLflow run {run_id}: {one}" for one in what]
         if remove:
             files: Any = get_artifact_repository(run.info.artifact_uri, tracking_uri=mlflow.uri)
-            for path in found:
+            for path in artifacts:
                 files.delete_artifacts(path)
             for name in tags.keys() & set(names):
                 mlflow.client.set_tag(run_id, name, "forgotten")

@@ -58,9 +58,9 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
         names = [f"anchor {label(one)}" for one in sorted(anchors)]
         names = ["the base model", *names] if going.base_model else names
         done.append(f"trained on the user, so removed and trained again: {', '.join(names)}")
-    searched, found = search(store, marks)
+    searched, holding = search(store, marks)
     again = traces_in_mlflow(uris, Sought(marks, learned=going.learned))
-    left = list(dict.fromkeys([*in_mlflow.failed, *left, *found, *again.failed, *again.lines]))
+    left = list(dict.fromkeys([*in_mlflow.failed, *left, *holding, *again.failed, *again.lines]))
     what = f"{len(left)} left" if left else "nothing of the user is left"
     done.append(f"proof: searched {searched} files of the store and beside it, and MLflow: {what}")
     done += [f"{source}: still holds the user, who comes back with it" for source in sources]
@@ -73,7 +73,7 @@ def _anchors(store: Store, going: Going, marks: Marks) -> set[str]:
     On base users' items the LoRA below all of group_experts was trained.
     """
     base = going.base_model
-    found, every = set(), {"meta_lora": base, "experts": base or bool(going.taught)}
+    anchors, every = set[str](), {"meta_lora": base, "experts": base or bool(going.taught)}
     for uri in going.folders:
         place, stage = store.root / uri, stage_of(uri)
         # Beside members' folders is one of their bank.
@@ -81,8 +81,8 @@ def _anchors(store: Store, going: Going, marks: Marks) -> set[str]:
             continue
         if every[stage] or has_mark(place, marks):
             # By its uri where its name cannot be read.
-            found.add(str((_json(place / META) or {"anchor": uri})["anchor"]))
-    return found
+            anchors.add(str((_json(place / META) or {"anchor": uri})["anchor"]))
+    return anchors
 
 
 def in_sources(runs: Iterable[Any], user_id: str, data: Path | None) -> tuple[list[str], set[str]]:
@@ -94,21 +94,21 @@ def in_sources(runs: Iterable[Any], user_id: str, data: Path | None) -> tuple[li
     places = {place for run in runs for place in _places(run)}
     if data is not None:
         places |= {(data, task, 0) for task in TASKS.values()}
-    read, found, texts = set(), set(), set()
-    for given, task, seed in places:
+    readable, holding, texts = set[Path](), set[str](), set[str]()
+    for source, task, seed in places:
         try:
-            place = of_task(given, task.name)
-            users = read_users(place, task, seed).users
+            file = of_task(source, task.name)
+            users = read_users(file, task, seed).users
         except InputError:
             continue  # gone, or of another task
-        read.add(given)
+        readable.add(source)
         for row in users.filter(pl.col("user_id") == user_id).to_dicts():
             texts |= {item["text"] for item in row["profile"]}
             texts |= {item["input"] for item in row["query"]}
-            found.add(str(place))
-    if data is not None and data not in read:
+            holding.add(str(file))
+    if data is not None and data not in readable:
         raise InputError(f"--data {data}: cannot be read as users of any LaMP task; check the path")
-    return sorted(found), texts
+    return sorted(holding), texts
 
 
 def _places(run: Any) -> Iterator[tuple[Path, LampTask, int]]:
@@ -185,7 +185,7 @@ def _forget_beside(store: Store, runs: dict[Path, Any], marks: Marks) -> str:
 def _cross_out(file: Path, marks: Marks) -> int:
     """Ids in a log become x's of the same length, in place: it may be open for appending."""
     ids = re.compile(marks.words.pattern.encode())
-    crossed, count = ids.subn(lambda found: b"x" * len(found.group()), file.read_bytes())
+    crossed, count = ids.subn(lambda match: b"x" * len(match.group()), file.read_bytes())
     with file.open("r+b") as opened:
         opened.write(crossed)
     return count

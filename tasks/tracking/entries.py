@@ -205,7 +205,7 @@ def thinned(losses: Sequence[float], most: int = LOSS_POINTS) -> list[tuple[int,
     """
     size = max(-(-len(losses) // most), 1)
     groups = [losses[start : start + size] for start in range(0, len(losses), size)]
-    return [(min(size * n, len(losses)), sum(own) / len(own)) for n, own in enumerate(groups, 1)]
+    return [(min(size * n, len(losses)), sum(part) / len(part)) for n, part in enumerate(groups, 1)]
 
 
 def _end(run: Run) -> int:

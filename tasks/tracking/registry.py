@@ -61,8 +61,8 @@ def register(mlflow: Mlflow, run_id: str, run: Run) -> None:
     for cell in run.cells:
         if (method := new_users_method(cell)) is None:
             continue
-        found = versions(mlflow, f"tags.content = '{_content(cell, method)}'")
-        number = found[0].version if found else _new_version(mlflow, run_id, run, cell, method)
+        known = versions(mlflow, f"tags.content = '{_content(cell, method)}'")
+        number = known[0].version if known else _new_version(mlflow, run_id, run, cell, method)
         alias = re.sub(r"\W+", "-", cell.name)
         mlflow.client.set_registered_model_alias(NAME, alias, str(number))
         mlflow.client.set_tag(run_id, f"{NAME}.{alias}", f"{SCHEME}{NAME}/{number}")
@@ -149,8 +149,8 @@ def _portable(run: Run, cell: Cell, method: MethodName, place: Store) -> Run:
     merging = cell.merging(method)
     assert merging is not None
     bank = merging.merged.bank
-    untold = [one.model_copy(update={"training": Training()}) for one in bank.members]
-    bank = bank.model_copy(update={"members": tuple(untold), "map": None})
+    members = tuple(one.model_copy(update={"training": Training()}) for one in bank.members)
+    bank = bank.model_copy(update={"members": members, "map": None})
     kept = Merging(
         methods=merging.methods,
         embedded=_bank_vectors(merging, place),
@@ -198,16 +198,16 @@ def _save(
     import mlflow.pyfunc
     from mlflow.models import Model
 
-    own, task = cell.config.method(method), cell.users.task
+    config, task = cell.config.method(method), cell.users.task
     about = {
         "lamp_task": task.name,
         "method": method,
         "fields": [task.text_field, task.answer_field],
         "labels": list(task.labels),
-        "prompt": shown_prompt(own.prompt, cell.users, own.base.model),
+        "prompt": shown_prompt(config.prompt, cell.users, config.base.model),
     }
     item = {"id": "1", task.text_field: "...", task.answer_field: (*task.labels, "...")[0]}
-    # It advises types in the code, of which it would make another signature, whatever is filtered.
+    # MLflow advises type hints, and would make another signature of them. No filter stops it.
     with warnings.catch_warnings(record=True):
         mlflow.pyfunc.save_model(
             folder,

@@ -36,9 +36,9 @@ MINUTE = 60_000
 
 @contextmanager
 def tracked(run: Run) -> Iterator[str | None]:
-    """The run in MLflow for the time of the block, if that answers: its page, where it has one.
+    """Keep the run open in MLflow for the block, if MLflow answers; gives its page, if it has one.
 
-    FAILED if the block raises.
+    The run is FAILED if the block raises.
     """
     mlflow, run_id, page = Mlflow(tracking_uri()), None, None
     try:
@@ -92,7 +92,7 @@ def log_run(run: Run, mlflow: Mlflow) -> str:
     ways = ", ".join(f"[{name}]({link})" for name, link in links.items() if link)
     described = "\n\n".join(filter(None, [*run.summary, ways]))
     mlflow.client.set_tag(run_id, NOTE_TAG, described)
-    with suppress(Exception):  # it has this tag only if it was taken for killed
+    with suppress(Exception):  # only a run that was taken for killed has this tag
         mlflow.client.delete_tag(run_id, "failure")
     # The run's date has minutes only.
     end = min(int(1000 * time.time()), entry.end + MINUTE)
@@ -102,8 +102,8 @@ def log_run(run: Run, mlflow: Mlflow) -> str:
 
 def log_whole(mlflow: Mlflow, entry: Entry) -> str:
     """Log the run itself, the first time or again; its id."""
-    found = mlflow.search(f"tags.prefect_flow_run = '{entry.tags['prefect_flow_run']}'")
-    return mlflow.log(entry, found[0] if found else None)
+    known = mlflow.search(f"tags.prefect_flow_run = '{entry.tags['prefect_flow_run']}'")
+    return mlflow.log(entry, known[0] if known else None)
 
 
 def _log_parts(mlflow: Mlflow, parent: str, entries: Iterable[Entry]) -> None:
@@ -112,10 +112,10 @@ def _log_parts(mlflow: Mlflow, parent: str, entries: Iterable[Entry]) -> None:
     known = {_part_of(child.data.tags): child for child in children}
 
     def log_part(entry: Entry) -> None:
-        found = known.get(_part_of(entry.tags))
-        if found and (found.info.status == "FINISHED" or found.info.lifecycle_stage == "deleted"):
-            return  # it is ended last, so all of it was logged
-        run_id = mlflow.log(_without_copy(mlflow, entry), found, parent)
+        run = known.get(_part_of(entry.tags))
+        if run and (run.info.status == "FINISHED" or run.info.lifecycle_stage == "deleted"):
+            return  # a part is ended last, so all of this one was logged
+        run_id = mlflow.log(_without_copy(mlflow, entry), run, parent)
         mlflow.client.set_terminated(run_id, "FINISHED", entry.end)
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="mlflow") as pool:
@@ -154,11 +154,14 @@ def _texts(run: Run, table: Sequence[Row]) -> dict[str, str]:
     return texts
 
 
-def end_abandoned(mlflow: Mlflow, own: str) -> None:
-    """End runs that MLflow takes to be under way although their flow run is over."""
+def end_abandoned(mlflow: Mlflow, but: str) -> None:
+    """End other runs that MLflow takes to be under way although their flow run is over.
+
+    but: the id of the run that is under way.
+    """
     for run in mlflow.search("attributes.status = 'RUNNING' and tags.kind = 'benchmark'"):
         run_id = run.info.run_id
-        if run_id != own and flow_run_is_over(run.data.tags["prefect_flow_run"]):
+        if run_id != but and flow_run_is_over(run.data.tags["prefect_flow_run"]):
             mlflow.client.set_tag(run_id, "failure", "its flow run was killed")
             mlflow.client.set_terminated(run_id, "KILLED")
 

@@ -30,9 +30,9 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # It tells of each step by which a model is saved.
+    # MLflow logs each step of saving a model.
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    # Two requests less for each run.
+    # Saves two requests for each run.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
@@ -54,8 +54,8 @@ class Mlflow:
     @cached_property
     def experiment(self) -> str:
         """The id of the experiment, which is made where there is none."""
-        if found := self.client.get_experiment_by_name(EXPERIMENT):
-            return str(found.experiment_id)
+        if known := self.client.get_experiment_by_name(EXPERIMENT):
+            return str(known.experiment_id)
         # Without a server MLflow would put artifacts below the working folder.
         artifacts = (_alone() / "artifacts").as_uri() if self.uri.startswith("sqlite:") else None
         # The tag opens the experiment on its runs and charts, not on traces of chats.
@@ -75,8 +75,8 @@ class Mlflow:
         view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
         return all_pages(partial(self.client.search_runs, [self.experiment], query, view, RUNS))
 
-    def log(self, entry: Entry, found: MlflowRun | None, parent: str | None = None) -> str:
-        """Log an entry into the run that was found of it, else into a new one; its id.
+    def log(self, entry: Entry, run: MlflowRun | None, parent: str | None = None) -> str:
+        """Log an entry into its run, or where that is None into a new one; its id.
 
         What the run has already is written over by the same. Raises InputError where a file of the
         store is gone.
@@ -84,11 +84,11 @@ class Mlflow:
         from mlflow.entities import DatasetInput, Metric, Param, RunTag
 
         # A new run has them from the start.
-        tags = [RunTag(name, value) for name, value in entry.tags.items()] if found else []
-        if found is None:
-            own = entry.tags | ({PARENT_TAG: parent} if parent else {})
-            found = self.client.create_run(self.experiment, entry.start, own, entry.name)
-        run_id = str(found.info.run_id)
+        tags = [RunTag(name, value) for name, value in entry.tags.items()] if run else []
+        if run is None:
+            first_tags = entry.tags | ({PARENT_TAG: parent} if parent else {})
+            run = self.client.create_run(self.experiment, entry.start, first_tags, entry.name)
+        run_id = str(run.info.run_id)
         params = [Param(name, str(value)[:500]) for name, value in entry.params.items()]
         points = [Metric(name, value, entry.end, step) for name, value, step in entry.metrics]
         self.client.log_batch(run_id, points, params, tags)
@@ -112,14 +112,12 @@ class Mlflow:
 
 def all_pages(search: Callable[..., Any]) -> list[Any]:
     """What one of MLflow's searches finds, all pages of it."""
-    found: list[Any] = []
-    token: str | None = None
-    while True:
-        page = search(page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
+    page = search(page_token=None)
+    rows = list(page)
+    while page.token:
+        page = search(page_token=page.token)
+        rows += page
+    return rows
 
 
 def methods_page(experiment: str, run_id: str | None = None) -> str:
@@ -127,8 +125,8 @@ def methods_page(experiment: str, run_id: str | None = None) -> str:
 
     Sorted by a parameter: MLflow then lists them one by one, not folded below their parents.
     """
-    own = f" and tags.{PARENT_TAG} = '{run_id}'" if run_id else ""
-    wanted = {"searchFilter": f"tags.kind = 'method'{own}", "orderByKey": "params.`lamp_task`"}
+    of_run = f" and tags.{PARENT_TAG} = '{run_id}'" if run_id else ""
+    wanted = {"searchFilter": f"tags.kind = 'method'{of_run}", "orderByKey": "params.`lamp_task`"}
     return f"#/experiments/{experiment}/runs{RUNS_VIEW}&{urlencode(wanted, quote_via=quote)}"
 
 
@@ -137,8 +135,8 @@ def tracking_uri() -> str:
 
     Raises InputError where that file cannot be used or made.
     """
-    if given := os.environ.get("MLFLOW_TRACKING_URI"):
-        return given
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
     _alone().mkdir(parents=True, exist_ok=True)
     make_whole(MLFLOW, _alone() / "mlflow.db")
     return f"sqlite:///{_alone() / 'mlflow.db'}"
@@ -150,8 +148,8 @@ def mlflow_uris(state: Path) -> list[str]:
     `MLFLOW_TRACKING_URI`; else the local stack's server and the file that runs without one use.
     Raises InputError where the stack has an MLflow that does not run.
     """
-    if given := os.environ.get("MLFLOW_TRACKING_URI"):
-        return [given]
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return [uri]
     uris, running = [], state / "run" / "mlflow.json"
     if (state / "mlflow" / "mlflow.db").exists():
         if not running.exists():

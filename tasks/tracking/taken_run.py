@@ -75,12 +75,9 @@ def model_place(mlflow: Mlflow, wanted: str) -> str:
         raise InputError(f"--run {wanted}: write {SCHEME}{NAME}/3 or {SCHEME}{NAME}@champion")
     name, number, alias = match.groups()
     client = mlflow.client
-    found = (
-        client.get_model_version_by_alias(name, alias)
-        if alias
-        else client.get_model_version(name, number)
-    )
-    return str(client.get_model_version_download_uri(name, found.version))
+    if alias:
+        number = client.get_model_version_by_alias(name, alias).version
+    return str(client.get_model_version_download_uri(name, number))
 
 
 def _download(files: Any, file: File, scratch: Path) -> Path:
