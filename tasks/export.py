@@ -33,7 +33,6 @@ from tasks.text.questions import shown_prompt
 if TYPE_CHECKING:
     from tasks.lora.adapters import Lora
     from tasks.lora.bank import Bank as LoadedBank
-    from tasks.record import File
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -70,7 +69,6 @@ class Finished:
                 f"for {', '.join(adapted)}"
             )
         _listed("--method", method, adapted)
-        self._batch: tuple[File | None, LoadedBank | None] = (None, None)
 
     @cached_property
     def merger(self) -> Merger | None:
@@ -92,12 +90,8 @@ class Finished:
 
     def stacked(self, user_id: str) -> Lora | None:
         """The user's own LoRA, if the method trains one."""
-        from tasks.lora.bank import read_bank
-
         file = self.batch(user_id).stacked
-        if file and self._batch[0] != file:
-            self._batch = (file, read_bank(store().path(file)))
-        return self._batch[1].lora(user_id) if file and self._batch[1] else None
+        return _bank(store().path(file)).lora(user_id) if file else None
 
     def lora(self, user_id: str) -> Lora:
         """All that the method added to the base model for a few-shot user, as one LoRA."""
@@ -109,20 +103,20 @@ class Finished:
         if self.batch(user_id).merged and self.merger:
             merged = MergedUsers(*self.merger.chosen([user_id]), torch.device("cpu"))
             loras.append(merged.parts([0]).one(0))
-        if own := self.stacked(user_id):
-            loras.append(own)
+        if stacked := self.stacked(user_id):
+            loras.append(stacked)
         return whole_lora(self.cell, loras)
 
 
 def about(cell: Cell, method: MethodName) -> dict[str, str]:
     """What `mta.json` says of every user: what a LoRA goes with, and how prompts look."""
-    own = cell.config.method(method)
+    config = cell.config.method(method)
     return {
         "lamp_task": cell.config.lamp_task,
         "method": method,
         "base": model_folder(cell.base).name,
-        "prompt": shown_prompt(own.prompt, cell.users, own.base.model),
-        "chat": own.prompt.chat,
+        "prompt": shown_prompt(config.prompt, cell.users, config.base.model),
+        "chat": config.prompt.chat,
     }
 
 
@@ -139,6 +133,14 @@ def whole_lora(cell: Cell, loras: Sequence[Lora]) -> Lora:
     # The base model that the folder goes with is the one without the adapter.
     adapter = [_task_lora(store().path(cell.base.adapter))] if cell.base.adapter else []
     return reduce(concatenate, [*adapter, *loras])
+
+
+@lru_cache(maxsize=1)
+def _bank(file: Path) -> LoadedBank:
+    """The stacked LoRAs of a batch, read once for all its users."""
+    from tasks.lora.bank import read_bank
+
+    return read_bank(file)
 
 
 @lru_cache(maxsize=1)
@@ -259,8 +261,8 @@ def vllm_folders(
         try:
             smaller, error = _cut(user, finished.lora(user), rank, tolerance)
             folder = to / file_name(user)
-            own = {"user": user, "error": f"{error:.6f}"}
-            write_folder(folder, smaller, base, said | own, name)
+            of_user = {"user": user, "error": f"{error:.6f}"}
+            write_folder(folder, smaller, base, said | of_user, name)
             yield Served(user, folder, error)
         except InputError as error:
             yield error

@@ -26,9 +26,9 @@ OWNER = "MTA_LOCAL_OWNER"
 LEASES_ON_DISK = "prefect.server.concurrency.lease_storage.filesystem"
 
 
-def run_alone(given: list[str]) -> int:
+def run_alone(pairs: list[str]) -> int:
     """Run the flow with `name=value` pairs; the exit code is 0 only when nothing is missing."""
-    values = parameters(given)
+    values = parameters(pairs)
 
     def check() -> None:
         from tasks.config.run import resolve
@@ -45,13 +45,13 @@ def run_alone(given: list[str]) -> int:
     return 0
 
 
-def parameters(given: list[str]) -> dict[str, Any]:
+def parameters(pairs: list[str]) -> dict[str, Any]:
     """`name=value` pairs; a value that is JSON is read as JSON, any other is text."""
     values: dict[str, Any] = {}
-    for item in given:
-        name, equals, text = item.partition("=")
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
         if not equals:
-            raise InputError(f"-p {item}: write it as name=value")
+            raise InputError(f"-p {pair}: write it as name=value")
         try:
             values[name] = json.loads(text)
         except ValueError:

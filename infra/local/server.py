@@ -143,16 +143,16 @@ def free_slots(api: PrefectApi, home: Path) -> None:
     for lease in (home / "concurrency_leases").glob("*.json"):
         lease.unlink(missing_ok=True)
     for limit in api.call("POST", "/v2/concurrency_limits/filter", {}):
-        ours = limit["name"] == GPU_LIMIT or limit["name"].startswith("deployment:")
-        if ours and limit["active_slots"]:
+        is_ours = limit["name"] == GPU_LIMIT or limit["name"].startswith("deployment:")
+        if is_ours and limit["active_slots"]:
             api.call("PATCH", f"/v2/concurrency_limits/{limit['id']}", {"active_slots": 0})
 
 
 def end_worker(layout: Layout, api: PrefectApi, reason: str) -> None:
     """End the only worker and its jobs, say that their runs are over, give back what they held."""
     flows, names = zip(*(name.split("/") for name in DEPLOYMENTS), strict=True)
-    own = {"flows": {"name": {"any_": flows}}, "deployments": {"name": {"any_": names}}}
-    left = api.rows("flow_runs", flow_runs=UNDER_WAY, **own)
+    ours = {"flows": {"name": {"any_": flows}}, "deployments": {"name": {"any_": names}}}
+    left = api.rows("flow_runs", flow_runs=UNDER_WAY, **ours)
     end(part(layout, WORKER))
     # A job that is told to end reports that it was, not why: its words are replaced. One that came
     # to its end just then keeps its state.
@@ -165,13 +165,13 @@ def end_worker(layout: Layout, api: PrefectApi, reason: str) -> None:
     # by the name Late: a server that has just started has not given it yet.
     past = {"next_scheduled_start_time": {"before_": datetime.now(UTC).isoformat()}}
     scheduled = {"state": {"type": {"any_": ["SCHEDULED"]}}, **past}
-    late = api.rows("flow_runs", flow_runs=scheduled, **own)
+    late = api.rows("flow_runs", flow_runs=scheduled, **ours)
     missed = [run["id"] for run in late if run["auto_scheduled"]]
     for identity in missed:
         api.set_state("flow_runs", identity, "CANCELLED", "Skipped", "The local stack was down.")
     if missed:
         say(f"{len(missed)} scheduled run(s) were missed while the stack was down: skipped")
-    # Whose a lease is, it does not say: a flow called by hand against this server may hold one.
-    # Then an orphan's ends by itself, after a minute for the `gpu` limit.
+    # A lease does not name its holder: a flow called by hand against this server may hold one. An
+    # orphaned lease then ends by itself, after a minute for the `gpu` limit.
     if not api.rows("flow_runs", flow_runs=UNDER_WAY):
         free_slots(api, layout.prefect_home)

@@ -120,11 +120,11 @@ def client_environment(
     """
     store = environ.get("MTA_STORE", "")
     at_url = "://" in store and not store.startswith(FOLDER_URLS)
-    name, own = ("MTA_STORE_CACHE", layout.cache) if at_url else ("MTA_STORE", layout.store)
-    given = environ.get(name, "")
-    if given and Path(given).absolute() != own.absolute():
+    name, folder = ("MTA_STORE_CACHE", layout.cache) if at_url else ("MTA_STORE", layout.store)
+    value = environ.get(name, "")
+    if value and Path(value).absolute() != folder.absolute():
         raise StackError(
-            f"{name} {given}: it is {own} for this stack: unset it, or run "
+            f"{name} {value}: it is {folder} for this stack: unset it, or run "
             "`python -m flows.mta` with it"
         )
     return base_environment(layout, environ) | {

@@ -72,12 +72,12 @@ def _server(name: str, port: int) -> Record:
         argv = [*python, "prefect", "server", "start"]
         env = settings.prefect_environment(PROJECT, os.environ)
         settings.write_prefect_toml(PROJECT, chosen)  # before the start: the server reads it once
-        given, file = settings.PREFECT_DATABASE, PROJECT.prefect_home / "prefect.db"
+        variable, file = settings.PREFECT_DATABASE, PROJECT.prefect_home / "prefect.db"
     else:
         argv = [*python, "mlflow", "server", "--workers", "1", "--serve-artifacts"]
         env = settings.mlflow_environment(PROJECT, os.environ)
-        given, file = settings.MLFLOW_DATABASE, PROJECT.mlflow / "mlflow.db"
-    if not os.environ.get(given, "").strip():
+        variable, file = settings.MLFLOW_DATABASE, PROJECT.mlflow / "mlflow.db"
+    if not os.environ.get(variable, "").strip():
         # First of all the file is made whole: both at the same time, each takes seconds.
         argv = [*python, "tasks.databases", name, str(file), *argv]
     return _started(name, [*argv, "--host", HOST, "--port", str(chosen)], env, chosen)

@@ -95,10 +95,10 @@ class Measure:
         """The lengths of these users' samples of a kind; without ids of all in the table."""
         key = (kind, questions, table)
         if key not in self._lengths:
-            self._lengths[key] = found = self._measured(kind, questions, table)
-            samples = sum(map(len, found.values()))
-            tokens = sum(one.length for own in found.values() for one in own)
-            self.kept += 4 * tokens + 13 * samples + 100 * len(found)
+            self._lengths[key] = lengths = self._measured(kind, questions, table)
+            samples = sum(map(len, lengths.values()))
+            tokens = sum(one.length for user in lengths.values() for one in user)
+            self.kept += 4 * tokens + 13 * samples + 100 * len(lengths)
         lengths = self._lengths[key]  # looked up once: a key takes as long as some users
         return [lengths[user_id] for user_id in ids or self.users(table)]
 
@@ -176,20 +176,20 @@ class TaskPlan:
 
 
 def passes(
-    model: PlannedModel, samples: Sequence[Lengths], below: int = 0, own: int = 0, beside: int = 0,
-    times: int = 1, backward: bool = False,
+    model: PlannedModel, samples: Sequence[Lengths], below: int = 0, stacked: int = 0,
+    beside: int = 0, times: int = 1, backward: bool = False,
 ) -> Work:  # fmt: skip
     """All users' samples through the model, `times` over.
 
-    below, own: numbers of one user's merged LoRA and of the user's own. beside: bytes that stay in
-    memory beside the weights and the users' own LoRAs.
+    below, stacked: numbers of one user's merged LoRA and of the one stacked on it. beside: bytes
+    that stay in memory beside the weights and the stacked LoRAs.
     """
     users, flat = len(samples), [*chain(*samples)]
     # Without a LoRA it is the gradient of a signature, which knows no checkpoints.
-    again = model.checkpointing and own > 0
-    done = times * flops(model.base.model, flat, below + own, backward, again)
+    again = model.checkpointing and stacked > 0
+    done = times * flops(model.base.model, flat, below + stacked, backward, again)
     # In float32; beside what is trained stand its gradient and AdamW's two moments.
-    loras = 4 * own * users * (4 if backward else 1)
+    loras = 4 * stacked * users * (4 if backward else 1)
     return Work(
         users=users,
         items=len(flat),
@@ -211,8 +211,8 @@ def train(
     beside: int = 0,
 ) -> Work:  # fmt: skip
     """Training one LoRA per user; below, beside: as of `passes`."""
-    own = model.lora(options).width
-    work = passes(model, samples, below, own, beside, options.epochs, backward=True)
+    width = model.lora(options).width
+    work = passes(model, samples, below, width, beside, options.epochs, backward=True)
     batches = [math.ceil(len(user) / options.batch_size) for user in samples]
     work.steps = options.epochs * sum(math.ceil(n / options.accumulation) for n in batches)
     return work
@@ -228,7 +228,7 @@ def embedding(
     model, options, work, width = measure.model, method.options, Work(), 0
     if questions := method.questions:
         at_input = options.embedding == "input_signature"
-        samples = [own for table in new for own in measure.tokens("profile", questions, table)]
+        samples = [user for table in new for user in measure.tokens("profile", questions, table)]
         vocabulary, hidden = model.base.model.get_output_embeddings().weight.shape
         width = min(options.signature_vocabulary, vocabulary) * min(
             options.signature_hidden, hidden

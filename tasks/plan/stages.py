@@ -63,7 +63,7 @@ class Planner:
             return stage
         # A stage of a method's own (`Method.fit`, `bank`, `recipes`).
         self._note(f"{name}: its work is not known and not counted")
-        return lambda **given: given.get("before", Result())
+        return lambda **arguments: arguments.get("before", Result())
 
     def given_model(self, **_: object) -> models.Base:
         self._add("base model", Work(users=1, memory=self._model.weights))
@@ -90,8 +90,8 @@ class Planner:
         base: models.Base, seed: int, **_: object,
     ) -> models.Base:  # fmt: skip
         measure = self._measure
-        found = (measure.tokens(kind, questions, users) for kind in KINDS[options.train_on])
-        samples = [*chain(*chain(*found))]
+        by_kind = (measure.tokens(kind, questions, users) for kind in KINDS[options.train_on])
+        samples = [*chain(*chain(*by_kind))]
         chosen = [samples[place] for place in chosen_items(options, len(samples), seed)]
         work = cost.train(self._model, options, [chosen])
         work.users = len(measure.users(users))
@@ -125,12 +125,12 @@ class Planner:
         items = {user_id: user.items for user_id, user in users.items()}
         members, count = members_of([*items], [*items.values()], labels, options), len({*labels})
         self._note(f"anchors: {len(members)} of candidates at random in {count} clusters (assumed)")
-        found = tuple(
-            models.Anchor(name=name, members=own, items=sum(map(items.__getitem__, own)), cluster=0)
-            for name, own in members.items()
+        chosen = tuple(
+            models.Anchor(name=name, members=ids, items=sum(map(items.__getitem__, ids)), cluster=0)
+            for name, ids in members.items()
         )
         return models.Anchors(
-            table=self._add("anchors", Work()), anchors=found, whole_clusters=0,
+            table=self._add("anchors", Work()), anchors=chosen, whole_clusters=0,
             asked=options.count, candidates=0, eligible=0, clusters=0, noise=0,
         )  # fmt: skip
 
@@ -161,11 +161,11 @@ class Planner:
     def own_bank(self, adapters: tuple[GivenAdapter, ...], **_: object) -> models.Bank:
         """The adapters are read: what is refused is refused now."""
         loras = read_adapters(adapters, self._model.base.model)
-        own = [Shapes(one.sizes, one.rank) for one in loras.values()]
-        sizes = dict(chain(*(one.sizes.items() for one in own)))
-        widest = Shapes(sizes, max(one.rank for one in own)).width
-        disk = 4 * (sum(one.width for one in own) + len(own) * widest)
-        file = self._add("adapters", Work(users=len(own)), disk=disk)
+        shapes = [Shapes(one.sizes, one.rank) for one in loras.values()]
+        sizes = dict(chain(*(one.sizes.items() for one in shapes)))
+        widest = Shapes(sizes, max(one.rank for one in shapes)).width
+        disk = 4 * (sum(one.width for one in shapes) + len(shapes) * widest)
+        file = self._add("adapters", Work(users=len(shapes)), disk=disk)
         self._numbers[file] = widest
         members = (
             models.MetaLora(anchor=name, members=(), adapter=file, training=models.Training())
@@ -177,10 +177,8 @@ class Planner:
         self, shortlist: int | None, embedded: models.Embedded, bank: models.Bank, users: File,
         setting: models.Setting,
     ) -> models.Evidence:  # fmt: skip
-        count, samples = (
-            len(bank.members),
-            self._measure.tokens("profile", setting.questions, users),
-        )
+        count = len(bank.members)
+        samples = self._measure.tokens("profile", setting.questions, users)
         width = self._numbers[bank.members[0].adapter]
         work = cost.likelihoods(self._model, samples, width, min(shortlist or count, count))
         work.users = embedded.users
@@ -215,7 +213,7 @@ class Planner:
         merged: models.Merged | None, setting: models.Setting, **_: object,
     ) -> models.Answers:  # fmt: skip
         model, tokens, questions = self._model, self._measure.tokens, setting.questions
-        own = model.lora(how.training).width if how.training else 0
+        stacked = model.lora(how.training).width if how.training else 0
         below = beside = 0
         if merged:
             for work in self._behind.pop(merged.recipes.table, ()):
@@ -228,22 +226,22 @@ class Planner:
         if how.training:
             samples = tokens("profile", questions, users, user_ids)
             work = cost.train(model, how.training, samples, below, beside)
-            self._add("training", work, how.method, disk=len(user_ids) * (4 * own + 2 * ROW))
+            self._add("training", work, how.method, disk=len(user_ids) * (4 * stacked + 2 * ROW))
         labels = 0 if how.answer == "generate" else len(questions.task.labels)
         if METHODS[how.method].about:
             self._note(f"{how.method}: the text about each user is not counted")
         if METHODS[how.method].answer:
             work = Work(users=len(user_ids))
         elif labels:
-            found = tokens("choices", questions, users, user_ids)
-            samples = [[*map(on_one_prompt, by_question(mine, labels))] for mine in found]
-            work = cost.passes(model, samples, below, own, beside)
+            choices = tokens("choices", questions, users, user_ids)
+            samples = [[*map(on_one_prompt, by_question(user, labels))] for user in choices]
+            work = cost.passes(model, samples, below, stacked, beside)
         else:
             # All questions at once, and the most tokens there may be: each reads all weights.
             new = questions.task.max_new_tokens
-            found = tokens("queries", questions, users, user_ids)
-            samples = [[cost.blank(len(one.prompt), new) for one in mine] for mine in found]
-            work = cost.passes(model, samples, below, own, beside)
+            queries = tokens("queries", questions, users, user_ids)
+            samples = [[cost.blank(len(one.prompt), new) for one in user] for user in queries]
+            work = cost.passes(model, samples, below, stacked, beside)
             work.seconds += new * model.weights / (model.machine.bandwidth_tb * 1e12)
         asked = [self._measure.users(users)[user_id] for user_id in user_ids]
         # Predictions twice as tables, and in LaMP's own format; each label's likelihood; what each

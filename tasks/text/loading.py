@@ -81,8 +81,8 @@ def use_threads(model: str, compute: ComputeOptions) -> None:
 def _cores() -> int:
     """OMP_NUM_THREADS, as torch itself reads it, else all cores."""
     # It may be a list, for nested loops: torch takes the first.
-    told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(told) if told.isdecimal() and int(told) else os.cpu_count() or 1
+    threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(threads) if threads.isdecimal() and int(threads) else os.cpu_count() or 1
 
 
 def dtype_of(options: BaseOptions, compute: ComputeOptions) -> Literal["float32", "bfloat16"]:

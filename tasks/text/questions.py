@@ -48,10 +48,10 @@ def shown_prompt(prompt: PromptOptions, users: Prepared, model: str) -> str:
     return sample.prompt
 
 
-def setting_of(config: TaskConfig, own: MethodConfig, users: Prepared, base: Base) -> Setting:
+def setting_of(task: TaskConfig, method: MethodConfig, users: Prepared, base: Base) -> Setting:
     """What a method's stages that run the model are given."""
-    questions = questions_of(own.prompt, users, own.base.model)
-    return Setting(base=base, questions=questions, seed=own.seed, compute=config.compute)
+    questions = questions_of(method.prompt, users, method.base.model)
+    return Setting(base=base, questions=questions, seed=method.seed, compute=task.compute)
 
 
 def content(profile: Sequence[Item]) -> list[list[str]]:

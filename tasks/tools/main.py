@@ -82,10 +82,10 @@ def export(
 
     if everyone != (form == "vllm") or everyone == bool(user):
         raise InputError("give --user ID, or --all with --format vllm")
-    taken = Finished(read_run(run), lamp_task, method, seed)
+    finished = Finished(read_run(run), lamp_task, method, seed)
     if user is None:
-        made = vllm_folders(taken, to, rank, tolerance, base)
-        code = _told(
+        made = vllm_folders(finished, to, rank, tolerance, base)
+        code = _print_all(
             one
             if isinstance(one, InputError)
             else f"{one.folder}: {label(one.user)}, {one.error:.2%} of the update lost"
@@ -94,22 +94,22 @@ def export(
         print(
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING=true VLLM_PLUGINS=lora_filesystem_resolver "
             f"VLLM_LORA_RESOLVER_CACHE_DIR={to.absolute()} vllm serve "
-            f"{base or model_name(taken.cell.base.model)} --enable-lora "
+            f"{base or model_name(finished.cell.base.model)} --enable-lora "
             f"--max-lora-rank {max_lora_rank(rank)}"
         )
         return code
-    task = taken.cell.config.lamp_task
-    what = f"of {label(user)} by {method} for {task}, from {shown_run(taken.run)}"
+    task = finished.cell.config.lamp_task
+    what = f"of {label(user)} by {method} for {task}, from {shown_run(finished.run)}"
     if form == "merged":
-        merged_model(taken, user, to)
+        merged_model(finished, user, to)
         print(f"{to}: the model {what}")
         return 0
-    model = write(taken, user, to)
+    model = write(finished, user, to)
     print(f"{to}: the LoRA {what}; its base model is {model}")
     return 0
 
 
-def _told(lines: Iterable[str | InputError]) -> int:
+def _print_all(lines: Iterable[str | InputError]) -> int:
     """Print what was made, and say what could not be; the exit code."""
     code = 0
     for line in lines:
@@ -143,8 +143,8 @@ def personalise(
     from tasks.personalise.new_users import personalise as make
     from tasks.tracking.taken_run import run_of
 
-    taken = Finished(run_of(run, base), lamp_task, method, seed)
-    return _told(make(taken, user, to, keep))
+    finished = Finished(run_of(run, base), lamp_task, method, seed)
+    return _print_all(make(finished, user, to, keep))
 
 
 @app.command()
@@ -163,8 +163,8 @@ def ask(
     from tasks.personalise.ask import ask as answers
     from tasks.tracking.taken_run import run_of
 
-    found = answers(Finished(run_of(run, base), lamp_task, method, seed), user, text, compare)
-    for name, answer in found.items():
+    finished = Finished(run_of(run, base), lamp_task, method, seed)
+    for name, answer in answers(finished, user, text, compare).items():
         print(f"{name:8} {answer}" if compare else answer)
 
 
@@ -213,9 +213,9 @@ def compare(
     from tasks.report.files import read_run
     from tasks.report.two_runs import two_runs
 
-    found = two_runs(read_run(first), read_run(second))
-    print(found.text(), end="")
-    print(f"mta: the same as a page: {found.page()}")
+    comparison = two_runs(read_run(first), read_run(second))
+    print(comparison.text(), end="")
+    print(f"mta: the same as a page: {comparison.page()}")
 
 
 @app.command()
@@ -229,23 +229,23 @@ def log(run: Annotated[str, typer.Argument(help="a run's name, id or file")] = "
     from tasks.tracking.runs import log_run, reason
     from tasks.tracking.server import known_mlflow
 
-    taken, mlflow = read_run(run), known_mlflow()
+    finished, mlflow = read_run(run), known_mlflow()
     try:
-        page = mlflow.page(log_run(taken, mlflow))
+        page = mlflow.page(log_run(finished, mlflow))
     except Exception as error:
         if not transient(error):
             raise
         command.say(f"MLflow does not answer ({reason(error)})")
         return 1
-    print(f"mta: {taken.name} is in MLflow: {page or masked(mlflow.uri)}")
+    print(f"mta: {finished.name} is in MLflow: {page or masked(mlflow.uri)}")
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; its exit code."""
     os.environ.update(TELEMETRY_OFF)
-    given = sys.argv[1:] if arguments is None else arguments
-    return command.run(app, given or ["--help"])
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return command.run(app, arguments or ["--help"])
 
 
 if __name__ == "__main__":
