@@ -75,7 +75,7 @@ def local_server(home: Path, meanwhile: Callable[[], None] | None = None) -> Ite
     over = threading.Event()
     try:
         server = _start(home, mine)
-        # With the process, after what Prefect still has to send: without it an exit takes a minute.
+        # At exit, after Prefect has sent what it still has: without a server that takes a minute.
         atexit.register(lambda: end(family(**mine)))
         api = PrefectApi(f"http://{HOST}:{server.port}/api")
         os.environ.update(mine, PREFECT_API_URL=api.url)

@@ -25,7 +25,7 @@ PART = "MTA_PART"
 # SIGTERM as "finish what you are doing", and only the second as "now".
 SIGNALS = ((signal.SIGTERM, 3.0), (signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
 START_SECONDS, LOOK_SECONDS = 180.0, 0.2
-# A start as two readers see it; the clock may be set between them.
+# Two readings of one start may differ by so much: the clock may be set between them.
 SAME_START_SECONDS = 5
 # What of the environment changes how a run behaves, and so calls for a new worker.
 TELLING = ("CUDA_", "HF_", "MLFLOW_", "MTA_", "OMP_", "PREFECT_", "TOKENIZERS_", "TORCH")
@@ -62,7 +62,7 @@ class Record(BaseModel, frozen=True):
 
 
 def telling(env: Mapping[str, str]) -> dict[str, str]:
-    """What a run would notice of an environment; beside PART, which a started process has."""
+    """The variables that a run would notice, without PART, which every started process has."""
     return {k: v for k, v in env.items() if k.startswith(TELLING) and k != PART}
 
 

@@ -26,8 +26,8 @@ from tasks.results.store import MEMO, RESULTS, Store
 
 # Shorter texts ("ok") stand within others by chance; as whole values they are found all the same.
 LEAST_WITHIN = 12
-# Fields that hold no users' ids: texts, answers, labels; and ids of items and queries and counts of
-# items, which look as users' ids do.
+# Fields without users' ids: texts, answers, labels; also ids of items and queries, and counts of
+# items, which look like users' ids.
 CONTENT = {
     "text", "answer", "input", "gold", "output", "prediction", "audit", "instruction",
     "profile", "query", "query_id", "golds", "curve", "task",
@@ -38,8 +38,8 @@ VOCABULARY = "tokenizer.json"
 MODELS = ("tiny_model", "task_adapt")
 # What learns from all base users together.
 OF_BASE_USERS = (*MODELS, "experts")
-# Folders of these stages do not spoil a result of that stage because they name the user: each
-# anchor and few-shot user is trained alone, and what the user was trained into counts by itself.
+# By stage: a result of it is not spoiled by folders of these stages that name the user. Each anchor
+# and few-shot user is trained alone, and what learned from the user counts by itself.
 APART = {
     "tiny_model": ("prepare",),
     "task_adapt": ("prepare",),
@@ -185,7 +185,7 @@ class Going:
 
     @property
     def learned(self) -> set[str]:
-        """Whose numbers a bank would still have; the stored bank goes for the map beside it."""
+        """Folders a bank would have numbers of; the stored bank goes for the map beside it."""
         trained = (*MODELS, "meta_lora")
         return self.taught | {uri for uri in self.folders if stage_of(uri) in trained}
 

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterable, Iterator, Set
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def _holds(mlflow: Mlflow, run_id: str, path: str, marks: Marks) -> bool:
 
 
 def _tells(name: str, text: str, marks: Marks) -> bool:
-    """A tag's or parameter's value, where values may be about users: seeds and counts are not."""
+    """Whether a tag or parameter tells of the user. Seeds and counts look like ids, and do not."""
     if name in ("anchor", "failure", "mlflow.runName"):
         return marks.in_text(text)
     return any(part in text for part in marks.within)
@@ -172,8 +172,14 @@ def forget_in_prefect(
     asked = []
     for place in places if wanted else []:
         try:
-            with local_server(place) if isinstance(place, Path) else nullcontext():
-                _delete(unknown)
+            with (
+                local_server(place) if isinstance(place, Path) else nullcontext(),
+                get_client(sync_client=True) as client,
+            ):
+                for run in sorted(unknown):
+                    with suppress(ObjectNotFound):
+                        client.delete_flow_run(UUID(run))
+                        unknown.discard(run)
             asked.append(f"unknown to {masked(str(place))}")
         except Exception as error:
             asked.append(f"{masked(str(place))} not reached ({type(error).__name__})")
@@ -184,14 +190,3 @@ def forget_in_prefect(
         f"Prefect: `prefect flow-run delete {run}` where it ran, unless it is gone there ({why})"
         for run in sorted(unknown)
     ]
-
-
-def _delete(flow_runs: set[str]) -> None:
-    """Delete those that the server knows, and take them out of the set."""
-    with get_client(sync_client=True) as client:
-        for run in sorted(flow_runs):
-            try:
-                client.delete_flow_run(UUID(run))
-            except ObjectNotFound:
-                continue
-            flow_runs.discard(run)

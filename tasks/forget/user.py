@@ -68,9 +68,9 @@ def forget(store: Store, user_id: str, data: Path | None = None) -> tuple[list[s
 
 
 def _anchors(store: Store, going: Going, marks: Marks) -> set[str]:
-    """Whose LoRAs were trained on the user, of those that go: all, on a base model that was.
+    """The anchors whose LoRAs go, as they were trained on the user: all, if the base model was.
 
-    On base users' items the LoRA below all of group_experts was trained.
+    The LoRA below all of group_experts was trained on base users' items.
     """
     base = going.base_model
     anchors, every = set[str](), {"meta_lora": base, "experts": base or bool(going.taught)}
@@ -151,10 +151,11 @@ def _json(file: Path) -> Any:
 
 
 def _remove(store: Store, going: Going) -> list[str]:
-    """Tables of users go last: a call that was cut off is made again, and looks the user up there.
+    """Remove what goes; lines of what was removed.
 
-    By then what lost its result is what no result points to. Trainings that were cut off may be of
-    the user, or go on from what goes: all begin anew.
+    Tables of users go last: a call that was cut off is made again, and looks the user up there. By
+    then no result points to what lost its own. Trainings that were cut off may be of the user, or
+    go on from what goes: all begin anew.
     """
     cut_off = [file for file in store.checkpoints.rglob("*") if file.is_file()]
     for file in cut_off:

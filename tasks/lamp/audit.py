@@ -1,6 +1,6 @@
 """Audit of the data before training: authors, leaks, duplicates, labels, lengths.
 
-It goes by content alone, as ids and file names do not tell.
+It looks at content alone: ids and file names do not tell who shares what.
 """
 
 import math

@@ -65,9 +65,9 @@ class Counts(NamedTuple):
 class Measure:
     """Lengths of users' samples, by the model's tokenizer.
 
-    Of a table about `plan.max_items` profile items or queries at most are looked at; users between
-    those get lengths of theirs in turn. notes: where that is so. kept: bytes that the tokens take
-    in the store (tasks/text/tokens.py), about.
+    About `plan.max_items` profile items or queries of a table are tokenised at most; the users
+    between those get their lengths in turn. notes: where that is so. kept: about how many bytes the
+    tokens take in the store (tasks/text/tokens.py).
     """
 
     def __init__(self, model: PlannedModel) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # A cluster's LoRA has thousands of steps, and no chart shows so many points.
 LOSS_POINTS = 200
 COUNTS = {"counts", "dropped", "audit"}
-# Of a cell: what stands elsewhere, losses of thousands of steps, and users' ids.
+# Left out of a cell's manifest: what stands elsewhere, thousands of losses, and users' ids.
 NOT_IN_MANIFEST: Any = {
     "config": True,
     "users": COUNTS | {"few_shot_ids", "task"},
@@ -68,7 +68,7 @@ def whole(run: Run, means: Sequence[Row] = (), texts: Mapping[str, str] | None =
             files += [(file, f"{cell.name}/{one.methods[0]}") for file in kept if file]
     return Entry(
         name=run.name,
-        # When it began is not known any more of one that has ended.
+        # When a run began is not known any more once it has ended.
         start=_end(run) if run.cells else None,
         end=_end(run),
         tags={
