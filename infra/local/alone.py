@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from infra.command import say
-from infra.local.processes import Record, end, family, free_port, start, wait_until
+from infra.local.processes import Service, end, family, free_port, start, wait_until
 from infra.local.server import UNDER_WAY, PrefectApi, answers, crash, free_slots
 from infra.local.settings import HOST, PROJECT, SERVER, base_environment
 from tasks.errors import InputError
@@ -115,7 +115,7 @@ def _has_owner(process: psutil.Process) -> bool:
     return False
 
 
-def _start(home: Path, mine: dict[str, str]) -> Record:
+def _start(home: Path, mine: dict[str, str]) -> Service:
     """A server that may not answer yet; it is this process's."""
     port = free_port()
     env = base_environment(PROJECT, os.environ) | mine
@@ -129,7 +129,7 @@ def _start(home: Path, mine: dict[str, str]) -> Record:
     return start(name, argv, env=env, cwd=PROJECT.root, log=home / "server.log", port=port)
 
 
-def _watch(server: Record, over: threading.Event) -> None:
+def _watch(server: Service, over: threading.Event) -> None:
     """End this process when its server ends before it: every call would wait for an answer."""
     psutil.Process(server.pid).wait()
     if not over.is_set():

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from infra.command import say
-from infra.local.processes import Record
+from infra.local.processes import Service
 from infra.local.server import PrefectApi
 from infra.local.settings import DEPLOYMENT, PROJECT, SERVER, WORKER, StackError
 
@@ -73,10 +73,10 @@ def _watch(run: subprocess.Popen[bytes], api: PrefectApi) -> int:
 
     Raises StackError when what the run needs has ended: then its end would never come.
     """
-    needed = [record for name in (SERVER, WORKER) if (record := Record.load(PROJECT, name))]
+    needed = [service for name in (SERVER, WORKER) if (service := Service.load(PROJECT, name))]
     shown = _progress(api)
     while True:
-        gone = next((record for record in needed if record.process() is None), None)
+        gone = next((service for service in needed if service.process() is None), None)
         try:
             return run.wait(LOOK_SECONDS)
         except subprocess.TimeoutExpired:

@@ -31,7 +31,7 @@ SAME_START_SECONDS = 5
 TELLING = ("CUDA_", "HF_", "MLFLOW_", "MTA_", "OMP_", "PREFECT_", "TOKENIZERS_", "TORCH")
 
 
-class Record(BaseModel, frozen=True):
+class Service(BaseModel, frozen=True):
     """One started process, in `.mta/run/<name>.json`; its children inherit PART."""
 
     name: str
@@ -41,8 +41,8 @@ class Record(BaseModel, frozen=True):
     log: Path = Path()
 
     @classmethod
-    def load(cls, layout: Layout, name: str) -> Record | None:
-        """The record, or None: never started, or cut off while it was written."""
+    def load(cls, layout: Layout, name: str) -> Service | None:
+        """The process as it was written down, or None: never started, or cut off in writing."""
         try:
             return cls.model_validate_json((layout.run / f"{name}.json").read_bytes())
         except (FileNotFoundError, ValidationError):
@@ -68,7 +68,7 @@ def telling(env: Mapping[str, str]) -> dict[str, str]:
 
 def start(
     name: str, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path, port: int = 0
-) -> Record:
+) -> Service:
     """Start `argv` in a session of its own, where no Ctrl-C of this terminal reaches it."""
     with log.open("ab") as out:
         out.write(f"\n--- {time.strftime('%Y-%m-%d %H:%M:%S')} {name} starts\n".encode())
@@ -77,7 +77,7 @@ def start(
             argv, env={**env, PART: name}, cwd=cwd, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=out, stderr=out,
         )  # fmt: skip
-    return Record(name=name, pid=child.pid, create_time=child.create_time(), log=log, port=port)
+    return Service(name=name, pid=child.pid, create_time=child.create_time(), log=log, port=port)
 
 
 def family(**variables: str) -> list[psutil.Process]:
@@ -97,7 +97,7 @@ def part(layout: Layout, name: str) -> list[psutil.Process]:
 
 def jobs(layout: Layout) -> list[psutil.Process]:
     """The processes of flow runs: what the worker started."""
-    worker = Record.load(layout, WORKER)
+    worker = Service.load(layout, WORKER)
     return [one for one in part(layout, WORKER) if worker is None or one.pid != worker.pid]
 
 
@@ -129,7 +129,7 @@ def last_line(log: Path) -> str:
     return next((line for line in reversed(said) if line), "")
 
 
-def wait_until(record: Record, ready: Callable[[], bool], timeout: float = START_SECONDS) -> None:
+def wait_until(service: Service, ready: Callable[[], bool], timeout: float = START_SECONDS) -> None:
     """Wait for `ready()`, saying now and then what is waited for.
 
     Raises StackError when the process ends first, or after `timeout` seconds.
@@ -137,14 +137,14 @@ def wait_until(record: Record, ready: Callable[[], bool], timeout: float = START
     for look in range(int(timeout / LOOK_SECONDS)):
         if ready():
             return
-        if record.process() is None:
-            words = last_line(record.log)
-            raise StackError(f"{record.name} ended while starting: {words} (see {record.log})")
+        if service.process() is None:
+            words = last_line(service.log)
+            raise StackError(f"{service.name} ended while starting: {words} (see {service.log})")
         if look % 50 == 25:
-            say(f"still waiting for {record.name}")
+            say(f"still waiting for {service.name}")
         time.sleep(LOOK_SECONDS)
     raise StackError(
-        f"{record.name} does not answer after {timeout:.0f} s (see {record.log}): "
+        f"{service.name} does not answer after {timeout:.0f} s (see {service.log}): "
         "`make stop` ends it"
     )
 

@@ -12,7 +12,7 @@ from tasks.files import write_atomic
 from tasks.results.store import FOLDER_URLS
 
 HOST = "127.0.0.1"
-# The processes of the stack, and so the names of their records and logs.
+# The processes of the stack, and so the names of their files and logs.
 SERVER = "prefect-server"
 MLFLOW = "mlflow"
 WORKER = "worker"

@@ -11,7 +11,7 @@ import psutil
 
 from infra.command import say
 from infra.local import processes, server, settings
-from infra.local.processes import Record, wait_until
+from infra.local.processes import Service, wait_until
 from infra.local.server import PrefectApi
 from infra.local.settings import HOST, MLFLOW, PROJECT, SERVER, WORK_POOL, WORKER, StackError
 
@@ -36,8 +36,8 @@ def up(prefect_port: int, mlflow_port: int, slots: int, *, deploy: bool = False)
             # Prefect may not have taken its port yet.
             servers.append(_server(MLFLOW, mlflow_port if mlflow_port != port else port + 1))
             uri = f"http://{HOST}:{servers[1].port}"
-        for record in servers:
-            wait_until(record, partial(_healthy, record))
+        for service in servers:
+            wait_until(service, partial(_healthy, service))
         settings.write_prefect_toml(PROJECT, port)
         env = settings.client_environment(PROJECT, os.environ, prefect_port=port, mlflow_uri=uri)
         api = PrefectApi(env["PREFECT_API_URL"])
@@ -51,15 +51,15 @@ def up(prefect_port: int, mlflow_port: int, slots: int, *, deploy: bool = False)
     return env
 
 
-def _healthy(record: Record) -> bool:
+def _healthy(service: Service) -> bool:
     """Whether a server answers; true of what is no server."""
-    path = "/api/health" if record.name == SERVER else "/health"
-    return not record.port or server.answers(f"http://{HOST}:{record.port}{path}")
+    path = "/api/health" if service.name == SERVER else "/health"
+    return not service.port or server.answers(f"http://{HOST}:{service.port}{path}")
 
 
-def _server(name: str, port: int) -> Record:
+def _server(name: str, port: int) -> Service:
     """The running server of that name, or a new one that may not answer yet."""
-    if old := Record.load(PROJECT, name):
+    if old := Service.load(PROJECT, name):
         if old.process() is not None:
             return old
         say(f"{name} has died: starting it again")
@@ -83,9 +83,9 @@ def _server(name: str, port: int) -> Record:
     return _started(name, [*argv, "--host", HOST, "--port", str(chosen)], env, chosen)
 
 
-def _worker(api: PrefectApi, env: dict[str, str]) -> Record:
+def _worker(api: PrefectApi, env: dict[str, str]) -> Service:
     """The running worker, or a new one that may not have reported yet."""
-    old = Record.load(PROJECT, WORKER)
+    old = Service.load(PROJECT, WORKER)
     if old and (process := old.process()):
         with contextlib.suppress(psutil.Error):  # it may end just now
             if processes.telling(process.environ()) == processes.telling(env):
@@ -110,15 +110,15 @@ def become_worker(api_url: str, slots: int) -> None:
     os.execv(sys.executable, WORKER_COMMAND)  # signals are the worker's own
 
 
-def _started(name: str, argv: list[str], env: dict[str, str], port: int = 0) -> Record:
+def _started(name: str, argv: list[str], env: dict[str, str], port: int = 0) -> Service:
     say(f"starting {name}" + (f" on port {port}" if port else ""))
     log = PROJECT.logs / f"{name}.log"
-    record = processes.start(name, argv, env=env, cwd=PROJECT.root, log=log, port=port)
-    record.save(PROJECT)
-    return record
+    service = processes.start(name, argv, env=env, cwd=PROJECT.root, log=log, port=port)
+    service.save(PROJECT)
+    return service
 
 
-def _reports(api: PrefectApi, worker: Record) -> bool:
+def _reports(api: PrefectApi, worker: Service) -> bool:
     """Whether the worker has reported to the server since its start."""
     known = api.call("POST", f"/work_pools/{WORK_POOL}/workers/filter", {}) or []
     beats = [one["last_heartbeat_time"] for one in known if one["name"] == WORKER_NAME]
@@ -129,11 +129,11 @@ def _reports(api: PrefectApi, worker: Record) -> bool:
 def down() -> None:
     """End what was started, the worker first; runs under way are set to CRASHED."""
     with processes.one_at_a_time(PROJECT):
-        record = Record.load(PROJECT, SERVER)
-        if record and record.process():
+        service = Service.load(PROJECT, SERVER)
+        if service and service.process():
             say("ending the worker")
             try:
-                api = PrefectApi(f"http://{HOST}:{record.port}/api")
+                api = PrefectApi(f"http://{HOST}:{service.port}/api")
                 server.end_worker(PROJECT, api, "The local stack was stopped.")
             except StackError as error:
                 say(f"{error}; the next start will look after it")
@@ -152,10 +152,10 @@ def status() -> int:
     well = True
     for name in (SERVER, MLFLOW, WORKER):
         state, pid, url = "not started", "", ""
-        if record := Record.load(PROJECT, name):
-            alive, pid = record.process() is not None, str(record.pid)
-            state = "died" if not alive else "running" if _healthy(record) else "does not answer"
-            url = f"http://{HOST}:{record.port}" if record.port else ""
+        if service := Service.load(PROJECT, name):
+            alive, pid = service.process() is not None, str(service.pid)
+            state = "died" if not alive else "running" if _healthy(service) else "does not answer"
+            url = f"http://{HOST}:{service.port}" if service.port else ""
         well = well and state == "running"
         print(f"{name:15} {state:16} {pid:>8} {url}")
     return 0 if well else 3

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from infra.local.processes import Record, family, free_port, jobs
+from infra.local.processes import Service, family, free_port, jobs
 from infra.local.server import PrefectApi
 from infra.local.settings import DEPLOYMENT, HOST, MLFLOW, SERVER, WORKER, Layout, StackError
 
@@ -191,8 +191,8 @@ class OnStack(Way):
                 return next((one for one in running if one.ppid() not in pids), None)
             return None
         name = {"worker": WORKER, "server": SERVER, "mlflow": MLFLOW}[what]
-        record = Record.load(self.layout, name)
-        return record.process() if record else None
+        service = Service.load(self.layout, name)
+        return service.process() if service else None
 
     def stop(self) -> None:
         self._infra("down")
@@ -205,10 +205,10 @@ class OnStack(Way):
         )  # fmt: skip
 
     def _api(self) -> PrefectApi:
-        record = Record.load(self.layout, SERVER)
-        if record is None:
+        service = Service.load(self.layout, SERVER)
+        if service is None:
             raise StackError("there is no server")
-        return PrefectApi(f"http://{HOST}:{record.port}/api")
+        return PrefectApi(f"http://{HOST}:{service.port}/api")
 
 
 def wait(way: Way, seconds: float) -> Ended | None:

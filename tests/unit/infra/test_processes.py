@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from infra.local import processes
-from infra.local.processes import Record
+from infra.local.processes import Service
 from infra.local.settings import Layout, StackError
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -32,7 +32,7 @@ STUBBORN = [
 ]
 
 
-def begin(folder: Path, argv: list[str]) -> Record:
+def begin(folder: Path, argv: list[str]) -> Service:
     env = os.environ | {"MTA_ROOT": str(folder)}
     record = processes.start("x", argv, env=env, cwd=folder, log=folder / "x.log")
     layout = Layout(folder)
@@ -49,7 +49,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def sleeper(tmp_path: Path, impatient: None) -> Iterator[Record]:
+def sleeper(tmp_path: Path, impatient: None) -> Iterator[Service]:
     record = begin(tmp_path, SLEEP)
     yield record
     processes.end(processes.part(Layout(tmp_path), "x"))
@@ -71,9 +71,9 @@ def gone(pid: int) -> bool:
         return True
 
 
-def test_a_record_survives_being_saved(tmp_path: Path, sleeper: Record) -> None:
-    assert Record.load(Layout(tmp_path), "x") == sleeper
-    assert Record.load(Layout(tmp_path), "y") is None
+def test_a_record_survives_being_saved(tmp_path: Path, sleeper: Service) -> None:
+    assert Service.load(Layout(tmp_path), "x") == sleeper
+    assert Service.load(Layout(tmp_path), "y") is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "x"}'])
@@ -81,10 +81,10 @@ def test_a_broken_record_counts_as_none(tmp_path: Path, text: str) -> None:
     layout = Layout(tmp_path)
     layout.make()
     (layout.run / "x.json").write_text(text)
-    assert Record.load(layout, "x") is None
+    assert Service.load(layout, "x") is None
 
 
-def test_a_pid_is_believed_only_while_it_is_the_same_process(sleeper: Record) -> None:
+def test_a_pid_is_believed_only_while_it_is_the_same_process(sleeper: Service) -> None:
     found = sleeper.process()
     assert found is not None
     assert found.pid == sleeper.pid
@@ -96,7 +96,7 @@ def test_a_stranger_with_the_same_pid_is_left_alone(tmp_path: Path) -> None:
     """The pid is this test's own: if `end` believed it, no test would come after."""
     layout = Layout(tmp_path)
     layout.make()
-    record = Record(name="x", pid=os.getpid(), create_time=1.0, port=0)
+    record = Service(name="x", pid=os.getpid(), create_time=1.0, port=0)
     record.save(layout)
     assert processes.part(layout, "x") == []
 
@@ -152,7 +152,7 @@ def test_waiting_ends_when_the_process_does_and_names_its_last_words(tmp_path: P
         processes.wait_until(record, lambda: False, timeout=300)
 
 
-def test_waiting_gives_up(sleeper: Record) -> None:
+def test_waiting_gives_up(sleeper: Service) -> None:
     with pytest.raises(StackError, match=r"^x does not answer after 0 s"):
         processes.wait_until(sleeper, lambda: False, timeout=0.3)
 
