@@ -16,7 +16,6 @@ from tasks.config.task import TaskConfig
 from tasks.lamp import statistics
 from tasks.lamp.metrics import Rules, golds_json, golds_without_token, rules_of, unlabelled
 from tasks.lamp.statistics import COMMON_METRICS, Resampled, bootstrap, mean_over
-from tasks.lamp.statistics import Scored as ScoredAnswers
 from tasks.lamp.synthetic.optimum import PREDICTORS
 from tasks.methods import METHODS, MethodName
 from tasks.results.models import Answers, Compared, Prepared, Scored
@@ -58,7 +57,9 @@ def compare(users: Prepared, answered: Batches, rules: Rules, sample: str) -> Co
         asked = best.filter(pl.col("query_id").is_in(list(golds)))
         optimum = {name: _by_query(asked, name) for name in PREDICTORS}
     groups = {query: group_of[user] for query, user in user_of.items()}
-    scored = ScoredAnswers.of(task, golds, groups, given | optimum, sample=sample, rules=rules)
+    scored = statistics.ScoredAnswers.of(
+        task, golds, groups, given | optimum, sample=sample, rules=rules
+    )
     resampled = bootstrap(scored, 0)
     with store().new("compare") as folder:
         _write_draws(folder.path / DRAWS_FILE, resampled)
@@ -113,7 +114,7 @@ def read_draws(cell: Compared) -> Resampled:
     assert cell.task is not None
     tensors = load_file(store().path(cell.draws))
     names = sorted(name.removeprefix("points.") for name in tensors if name.startswith("points."))
-    scored = ScoredAnswers(
+    scored = statistics.ScoredAnswers(
         cell.task,
         cell.methods,
         tuple(map(str, tensors["groups"].tolist())),

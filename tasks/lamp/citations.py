@@ -19,7 +19,7 @@ import polars as pl
 from tasks.errors import InputError
 from tasks.lamp.definitions import ASKS, LABELS, question
 from tasks.lamp.history import Neighbours
-from tasks.lamp.records import item_fields, kind, text
+from tasks.lamp.records import as_text, item_fields, type_name
 from tasks.lamp.statistics import generator_of
 
 # The answer of a paper without a question yet; its text is its title as a query has it.
@@ -117,12 +117,12 @@ def _paper(paper: Any, number: int, location: str, named: bool, task: str, seed:
         for one in paper["citation"]:
             if not isinstance(one, str):
                 raise InputError(
-                    f"{location}: citation is a list with {kind(one)} in it; it must hold the "
+                    f"{location}: citation is a list with {type_name(one)} in it; it must hold the "
                     "titles of the papers that are cited"
                 )
-        cited = [text(one, location, "citation") for one in paper["citation"] if one.strip()]
+        cited = [as_text(one, location, "citation") for one in paper["citation"] if one.strip()]
     more = ("abstract", "negative")
-    abstract, negative = (text(paper.get(name), location, name) for name in more)
+    abstract, negative = (as_text(paper.get(name), location, name) for name in more)
 
     def order(reference: str) -> bytes:
         return hashlib.sha256(f"{seed}\x1f{title}\x1f{reference}".encode()).digest()

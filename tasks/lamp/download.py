@@ -20,7 +20,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from tasks.errors import InputError
 from tasks.files import file_sha256, fsync, locked, write_atomic
 from tasks.lamp.options import LampOptions
-from tasks.lamp.records import short
+from tasks.lamp.records import quoted
 
 # Source: the links of https://lamp-benchmark.github.io/download. LaMP_2 is the first LaMP-2, news
 # categories; movie tags came later. LaMP-6 is not here: the site has only ids of its e-mails.
@@ -189,7 +189,7 @@ def _problem(file: Path, brackets: str) -> str:
     if start.startswith("<"):
         return WEB_PAGE
     if not start.startswith(brackets[0]):
-        shown = short(start[:20]) if start else "nothing"
+        shown = quoted(start[:20]) if start else "nothing"
         return f"starts with {shown}, not {brackets[0]}; plain JSON is needed"
     return (
         "" if end.endswith(brackets[1].encode()) else f"is cut off: it ends without {brackets[1]}"

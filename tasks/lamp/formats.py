@@ -20,7 +20,7 @@ from tasks.lamp import kept
 from tasks.lamp.citations import read_papers
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.folders import UserFile, find_files
-from tasks.lamp.records import fields_of, item_fields, list_of, read_records, short
+from tasks.lamp.records import fields_of, item_fields, list_of, quoted, read_records
 from tasks.lamp.tables import NO_USERS, ROW_GROUP, USERS
 
 Row = dict[str, str]
@@ -130,7 +130,7 @@ def _read_golds(file: Path, task: str) -> dict[str, str]:
         location = f"{file}: gold {index}"
         gold_id, output = fields_of(record, location, ("id", "output"), task)
         if gold_id in golds:
-            raise InputError(f"{location} has the id {short(gold_id)} of an earlier gold")
+            raise InputError(f"{location} has the id {quoted(gold_id)} of an earlier gold")
         golds[gold_id] = output
     return golds
 
@@ -164,7 +164,7 @@ class _Reader:
             raise InputError(f"{file.path}: holds an empty list; expected at least one user")
         if golds and (alone := [gold_id for gold_id in golds if gold_id not in users]):
             raise InputError(
-                f"{file.outputs}: the gold with id {short(alone[0])} has no question in "
+                f"{file.outputs}: the gold with id {quoted(alone[0])} has no question in "
                 f"{file.path.name}; get both files of one split"
             )
 
@@ -179,7 +179,7 @@ class _Reader:
                 hint = "these are LaMP's own questions: give the folder that holds them"
             raise InputError(f"{location} has no user_id; {hint}")
         (user_id,) = fields_of(record, location, (name,), self.task.name)
-        location += f" ({name} {short(user_id)})"
+        location += f" ({name} {quoted(user_id)})"
         if user_id in users:
             raise InputError(f"{location} has the {name} of {users[user_id]}; ids must differ")
         users[user_id] = place
@@ -213,7 +213,7 @@ class _Reader:
             # Predictions are matched to golds by query id alone (LaMP's rule).
             if query_id in seen:
                 raise InputError(
-                    f"{at} has the id {short(query_id)}, which a query of {seen[query_id]} has "
+                    f"{at} has the id {quoted(query_id)}, which a query of {seen[query_id]} has "
                     "too; give every query its own id"
                 )
             seen[query_id] = place

@@ -173,7 +173,7 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
-def text(value: Any, location: str, name: str) -> str:
+def as_text(value: Any, location: str, name: str) -> str:
     """Return a JSON string or number as a string, null as ""; else raise InputError."""
     if value is None:
         return ""
@@ -187,24 +187,25 @@ def text(value: Any, location: str, name: str) -> str:
             ) from None
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{location}: {name} is {kind(value)}; it must be a string or a number")
+        what = f"{name} is {type_name(value)}"
+        raise InputError(f"{location}: {what}; it must be a string or a number")
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{location}: {name} is a number too large to be read; repair it")
     return str(int(value) if value == int(value) else value)  # 4.0 is the label 4
 
 
 def fields_of(value: Any, location: str, names: tuple[str, ...], task: str) -> list[str]:
-    """Return the fields of a JSON object that a task needs, as strings (`text`); no id is empty."""
+    """Return the fields of a JSON object that a task needs, by `as_text`; no id is empty."""
     if not isinstance(value, dict):
-        raise InputError(f"{location} is {kind(value)}; it must be a JSON object")
+        raise InputError(f"{location} is {type_name(value)}; it must be a JSON object")
     fields = []
     for name in names:
         if name not in value:
-            present = ", ".join(short(str(key)) for key in list(value)[:8]) or "none"
+            present = ", ".join(quoted(str(key)) for key in list(value)[:8]) or "none"
             raise InputError(f"{location} has no {name!r} (its fields: {present}); {task} needs it")
         field = value[name]
         if not (isinstance(field, str) and field.isascii()):  # most are
-            field = text(field, location, name)
+            field = as_text(field, location, name)
         if name in ("id", "user_id") and not field.strip():
             raise InputError(f"{location}: {name} is empty; give it a string or a whole number")
         fields.append(field)
@@ -223,15 +224,15 @@ def item_fields(
 def list_of(value: Any, location: str, name: str) -> list[Any]:
     """Return a JSON list; raise InputError for anything else."""
     if not isinstance(value, list):
-        raise InputError(f"{location}: {name} is {kind(value)}; it must be a list")
+        raise InputError(f"{location}: {name} is {type_name(value)}; it must be a list")
     return value
 
 
-def kind(value: Any) -> str:
+def type_name(value: Any) -> str:
     """Name the type of a JSON value."""
     return "true or false" if isinstance(value, bool) else _KINDS.get(type(value), "a number")
 
 
-def short(string: str) -> str:
+def quoted(string: str) -> str:
     """Quote a string and cut it to 40 characters, for a message."""
     return repr(string if len(string) <= 40 else string[:37] + "...")

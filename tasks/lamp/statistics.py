@@ -35,7 +35,7 @@ DECIMALS = 12
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredAnswers:
     """One cell: the answers of M methods to the same queries of one LaMP task.
 
     methods: M names. groups: G group ids, sorted. counts: queries per group, float64 [G].
@@ -109,10 +109,10 @@ class Resampled:
     queries: int
     points: dict[str, Floats]
     draws: dict[str, Floats]
-    scored: Scored | None = None
+    scored: ScoredAnswers | None = None
 
 
-def bootstrap(scored: Scored, seed: int, resamples: int = RESAMPLES) -> Resampled:
+def bootstrap(scored: ScoredAnswers, seed: int, resamples: int = RESAMPLES) -> Resampled:
     """Draw the groups again `resamples` times, the same draws for all methods, and score them."""
     queries = int(scored.counts.sum())
     with np.errstate(over="ignore", invalid="ignore"):
@@ -124,7 +124,9 @@ def bootstrap(scored: Scored, seed: int, resamples: int = RESAMPLES) -> Resample
     return Resampled(scored.methods, count, queries, points, drawn, scored)
 
 
-def _draws(scored: Scored, blocks: Iterable[Floats], metrics: Iterable[str]) -> dict[str, Floats]:
+def _draws(
+    scored: ScoredAnswers, blocks: Iterable[Floats], metrics: Iterable[str]
+) -> dict[str, Floats]:
     """metric -> [B, M] of a cell. blocks: how often each draw holds each group [b, G]."""
     count, methods, width = scored.sums.shape
     draws = {name: [np.empty((0, methods))] for name in metrics}
@@ -195,7 +197,7 @@ def mean_over(
 
 
 def _together(
-    cells: Sequence[Resampled], scored: Sequence[Scored], union: Sequence[str]
+    cells: Sequence[Resampled], scored: Sequence[ScoredAnswers], union: Sequence[str]
 ) -> Iterator[dict[str, Floats]]:
     """The draws of cells of one task and sample that do not hold the same groups.
 
@@ -269,7 +271,7 @@ def differences(
     }
 
 
-def _values(scored: Scored, sums: Floats, count: Floats | int) -> dict[str, Floats]:
+def _values(scored: ScoredAnswers, sums: Floats, count: Floats | int) -> dict[str, Floats]:
     """All metrics [..., M] of sums [..., M, k] over count ([..., 1] or one number) queries."""
     values = from_sums(scored.task, sums, count, scored.rules)
     if "mae" in values:

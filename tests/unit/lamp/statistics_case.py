@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tasks.lamp.definitions import LampTask, get_task
-from tasks.lamp.statistics import Resampled, Scored, bootstrap
+from tasks.lamp.statistics import Resampled, ScoredAnswers, bootstrap
 
 MOVIES, RATINGS, TITLES = (get_task(name) for name in ("LaMP-2M", "LaMP-3", "LaMP-5"))
 ANSWERS: dict[str, list[str]] = {
@@ -22,10 +22,10 @@ def cell(
     by_group: Mapping[str, list[tuple[str, ...]]],
     methods: tuple[str, ...] = ("m",),
     sample: str = "s",
-) -> Scored:
+) -> ScoredAnswers:
     """by_group: group -> queries, each the gold and one prediction per method."""
     rows = {f"{group} {n}": q for group, qs in by_group.items() for n, q in enumerate(qs)}
-    return Scored.of(
+    return ScoredAnswers.of(
         task,
         {query_id: row[0] for query_id, row in rows.items()},
         {query_id: query_id.split()[0] for query_id in rows},

@@ -21,7 +21,7 @@ from tasks.lamp.metrics import (
     golds_without_token,
     unlabelled,
 )
-from tasks.lamp.statistics import Scored, bootstrap, intervals
+from tasks.lamp.statistics import ScoredAnswers, bootstrap, intervals
 from tests.official import write_official
 from tests.unit.lamp.scoring import score
 
@@ -36,7 +36,7 @@ def scores(task: LampTask, predicted: list[str], golds: list[str]) -> dict[str, 
     """The metrics, after a look that the bootstrap's points are the same numbers, bit by bit."""
     given, wanted = by_number(predicted), by_number(golds)
     groups = {query_id: str(int(query_id) % 2) for query_id in wanted}
-    scored = Scored.of(task, wanted, groups, {"m": given}, sample="s")
+    scored = ScoredAnswers.of(task, wanted, groups, {"m": given}, sample="s")
     points = intervals(bootstrap(scored, seed=0, resamples=4))["m"]
     result = score(task, given, wanted)
     for metric, value in result.items():
@@ -249,7 +249,7 @@ def test_rouge_of_any_script(prediction: str, gold: str, rouge1: float, rouge_l:
     given, wanted = {"0": prediction}, {"0": gold}
     result = score(TITLES, given, wanted, "unicode")
     assert result == {"rouge1": pytest.approx(rouge1), "rougeL": pytest.approx(rouge_l)}
-    scored = Scored.of(TITLES, wanted, {"0": "g"}, {"m": given}, "s", "unicode")
+    scored = ScoredAnswers.of(TITLES, wanted, {"0": "g"}, {"m": given}, "s", "unicode")
     points = intervals(bootstrap(scored, seed=0, resamples=4))["m"]
     assert {metric: points[metric]["point"] for metric in result} == result
 

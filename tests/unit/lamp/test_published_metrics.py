@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.lamp.definitions import LampTask, get_task
-from tasks.lamp.statistics import Scored, bootstrap, intervals
+from tasks.lamp.statistics import ScoredAnswers, bootstrap, intervals
 from tests.unit.lamp.scoring import score
 
 MOVIES, RATINGS, HEADLINES, TITLES = (
@@ -24,7 +24,7 @@ def scores(task: LampTask, predicted: list[str], golds: list[str]) -> dict[str, 
     groups = {query_id: str(int(query_id) % 2) for query_id in wanted}
     # Beside a method that names more unknown labels, which must not change this one's numbers.
     predictions = {"m": given, "other": dict.fromkeys(given, "x") | {"0": "y"}}
-    scored = Scored.of(task, wanted, groups, predictions, "s", "mta_published")
+    scored = ScoredAnswers.of(task, wanted, groups, predictions, "s", "mta_published")
     points = intervals(bootstrap(scored, seed=0, resamples=4))["m"]
     assert {metric: points[metric]["point"] for metric in result} == result
     return result

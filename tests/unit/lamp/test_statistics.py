@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import tasks.lamp.statistics as statistics
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.statistics import (
-    Scored,
+    ScoredAnswers,
     bootstrap,
     difference,
     differences,
@@ -214,7 +214,9 @@ def test_the_order_of_queries_changes_nothing(rows: list[tuple[str, str]], rando
     def run(order: list[int]) -> Any:
         golds = {f"q{n}": "a model of big language" for n in order}
         groups = {f"q{n}": rows[n][0] for n in order}
-        scored = Scored.of(TITLES, golds, groups, {"m": {f"q{n}": rows[n][1] for n in order}}, "s")
+        scored = ScoredAnswers.of(
+            TITLES, golds, groups, {"m": {f"q{n}": rows[n][1] for n in order}}, "s"
+        )
         return intervals(bootstrap(scored, 0, 20))
 
     order = list(range(len(rows)))
@@ -247,7 +249,7 @@ def test_numbers_that_json_does_not_have(answer: str) -> None:
     """float() reads "nan" and "inf"; the square of 1e200 is inf, as is 1e308 twice."""
     golds = {f"q{n}": "3" for n in range(6)}
     good = dict.fromkeys(golds, "4")
-    scored = Scored.of(
+    scored = ScoredAnswers.of(
         RATINGS,
         golds,
         {query_id: query_id for query_id in golds},
