@@ -20,7 +20,7 @@ from tasks.config.options import ComputeOptions, EmbeddingOptions
 from tasks.lamp.definitions import LampTask
 from tasks.lamp.folders import ROLES
 from tasks.log import log
-from tasks.method.whitening import unit_rows, whitening
+from tasks.method.whitening import placed, unit_rows, whitening
 from tasks.record import File, Record, derive_seed, key_of
 from tasks.results.models import Base, Embedded, Prepared, Questions
 from tasks.results.rows import Rows
@@ -229,12 +229,12 @@ def _read_rows(folder: File) -> list[Vectors]:
 
 def read_embeddings(embedded: Embedded) -> Sides:
     """All users' unit vectors."""
-    sides, unit = measured(embedded)
-    return {role: (ids, unit(own)) for role, (ids, own) in sides.items()}
+    sides, place = measured(embedded)
+    return {role: (ids, unit_rows(place(own))) for role, (ids, own) in sides.items()}
 
 
 def measured(embedded: Embedded) -> tuple[Sides, Callable[[Vectors], Vectors]]:
-    """The vectors as they are, and what makes such vectors unit vectors.
+    """The vectors as they are, and what makes such vectors those whose directions are compared.
 
     Signatures are centred first: raw ones all point along the population's mean, and their
     cosines differ in the third decimal. The centre is that of the base users (the anchor
@@ -254,4 +254,4 @@ def measured(embedded: Embedded) -> tuple[Sides, Callable[[Vectors], Vectors]]:
     if embedded.centred:
         population = sides["base"] if sides["base"][0] else sides["anchor"]
         centre = population[1].mean(0)
-    return sides, partial(unit_rows, centre=centre, matrix=matrix)
+    return sides, partial(placed, centre=centre, matrix=matrix)

@@ -19,14 +19,22 @@ import numpy as np
 import polars as pl
 
 from tasks.config.options import FusionOptions, LearnedOptions
-from tasks.embed import read_embeddings
+from tasks.embed import measured, read_embeddings
 from tasks.errors import InputError, label
 from tasks.log import log
-from tasks.method.weights import Chosen, Floats, by_evidence, search, shortlists
+from tasks.method.clusters import outstanding
+from tasks.method.weights import (
+    Chosen,
+    Floats,
+    by_evidence,
+    search,
+    shortlists,
+    vector_likelihoods,
+)
 from tasks.method.whitening import unit_rows
 from tasks.model import Model, loaded_model
 from tasks.recipes import TABLE, Merger, Recipe, recipes_in, recipes_of, with_weights, write_recipes
-from tasks.record import File, key_of
+from tasks.record import File, derive_seed, key_of
 from tasks.results.models import Bank, Embedded, Evidence, Merged, Recipes, Setting, Training
 from tasks.results.rows import Rows
 from tasks.results.stage import stage
@@ -49,7 +57,7 @@ def merged_loras(
     weighed = None
     if options.by_evidence:
         weighed = evidence(options.shortlist, embedded, bank, few_shot, setting)
-    recipes = fusion(options, embedded, bank, weighed)
+    recipes = fusion(options, embedded, bank, weighed, setting.seed)
     log(described(recipes, options))
     merged = Merged(bank=bank, recipes=recipes, how=options.merge)
     if options.weights == "learned":
@@ -57,7 +65,7 @@ def merged_loras(
     return merged.model_copy(update={"recipes": recipes})
 
 
-@stage(version=3, libraries=(*LIBRARIES, "numpy"), uses_model=True)
+@stage(version=4, libraries=(*LIBRARIES, "numpy"), uses_model=True)
 def evidence(
     shortlist: int | None, embedded: Embedded, bank: Bank, users: File, setting: Setting
 ) -> Evidence:
@@ -89,7 +97,12 @@ def evidence(
         rows.add([(row, each) for row in table.tolist()])
     likelihoods, seconds = zip(*rows.all(), strict=True)
     with rows.folder() as folder:
-        columns = {"user_id": ids, "log_likelihoods": likelihoods, "seconds": seconds}
+        columns = {
+            "user_id": ids,
+            "items": [len(user["profile"]) for user in asking],
+            "log_likelihoods": likelihoods,
+            "seconds": seconds,
+        }
         kinds = {"log_likelihoods": pl.List(pl.Float64)}
         pl.DataFrame(columns, schema_overrides=kinds).write_parquet(folder.path / EVIDENCE_FILE)
     return Evidence(table=folder.file(EVIDENCE_FILE))
@@ -100,21 +113,28 @@ def _read_evidence(folder: File) -> list[tuple[list[float], float]]:
     return list(table.select("log_likelihoods", "seconds").iter_rows())
 
 
-@stage(version=5, libraries=("numpy", "polars"))
+@stage(version=6, libraries=("numpy", "polars"))
 def fusion(
-    options: FusionOptions, embedded: Embedded, bank: Bank, evidence: Evidence | None
+    options: FusionOptions, embedded: Embedded, bank: Bank, evidence: Evidence | None, seed: int
 ) -> Recipes:
     """Every few-shot user's recipe: anchors by similarity, or by `evidence` where it is given.
 
     Raises InputError where the published rule gives no mixture.
     """
-    ids, users, anchors = unit_vectors(embedded, bank)
+    sides, place = measured(embedded)
+    (ids, users), (candidates, points) = (
+        (names, place(vectors)) for names, vectors in (sides["few_shot"], sides["anchor"])
+    )
+    anchors = bank_vectors(bank, candidates, unit_rows(points))
     seconds, known = None, None
     if evidence:
         table = pl.read_parquet(store().path(evidence.table))
         seconds = table["seconds"].to_list()
         known = np.array(table["log_likelihoods"].to_list(), dtype=float)
-    chosen = weighed_anchors(options, ids, users, anchors, known)
+        if options.vectors and embedded.whitening:
+            both = VectorEvidence(bank, candidates, points, seed)
+            known = both(known, users, table["items"].to_list())
+    chosen = weighed_anchors(options, ids, unit_rows(users), anchors, known)
     members, similarities, _ = chosen
     with store().new("fusion") as folder:
         write_recipes(folder.path, ids, recipes_of(bank.names, chosen, seconds))
@@ -174,10 +194,37 @@ def bank_vectors(bank: Bank, ids: Sequence[str], points: Floats) -> Floats:
     An anchor that was trained on several users stands in the middle of their unit vectors. An
     adapter that was given has no users, and the zero vector: it is like nobody.
     """
+    return unit_rows(_means(bank, ids, points))
+
+
+def _means(bank: Bank, ids: Sequence[str], points: Floats) -> Floats:
+    """[K, D]: the mean of the points [U, D] of each anchor's users, zeros where it has none."""
     row = {user_id: number for number, user_id in enumerate(ids)}
     groups = [[row[user] for user in member.members] for member in bank.members]
     nobody = np.zeros(points.shape[1])
-    return unit_rows(np.stack([points[own].mean(0) if own else nobody for own in groups]))
+    return np.stack([points[own].mean(0) if own else nobody for own in groups])
+
+
+class VectorEvidence:
+    """Evidence that is also of the vectors of users' items: the mean of both log-likelihoods.
+
+    That is a logarithmic opinion pool of equal weights (Genest & Zidek 1986). Vectors count in the
+    principal axes of the candidates' directions that stand out of noise (`outstanding`): a mean of
+    a thousand vectors is off by a little in every direction, and there are thousands of these.
+    """
+
+    def __init__(self, bank: Bank, ids: Sequence[str], points: Floats, seed: int) -> None:
+        """points [U, D]: whitened vectors of the candidates `ids`. seed: of the run."""
+        self.axes = outstanding(unit_rows(points), derive_seed(seed, "cluster"))
+        self.anchors = _means(bank, ids, points) @ self.axes
+        # Behind an adapter that was given nobody is known: then vectors speak for none.
+        self.known = all(member.members for member in bank.members)
+
+    def __call__(self, evidence: Floats, users: Floats, items: Sequence[int]) -> Floats:
+        """[U, K], of `evidence` [U, K] and whitened vectors [U, D], each the mean of so many."""
+        if not self.known:
+            return evidence
+        return (evidence + vector_likelihoods(users @ self.axes, items, self.anchors)) / 2
 
 
 @stage(version=2, libraries=LIBRARIES, uses_model=True)

@@ -185,6 +185,9 @@ class FusionOptions(Options):
     """Temperature of `softmax`."""
     evidence_temperature: float = Field(3.0, gt=0.0)
     """Temperature of `evidence`; 1 is Bayesian model averaging."""
+    vectors: bool = False
+    """Where vectors are whitened (`input_signature`), evidence is half how likely an anchor makes
+    the user's answers, and half how likely it makes their vectors."""
     shortlist: int | None = Field(None, ge=1)
     """Evidence is asked of so many most similar anchors; null: of all."""
     order: Literal["right", "published"] = "right"

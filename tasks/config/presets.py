@@ -31,15 +31,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "oppu": SHORT,
         # Ten choices between two references, or ten noisy ratings, teach little: at 5e-3 they took
         # from the merged LoRA. A cluster's hundreds of them take longer to learn, and of choices a
-        # smaller rate: at 5e-3 some clusters ended at chance (docs/defaults.md).
+        # smaller rate: at 5e-3 some clusters ended at chance. Vectors of ten such items tell users
+        # apart as well as their likelihoods do, and otherwise (docs/defaults.md).
         "per_task": {
             "LaMP-1": {
                 "meta_lora": {"learning_rate": 2e-3, "epochs": 24},
+                "fusion": {"vectors": True},
                 "stacking": {"learning_rate": 1e-3},
                 "oppu": {"learning_rate": 2e-3},
             },
             "LaMP-3": {
                 "meta_lora": {"epochs": 12},
+                "fusion": {"vectors": True},
                 "stacking": {"learning_rate": 5e-4},
                 "oppu": {"learning_rate": 2e-3},
             },

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.config.options import AnchorOptions
+from tasks.method.whitening import unit_rows
 
 Floats = NDArray[np.floating]
 T = TypeVar("T")
@@ -57,17 +58,19 @@ def best_kmeans(points: Floats, most: int, seed: int) -> NDArray[np.integer]:
     """
     from sklearn.metrics import silhouette_score
 
-    reduced = components(points, outstanding(points, seed))
-    tried = [_kmeans(reduced, k, seed) for k in range(2, min(most, len(points) - 1) + 1)]
-    # Vectors that are equal leave fewer clusters than asked for.
-    tried = [labels for labels in tried if labels.max() > 0]
+    reduced = unit_rows((points - points.mean(axis=0)) @ outstanding(points, seed))
+    different = len(np.unique(reduced.round(6), axis=0))
+    tried = [
+        _kmeans(reduced, count, seed)
+        for count in range(2, min(most, different, len(points) - 1) + 1)
+    ]
     if not tried:
         return np.zeros(len(points), int)
     return max(tried, key=lambda labels: silhouette_score(reduced, labels))
 
 
-def outstanding(points: Floats, seed: int) -> int:
-    """How many of the first principal components of `points` [U, D] stand out of noise, at least 1.
+def outstanding(points: Floats, seed: int) -> Floats:
+    """The first principal axes [D, d] of `points` [U, D] that stand out of noise, at least one.
 
     Parallel analysis (Horn 1965): a component stands out while its singular value is above the
     largest of that rank among `FLIPS` copies whose numbers have random signs, which leaves lengths
@@ -79,16 +82,16 @@ def outstanding(points: Floats, seed: int) -> int:
         np.linalg.svd(centred * generator.choice([-1.0, 1.0], points.shape), compute_uv=False)
         for _ in range(FLIPS)
     ]
-    above = np.linalg.svd(centred, compute_uv=False) > np.max(noise, axis=0)
-    return max(1, int(np.cumprod(above).sum()))
+    _, values, axes = np.linalg.svd(centred, full_matrices=False)
+    above = np.cumprod(values > np.max(noise, axis=0))
+    return np.asarray(axes[: max(1, above.sum())].T)
 
 
 def components(points: Floats, count: int) -> Floats:
     """The first `count` principal components of `points` [U, D], each row of length 1."""
     from sklearn.decomposition import PCA
 
-    found = PCA(min(count, *points.shape), svd_solver="full").fit_transform(points)
-    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12))
+    return unit_rows(PCA(min(count, *points.shape), svd_solver="full").fit_transform(points))
 
 
 def _kmeans(points: Floats, count: int, seed: int) -> NDArray[np.integer]:

@@ -3,6 +3,8 @@
 U users, K anchors, m chosen anchors.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -72,6 +74,18 @@ def by_evidence(similarities: Floats, evidence: Floats, options: FusionOptions) 
     raw = np.exp((chosen - chosen[:, :1]) / options.evidence_temperature)
     weights = raw / raw.sum(axis=1, keepdims=True)
     return members, np.take_along_axis(np.round(similarities, 6), members, axis=1), weights
+
+
+def vector_likelihoods(users: Floats, items: Sequence[int], anchors: Floats) -> Floats:
+    """[U, K]: log p of the vectors of each user's items under each anchor, up to what all share.
+
+    users [U, d]: the mean over the user's `items` vectors. An anchor's items are normal around
+    anchors [K, d] with the identity for covariance, as whitened vectors are within users; so with n
+    items log p = n (x . c - |c|^2 / 2) + a constant. In four decimals, as the evidence.
+    """
+    found = users @ anchors.T - 0.5 * (anchors**2).sum(axis=1)
+    likelihoods: Floats = np.round(np.asarray(items)[:, None] * found, 4)
+    return likelihoods
 
 
 def shortlists(cosines: Floats, size: int | None) -> NDArray[np.bool_]:

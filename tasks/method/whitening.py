@@ -44,16 +44,17 @@ def whitening(users: Iterable[NDArray[np.floating]]) -> NDArray[np.float32]:
     return np.asarray(directions / np.sqrt(scales), np.float32)
 
 
-def unit_rows(
+def placed(
     vectors: NDArray[np.floating],
     centre: NDArray[np.floating] | None = None,
     matrix: NDArray[np.floating] | None = None,
 ) -> NDArray[np.floating]:
-    """Vectors [U, D] less the centre [D], times the matrix [D, D], each of length 1."""
-    if not len(vectors):
-        return vectors
+    """Vectors [U, D] less the centre [D], times the matrix [D, D]."""
     found = vectors if centre is None else vectors - centre
-    if matrix is not None:
-        found = found @ matrix
-    lengths = np.linalg.norm(found, axis=1, keepdims=True)
-    return np.asarray(found / np.maximum(lengths, 1e-12))
+    return found if matrix is None else found @ matrix
+
+
+def unit_rows(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Vectors [U, D], each of length 1."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12))

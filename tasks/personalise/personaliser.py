@@ -20,13 +20,14 @@ import torch
 from tasks.embed import by_user, embedder, embedding_of, measured
 from tasks.errors import InputError
 from tasks.export import about
-from tasks.fusion import bank_vectors, learn, weighed_anchors
+from tasks.fusion import VectorEvidence, bank_vectors, learn, weighed_anchors
 from tasks.lora.adapters import Lora
 from tasks.lora.bank import stack
 from tasks.lora.batches import Encoded
 from tasks.lora.merge import MergedUsers, add_to_model
 from tasks.lora.targets import AnyModel
-from tasks.method.weights import shortlists
+from tasks.method.weights import Floats, shortlists
+from tasks.method.whitening import unit_rows
 from tasks.methods import METHODS, MethodName
 from tasks.model import Model
 from tasks.recipes import Merger, Recipe, recipes_of
@@ -100,11 +101,15 @@ class Personaliser:
         self.bank = replace(bank, layers=bank.to(self.model.base.device).layers)
         self.embedding = embedding_of(self.config, cell.users.task, setting.questions, cell.base)
         self._vectors_of = embedder(self.embedding, setting.compute)
-        sides, self._unit = measured(merging.embedded)
+        sides, self._place = measured(merging.embedded)
         ids, candidates = sides["anchor"]
         self.about = about(cell, method)
         self._known = frozenset(cell.users.few_shot_ids)
-        self._anchors = bank_vectors(merging.merged.bank, ids, self._unit(candidates))
+        points = self._place(candidates)
+        self._anchors = bank_vectors(merging.merged.bank, ids, unit_rows(points))
+        self._both: VectorEvidence | None = None
+        if self.config.fusion.vectors and merging.embedded.whitening:
+            self._both = VectorEvidence(merging.merged.bank, ids, points, setting.seed)
 
     def __call__(self, users: Sequence[User], train: bool = True) -> list[Personal]:
         """The users' recipes and LoRAs, made at once, each as if alone.
@@ -168,12 +173,15 @@ class Personaliser:
         items = samples if self.embedding.signed else [*map(self.embedding.texts, users)]
         vectors = [np.asarray(one.mean(0)) for one in by_user(self._vectors_of, items)]
         # In float32, as tables keep them.
-        points = self._unit(np.stack(vectors).astype(np.float32).astype(np.float64))
-        evidence = None
+        points = self._place(np.stack(vectors).astype(np.float32).astype(np.float64))
+        directions = unit_rows(points)
+        evidence: Floats | None = None
         if fusion.by_evidence:
-            asked = shortlists(points @ self._anchors.T, fusion.shortlist).tolist()
+            asked = shortlists(directions @ self._anchors.T, fusion.shortlist).tolist()
             evidence = self.model.log_likelihoods(self.bank, samples, asked)
-        chosen = weighed_anchors(fusion, names, points, self._anchors, evidence)
+            if self._both:
+                evidence = self._both(evidence, points, [*map(len, samples)])
+        chosen = weighed_anchors(fusion, names, directions, self._anchors, evidence)
         recipes = recipes_of(self.run.merged.bank.names, chosen)
         if fusion.weights == "learned":
             now = replace(self.model, started=time.perf_counter())

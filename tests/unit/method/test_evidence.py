@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.config.options import FusionOptions
-from tasks.method.weights import by_evidence, shortlists
+from tasks.method.weights import by_evidence, shortlists, vector_likelihoods
 
 NAN = float("nan")
 COSINES = np.array([[0.1, 0.9, 0.5, 0.5], [-0.2, -0.2, -0.2, -0.9], [0.5, 0.5, 0.5, 0.6]])
@@ -122,3 +122,13 @@ def test_any_evidence(rows: list[list[float]], top_m: int, temperature: float) -
         alone = by_evidence(similarities[:1], evidence[user : user + 1], options)
         assert alone[0].tolist() == [own.tolist()]
         assert alone[2].tolist() == [heavy.tolist()]
+
+
+def test_vectors_are_as_likely_as_their_items() -> None:
+    """The density of each item around each anchor, summed; anchors differ by as much."""
+    generator = np.random.default_rng(0)
+    anchors = generator.normal(size=(3, 5))
+    items = [generator.normal(size=(count, 5)) for count in (1, 4, 10)]
+    got = vector_likelihoods(np.stack([own.mean(0) for own in items]), [1, 4, 10], anchors)
+    wanted = [[-0.5 * ((own - one) ** 2).sum() for one in anchors] for own in items]
+    np.testing.assert_allclose(np.diff(got, axis=1), np.diff(np.array(wanted), axis=1), atol=1.1e-4)

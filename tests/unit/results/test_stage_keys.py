@@ -160,7 +160,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "gates": (GateOptions(), BANK, file("anchor"), SETTING),
     "evidence": (3, EMBEDDED, BANK, file("few_shot"), SETTING),
     "fusion": (FusionOptions(shortlist=3), EMBEDDED, BANK,
-               Evidence(table=file("evidence"), **NOTED)),
+               Evidence(table=file("evidence"), **NOTED), 3),
     "answers": (HOW, file("few_shot"), ("u1",), MERGED, Result(**NOTED), SETTING),
     "compare": (PREPARED, {"mta": (ANSWERS,)}, "lamp", "given"),
     "overall": ((COMPARED,),),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tasks.config.options import FusionOptions
 from tasks.errors import InputError
-from tasks.fusion import fusion
+from tasks.fusion import VectorEvidence, fusion
 from tasks.recipes import read_recipes
 from tasks.results.models import Recipes
 from tests.unit.stages.vectors import bank_of, embedded
@@ -26,7 +27,7 @@ def fused(cosines: list[float], **options: Any) -> Recipes:
     )
     chosen = FusionOptions(**({"top_m": 2, "weights": "cosine"} | options))
     bank = bank_of({"a": ["a"], "b": ["b"]})
-    return fusion(chosen, vectors, bank, None)
+    return fusion(chosen, vectors, bank, None, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,18 @@ def test_published_weights_reach_the_recipe() -> None:
     recipe = read_recipes(fused([-0.1, -0.2], order="published"))["u"]
     assert recipe.anchors == ("a", "b")
     assert recipe.weights == pytest.approx([2 / 3, 1 / 3], abs=1e-6)
+
+
+def test_vectors_are_half_of_the_evidence() -> None:
+    """By hand: two groups of candidates along one axis, whose means are at +2 and -2 of it.
+
+    Of a user at .5 with 4 items these say 4 (1 - 2) and 4 (-1 - 2), beside the 3 and 1 of answers.
+    """
+    points = np.array([[1.0, 0.0], [3.0, 0.0], [-1.0, 0.0], [-3.0, 0.0]])
+    evidence, users = np.array([[3.0, 1.0]]), np.array([[0.5, 7.0]])
+    ids = ["a", "b", "c", "d"]
+    both = VectorEvidence(bank_of({"ab": ["a", "b"], "cd": ["c", "d"]}), ids, points, seed=0)
+    assert both(evidence, users, [4]).tolist() == [[(3 - 4) / 2, (1 - 12) / 2]]
+    # Of an adapter that was given nobody is known.
+    given = VectorEvidence(bank_of({"ab": ["a", "b"], "x": []}), ids, points, seed=0)
+    assert given(evidence, users, [4]).tolist() == [[3.0, 1.0]]

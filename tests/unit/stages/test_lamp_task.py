@@ -160,7 +160,7 @@ def test_every_stage_gets_what_the_one_before_gave(stages: dict[str, StandIn]) -
     assert anchors[1:4] == (EMBEDDED, cell.users.anchor, CLUSTERS)
     bank = banked(tuple(one for part in ("ab", "cd", "e") for one in loras_of(part)))
     (fused,) = stages["fusion"].calls
-    assert fused[1:] == (EMBEDDED, bank, EVIDENCE)
+    assert fused[1:4] == (EMBEDDED, bank, EVIDENCE)
     (weighed,) = stages["evidence"].calls
     assert weighed[1:4] == (EMBEDDED, bank, cell.users.few_shot)
     assert weighed[4].base == BASE

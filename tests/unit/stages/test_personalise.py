@@ -42,7 +42,13 @@ RICH: dict[str, Any] = {
     "base": {"task_adapt": {"enabled": True, "train_on": "profile", "rank": 2, "epochs": 1}},
     "prompt": {"style": "published", "history_items": 1},
     "anchors": pipeline.OPTIONS["anchors"] | {"embedding": "input_signature"},
-    "fusion": {"top_m": 2, "weights": "evidence", "shortlist": 2, "merge": "factors"},
+    "fusion": {
+        "top_m": 2,
+        "weights": "evidence",
+        "vectors": True,
+        "shortlist": 2,
+        "merge": "factors",
+    },
     "split": {"few_shot_items": 3},
 }
 NEW = [user(f"new-{n}", 3 + n) for n in range(3)]
