@@ -24,7 +24,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help benchmark up deploy status stop install test lint format docs pictures audit clean
+.PHONY: help benchmark up deploy status stop install test lint style types tests format docs pictures audit clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -47,15 +47,25 @@ stop: ## end what the stack started
 
 install: $(INSTALLED) ## only the environment
 
-test: $(INSTALLED_TEST) ## lint, types, then the tests
-	@$(MAKE) --no-print-directory lint
-	@$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# mypy takes one core, and tests wait for servers: side by side, and who fails is said at the end.
+test: $(INSTALLED_TEST) ## lint, types, tests
+	@$(MAKE) --no-print-directory style
+	@$(MAKE) --no-print-directory -j2 types tests
 
 lint: $(INSTALLED_TEST) ## ruff, which folder imports which, mypy
+	@$(MAKE) --no-print-directory style
+	@$(MAKE) --no-print-directory types
+
+style:
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports --no-logo
+
+types:
 	$(PY) -m mypy
+
+tests:
+	@$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 docs: $(INSTALLED_DOCS) ## write the generated pages, build the site in site/, check its links
 	@$(PY) -m tests.unit.docs.reference
