@@ -63,7 +63,7 @@ def test_what_cannot_be_planned_is_one_line(workplace: Path) -> None:
 
 
 def test_an_adapted_base_model(workplace: Path, mlflow_file: str) -> None:
-    state = run(base=ADAPTED)
+    state = run(base=ADAPTED, methods=["base"])
     assert state.is_completed(), state.message
     (record,) = records(workplace, "task_adapt").values()
     assert record["training"]["items"] == 40
