@@ -124,7 +124,7 @@ def test_a_terminal_has_rows_and_the_log_above_them() -> None:
     # No test runner's own settings of colours or sizes.
     environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], stderr=inner, env=environment, check=True, timeout=60
+        [sys.executable, "-c", PROGRAM], stderr=inner, env=environment, check=True, timeout=300
     )
     assert done.returncode == 0
     os.close(inner)
@@ -143,7 +143,7 @@ def test_a_terminal_has_rows_and_the_log_above_them() -> None:
 
 def test_elsewhere_there_are_plain_lines() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=300
     )
     lines = ["from this process", "from a worker", "from a library", "after"]
     assert done.stderr.splitlines() == lines

@@ -101,7 +101,7 @@ def test_the_tab_key_completes(words: str, offered: list[str]) -> None:
     code = "import sys; sys.argv[0] = 'mta'; from tasks.tools.main import main; main()"
     asked = {"_MTA_COMPLETE": "complete_bash", "COMP_WORDS": words}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60,
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300,
         env=os.environ | asked | {"COMP_CWORD": str(words.count(" "))},
     )  # fmt: skip
     assert done.stdout.split() == offered
