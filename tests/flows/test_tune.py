@@ -14,7 +14,7 @@ from tests.flows.test_flow import TABLE, made, mlflow_runs, run
 @pytest.mark.slow
 @pytest.mark.server
 def test_settings_are_chosen_once(
-    workplace: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
+    workplace: Path, mlflow_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workplace)
     monkeypatch.setattr(tune, "TRIALS", 3)
@@ -32,7 +32,7 @@ def test_settings_are_chosen_once(
     assert all(name.startswith("few_shot") for name in cell.users.few_shot_ids)
     assert not cell.config.split.development
     assert f"LaMP-2M: {tuning.text()}" in TABLE.read_text()
-    parent, children = mlflow_runs(mlflow_server, state)
+    parent, children = mlflow_runs(mlflow_file, state)
     assert parent.data.tags["tuned.LaMP-2M"] == tuning.text()
     trials = {one.info.run_name: one for one in children if one.data.tags["kind"] == "trial"}
     assert sorted(trials) == [f"LaMP-2M trial {number}" for number in range(3)]
