@@ -111,9 +111,10 @@ def test_whole_run_then_cached_then_changed(workplace: Path, mlflow_server: str)
         assert parent.data.metrics[f"{name}.score"] == own.data.metrics["accuracy"]
     ran, came_out, ways = parent.data.tags["mlflow.note.content"].split("\n\n")
     assert ran == (
-        "3 methods on LaMP-2M, seed 0: data synthetic, preset embedded, base model tiny."
+        "3 methods on LaMP-2M, seed 0, answered 15 queries of 5 groups of users: data synthetic, "
+        "preset embedded, base model tiny."
     )
-    assert "(15 queries of 5 groups of users)" in came_out
+    assert came_out.startswith("On LaMP-2M ")
     assert "<" not in came_out
     assert f"/runs/{parent.info.run_id}/artifacts/report.html)" in ways
     saved = json.loads(
