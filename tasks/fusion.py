@@ -131,8 +131,7 @@ def fusion(
         table = pl.read_parquet(store().path(evidence.table))
         seconds = table["seconds"].to_list()
         known = np.array(table["log_likelihoods"].to_list(), dtype=float)
-        if options.vectors and embedded.whitening:
-            both = VectorEvidence(bank, candidates, points, seed)
+        if both := vector_evidence(options, embedded, bank, candidates, points, seed):
             known = both(known, users, table["items"].to_list())
     chosen = weighed_anchors(options, ids, unit_rows(users), anchors, known)
     members, similarities, _ = chosen
@@ -225,6 +224,15 @@ class VectorEvidence:
         if not self.known:
             return evidence
         return (evidence + vector_likelihoods(users @ self.axes, items, self.anchors)) / 2
+
+
+def vector_evidence(
+    options: FusionOptions, embedded: Embedded, bank: Bank, ids: Sequence[str], points: Floats,
+    seed: int,
+) -> VectorEvidence | None:  # fmt: skip
+    """That of the candidates' vectors `points`, where evidence is asked for and counts them."""
+    wanted = options.by_evidence and options.vectors and embedded.whitening
+    return VectorEvidence(bank, ids, points, seed) if wanted else None
 
 
 @stage(version=2, libraries=LIBRARIES, uses_model=True)

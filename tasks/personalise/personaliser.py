@@ -20,7 +20,7 @@ import torch
 from tasks.embed import by_user, embedder, embedding_of, measured
 from tasks.errors import InputError
 from tasks.export import about
-from tasks.fusion import VectorEvidence, bank_vectors, learn, weighed_anchors
+from tasks.fusion import bank_vectors, learn, vector_evidence, weighed_anchors
 from tasks.lora.adapters import Lora
 from tasks.lora.bank import stack
 from tasks.lora.batches import Encoded
@@ -107,9 +107,9 @@ class Personaliser:
         self._known = frozenset(cell.users.few_shot_ids)
         points = self._place(candidates)
         self._anchors = bank_vectors(merging.merged.bank, ids, unit_rows(points))
-        self._both: VectorEvidence | None = None
-        if self.config.fusion.vectors and merging.embedded.whitening:
-            self._both = VectorEvidence(merging.merged.bank, ids, points, setting.seed)
+        self._both = vector_evidence(
+            self.config.fusion, merging.embedded, merging.merged.bank, ids, points, setting.seed
+        )
 
     def __call__(self, users: Sequence[User], train: bool = True) -> list[Personal]:
         """The users' recipes and LoRAs, made at once, each as if alone.
