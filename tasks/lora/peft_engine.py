@@ -93,12 +93,11 @@ def train_group(
     *,
     scale: float,
     frozen: Frozen | None = None,
-    initial: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Outcome:
     """As `group_train.train_group`; `checkpoint` keeps the users that are done."""
-    flat = fresh(shapes, seeds) if initial is None else initial.clone()
+    flat = fresh(shapes, seeds)
     outcome, first = Outcome(flat, [[] for _ in samples], [0] * len(samples)), 0
     steps = [list(epochs(len(own), options, s)) for own, s in zip(samples, seeds, strict=True)]
     if saved := checkpoint.load() if checkpoint else None:
