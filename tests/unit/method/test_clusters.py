@@ -97,12 +97,13 @@ def test_any_choice(
     assert chosen(dict(shuffled), **options) == order
 
 
-def blobs(per_blob: int = 20, dimensions: int = 40) -> np.ndarray:
-    """Two groups of unit vectors around two axes, 0.05 off per coordinate."""
-    generator = np.random.default_rng(0)
-    centres = np.eye(dimensions)[:2].repeat(per_blob, axis=0)
+def groups(count: int, size: int = 15, dimensions: int = 40) -> np.ndarray:
+    """`size` unit vectors around each of `count` orthogonal ones, 0.05 off per coordinate."""
+    generator = np.random.default_rng(count)
+    turned, _ = np.linalg.qr(generator.normal(size=(dimensions, dimensions)))
+    centres = turned[:count].repeat(size, axis=0)
     points = centres + generator.normal(scale=0.05, size=centres.shape)
-    return points / np.linalg.norm(points, axis=1, keepdims=True)
+    return np.asarray(points / np.linalg.norm(points, axis=1, keepdims=True))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def blobs(per_blob: int = 20, dimensions: int = 40) -> np.ndarray:
     ids=["hdbscan", "kmeans"],
 )
 def test_two_blobs_are_two_clusters(options: dict[str, Any]) -> None:
-    points, chosen_options = blobs(), AnchorOptions(**options)
+    points, chosen_options = groups(2, 20), AnchorOptions(**options)
     labels = cluster(points, chosen_options, seed=1)
     assert all(type(label) is int for label in labels)
     assert set(labels[:20]) | {-1} in ({0, -1}, {1, -1})
@@ -121,15 +122,6 @@ def test_two_blobs_are_two_clusters(options: dict[str, Any]) -> None:
     assert labels.count(-1) <= 4
     np.random.seed(5)
     assert cluster(points, chosen_options, seed=1) == labels
-
-
-def groups(count: int, dimensions: int = 40) -> np.ndarray:
-    """15 unit vectors around each of `count` orthogonal ones, 0.05 off per coordinate."""
-    generator = np.random.default_rng(count)
-    turned, _ = np.linalg.qr(generator.normal(size=(dimensions, dimensions)))
-    centres = turned[:count].repeat(15, axis=0)
-    points = centres + generator.normal(scale=0.05, size=centres.shape)
-    return np.asarray(points / np.linalg.norm(points, axis=1, keepdims=True))
 
 
 @pytest.mark.parametrize("count", [2, 4, 7, 12])
@@ -148,12 +140,12 @@ def test_nothing_to_tell_apart_is_one_cluster(points: np.ndarray) -> None:
 
 
 def test_kmeans_with_fewer_users_than_clusters() -> None:
-    labels = cluster(blobs()[:3], AnchorOptions(clustering="kmeans", count=50), seed=0)
+    labels = cluster(groups(2, 20)[:3], AnchorOptions(clustering="kmeans", count=50), seed=0)
     assert sorted(labels) == [0, 1, 2]
 
 
 def test_too_few_for_two_clusters_are_one() -> None:
-    assert cluster(blobs()[:9], AnchorOptions(min_cluster_size=5), seed=0) == [0] * 9
+    assert cluster(groups(2, 20)[:9], AnchorOptions(min_cluster_size=5), seed=0) == [0] * 9
 
 
 def test_plane_is_the_candidates_principal_components() -> None:
