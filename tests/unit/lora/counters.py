@@ -1,7 +1,9 @@
-"""torch's own counters of what was multiplied and what was allocated."""
+"""torch's own counters of what was multiplied, copied and allocated."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -52,19 +54,31 @@ def flops(call: Callable[[], Any]) -> int:
     return sum(counter.get_flop_counts()["Global"].values())
 
 
-def peak_bytes(call: Callable[[], Any]) -> int:
-    """The most bytes of tensors that were there at once in `call`, beside those before it.
-
-    torch's profiler has noted nothing at all once, so it may try again.
-    """
+def _profiled(call: Callable[[], Any], **options: bool) -> profile:
+    """`call` under torch's profiler, which has noted nothing at all once: so it may try again."""
     for _ in range(3):
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+        with profile(activities=[ProfilerActivity.CPU], **options) as measured:
             call()
-        held = peak = 0
-        for event in measured.profiler.kineto_results.events():
-            if event.name() == "[memory]":
-                held += event.nbytes()
-                peak = max(peak, held)
-        if peak:
+        if len(measured.events() or ()):
             break
+    return measured
+
+
+def operations(call: Callable[[], Any]) -> Counter[tuple[str, int]]:
+    """How often each operation ran in `call`, by its name and the size of its first input."""
+    events = _profiled(call, record_shapes=True).events() or ()
+    return Counter(
+        (event.name.removeprefix("aten::"), math.prod(event.input_shapes[0]))
+        for event in events
+        if event.input_shapes
+    )
+
+
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """The most bytes of tensors that were there at once in `call`, beside those before it."""
+    held = peak = 0
+    for event in _profiled(call, profile_memory=True).profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
     return peak

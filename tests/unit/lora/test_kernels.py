@@ -21,13 +21,17 @@ from transformers import (
 )
 
 from tasks.lora import kernels
+from tasks.lora.adapters import LoraBatch
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded
 from tasks.lora.forward import label_losses, row_limit, sum_by
+from tasks.lora.group_train import Gradients, _AdamW
+from tasks.lora.grouped import grouped, shapes_of
 from tasks.lora.kernels import fuse_norms, use_varlen
 from tasks.lora.packing import ONE_PER_ROW, ONE_PER_USER, pack
+from tasks.lora.train import Outcome
 from tests.unit.lora.group_case import close, group
-from tests.unit.lora.helpers import MakeBase, model_of, sample, tiny_base
+from tests.unit.lora.helpers import MakeBase, model_of, sample, tiny_base, training
 from tests.unit.lora.peft_reference import likelihood
 
 USERS = [
@@ -115,6 +119,29 @@ def test_training_gives_the_same_loras(kernel: list[int], fresh_base: MakeBase) 
     got, _ = group(end_to_end(fresh_base())).together()
     close(got, wanted, 1e-5)
     assert kernel
+
+
+def test_the_host_waits_once_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and gradients are made on the device `meta`, which has no numbers: who asks for one,
+    and so would wait for a GPU, fails. The optimiser asks once, for all norms and losses."""
+    monkeypatch.setattr(kernels.varlen, "varlen_attn", lambda q, k, v, *_, **__: q * k * v)
+    base = end_to_end(tiny_base())
+    nowhere = torch.device("meta")
+    base = replace(base, model=base.model.to(nowhere), device=nowhere)
+    shapes = shapes_of(base.model, "all-linear", 2)
+    flat = torch.zeros(len(USERS), shapes.width, device=nowhere)
+    outcome = Outcome(flat, [[] for _ in USERS], [0] * len(USERS))
+    with grouped(base.model, list(shapes.sizes)) as layers:
+        split = lambda _, rows: LoraBatch(shapes.split(rows), 1.0)  # noqa: E731
+        work = Gradients(base, layers, split, None, 60, outcome)
+        losses = work.fill(torch.zeros_like(flat), flat, dict(enumerate(USERS)))
+    assert losses.device == nowhere
+    assert outcome.tokens == [sum(one.length for one in own) for own in USERS]
+    asked = []
+    monkeypatch.setattr(Tensor, "tolist", lambda _: asked.append(1) or [[1.0] * 3] * 2)
+    adam = _AdamW(flat, training())
+    failed, _ = adam.step(dict.fromkeys(range(3), 1e-3), losses)
+    assert (failed, len(asked)) == ([], 1)
 
 
 def test_models_whose_attention_is_another_stay() -> None:
