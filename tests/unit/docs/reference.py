@@ -31,8 +31,9 @@ Any option is set by `-p`, for `make benchmark ARGS="..."`, `mta run`, `mta plan
     mta run -p seed=1 -p 'stacking={"rank": 8}'
 
 Short forms: `model` for `base.model`; a word as `split` for `split.kind`; `all` as `methods`.
-Unknown names and values out of bounds are refused before anything runs. The defaults are those of
-the models; a preset changes some of them ([below](#what-the-presets-change)).
+Unknown names and values out of bounds are refused before anything runs. A preset changes some of
+the defaults ([below](#what-the-presets-change)). A default that `embedded`, the preset of a plain
+`mta run`, changes is followed by what it becomes.
 
 This page is generated from the code, and a test compares the two.
 """
@@ -84,6 +85,8 @@ def sections() -> Iterator[str]:
 def row(path: str, field: Schema) -> str:
     kinds = " or ".join(dict.fromkeys(kind(one) for one in any_of(field)))
     default = f"`{json.dumps(field['default'])}`" if "default" in field else "required"
+    if path in PLAIN:
+        default += f", with `embedded` `{json.dumps(PLAIN[path])}`"
     bounds = ", ".join(
         f"{sign} {one[rule]}"
         for one in any_of(field)
@@ -133,6 +136,10 @@ def leaves(values: Schema, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{path}{name}.")
         else:
             yield path + name, value
+
+
+# What an option is where nothing is asked for, if that is not its own default.
+PLAIN = dict(leaves({**WORLDS, **PRESETS["embedded"]}))
 
 
 def commands() -> Iterator[str]:
