@@ -21,7 +21,7 @@ TABLE = "anchors.parquet"
 def chosen_anchors(
     options: AnchorOptions, embedded: Embedded, candidates: File, seed: int
 ) -> Anchors:
-    """The anchors; in the log, how they were chosen."""
+    """The anchors. Logs how they were chosen."""
     chosen = anchors(options, embedded, candidates, clusters(options, embedded, seed))
     few = 0 < chosen.single_users < chosen.asked
     log(described(chosen, options.min_items), warning=few)
@@ -30,7 +30,7 @@ def chosen_anchors(
 
 @stage(version=2, libraries=("hdbscan", "scikit-learn", "numpy"))
 def clusters(options: AnchorOptions, embedded: Embedded, seed: int) -> Clusters:
-    """The candidates' clusters by their embeddings."""
+    """The cluster of each anchor candidate, by its embedding."""
     points = read_embeddings(embedded)["anchor"][1]
     return Clusters(clusters=tuple(rule.cluster(points, options, derive_seed(seed, "cluster"))))
 
@@ -51,14 +51,14 @@ def anchors(
     if not members:
         raise InputError(_no_anchor(items, options))
     order = {name: number for number, name in enumerate(members)}
-    flat, nothing = rule.plane(points, few_points), [None] * len(few_ids)
+    plane, nothing = rule.plane(points, few_points), [None] * len(few_ids)
     columns = {
         "role": ["anchor"] * len(ids) + ["few_shot"] * len(few_ids),
         "user_id": ids + few_ids,
         "items": items + nothing,
         "cluster": labels + nothing,
-        "x": flat[:, 0],
-        "y": flat[:, 1],
+        "x": plane[:, 0],
+        "y": plane[:, 1],
         "order": [order.get(user_id) for user_id in ids] + nothing,
     }
     with store().new("anchors") as folder:
@@ -69,11 +69,11 @@ def anchors(
         anchors=tuple(
             Anchor(
                 name=name,
-                items=sum(sizes[member] for member in own),
-                cluster=label[own[0]],
-                members=tuple(own),
+                items=sum(sizes[user_id] for user_id in users),
+                cluster=label[users[0]],
+                members=tuple(users),
             )
-            for name, own in members.items()
+            for name, users in members.items()
         ),
         whole_clusters=len(members.keys() - sizes.keys()),
         asked=options.count,
@@ -85,7 +85,7 @@ def anchors(
 
 
 def described(chosen: Anchors, min_items: int) -> str:
-    """What was chosen of whom, in one line."""
+    """One line: which anchors were chosen, and from which candidates."""
     kinds = [f"{chosen.whole_clusters} whole clusters"] if chosen.whole_clusters else []
     among = f"{chosen.candidates} candidates"
     if alone := chosen.single_users:
@@ -102,8 +102,8 @@ def _no_anchor(items: Sequence[int], options: AnchorOptions) -> str:
     if enough := sum(count >= options.min_items for count in items):
         return (
             f"no anchor: the {enough} candidates with anchors.min_items {options.min_items} items "
-            "or more are all noise, which anchors.noise never leaves out; use noise last, or a "
-            "smaller anchors.min_cluster_size"
+            "or more are all noise, and anchors.noise=never excludes noise; set "
+            "anchors.noise=last, or a smaller anchors.min_cluster_size"
         )
     return (
         f"no anchor: none of {len(items)} candidates has anchors.min_items {options.min_items} "

@@ -1,4 +1,4 @@
-"""Stages 7 and 8: for a batch of users their own LoRAs, and answers to their queries."""
+"""Stages 7 and 8: a batch of users' own LoRAs, and the answers to their queries."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from tasks.lora.batches import Encoded
 
 TABLE = "predictions.parquet"
-# A user's answers, and the log-likelihood of each label for each query where these were compared.
+# A user's answers; and per query the log-likelihood of each label, where labels were compared.
 Answered = tuple[list[str], list[list[float]]]
-# With the seconds that it took.
+# The same, and the seconds that it took.
 Row = tuple[list[str], list[list[float]], float]
 
 
@@ -70,10 +70,10 @@ def answers(
     merged: what users' LoRAs are merged from, if they are. fitted: what else the method made once.
     A user whose history, LoRAs and queries did not change is taken from an earlier batch.
     """
-    some = users_in_order(users, user_ids)
     merger = Merger(merged, read_recipes(merged.recipes, user_ids)) if merged else None
-    batch, method = Batch(some, how, merger, fitted, setting), METHODS[how.method]
-    batch, about, before = told(method, batch)
+    records, method = users_in_order(users, user_ids), METHODS[how.method]
+    batch = Batch(records, how, merger, fitted, setting)
+    batch, text_bytes, text_seconds = with_texts(method, batch)
     adapted = (method.adapt or merged_and_trained)(batch)
     rows = Rows("answers", _keys(batch, adapted), _read)
     if rows.missing:
@@ -81,12 +81,12 @@ def answers(
         rows.add(answered(batch, adapted, rows.missing))
     chosen, scores, seconds = zip(*rows.all(), strict=True)
     predictions = [
-        weighed(user, mine, log_p, batch)
-        for user, mine, log_p in zip(some, chosen, scores, strict=True)
+        weighed(user, texts, log_p, batch)
+        for user, texts, log_p in zip(records, chosen, scores, strict=True)
     ]
     works = [
-        work.model_copy(update={"seconds": work.seconds + sum(each)})
-        for work, *each in zip(adapted.works, seconds, before, strict=True)
+        work.model_copy(update={"seconds": work.seconds + sum(more)})
+        for work, *more in zip(adapted.works, seconds, text_seconds, strict=True)
     ]
     columns = {
         "user_id": user_ids,
@@ -106,7 +106,7 @@ def answers(
         work=folder.file(WORK),
         merged=adapted.merger is not None and method.answer is None,
         stacked=adapted.file,
-        bytes_per_user=adapted.bytes_per_user + about,
+        bytes_per_user=adapted.bytes_per_user + text_bytes,
         failed=tuple(
             f"training of user {label(user_id)}: the loss stopped being finite at step "
             f"{work.steps}; lower {method.trained}.learning_rate"
@@ -116,8 +116,8 @@ def answers(
     )
 
 
-def told(method: Method, batch: Batch) -> tuple[Batch, int, list[float]]:
-    """The batch with the method's text about each user, its mean bytes, and each one's seconds."""
+def with_texts(method: Method, batch: Batch) -> tuple[Batch, int, list[float]]:
+    """The batch with the method's text about each user; the mean bytes and each one's seconds."""
     if method.about is None:
         return batch, 0, [0.0] * len(batch.users)
     texts, seconds = zip(*method.about(batch), strict=True)
@@ -134,25 +134,26 @@ def weighed(user: User, chosen: list[str], log_p: list[list[float]], batch: Batc
     prior, labels = batch.how.prior, batch.setting.questions.task.labels
     if prior is None or not log_p:
         return chosen
-    given = [item["answer"] for item in user["profile"]]
-    weights = [prior.strength * one for one in log_prior(given, labels, prior.smoothing)]
-    sums = [[a + b for a, b in zip(own, weights, strict=True)] for own in log_p]
+    history = [item["answer"] for item in user["profile"]]
+    weights = [prior.strength * one for one in log_prior(history, labels, prior.smoothing)]
+    sums = [[a + b for a, b in zip(query, weights, strict=True)] for query in log_p]
     return [labels[one.index(max(one))] for one in sums]
 
 
 def _keys(batch: Batch, adapted: Adapted) -> list[str]:
-    """What each user's answers depend on: not the method's name, so that methods alike share them.
+    """The cache keys of users' answers. Methods that answer alike share them: no name is in a key.
 
-    The ids of users and queries too, as they stand in the table.
+    The ids of users and queries are in it, since the table has them.
     """
     how, questions = batch.how, batch.setting.questions
-    alone = METHODS[how.method].answer is not None
+    by_method = METHODS[how.method].answer is not None
     about = (how.answer, how.quantisation, how.libraries, questions, batch.setting.base)
-    own = (how.method, how.version, batch.fitted) if alone else ()
-    shared = key_of(answers.identity, *about, *own)
+    method = (how.method, how.version, batch.fitted) if by_method else ()
+    shared = key_of(answers.identity, *about, *method)
     keys = []
     for user, loras in zip(batch.users, adapted.keys, strict=True):
-        history = content(user["profile"]) if alone or questions.prompt.history_items else None
+        needed = by_method or questions.prompt.history_items
+        history = content(user["profile"]) if needed else None
         keys.append(key_of(shared, user["user_id"], asked(user), history, loras))
     return keys
 
@@ -163,7 +164,7 @@ def _read(folder: File) -> list[Row]:
 
 
 def answered(batch: Batch, adapted: Adapted, numbers: Sequence[int]) -> list[Row]:
-    """What is answered to the batch's users of these numbers, all of them at once."""
+    """The answers to the batch's users of these numbers, computed at once."""
     from tasks.lora.merge import MergedUsers
 
     users, task = [batch.users[number] for number in numbers], batch.setting.questions.task
@@ -172,30 +173,30 @@ def answered(batch: Batch, adapted: Adapted, numbers: Sequence[int]) -> list[Row
         started = time.perf_counter()
         texts = answer(replace(batch, users=users))
         each = round((time.perf_counter() - started) / len(users), 4)
-        return [(mine, [], each) for mine in texts]
+        return [(one, [], each) for one in texts]
     labels = () if how.answer == "generate" else task.labels
     with loaded_model(batch.setting, how.quantisation) as model:
         device, merger = model.base.device, adapted.merger
-        names = [batch.names[number] for number in numbers]
-        below = MergedUsers(*merger.chosen(names), device) if merger else None
-        own = adapted.own.of(numbers).to(device) if adapted.own else None
+        user_ids = [batch.names[number] for number in numbers]
+        below = MergedUsers(*merger.chosen(user_ids), device) if merger else None
+        above = adapted.loras.of(numbers).to(device) if adapted.loras else None
 
         def parts(some: Sequence[int]) -> tuple[LoraBatch | None, LoraBatch | None]:
-            return below.parts(some) if below else None, own.of(some) if own else None
+            return below.parts(some) if below else None, above.of(some) if above else None
 
         samples = model.tokens("choices" if labels else "queries", users)
-        layers_of = sorted({*(below.layers if below else ()), *(own.layers if own else ())})
-        with model.engine.grouped(model.base.model, layers_of) as layers:
+        names = sorted({*(below.layers if below else ()), *(above.layers if above else ())})
+        with model.engine.grouped(model.base.model, names) as layers:
             if labels:
-                choices = [by_question(mine, len(labels)) for mine in samples]
+                choices = [by_question(one, len(labels)) for one in samples]
                 log_p = model.engine.answer_log_p(model.base, layers, choices, parts)
-                found = _best(how.answer, labels, choices, log_p)
+                rows = _best(how.answer, labels, choices, log_p)
             else:
-                queries, most = [[*mine] for mine in samples], task.max_new_tokens
+                queries, most = [[*one] for one in samples], task.max_new_tokens
                 texts = model.engine.answer_users(model.base, layers, queries, parts, most)
-                found = [(mine, []) for mine in texts]
+                rows = [(one, []) for one in texts]
         each = model.seconds_each(len(users))
-    return [(*one, each) for one in found]
+    return [(*row, each) for row in rows]
 
 
 def _best(
@@ -204,16 +205,16 @@ def _best(
     choices: Sequence[Sequence[Sequence[Encoded]]],
     tokens: Sequence[Sequence[Sequence[Tensor]]],
 ) -> list[Answered]:
-    """Per user the best labels, and the log-likelihood of each label.
+    """Per user the best label of each question, and the log-likelihood of each label.
 
-    choices: per user and question a sample per label. tokens: log p of each token of these.
+    choices: per user and question one sample per label. tokens: the log p of each of their tokens.
     """
     from tasks.lora.answer import greediest
 
-    log_p = [[[float(label.sum()) for label in one] for one in mine] for mine in tokens]
+    log_p = [[[float(label.sum()) for label in one] for one in user] for user in tokens]
     if how == "constrained":
         best = [[*map(greediest, *both)] for both in zip(choices, tokens, strict=True)]
     else:
-        best = [[one.index(max(one)) for one in mine] for mine in log_p]
-    chosen = [[labels[number] for number in mine] for mine in best]
+        best = [[one.index(max(one)) for one in user] for user in log_p]
+    chosen = [[labels[number] for number in user] for user in best]
     return list(zip(chosen, log_p, strict=True))

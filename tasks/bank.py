@@ -1,15 +1,14 @@
 """Stage 5: the bank. Each anchor's LoRA is trained, then all are put side by side.
 
-One job trains `anchors.per_job` of them. Or the bank is given: `bank.adapters` names LoRAs that
-somebody else trained, as stock PEFT folders. No users are known behind these, so recipes go by
-evidence alone.
+One job trains `anchors.per_job` of them. Or `bank.adapters` names PEFT folders of LoRAs that
+somebody else trained. Their users are unknown, so recipes go by evidence alone.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from tasks.lora.targets import AnyModel
 
 META, BANK = "meta_lora.json", "bank.safetensors"
-# Of a PEFT folder that is given; pickles are not even fetched.
+# What is read of a given PEFT folder. Pickles are not even fetched.
 FILES = ["adapter_config.json", "adapter_model.safetensors"]
 
 
@@ -44,8 +43,8 @@ def meta_lora(
 ) -> MetaLoras:
     """Train the LoRAs of one job's anchors on the frozen base, at once, each as if alone.
 
-    An anchor depends on its own history, not on which other anchors there are, so one that was
-    trained before is found.
+    An anchor's LoRA depends on its own history, not on the other anchors. So one that an earlier
+    job trained is reused.
     """
     members = [name for anchor in anchors for name in anchor.members]
     profiles = {user["user_id"]: user["profile"] for user in users_of(candidates, members)}
@@ -92,12 +91,13 @@ def _train(
 
     histories = [[profiles[name] for name in anchor.members] for anchor in chosen]
     if setting.questions.prompt.history_items:
-        # Without history in the prompts a cluster's questions are its users' own, known or not.
-        histories = [[[item for profile in own for item in profile]] for own in histories]
+        # A prompt then shows items of the whole cluster. Else users stay apart: tokens of each may
+        # be in the store.
+        histories = [[[*chain(*history)]] for history in histories]
     with loaded_model(setting) as model:
-        flat = [{"profile": profile} for own in histories for profile in own]
+        flat = [{"profile": profile} for profile in chain(*histories)]
         tokens = iter(model.tokens("profile", flat))
-        samples = [joined(islice(tokens, len(own))) for own in histories]
+        samples = [joined(islice(tokens, len(history))) for history in histories]
         seeds = [derive_seed(setting.seed, "meta_lora", anchor.name) for anchor in chosen]
         return model.train(options, samples, seeds, checkpoint=kept)
 
@@ -110,11 +110,11 @@ def stored(
     base: Base,
     rows: Sequence[str] | None = None,
 ) -> MetaLora:
-    """A bank member in a folder of its own: its adapter, and whose it is. rows: its row's key."""
+    """Store one bank member in its own folder: the adapter and its users. rows: its row's key."""
     from tasks.lora.adapters import write_peft
 
     lora, training = made
-    # Without the seconds: made again, it has the same content, and so the same place.
+    # Leave the seconds out: a LoRA made again then has the same content and the same folder.
     how = training.model_dump(exclude={"seconds"})
     about = {"anchor": name, "members": [*members], "training": how}
     with store().new(stage, rows) as folder:
@@ -158,24 +158,24 @@ def given_adapters(options: BankOptions) -> tuple[GivenAdapter, ...]:
 
     Raises InputError where a place holds none, or two have one name.
     """
-    given = options.adapters or []
-    found: dict[str, Path] = {}
-    for place in [given] if isinstance(given, str) else given:
+    places = options.adapters or []
+    adapters: dict[str, Path] = {}
+    for place in [places] if isinstance(places, str) else places:
         for name, folder in _folders(place).items():
-            if name in found:
+            if name in adapters:
                 raise InputError(
-                    f"bank.adapters: {found[name]} and {folder} have one name; rename one of them"
+                    f"bank.adapters: {adapters[name]} and {folder} have one name; rename one"
                 )
-            found[name] = folder
-    log(f"bank: {len(found)} adapters are given: {', '.join(map(label, found))}")
+            adapters[name] = folder
+    log(f"bank: {len(adapters)} adapters are given: {', '.join(map(label, adapters))}")
     return tuple(
         GivenAdapter(name=name, path=str(folder), content=folder_hash(folder, FILES))
-        for name, folder in found.items()
+        for name, folder in adapters.items()
     )
 
 
 def _folders(place: str) -> dict[str, Path]:
-    """Name -> PEFT folder: the folder itself, those in it, or what the hub has of an id."""
+    """Name -> PEFT folder: the folder itself, those in it, or the hub's of that id."""
     folder = Path(place).expanduser().absolute()
     if not folder.is_dir():
         return {place: hub_snapshot("bank.adapters", place, FILES)}
@@ -194,13 +194,13 @@ def _folders(place: str) -> dict[str, Path]:
 def own_bank(adapters: tuple[GivenAdapter, ...], base: Base) -> Bank:
     """The adapters side by side, each as wide as the widest (`merge.alike`).
 
-    Raises InputError, which names the folder, for what is no plain LoRA of the base model.
+    Raises InputError, naming the folder, if one is no plain LoRA of the base model.
     """
     from tasks.lora.bank import stack, write_bank
     from tasks.lora.merge import alike
 
     loras = read_adapters(adapters, bare_model(base))
-    # Each as it is: what is known of one stays known when a wider one comes beside it.
+    # Store each at its own rank: its row stays valid when a wider adapter is added.
     members = [
         stored("own_bank", name, (), (lora, Training()), base) for name, lora in loras.items()
     ]
@@ -210,9 +210,9 @@ def own_bank(adapters: tuple[GivenAdapter, ...], base: Base) -> Bank:
 
 
 def read_adapters(adapters: Sequence[GivenAdapter], model: AnyModel) -> dict[str, Lora]:
-    """Name -> LoRA. model: of the shape of the base model, on the meta device.
+    """Name -> LoRA. model: the base model's layers, on the meta device.
 
-    Raises InputError, which names the folder, for what is no plain LoRA of the model.
+    Raises InputError, naming the folder, if one is no plain LoRA of the model.
     """
     from tasks.lora.adapters import read_peft
     from tasks.lora.targets import misfit

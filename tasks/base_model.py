@@ -1,8 +1,8 @@
 """Stage 2: the frozen base model. `tiny` is trained on the base users, others are as given.
 
 `base.task_adapt` adapts it to the LaMP task by one LoRA trained on base users, as in OPPU (arXiv
-2402.04401) and Per-Pcs (2406.10471). The published MTA code trains on Llama-3-8B-Instruct as it
-comes, so no preset has it. Later stages run the adapted model: the LoRA is added to the weights in
+2402.04401) and Per-Pcs (2406.10471). MTA's published code does not, nor does preset `paper`. Later
+stages run the adapted model: the LoRA is added to the weights in
 memory when the model is loaded, never written as a whole model.
 """
 
@@ -56,12 +56,12 @@ def base_model(config: TaskConfig, users: Prepared) -> Base:
     if config.base.quantisation == "nf4":
         from tasks.lora.base import nf4, pick_device
 
-        nf4(pick_device(config.compute.device))  # without the library nothing could be answered
+        nf4(pick_device(config.compute.device))  # to fail now, not at the answers
     questions = questions_of(config.prompt, users, config.base.model)
     if config.base.model == "tiny":
         longer = None
         if share := config.base.tiny.history_share:
-            # Of the configuration: without a history `questions` have neither index nor version.
+            # Not of `questions`: without history these have neither index nor version.
             prompt = config.prompt.model_copy(update={"history_items": config.rag.history_items})
             longer = questions_of(prompt, users, "tiny")
         lessons = Lessons(questions=questions, share=share, longer=longer)
@@ -71,7 +71,7 @@ def base_model(config: TaskConfig, users: Prepared) -> Base:
                 config.compute,
             )  # fmt: skip
     else:
-        base = given_model(given(config.base.model), config.compute)
+        base = given_model(identified(config.base.model), config.compute)
     dtype = loading.dtype_of(config.base, config.compute)
     base = base.model_copy(
         update={
@@ -89,20 +89,20 @@ def base_model(config: TaskConfig, users: Prepared) -> Base:
     adapted = task_adapt(
         config.base.task_adapt, questions, users.base, base, config.seed, config.compute
     )
-    # Where it is found, the model may lie elsewhere by now: that is no part of its key.
-    own = ("model", "weights", "gradient_checkpointing")
-    return adapted.model_copy(update={name: getattr(base, name) for name in own})
+    # These are no part of the key, so the cached result may hold those of an earlier run.
+    fields = ("model", "weights", "gradient_checkpointing")
+    return adapted.model_copy(update={name: getattr(base, name) for name in fields})
 
 
 class Lessons(Record):
-    """What the tiny model learns: questions, a `share` of them with history before (`longer`)."""
+    """What the tiny model learns: questions, a `share` of them with history (`longer`)."""
 
     questions: Questions
     share: float
     longer: Questions | None
 
     def of(self, user: User, seed: int) -> list[Sample]:
-        """A user's items, some with history before them; with queries where items ask nothing."""
+        """A user's items, some with history in front. Queries, too, if items ask nothing."""
         plain = profile_questions(self.questions, user["profile"])
         if self.questions.task.items == "completed":
             return plain + user_queries(self.questions, user)
@@ -205,8 +205,8 @@ def task_adapt(
         store().new("task_adapt") as folder,
         loaded_model(setting) as model,
     ):
-        found = [model.tokens(kind, each_user(users)) for kind in KINDS[options.train_on]]
-        everything = joined(chain(*found))
+        tokens = [model.tokens(kind, each_user(users)) for kind in KINDS[options.train_on]]
+        everything = joined(chain(*tokens))
         samples = everything.chosen(chosen_items(options, len(everything), seed))
         ((lora, training),) = model.train(
             options,
@@ -242,8 +242,8 @@ def chosen_items(options: TaskAdaptOptions, count: int, seed: int) -> Sequence[i
 
 
 @plannable
-def given(model: str) -> GivenModel:
-    """The model that a run is given, by its content. Raises InputError where it is not whole."""
+def identified(model: str) -> GivenModel:
+    """A given model and the hash of its files. Raises InputError where files are missing."""
     from tasks.lora.base import whole_model
 
     folder = find_model(model)
@@ -261,23 +261,25 @@ def given(model: str) -> GivenModel:
 
 @plannable
 def coverage_lines(config: TaskConfig, base: Base) -> tuple[str, ...]:
-    """What of the model the run's LoRAs are on: a line for each choice of layers, in the log too.
+    """Which layers of the model get LoRAs: a line per choice of layers. Logs them, too.
 
-    Raises InputError where no layer is so named.
+    Raises InputError where no layer has such a name.
     """
     used: dict[str, TrainingOptions] = {}
     if config.base.task_adapt.enabled:
         used["base.task_adapt"] = config.base.task_adapt
     for name in config.methods:
-        own, method = config.method(name), METHODS[name]
-        if method.merged and not own.bank.adapters:
-            used["meta_lora"] = own.meta_lora
-        if method.trained and own.training:
-            used[method.trained] = own.training
+        of_method, method = config.method(name), METHODS[name]
+        if method.merged and not of_method.bank.adapters:
+            used["meta_lora"] = of_method.meta_lora
+        if method.trained and of_method.training:
+            used[method.trained] = of_method.training
     sections = defaultdict[str, list[str]](list)
     for section, how in used.items():
         sections[json.dumps(how.target_modules)].append(section)
-    lines = tuple(f"{', '.join(own)}: {_coverage(base, names)}" for names, own in sections.items())
+    lines = tuple(
+        f"{', '.join(names)}: {_coverage(base, modules)}" for modules, names in sections.items()
+    )
     for line in lines:
         log(line)
     return lines

@@ -22,7 +22,6 @@ from tasks.results.models import Answers, Compared, Prepared, Scored
 from tasks.results.stage import stage
 from tasks.results.store import store
 
-# Answers of no model, in worlds whose optimum is known.
 DRAWS_FILE = "draws.safetensors"
 LIBRARIES = ("numpy", "polars", "rouge-score")
 # The answers of each method, batch by batch.
@@ -32,7 +31,7 @@ Batches = dict[MethodName, tuple[Answers, ...]]
 def compared(config: TaskConfig, users: Prepared, answered: Batches) -> Compared:
     """The comparison of a cell's methods, by the rules that the configuration asks for."""
     rules = rules_of(config.task, config.scoring.metrics, config.scoring.tokens)
-    # A world of another seed has other users; a file's are the same, wherever it lies.
+    # Worlds of two seeds have other users. Users read from files count as the same.
     sample = f"synthetic {config.seed}" if config.data == "synthetic" else "given"
     return compare(users, answered, rules, sample)
 
@@ -41,12 +40,12 @@ def compared(config: TaskConfig, users: Prepared, answered: Batches) -> Compared
 def compare(users: Prepared, answered: Batches, rules: Rules, sample: str) -> Compared:
     """Scores of each method, their intervals, and its difference to each other one.
 
-    rules: those that answers are scored by (tasks/lamp/metrics.py). sample: cells of one sample
-    share users. In worlds whose optimum is known the answers of its PREDICTORS are methods, too.
+    rules: what answers are scored by (tasks/lamp/metrics.py). sample: cells of one sample share
+    users. In worlds whose optimum is known, its PREDICTORS are scored like methods.
     """
     task = users.task
     tables = {name: _table(answered[name]) for name in METHODS if name in answered}
-    given = {method: _by_query(table, "prediction") for method, table in tables.items()}
+    predictions = {method: _by_query(table, "prediction") for method, table in tables.items()}
     first = next(iter(tables.values()))
     golds, user_of = _by_query(first, "gold"), _by_query(first, "user_id")
     few_shot = pl.read_parquet(store().path(users.few_shot), columns=["user_id", "group"])
@@ -58,18 +57,19 @@ def compare(users: Prepared, answered: Batches, rules: Rules, sample: str) -> Co
         optimum = {name: _by_query(asked, name) for name in PREDICTORS}
     groups = {query: group_of[user] for query, user in user_of.items()}
     scored = statistics.ScoredAnswers.of(
-        task, golds, groups, given | optimum, sample=sample, rules=rules
+        task, golds, groups, predictions | optimum, sample=sample, rules=rules
     )
     resampled = bootstrap(scored, 0)
     with store().new("compare") as folder:
         _write_draws(folder.path / DRAWS_FILE, resampled)
         for method, table in tables.items():
-            own = folder.path / method
-            own.mkdir()
-            table.write_parquet(own / "predictions.parquet")
-            # The format that LaMP takes submissions in.
-            golds_file = json.dumps(golds_json(task, given[method]), indent=1, ensure_ascii=False)
-            (own / "golds.json").write_text(golds_file + "\n")
+            of_method = folder.path / method
+            of_method.mkdir()
+            table.write_parquet(of_method / "predictions.parquet")
+            # The format of LaMP's submissions.
+            submission = golds_json(task, predictions[method])
+            text = json.dumps(submission, indent=1, ensure_ascii=False) + "\n"
+            (of_method / "golds.json").write_text(text)
     files = tuple(
         Scored(
             method=method,
@@ -77,7 +77,7 @@ def compare(users: Prepared, answered: Batches, rules: Rules, sample: str) -> Co
             queries=len(table),
             predictions=folder.file(f"{method}/predictions.parquet"),
             golds=folder.file(f"{method}/golds.json"),
-            no_label=len(unlabelled(task, given[method], rules)) / len(table)
+            no_label=len(unlabelled(task, predictions[method], rules)) / len(table)
             if task.labels
             else None,
         )
@@ -96,7 +96,7 @@ def compare(users: Prepared, answered: Batches, rules: Rules, sample: str) -> Co
 
 @stage(version=6, libraries=LIBRARIES)
 def overall(cells: tuple[Compared, ...]) -> Compared:
-    """The mean over cells: `score` and the share of the attainable."""
+    """The means over cells of `score` and of the share of the attainable."""
     return mean_of(cells, COMMON_METRICS)
 
 
@@ -109,7 +109,7 @@ def mean_of(cells: Sequence[Compared], metrics: Sequence[str] | None = None) -> 
 
 
 def read_draws(cell: Compared) -> Resampled:
-    """A cell's points and draws as they were computed, and what they were computed from."""
+    """A cell's points and bootstrap draws, and the scores that they were computed from."""
     assert cell.draws is not None
     assert cell.task is not None
     tensors = load_file(store().path(cell.draws))
@@ -130,7 +130,7 @@ def read_draws(cell: Compared) -> Resampled:
 
 
 def _compared(resampled: Resampled, **more: object) -> Compared:
-    """What a cell and a mean over cells say alike, and more."""
+    """What a cell and a mean over cells both have, and `more`."""
     opponents = [name for name in METHODS if name in resampled.methods]
     values = {
         "groups": resampled.groups,
@@ -159,7 +159,7 @@ def _write_draws(file: Path, resampled: Resampled) -> None:
     """What `read_draws` reads."""
     scored = resampled.scored
     assert scored is not None
-    # Cells of other seeds have some of the groups, too; to see which it takes no names.
+    # Hashes are enough to see which groups the cells of other seeds share.
     digests = [hashlib.sha256(group.encode()).digest()[:8] for group in scored.groups]
     tensors = {
         "groups": np.frombuffer(b"".join(digests), dtype=np.int64),

@@ -1,7 +1,6 @@
-"""Stage 7: per user a LoRA of the user's own, trained over the frozen base and the merged LoRA.
+"""Stage 7: each user's own LoRA, trained over the frozen base and the merged LoRA.
 
-With MTA it is of tiny rank, on top of a merged LoRA; other methods train theirs on the bare base.
-Either way it is the same work."""
+MTA trains it at a tiny rank, on top of a merged LoRA. Other methods train it on the bare base."""
 
 from __future__ import annotations
 
@@ -28,11 +27,11 @@ if TYPE_CHECKING:
     from tasks.lora.bank import Bank
     from tasks.lora.checkpoint import Checkpoint
 
-# Raised when other LoRAs are trained than before.
+# Raise it when the trained LoRAs change.
 VERSION = 7
 SHARD = "stacked.safetensors"
 WORK = "work.parquet"
-# Makes those of a batch's users of these numbers, with a place for the state of their training.
+# Makes the LoRAs of a batch's users of these numbers; the checkpoint keeps their training's state.
 Make = Callable[[Sequence[int], "Checkpoint | None"], Iterable[Made]]
 
 
@@ -41,32 +40,32 @@ class Adapted:
     """The LoRAs of a batch's users, in their order, that the engine applies when it answers.
 
     keys: what each user's LoRAs depend on. works: what making each user's took. merger: of the
-    merged LoRAs below, if there are any. own: the users' own, and the file with them. kept: bytes
-    that one user's own is made of, where that is less than its numbers.
+    merged LoRAs below, if there are any. loras: the users' own; file: where they are stored. kept:
+    the bytes that one user's own is made from, where its numbers are more.
     """
 
     keys: list[Any]
     works: list[Training]
     merger: Merger | None = None
-    own: Bank | None = None
+    loras: Bank | None = None
     file: File | None = None
     kept: int | None = None
 
     @property
     def bytes_per_user(self) -> int:
-        """What one user's own LoRA takes in float32, or what it is made of."""
+        """Bytes of one user's own LoRA in float32, or of what it is made from (`kept`)."""
         if self.kept is not None:
             return self.kept
-        layers = self.own.layers.values() if self.own else ()
+        layers = self.loras.layers.values() if self.loras else ()
         return sum(4 * (a[0].numel() + b[0].numel()) for a, b in layers)
 
 
 class HowAnswered(Record):
     """How a method adapts its users and answers for them.
 
-    version: of the method. training: of users' own LoRAs, if it trains any. answer: greedy
-    decoding, or the likeliest label. prior: what labels weigh before a question is read, if the
-    method has them. quantisation: of the base model; libraries: those it needs.
+    version: of the method. training: of users' own LoRAs, if it trains any. answer: as
+    `scoring.answer`. prior: of the labels, if the method has one. quantisation: of the base model.
+    libraries: those that quantisation needs.
     """
 
     method: str
@@ -97,9 +96,9 @@ class Batch:
 
     @contextmanager
     def stacking(self, keys: Sequence[str]) -> Iterator[tuple[Rows[Made], Checkpoint | None]]:
-        """The users' own LoRAs by `keys` of what each depends on, those of earlier batches known.
+        """The users' own LoRAs as rows by `keys`; those that earlier batches trained are in them.
 
-        Methods that train the same thing share it: one trains, the others find it.
+        Methods that train the same LoRAs share them: one trains, the others wait and read.
         """
         with file_lock(store().root / LOCKS / f"stacking-{digest([*keys])}.lock"):
             rows: Rows[Made] = Rows("stacking", keys, _read)
@@ -114,12 +113,12 @@ class Batch:
         from tasks.lora.bank import stack, write_bank
 
         loras, works = zip(*rows.all(), strict=True)
-        own = stack(self.names, loras)
+        bank = stack(self.names, loras)
         with rows.folder() as folder:
-            write_bank(folder.path / SHARD, own)
+            write_bank(folder.path / SHARD, bank)
             write_work(folder.path / WORK, self.names, works)
         return Adapted(
-            keys=[*rows.keys], works=[*works], own=own, file=folder.file(SHARD), kept=kept
+            keys=[*rows.keys], works=[*works], loras=bank, file=folder.file(SHARD), kept=kept
         )
 
     def stacked(self, keys: Sequence[str], make: Make, kept: int | None = None) -> Adapted:
@@ -131,7 +130,7 @@ class Batch:
 
 
 def merged_and_trained(batch: Batch) -> Adapted:
-    """The merged LoRAs, if any, and over them the users' own, if the method trains these.
+    """The merged LoRAs, if any, and over them the users' own, if the method trains any.
 
     They are trained at once, each as if alone. A user whose loss stops being finite keeps the
     weights of the step before, as `failed`.
@@ -142,11 +141,11 @@ def merged_and_trained(batch: Batch) -> Adapted:
     under = [merger.made_of(name) if merger else None for name in batch.names]
     if batch.how.training is None:
         return Adapted(under, [Training()] * len(under), merger)
-    # Not by the method's name: methods that train the same thing share it.
+    # The method's name is not in the key: methods that train the same LoRAs share them.
     shared = key_of("stacking", VERSION, library_versions(LIBRARIES), batch.how.training, setting)
     keys = [
-        key_of(shared, user["user_id"], content(user["profile"]), own)
-        for user, own in zip(batch.users, under, strict=True)
+        key_of(shared, user["user_id"], content(user["profile"]), merged)
+        for user, merged in zip(batch.users, under, strict=True)
     ]
     with batch.stacking(keys) as (rows, kept):
         if rows.missing:
@@ -160,19 +159,19 @@ def merged_and_trained(batch: Batch) -> Adapted:
 
 
 def seeds_of(setting: Setting, users: Sequence[str]) -> list[int]:
-    """Of each user's own LoRA: they decide its first weights and the order of samples."""
+    """The seed of each user's own LoRA: of its first weights and the order of its samples."""
     return [derive_seed(setting.seed, "stacking", name) for name in users]
 
 
 def write_work(path: Path, users: Sequence[str], works: Sequence[Training]) -> None:
-    """A table of user_id and what was done for each; losses are not kept."""
+    """Write a table of user_id and the work done for each; losses are not kept."""
     names = [name for name in Training.model_fields if name != "losses"]
     columns: dict[str, list[Any]] = {name: [getattr(one, name) for one in works] for name in names}
     pl.DataFrame({"user_id": list(users), **columns}).write_parquet(path)
 
 
 def read_work(path: Path) -> list[Training]:
-    """What was done for each user, in the order of the table."""
+    """The work done for each user, in the order of the table."""
     rows = pl.read_parquet(path).drop("user_id").to_dicts()
     return [Training.model_validate(row) for row in rows]
 

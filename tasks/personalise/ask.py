@@ -32,8 +32,8 @@ def ask(finished: Finished, user: str, text: str, compare: bool = True) -> dict[
     who, adapted = _of_file(finished, place) if in_file else _of_run(finished, user)
     ways = {"base": Adapted([], [])}
     if adapted.merger:
-        ways["merged"] = replace(adapted, own=None)
-    if adapted.own:
+        ways["merged"] = replace(adapted, loras=None)
+    if adapted.loras:
         ways["stacked"] = adapted
     if not compare:
         ways = dict([ways.popitem()])

@@ -36,7 +36,7 @@ NOT_LOADED = models.Base(model="", content="", dtype="float32", max_tokens=0)
 UNSEEN: dict[str, Callable[..., Any]] = {
     "log": lambda *_, **__: None,
     "coverage_lines": lambda *_: (),
-    "given": lambda model: GivenModel(model=model, content="", revision=None),
+    "identified": lambda model: GivenModel(model=model, content="", revision=None),
     "encoder_of": lambda model: Encoder(model=model, content="", libraries={}),
 }
 

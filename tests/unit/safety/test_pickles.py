@@ -14,7 +14,7 @@ import pytest
 from prefect.states import Completed
 
 import flows.mta as flow_module
-from tasks.base_model import given, given_model
+from tasks.base_model import given_model, identified
 from tasks.config.options import ComputeOptions
 from tasks.errors import InputError
 from tasks.lamp.definitions import get_task
@@ -81,7 +81,7 @@ def test_a_pickled_model_is_refused(
         load_base(model, max_tokens=32)
     monkeypatch.setenv("MTA_STORE", str(tmp_path / "store"))
     with pytest.raises(InputError, match=r"pytorch_model\.bin") as caught:
-        given_model(given(str(model)), ComputeOptions(device="cpu"))
+        given_model(identified(str(model)), ComputeOptions(device="cpu"))
     assert "\n" not in str(caught.value)
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertLMHeadModel, MambaConfig, MambaForCausalLM
 
 from tasks.answer import how_answered
-from tasks.base_model import base_model, given, given_model
+from tasks.base_model import base_model, given_model, identified
 from tasks.config.options import ComputeOptions
 from tasks.config.run import resolve
 from tasks.config.task import TaskConfig
@@ -75,13 +75,13 @@ def test_a_given_model_is_loaded_once_to_check_it(where: Store, folder: Path) ->
     parameters = sum(p.numel() for p in tiny_base().model.parameters())
     assert (base.kind, base.parameters, base.revision) == ("llama", parameters, None)
     assert (base.model, base.max_tokens, base.dtype) == (str(folder), 64, "float32")
-    key = given_model.key(given(str(folder)), CPU)
+    key = given_model.key(identified(str(folder)), CPU)
     (folder / "notes.log").write_text("of no matter")
-    assert given_model.key(given(str(folder)), CPU) == key
+    assert given_model.key(identified(str(folder)), CPU) == key
     shutil.copytree(folder, folder.parent / "moved")
-    assert given_model.key(given(str(folder.parent / "moved")), CPU) == key
+    assert given_model.key(identified(str(folder.parent / "moved")), CPU) == key
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
-    assert given_model.key(given(str(folder)), CPU) != key
+    assert given_model.key(identified(str(folder)), CPU) != key
 
 
 def test_a_model_that_lacks_weights_fails_here(where: Store, folder: Path) -> None:

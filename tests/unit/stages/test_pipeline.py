@@ -15,7 +15,7 @@ import torch
 
 from tasks.answer import how_answered
 from tasks.bank import meta_lora
-from tasks.base_model import given
+from tasks.base_model import identified
 from tasks.config.options import StackingOptions
 from tasks.errors import InputError
 from tasks.lora import group_train, grouped_engine
@@ -302,7 +302,7 @@ def test_a_given_model_must_be_safetensors(tmp_path: Path) -> None:
         (tmp_path / "absent", "there is no such folder"),
     ):
         with pytest.raises(InputError, match=words):
-            given(str(model))
+            identified(str(model))
 
 
 def test_a_stacked_lora_that_fails_is_named_and_finite(
@@ -330,8 +330,8 @@ def test_a_stacked_lora_that_fails_is_named_and_finite(
         made = merged_and_trained(batch_of(first, FEW_SHOT, setting=setting))
     assert [work.failed for work in made.works] == [False, True, False]
     assert [work.steps for work in made.works] == [4, 1, 4]
-    assert made.own is not None
-    for a, b in made.own.layers.values():
+    assert made.loras is not None
+    for a, b in made.loras.layers.values():
         assert torch.isfinite(a).all()
         assert torch.isfinite(b).all()
         assert not b[1].any()

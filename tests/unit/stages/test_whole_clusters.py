@@ -174,8 +174,9 @@ def test_noise_is_named_where_it_is_left_out(tmp_path: Path) -> None:
     """
     options = {"min_cluster_size": 3, "min_samples": 6, "min_items": 5, "noise": "never"}
     line = (
-        "no anchor: the 2 candidates with anchors.min_items 5 items or more are all noise, which "
-        "anchors.noise never leaves out; use noise last, or a smaller anchors.min_cluster_size"
+        "no anchor: the 2 candidates with anchors.min_items 5 items or more are all noise, and "
+        "anchors.noise=never excludes noise; set anchors.noise=last, or a smaller "
+        "anchors.min_cluster_size"
     )
     with pytest.raises(InputError, match=rf"\A{line}\Z"):
         chosen(candidates(tmp_path), **options)
