@@ -1,9 +1,9 @@
-"""MLflow's and Prefect's SQLite files: made beside their place, and put there when they are whole.
+"""MLflow's and Prefect's SQLite files: made in a scratch folder, moved into place when whole.
 
     python -m tasks.databases prefect .mta/prefect/prefect.db COMMAND...
 
-makes sure of the file and becomes COMMAND, a server on it. Both make their tables in hundreds of
-steps, and cannot go on from every step at which they were killed.
+makes the file unless it is there, then becomes COMMAND, a server on it. A server left alone makes
+its tables in hundreds of steps. One that is killed at the wrong step cannot go on.
 """
 
 import os
@@ -20,7 +20,7 @@ from filelock import FileLock
 from tasks.errors import InputError
 from tasks.files import PARTIAL
 
-# The arguments of Python that make one.
+# The arguments of Python that make such a file.
 MLFLOW = ("-m", "mlflow", "db", "upgrade", "sqlite:///{file}")
 PREFECT = ("-m", "prefect", "server", "database", "upgrade", "-y")
 
@@ -34,7 +34,7 @@ def make_whole(arguments: tuple[str, ...], file: Path) -> None:
             return  # another process made it meanwhile
         for left in file.parent.glob(f"{PARTIAL}*"):  # of processes that were killed
             shutil.rmtree(left, ignore_errors=True)
-        # A new place each time: who makes it outlives, for seconds, the process that asked for it.
+        # A new folder each time: a process that makes the file may outlive, by seconds, its parent.
         with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=file.parent) as folder:
             made = Path(folder, file.name)
             address = f"sqlite+aiosqlite:///{made}"
@@ -47,7 +47,7 @@ def make_whole(arguments: tuple[str, ...], file: Path) -> None:
                 said = (done.stdout + done.stderr).strip() or f"exit code {done.returncode}"
                 raise InputError(f"{file}: not made ({said.splitlines()[-1][:300]}); try again")
             with closing(sqlite3.connect(made)) as database:
-                # All of it in its one file, which can then be renamed.
+                # Without this, parts may lie in files beside it, which no rename moves.
                 database.execute("PRAGMA journal_mode = DELETE")
             made.replace(file)
 

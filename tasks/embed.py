@@ -44,22 +44,22 @@ Vectors = NDArray[np.floating]
 VectorsOf = Callable[[list[Any]], "Tensor | Vectors"]
 # role -> user ids and their vectors [U, D].
 Sides = dict[str, tuple[list[str], Vectors]]
-# `anchors.text_model` of this name: no encoder but the base model.
+# With `anchors.text_model` of this name the base model embeds texts, no encoder.
 OWN_MODEL = "base"
-# Users embedded at once, between two reports of progress: single ones are small batches.
+# Users embedded at once, between two reports of progress. One user alone is a small batch.
 CHUNK = 20
 # Embeddings by gradients of the base model.
 SIGNATURES = ("signature", "input_signature")
 TABLE = "embeddings.parquet"
 WHITENING_FILE = "whitening.safetensors"
-# So many users of the population teach the whitening: their items are thousands.
+# The whitening is learned from so many users, who have thousands of items.
 WHITENED = 100
 
 
 class Embedding(Record):
     """What decides a vector besides the history.
 
-    questions, seed: of signatures. encoder: of texts; without one the base model embeds.
+    questions, seed: for signatures. encoder: for texts; None: the base model embeds them.
     """
 
     options: EmbeddingOptions
@@ -71,11 +71,11 @@ class Embedding(Record):
 
     @property
     def signed(self) -> bool:
-        """Whether vectors are gradients of the base model, of tokens; else they are of texts."""
+        """Whether vectors are gradients of the base model. If not, they embed texts."""
         return self.options.embedding in SIGNATURES
 
     def texts(self, user: User) -> list[str]:
-        """What is embedded of each of the user's items, where vectors are of texts."""
+        """The text to embed of each of the user's items."""
         return [self.task.whole(item["text"], item["answer"]) for item in user["profile"]]
 
 
@@ -85,7 +85,7 @@ def embedded_users(
 ) -> Embedded:  # fmt: skip
     """The vectors of a method's users. Raises InputError where there is no such text encoder."""
     method = embedding_of(config, users.task, questions, base)
-    # Base users are there for the centre, which texts have not.
+    # Base users are there for the centre. Vectors of texts are not centred.
     roles = ROLES if method.signed else ("anchor", "few_shot")
     return embed(method, {role: users.side(role) for role in roles}, compute)
 
@@ -96,14 +96,14 @@ def embedding_of(
     """How a method embeds users. Raises InputError where there is no such text encoder."""
     options = EmbeddingOptions.of(config.anchors)
     signed = options.embedding in SIGNATURES
-    own = signed or options.text_model == OWN_MODEL
-    encoder = None if own else encoder_of(options.text_model)
+    by_base = signed or options.text_model == OWN_MODEL
+    encoder = None if by_base else encoder_of(options.text_model)
     return Embedding(
-        # By what name it was asked for decides nothing: `encoder` has its content.
+        # The encoder's name decides nothing: `encoder` has the hash of its files.
         options=options.model_copy(update={"text_model": OWN_MODEL}),
         seed=config.seed if signed else None,
         task=task,
-        base=base if own else None,
+        base=base if by_base else None,
         questions=questions if signed else None,
         encoder=encoder,
     )
@@ -111,7 +111,7 @@ def embedding_of(
 
 @stage(version=6, libraries=(*LIBRARIES, "numpy"), uses_model=True)
 def embed(method: Embedding, population: Mapping[str, File], compute: ComputeOptions) -> Embedded:
-    """The users' vectors; a user whose history did not change is taken from an earlier table.
+    """The users' vectors. Those of unchanged histories are taken from earlier tables.
 
     population: role -> its users.
     """
@@ -135,7 +135,7 @@ def embed(method: Embedding, population: Mapping[str, File], compute: ComputeOpt
         frame.write_parquet(folder.path / TABLE)
     matrix = None
     if method.options.embedding == "input_signature":
-        # The base users stand first, or the candidates where there are none.
+        # The base users come first, or the candidates if there are none.
         teachers = [n for n, (role, _) in enumerate(names) if role == names[0][0]][:WHITENED]
         key = key_of("whitening", shared, [keys[n] for n in teachers])
         matrix = _whitening(method, Users(tables, teachers), len(teachers), key, compute)
@@ -170,15 +170,15 @@ def _item_vectors(
         for done in range(CHUNK, count + CHUNK, CHUNK):
             yield from by_user(vectors_of, [[*items] for items in islice(left, CHUNK)])
             progress.update(min(done, count))
-        # This thread may embed no more: a large model would stay in memory.
+        # Free the memory: this thread may embed no more.
         unload()
 
 
 def by_user(vectors_of: VectorsOf, users: Sequence[Sequence[Any]]) -> Iterator[Tensor | Vectors]:
-    """The vectors [N, D] of each user's items, which go through the model together."""
-    found = vectors_of([*chain(*users)])
+    """The vectors [N, D] of each user's items. All users' items go through the model together."""
+    vectors = vectors_of([*chain(*users)])
     ends = accumulate(map(len, users))
-    return (found[end - len(own) : end] for own, end in zip(users, ends, strict=True))
+    return (vectors[end - len(items) : end] for items, end in zip(users, ends, strict=True))
 
 
 def embedder(method: Embedding, compute: ComputeOptions) -> VectorsOf:
@@ -207,7 +207,7 @@ def embedder(method: Embedding, compute: ComputeOptions) -> VectorsOf:
 def _whitening(
     method: Embedding, users: Users, count: int, key: str, compute: ComputeOptions
 ) -> File:
-    """The matrix that these users teach, kept as a row of its own: it changes with them alone."""
+    """The matrix learned from these users, kept as a row of its own: it depends on them alone."""
     rows = Rows("whitening", [key], lambda folder: [folder])
     if not rows.missing:
         return rows.all()[0]
@@ -230,19 +230,19 @@ def _read_rows(folder: File) -> list[Vectors]:
 def read_embeddings(embedded: Embedded) -> Sides:
     """All users' unit vectors."""
     sides, place = measured(embedded)
-    return {role: (ids, unit_rows(place(own))) for role, (ids, own) in sides.items()}
+    return {role: (ids, unit_rows(place(raw))) for role, (ids, raw) in sides.items()}
 
 
 def measured(embedded: Embedded) -> tuple[Sides, Callable[[Vectors], Vectors]]:
-    """The vectors as they are, and what makes such vectors those whose directions are compared.
+    """The raw vectors, and a function: from such vectors to those whose directions are compared.
 
-    Signatures are centred first: raw ones all point along the population's mean, and their
-    cosines differ in the third decimal. The centre is that of the base users (the anchor
-    candidates where there are none), so that one user's new item moves that user only. Those at the
-    input are then whitened (tasks/method/whitening.py).
+    The function centres signatures: raw ones all point along the population's mean, and their
+    cosines differ in the third decimal. The centre is the base users' mean, or the anchor
+    candidates' if there are no base users: so a new item of one user moves that user only. It then
+    whitens signatures at the input (tasks/method/whitening.py).
     """
     table = pl.read_parquet(store().path(embedded.table))
-    # In float64 once: it would be made so at each product.
+    # Converted to float64 once, not at each product.
     matrix = read_whitening(embedded.whitening).astype(np.float64) if embedded.whitening else None
     sides: Sides = {}
     for role in ROLES:

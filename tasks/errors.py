@@ -1,4 +1,4 @@
-"""Errors: for people, in one clean line; which of them pass; and a disk that is full."""
+"""Errors: one clean line for people; which errors pass by themselves; a full disk."""
 
 import errno
 import hashlib
@@ -14,7 +14,7 @@ _FULL = {
     errno.EFBIG: "disk full or limited (ulimit -f)",
     errno.EROFS: "disk is read-only",
 }
-# As libraries say it that do not raise OSError: Rust's (safetensors, polars) and sqlite.
+# In messages of libraries that do not raise OSError: Rust's (safetensors, polars) and sqlite.
 _FULL_TEXTS = {f"(os error {code})": name for code, name in _FULL.items()} | {
     "database or disk is full": "disk full",
     "attempt to write a readonly database": "disk is read-only",
@@ -34,11 +34,11 @@ class InputError(ValueError):
 
 
 class StorageError(InputError):
-    """The storage of the store cannot be used now: no answer, no permission, no such bucket."""
+    """The store's storage cannot be used now: no answer, no permission, no such bucket."""
 
 
 class DiskFull(Exception):
-    """The run stops: nothing it could still do can be kept. The message is one line."""
+    """The run stops, since no result can be kept. The message is one line."""
 
 
 def masked(text: str) -> str:
@@ -47,9 +47,9 @@ def masked(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` as one line: what is no visible character stands as its escape.
+    """`text` on one line, with an escape in place of each invisible character.
 
-    Line ends, NUL, and signs that reorder or hide text (Unicode categories Other and Separator).
+    Such are line ends, NUL, and signs that reorder or hide text (Unicode's Other and Separator).
     """
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape", "backslashreplace").decode()
@@ -58,17 +58,17 @@ def printable(text: str) -> str:
 
 
 def short(error: BaseException, length: int = 200) -> str:
-    """An error's message as one line of at most `length` characters, for within another message.
+    """An error's message as one line of at most `length` characters, to stand in another message.
 
-    Masked before it is cut: a password that has lost its @ is not known as one.
+    Masked before it is cut: a password without the @ behind it would not be recognised.
     """
     return masked(" ".join(str(error).split()))[:length]
 
 
 def label(identifier: str) -> str:
-    """An id of the data, which may be anything, as a name that people read: in a log, as a tag.
+    """A name for people, in a log or as a tag, for an id of the data, which may be any text.
 
-    A long one is cut, with a piece of its sha256, so that two ids keep two names.
+    A long id is cut and gets a piece of its sha256, so that two ids keep two names.
     """
     shown = printable(identifier)
     if len(shown) <= LABEL_LENGTH:
@@ -78,7 +78,7 @@ def label(identifier: str) -> str:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that it was raised from or because of, as a traceback shows them."""
+    """The error and its causes, as a traceback shows them."""
     seen: list[BaseException] = []
     one: BaseException | None = error
     while one is not None and one not in seen:
@@ -88,7 +88,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def disk_full(error: BaseException) -> str | None:
-    """One line of what to do where the disk takes no more; None for any other error."""
+    """What to do, in one line, if the disk is full; None for any other error."""
     if isinstance(error, DiskFull):
         return str(error)
     for one in chain(error):
@@ -103,7 +103,7 @@ def disk_full(error: BaseException) -> str | None:
 def transient(error: BaseException) -> bool:
     """Whether the same call may succeed a little later: no connection, no answer, a 5xx or 429.
 
-    Never bad input, whatever it was found out by, and never a full disk.
+    Never for bad input, whatever error lies below it, and never for a full disk.
     """
     if isinstance(error, InputError) or disk_full(error):
         return False
@@ -111,18 +111,18 @@ def transient(error: BaseException) -> bool:
 
 
 def _passes(error: BaseException) -> bool:
-    import httpx  # here: the engine does without
+    import httpx  # here, since the engine does without
     import requests
     import urllib3
 
     status: int | None = None
     if isinstance(error, httpx.HTTPStatusError | requests.HTTPError):
         status = error.response.status_code if error.response is not None else 400
-    elif asked := getattr(error, "get_http_status_code", None):  # MLflow's
-        status = int(asked())
+    elif status_of := getattr(error, "get_http_status_code", None):  # MLflow's
+        status = int(status_of())
     if status is not None:
         return status >= 500 or status in (408, 429)
     kinds = (ConnectionError, TimeoutError, httpx.TransportError, requests.ConnectionError,
              requests.Timeout, urllib3.exceptions.HTTPError)  # fmt: skip
-    # sqlite says so when another process writes.
+    # sqlite raises this while another process writes.
     return isinstance(error, kinds) or "database is locked" in str(error)

@@ -1,10 +1,10 @@
 """Users' LoRAs of a finished run, merged and stacked as one: `mta export`.
 
 A PEFT folder loads in stock PEFT, `PeftModel.from_pretrained(base, "my-lora")`; `mta.json` in it
-says how prompts look. vLLM's own resolver takes a user's LoRA from the folder of that name, if its
-`base_model_name_or_path` is what `vllm serve` was given as the model
-(vllm/plugins/lora_resolvers/filesystem_resolver.py). Its LoRAs have at most `--max-lora-rank`,
-which is one of RANKS (vllm/config/lora.py), and none on experts' bare parameters. docs/serving.md.
+says how prompts look. vLLM's own resolver finds a user's LoRA in the folder of the user's name, if
+its `base_model_name_or_path` is the model that `vllm serve` was started with
+(vllm/plugins/lora_resolvers/filesystem_resolver.py). vLLM takes ranks up to `--max-lora-rank`, one
+of RANKS (vllm/config/lora.py), and no LoRA on experts' bare parameters. See docs/serving.md.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class Finished:
     """A method in one cell of a finished run; bank and batches are read once.
 
-    lamp_task, seed: of the run, by default its first. Raises InputError, which names the option,
-    where the run has none, or the method made no LoRAs.
+    lamp_task, seed: by default the run's first. Raises InputError, naming the option, if the run
+    has no such cell or method, or the method made no LoRAs.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Finished:
         _listed("--lamp-task", lamp_task, cells)
         self.run, self.cell, self.method = run, cells[lamp_task], method
         answers = self.cell.answers
-        # A registered bank has no answers: its methods merge for new users.
+        # A registered bank has no answers: its methods only merge for new users.
         adapted = [name for name in METHODS
                    if any(one.merged or one.stacked for one in answers.get(name, ()))
                    or (self.cell.merging(name) and not answers)]  # fmt: skip
@@ -76,7 +76,7 @@ class Finished:
         return Merger(merging.merged) if merging else None
 
     def batch(self, user_id: str) -> Answers:
-        """The batch of a few-shot user. Raises InputError where there is none, or it failed."""
+        """The batch with a few-shot user. Raises InputError if there is none, or it failed."""
         if user_id not in self.cell.users.few_shot_ids:
             few = ", ".join(map(label, sorted(self.cell.users.few_shot_ids)[:5]))
             raise InputError(
@@ -85,7 +85,7 @@ class Finished:
         for batch in self.cell.answers[self.method]:
             if user_id in batch.users:
                 return batch
-        # A part of it is not what the method gives.
+        # A merged LoRA alone would not be what the method gives.
         raise InputError(f"--user {user_id}: the run trained no LoRA of this user; run it again")
 
     def stacked(self, user_id: str) -> Lora | None:
@@ -94,7 +94,7 @@ class Finished:
         return _bank(store().path(file)).lora(user_id) if file else None
 
     def lora(self, user_id: str) -> Lora:
-        """All that the method added to the base model for a few-shot user, as one LoRA."""
+        """All that the method adds to the base model for a few-shot user, as one LoRA."""
         import torch
 
         from tasks.lora.merge import MergedUsers
@@ -109,7 +109,7 @@ class Finished:
 
 
 def about(cell: Cell, method: MethodName) -> dict[str, str]:
-    """What `mta.json` says of every user: what a LoRA goes with, and how prompts look."""
+    """What `mta.json` says for every user: the LoRA's base model and method, and its prompts."""
     config = cell.config.method(method)
     return {
         "lamp_task": cell.config.lamp_task,
@@ -130,7 +130,7 @@ def whole_lora(cell: Cell, loras: Sequence[Lora]) -> Lora:
     """A user's LoRAs as one: their updates sum up."""
     from tasks.lora.merge import concatenate
 
-    # The base model that the folder goes with is the one without the adapter.
+    # The folder is for the base model without `base.task_adapt`, so its LoRA goes in, too.
     adapter = [_task_lora(store().path(cell.base.adapter))] if cell.base.adapter else []
     return reduce(concatenate, [*adapter, *loras])
 
@@ -145,7 +145,7 @@ def _bank(file: Path) -> LoadedBank:
 
 @lru_cache(maxsize=1)
 def _task_lora(folder: Path) -> Lora:
-    """The LoRA of the task, the same for all users of a cell: read once."""
+    """The LoRA of `base.task_adapt`, the same for all users of a cell: read once."""
     from tasks.lora.adapters import read_peft
 
     return read_peft(folder)
@@ -154,7 +154,7 @@ def _task_lora(folder: Path) -> Lora:
 def export(finished: Finished, user_id: str, folder: Path) -> Path:
     """Write a few-shot user's LoRA to `folder`; returns the base model's folder.
 
-    Raises InputError where there is no such user, or the folder is there already.
+    Raises InputError if there is no such user, or the folder exists.
     """
     _new(folder)
     lora, base = finished.lora(user_id), finished.cell.base
@@ -190,9 +190,9 @@ def _new(folder: Path) -> None:
 def write_folder(
     folder: Path, lora: Lora, base: Base, said: Mapping[str, str], name: str | None = None
 ) -> None:
-    """Write a LoRA as a PEFT folder, with what is `said` in `mta.json`: whole or not at all.
+    """Write a LoRA as a PEFT folder with `said` as its `mta.json`: whole or not at all.
 
-    name: what the folder calls the base model; None: as the run did.
+    name: the base model's name in the folder; None: as in the run.
     """
     from tasks.lora.adapters import write_peft
 
@@ -202,7 +202,7 @@ def write_folder(
 
 @contextmanager
 def whole_folder(folder: Path, said: Mapping[str, str]) -> Iterator[Path]:
-    """A folder to write into, which then is `folder`, with `mta.json`; after a failure none is."""
+    """A scratch folder to write into. Without a failure it gets `mta.json` and becomes `folder`."""
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -221,7 +221,7 @@ def transposed(base: Base) -> bool:
 
 @dataclass(frozen=True)
 class Served:
-    """A user's folder. error: how far the LoRA of less rank is off, relative (`merge.cut`)."""
+    """A user's folder. error: of the LoRA of lower rank, relative to the update (`merge.cut`)."""
 
     user: str
     folder: Path
@@ -229,7 +229,7 @@ class Served:
 
 
 def max_lora_rank(rank: int) -> int:
-    """What `vllm serve --max-lora-rank` is to be. Raises InputError for a rank it has not."""
+    """The value for `vllm serve --max-lora-rank`. Raises InputError outside 1 to 512."""
     if not 1 <= rank <= RANKS[-1]:
         raise InputError(f"--rank {rank}: vLLM's ranks are 1 to {RANKS[-1]}")
     return next(one for one in RANKS if one >= rank)
@@ -244,8 +244,8 @@ def vllm_folders(
 ) -> Iterator[Served | InputError]:
     """Write every few-shot user's LoRA, of at most `rank`, into a folder of the user's name.
 
-    name: what `vllm serve` is given as the model; None: the run's. A user whose LoRA loses more
-    than `tolerance` gets no folder, but a line. Raises InputError where nothing can be written.
+    name: the model that `vllm serve` is started with; None: the run's. A user whose LoRA loses more
+    than `tolerance` gets an error, no folder. Raises InputError if nothing can be written.
     """
     most, base = max_lora_rank(rank), finished.cell.base
     if to.is_dir() and any(to.iterdir()):
@@ -269,9 +269,9 @@ def vllm_folders(
 
 
 def _cut(user: str, lora: Lora, rank: int, tolerance: float | None) -> tuple[Lora, float]:
-    """A user's LoRA of at most this rank, and what that loses.
+    """A user's LoRA cut to at most this rank, and the relative error of that.
 
-    Raises InputError where it is more than the tolerance, or vLLM loads no such LoRA.
+    Raises InputError if the error is above the tolerance, or vLLM loads no such LoRA.
     """
     from tasks.lora.merge import cut
 

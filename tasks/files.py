@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-# A file that is being written begins so. A process that is killed leaves one behind.
+# The name of a file that is being written begins so. A killed process leaves one behind.
 PARTIAL = ".partial-"
 
 
@@ -34,18 +34,18 @@ def sha256_of(path: Path) -> str:
     """
     try:
         return file_sha256(path)
-    except IsADirectoryError:  # not asked before: another job may just be fetching the folder
+    except IsADirectoryError:  # not asked before: another job may be fetching the folder
         pass
-    found = hashlib.sha256()
+    total = hashlib.sha256()
     for file in sorted(one for one in path.rglob("*") if one.is_file()):
-        found.update(f"{file_sha256(file)} {file.relative_to(path).as_posix()}\n".encode())
-    return found.hexdigest()
+        total.update(f"{file_sha256(file)} {file.relative_to(path).as_posix()}\n".encode())
+    return total.hexdigest()
 
 
 def file_name(identifier: str) -> str:
-    """A file's name for what has this id, which may be anything.
+    """A file name for an id, which may be any text.
 
-    An id that is no plain name, or a long one, gets a piece of its sha256: two ids keep two names.
+    One that is long or no plain name gets a piece of its sha256, so that two ids keep two names.
     """
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", identifier).strip("-.")[:60]
     if plain == identifier:
@@ -55,7 +55,7 @@ def file_name(identifier: str) -> str:
 
 
 def fsync(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk."""
+    """Force a file's bytes, or a folder's names, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -64,10 +64,7 @@ def fsync(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` as the file `path`: it is there whole, or as it was before.
-
-    The folder must be there.
-    """
+    """Write `data` as the file `path`, whole or not at all. Its folder must exist."""
     handle, name = tempfile.mkstemp(prefix=PARTIAL, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -1,13 +1,13 @@
-"""Stage 6: per user a recipe, the anchors a merged LoRA is made of and their weights.
+"""Stage 6: each user's recipe: the anchors that the merged LoRA is made of, and their weights.
 
 A merged LoRA is computed from its recipe when it is needed and never stored. The arithmetic is in
 tasks/method/weights.py.
 
-Evidence, which recipes may go by, is log p(items of u | anchor k), summed over the items' answers:
-what Bayesian model averaging over the bank weighs its members by (docs/method.md, Fusion). It costs
-one pass of the items per anchor and no training; where the bank is large, `fusion.shortlist`
-narrows it to the most similar anchors. Weights that are `learned` begin as those of the evidence,
-which holds them back (tasks/lora/mixture.py). What a user costs stays a number per anchor.
+Evidence is log p(items of user u | anchor k), summed over the items' answers. Bayesian model
+averaging weighs a bank's members by it (docs/method.md, Fusion). It costs one pass of the items per
+anchor and no training. For a large bank, `fusion.shortlist` asks the most similar anchors only.
+`learned` weights begin as the evidence's, which a penalty keeps them near (tasks/lora/mixture.py).
+Either way a user's recipe is one number per anchor.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ EVIDENCE_FILE = "evidence.parquet"
 def merged_loras(
     options: FusionOptions, embedded: Embedded, bank: Bank, few_shot: File, setting: Setting
 ) -> Merged:
-    """What few-shot users' LoRAs are merged from; in the log, how many recipes there are."""
+    """What few-shot users' LoRAs are merged from. Logs how many recipes there are."""
     weighed = None
     if options.by_evidence:
         weighed = evidence(options.shortlist, embedded, bank, few_shot, setting)
@@ -71,8 +71,8 @@ def evidence(
 ) -> Evidence:
     """Each few-shot user's evidence for all anchors, or for the `shortlist` most similar ones.
 
-    users: the few-shot users' table. Who did not change, like the anchors asked, is taken from an
-    earlier table.
+    users: the few-shot users' table. Users are taken from an earlier table if they and the anchors
+    asked are the same.
     """
     from tasks.lora.bank import read_bank
 
@@ -82,15 +82,15 @@ def evidence(
     adapters = [member.adapter for member in bank.members]
     shared = key_of(evidence.identity, setting)
     keys = []
-    for user, own in zip(asking, asked, strict=True):
-        whom = [lora if ask else None for lora, ask in zip(adapters, own, strict=True)]
+    for user, row in zip(asking, asked, strict=True):
+        whom = [lora if ask else None for lora, ask in zip(adapters, row, strict=True)]
         keys.append(key_of(shared, content(user["profile"]), whom))
     rows = Rows("evidence", keys, _read_evidence)
     if rows.missing:
         log(f"evidence for {len(adapters)} anchors of {rows.counted()}")
         with loaded_model(setting) as model:
             chosen = [asking[number] for number in rows.missing]
-            samples = [[*own] for own in model.tokens("profile", chosen)]
+            samples = [[*items] for items in model.tokens("profile", chosen)]
             pairs = [asked[number] for number in rows.missing]
             table = model.log_likelihoods(read_bank(store().path(bank.file)), samples, pairs)
             each = model.seconds_each(len(chosen))
@@ -117,9 +117,9 @@ def _read_evidence(folder: File) -> list[tuple[list[float], float]]:
 def fusion(
     options: FusionOptions, embedded: Embedded, bank: Bank, evidence: Evidence | None, seed: int
 ) -> Recipes:
-    """Every few-shot user's recipe: anchors by similarity, or by `evidence` where it is given.
+    """Every few-shot user's recipe: anchors by similarity, or by `evidence` if there is any.
 
-    Raises InputError where the published rule gives no mixture.
+    Raises InputError if the published order gives weights outside 0 to 1.
     """
     sides, place = measured(embedded)
     (ids, users), (candidates, points) = (
@@ -146,7 +146,7 @@ def fusion(
 
 
 def described(recipes: Recipes, options: FusionOptions) -> str:
-    """How many recipes there are, of how many anchors, in one line."""
+    """One line: how many recipes there are, of how many anchors."""
     equal = options.weights == "cosine" and options.order == "right"
     lost = recipes.without_similar_anchor if equal else 0
     return f"recipes of {recipes.users} users from {recipes.anchors_per_user} anchors each" + (
@@ -159,23 +159,23 @@ def weighed_anchors(
 ) -> Chosen:
     """Each user's anchors (numbers in the bank), their similarities and weights, each [U, m].
 
-    users [U, D], anchors [K, D]: unit vectors. known [U, K]: evidence, which decides where it is
-    given. Raises InputError for a user with a weight outside 0 to 1, as the published merger does.
+    users [U, D], anchors [K, D]: unit vectors. known [U, K]: evidence; with it, it decides. Raises
+    InputError for a user with a weight outside 0 to 1, as the published merger does.
     """
     if known is not None:
         return by_evidence(users @ anchors.T, known, options)
-    found = search(users, anchors, options)
-    _, similarities, weights = found
+    chosen = search(users, anchors, options)
+    _, similarities, weights = chosen
     wrong = np.flatnonzero(~((weights >= 0) & (weights <= 1)).all(axis=1))
     if len(wrong):
-        own = ", ".join(f"{one:g}" for one in similarities[wrong[0]])
+        listed = ", ".join(f"{one:g}" for one in similarities[wrong[0]])
         raise InputError(
-            f"fusion.order published: user {label(ids[wrong[0]])} has the similarities {own}, "
+            f"fusion.order published: user {label(ids[wrong[0]])} has the similarities {listed}, "
             f"whose shares are no weights from 0 to 1 (so have {len(wrong)} of {len(ids)} "
             "users), and the published merger raises there, too; use order=right or "
             "weights=softmax, or leave out the method mta_published, which has this order"
         )
-    return found
+    return chosen
 
 
 def unit_vectors(embedded: Embedded, bank: Bank) -> tuple[list[str], Floats, Floats]:
@@ -188,39 +188,39 @@ def unit_vectors(embedded: Embedded, bank: Bank) -> tuple[list[str], Floats, Flo
 
 
 def bank_vectors(bank: Bank, ids: Sequence[str], points: Floats) -> Floats:
-    """The bank's unit vectors [K, D], of the candidates' ids and unit vectors [U, D].
+    """The bank's unit vectors [K, D], from the candidates' ids and unit vectors [U, D].
 
-    An anchor that was trained on several users stands in the middle of their unit vectors. An
-    adapter that was given has no users, and the zero vector: it is like nobody.
+    An anchor trained on several users has the mean of their unit vectors, scaled to length 1. A
+    given adapter has no users, so it gets the zero vector: it is similar to nobody.
     """
     return unit_rows(_means(bank, ids, points))
 
 
 def _means(bank: Bank, ids: Sequence[str], points: Floats) -> Floats:
-    """[K, D]: the mean of the points [U, D] of each anchor's users, zeros where it has none."""
+    """[K, D]: the mean of the points [U, D] of each anchor's users; zeros if it has none."""
     row = {user_id: number for number, user_id in enumerate(ids)}
     groups = [[row[user] for user in member.members] for member in bank.members]
     nobody = np.zeros(points.shape[1])
-    return np.stack([points[own].mean(0) if own else nobody for own in groups])
+    return np.stack([points[rows].mean(0) if rows else nobody for rows in groups])
 
 
 class VectorEvidence:
-    """Evidence that is also of the vectors of users' items: the mean of both log-likelihoods.
+    """Evidence from users' answers and from their vectors: the mean of both log-likelihoods.
 
-    That is a logarithmic opinion pool of equal weights (Genest & Zidek 1986). Vectors count in the
-    principal axes of the candidates' directions that stand out of noise (`outstanding`): a mean of
-    a thousand vectors is off by a little in every direction, and there are thousands of these.
+    That is a logarithmic opinion pool of equal weights (Genest & Zidek 1986). Vectors count along
+    the principal axes of the candidates' directions that stand out of noise (`outstanding`). The
+    mean of a thousand vectors is a little off in every direction, and directions are thousands.
     """
 
     def __init__(self, bank: Bank, ids: Sequence[str], points: Floats, seed: int) -> None:
         """points [U, D]: whitened vectors of the candidates `ids`. seed: of the run."""
         self.axes = outstanding(unit_rows(points), derive_seed(seed, "cluster"))
         self.anchors = _means(bank, ids, points) @ self.axes
-        # Behind an adapter that was given nobody is known: then vectors speak for none.
+        # A given adapter has no known users. Then vectors say nothing, of any anchor.
         self.known = all(member.members for member in bank.members)
 
     def __call__(self, evidence: Floats, users: Floats, items: Sequence[int]) -> Floats:
-        """[U, K], of `evidence` [U, K] and whitened vectors [U, D], each the mean of so many."""
+        """[U, K], from `evidence` [U, K] and whitened vectors [U, D], each of so many items."""
         if not self.known:
             return evidence
         return (evidence + vector_likelihoods(users @ self.axes, items, self.anchors)) / 2
@@ -230,7 +230,7 @@ def vector_evidence(
     options: FusionOptions, embedded: Embedded, bank: Bank, ids: Sequence[str], points: Floats,
     seed: int,
 ) -> VectorEvidence | None:  # fmt: skip
-    """That of the candidates' vectors `points`, where evidence is asked for and counts them."""
+    """That of the candidates' vectors `points`; None if the options use no vectors."""
     wanted = options.by_evidence and options.vectors and embedded.whitening
     return VectorEvidence(bank, ids, points, seed) if wanted else None
 
@@ -241,8 +241,8 @@ def learned_weights(
 ) -> Recipes:
     """The recipes of `merged`, with weights trained on each user's items.
 
-    users: the few-shot users' table. Who did not change, like the recipe and its anchors, is taken
-    from an earlier table.
+    users: the few-shot users' table. Users are taken from an earlier table if they, their recipe
+    and its anchors are the same.
     """
     from tasks.lora.merge import MergedUsers
 
@@ -262,7 +262,7 @@ def learned_weights(
             samples = model.tokens("profile", [asked[number] for number in rows.missing])
             below = MergedUsers(*merger.chosen(missing), model.base.device)
             before = [merger.recipes[name] for name in missing]
-            rows.add(learn(model, options, below, [[*own] for own in samples], before))
+            rows.add(learn(model, options, below, [[*items] for items in samples], before))
     with rows.folder() as folder:
         write_recipes(folder.path, names, rows.all())
     return merged.recipes.model_copy(update={"table": folder.file(TABLE)})
@@ -279,9 +279,9 @@ def learn(
     samples: Sequence[Sequence[Encoded]],
     recipes: Sequence[Recipe],
 ) -> list[Recipe]:
-    """The recipes with trained weights, the largest first; all at once, each as if alone.
+    """The recipes with trained weights, largest first. Users train at once, each as if alone.
 
-    In six decimals: the company of other users moves the last bits of a sum.
+    Weights have six decimals: the other users of a batch change the last bits of a sum.
     """
     from tasks.lora.grouped import grouped
     from tasks.lora.mixture import train_weights
@@ -292,8 +292,8 @@ def learn(
     return [
         with_weights(
             recipe,
-            [round(one, 6) for one in own],
+            [round(one, 6) for one in weights],
             Training(seconds=each, steps=len(outcome.losses[user]), tokens=outcome.tokens[user]),
         )
-        for user, (recipe, own) in enumerate(zip(recipes, outcome.flat.tolist(), strict=True))
+        for user, (recipe, weights) in enumerate(zip(recipes, outcome.flat.tolist(), strict=True))
     ]

@@ -29,7 +29,7 @@ WAITS, ENDED = "waits", "ended"
 
 @dataclass
 class Row:
-    """How far a cell is. since: when its stage began. done, total: of what `owner` tells."""
+    """How far a cell is. since: when its stage began. done, total: the progress of `owner`."""
 
     stage: str = WAITS
     since: float = 0.0
@@ -41,24 +41,24 @@ class Row:
     owner: object = None
 
     def begins(self, stage: str) -> None:
-        """A stage begins, or another job of the same."""
+        """A stage begins, or another job of the same stage."""
         if stage != self.stage:
             self.stage, self.since = stage, time.monotonic()
             self.done, self.total, self.owner = 0, 0, None
 
-    def has(self, found: bool) -> None:
-        """A stage gave a result, which was found or made."""
-        self.found += found
-        self.made += not found
+    def has(self, cached: bool) -> None:
+        """Count a stage's result as found or made."""
+        self.found += cached
+        self.made += not cached
 
     def progresses(self, owner: object, done: int, total: int, began: float) -> None:
-        """Show the progress of `owner`, unless another one's is not over: jobs have their own."""
+        """Show the progress of `owner`, one of several jobs, unless another's is still shown."""
         if self.owner in (None, owner):
             self.done, self.total, self.began = done, total, began
             self.owner = owner if done < total else None
 
 
-# By their cells' names, while there is a view; and the row of the cell that a thread works for.
+# The rows by cell, while there is a view; and the row of the cell that a thread works for.
 rows: dict[str, Row] | None = None
 ROW: ContextVar[Row | None] = ContextVar("row", default=None)
 
@@ -110,7 +110,7 @@ def live_view() -> Iterator[None]:
     if not sys.stderr.isatty():
         yield
         return
-    # The terminal by a descriptor of its own: 2 is given to others below.
+    # The terminal gets its own descriptor: 2 is redirected below.
     terminal = os.fdopen(os.dup(2), "w", encoding="utf-8")
     console, both = Console(file=terminal), sys.stdout.isatty()
     known: dict[str, Row] = {}
@@ -120,7 +120,7 @@ def live_view() -> Iterator[None]:
     )
     try:
         with shown, _others_above(console, terminal):
-            # Rich hides it, and a process that is killed would leave it so.
+            # Rich hides the cursor, and a killed process would leave it hidden.
             console.show_cursor(True)
             yield
     finally:

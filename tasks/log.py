@@ -9,9 +9,9 @@ from tasks.stand_in import plannable
 
 @plannable
 def log(line: str, warning: bool = False) -> None:
-    """Log one line in the run's log; print it where there is no run (unit tests, scripts).
+    """Log one line in the run's log. Without a run (unit tests, scripts), print it.
 
-    Ids and counts, never texts of users; of URLs no password is shown.
+    Lines have ids and counts, never texts of users. Passwords in URLs are masked.
     """
     line = masked(line)
     try:

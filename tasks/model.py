@@ -1,7 +1,7 @@
 """The base model at work in a stage: its tokens, training, likelihoods; and checkpoints.
 
-A job that trains has one, <store>/../checkpoints/<stage>/<key>.safetensors, until its result is
-there. What it holds was trained on users, so it names them.
+A job that trains has a checkpoint, <store>/../checkpoints/<stage>/<key>.safetensors, until its
+result is there. It names the users that it was trained on, for whoever finds the file.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Made = tuple["Lora", Training]
 
 @contextmanager
 def loaded_model(setting: Setting, quantisation: str = "none") -> Iterator[Model]:
-    """The model of a setting, loaded, with a slot of the GPU."""
+    """Load a setting's model, holding a slot of the GPU."""
     with gpu_slot():
         started = time.perf_counter()
         yield Model(setting, load(setting.base, setting.compute, quantisation), started)
@@ -51,7 +51,7 @@ def loaded_model(setting: Setting, quantisation: str = "none") -> Iterator[Model
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded base model, and how it is asked. started: when a stage began with it."""
+    """A loaded base model in its setting. started: when the stage began to use it."""
 
     setting: Setting
     base: Base
@@ -73,7 +73,7 @@ class Model:
         return tokens_of(self.setting.questions, self.setting.base, self.base, kind, users)
 
     def seconds_each(self, count: int) -> float:
-        """The share of each of `count` users in the seconds since the stage began."""
+        """The seconds since the stage began, divided among `count` users."""
         return round((time.perf_counter() - self.started) / count, 4)
 
     def train(
@@ -88,7 +88,7 @@ class Model:
     ) -> list[Made]:
         """One LoRA per user, trained at once on the users' samples, over their merged LoRAs if any.
 
-        checkpoint: where the state is kept.
+        checkpoint: keeps the training's state.
         """
         from tasks.lora.tokens import Samples
 
@@ -105,17 +105,17 @@ class Model:
         each = self.seconds_each(len(samples))
         how = [
             Training(
-                items=len(own),
+                items=len(items),
                 steps=len(outcome.losses[number]),
                 tokens=outcome.tokens[number],
-                truncated=own.truncated
-                if isinstance(own, Samples)
-                else sum(one.truncated for one in own),
+                truncated=items.truncated
+                if isinstance(items, Samples)
+                else sum(one.truncated for one in items),
                 losses=tuple(outcome.losses[number]),
                 failed=number in outcome.failed,
                 seconds=each,
             )
-            for number, own in enumerate(samples)
+            for number, items in enumerate(samples)
         ]
         return list(zip(shapes.loras(outcome.flat.cpu(), scale), how, strict=True))
 
@@ -127,15 +127,15 @@ class Model:
     ) -> NDArray[np.float64]:
         """[U, K]: log p of users' answers under each of the bank's LoRAs; NaN where not `asked`.
 
-        In four decimals: the company of other users moves the last bits of a sum.
+        In four decimals: the other users of a batch change the last bits of a sum.
         """
         import torch
 
         with self.engine.grouped(self.base.model, list(bank.layers)) as layers:
             whom = None if asked is None else torch.tensor(asked)
             table = self.engine.evidence(self.base, layers, samples, bank, asked=whom)
-        found: NDArray[np.float64] = np.round(table.double().numpy(), 4)
-        return found
+        rounded: NDArray[np.float64] = np.round(table.double().numpy(), 4)
+        return rounded
 
 
 def bare_model(base: models.Base) -> AnyModel:
@@ -148,7 +148,7 @@ def bare_model(base: models.Base) -> AnyModel:
 
 
 def training_from(options: TrainingOptions) -> EngineOptions:
-    """The options as the engine takes them."""
+    """The options in the engine's type."""
     from tasks.lora.train import Training as EngineOptions
 
     names = {field.name for field in fields(EngineOptions)}
@@ -159,10 +159,10 @@ def training_from(options: TrainingOptions) -> EngineOptions:
 def checkpoint(
     compute: ComputeOptions, stage: str, key: str, users: Sequence[str]
 ) -> Iterator[Checkpoint | None]:
-    """Where the training of `key` keeps its state; None where it is to keep none.
+    """Where a training keeps its state; None with `checkpoint_seconds` 0.
 
-    key: of all that the training depends on. users: all whom it trains on. The file is removed when
-    the block ends well: keep what was trained inside it.
+    key: of all that the training depends on. users: all that it trains on. The file is removed when
+    the block ends well, so store what was trained inside the block.
     """
     from tasks.lora.checkpoint import VERSION, Checkpoint
 

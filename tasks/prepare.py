@@ -31,7 +31,7 @@ from tasks.running.progress import Progress
 OPTIMUM_FILE = "optimum.parquet"
 POPULATION_FILE = "population.parquet"
 SPLITS = {"grouped": "split by author", "published": "split by user, as published"}
-# Counts that are in the log where they are not 0.
+# Counts that the log has if they are not 0.
 LOGGED = (
     "queries_in_other_profiles", "pooled_users", "removed_shared_group",
     "removed_few_shot_without_query", "few_shot_users_left_out", "unseen_few_shot_items",
@@ -42,14 +42,14 @@ MEGABYTE = 10**6
 
 
 def prepared_users(config: TaskConfig) -> Prepared:
-    """The users of a cell, and in the log what was read, dropped and split.
+    """The users of a cell. Logs what was read, dropped and split.
 
-    Raises InputError where a method would have no anchor: before anything is trained.
+    Raises InputError, before anything is trained, if a method would have no anchor.
     """
     users = prepare(source(config), config.split, config.task, config.seed)
     for line in described(users, config.split.kind):
         log(f"{config.lamp_task}: {line}")
-    # Whether a whole cluster has enough items shows when there are clusters (tasks/anchors.py).
+    # Whether whole clusters have enough items is checked when there are clusters: tasks/anchors.py.
     single = [
         method
         for method in config.methods
@@ -71,12 +71,12 @@ def prepared_users(config: TaskConfig) -> Prepared:
 def prepare(
     users: SourceFiles | SyntheticOptions, split: SplitOptions, task: LampTask, seed: int
 ) -> Prepared:
-    """Users of one LaMP task on three sides; `users`: files, or the world to generate.
+    """Users of one LaMP task on three sides. users: files, or the world to generate.
 
-    Raises InputError where the files change while they are read, or nobody is left.
+    Raises InputError if the files change while they are read, or no users are left.
     """
     generated = isinstance(users, SyntheticOptions)
-    # The best answers are known for few-shot users, not for candidates in their place.
+    # The best answers are known for few-shot users, not for the candidates that development scores.
     known = generated and not split.development
     with store().new("prepare") as folder, tempfile.TemporaryDirectory() as scratch:
         if isinstance(users, SyntheticOptions):
@@ -88,19 +88,19 @@ def prepare(
             _population(world.tastes()).write_parquet(folder.path / POPULATION_FILE)
         else:
             place = Path(users.path)
-        # All texts go through the disk: they may be gigabytes, and who stands where needs keys.
+        # Texts may be gigabytes, so they stay on disk: to split users, keys are enough.
         everyone = folder.path / "everyone.arrow"
-        found = copy_users(place, task, everyone, seed)
-        dropped = Counter(found.dropped)
+        copied = copy_users(place, task, everyone, seed)
+        dropped = Counter(copied.dropped)
         with naming_dropped(dropped, task):
             made = write_dataset(everyone, dropped, split, task, seed)
-        # The key says which files it is made of; these may have changed since.
+        # The key holds the files' hashes, but the files may have changed since.
         if isinstance(users, SourceFiles) and hashes(place) != users.files:
             raise InputError(
                 f"data: {place} changed while it was read, so nothing is made of it; start "
                 "the run again when it stays"
             )
-    drawn = {"papers_asked_by_a_drawn_citation": found.drawn} if found.drawn else {}
+    drawn = {"papers_asked_by_a_drawn_citation": copied.drawn} if copied.drawn else {}
     return Prepared(
         task=task,
         base=folder.file("base.parquet"),
@@ -119,7 +119,7 @@ def prepare(
 
 
 def source(config: TaskConfig) -> SourceFiles | SyntheticOptions:
-    """The files that the users are read from, or the world that is generated."""
+    """The files to read users from, or the world to generate."""
     if config.data == "synthetic":
         return config.synthetic
     if config.data == "lamp":
@@ -130,13 +130,13 @@ def source(config: TaskConfig) -> SourceFiles | SyntheticOptions:
 
 
 def _downloaded(config: TaskConfig) -> Path:
-    """The folder of LaMP's own files, downloaded where they are not in the cache."""
+    """The folder of LaMP's own files, downloaded if the cache lacks them."""
     from tasks.lamp.download import official_files
 
     bars: dict[str, Progress] = {}
 
     def show(name: str, done: int, total: int | None) -> None:
-        # Where the server does not say how much comes, there is always one more.
+        # If the server does not say how much comes, expect one MB more than has come.
         whole = math.ceil((done + MEGABYTE if total is None else total) / MEGABYTE)
         if name not in bars:
             bars[name] = Progress("download", f"{config.lamp_task}: MB of {name}", whole)
@@ -146,7 +146,7 @@ def _downloaded(config: TaskConfig) -> Path:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Name -> sha256 of the files of users in a folder, or of the one file that is given."""
+    """Name -> sha256 of each user file in a folder, or of the file `folder` itself."""
     files = [folder]
     if folder.is_dir():
         # Per-Pcs and MTA keep their few-shot users in a folder of their own.
@@ -163,10 +163,10 @@ def _population(tastes: Mapping[str, Taste]) -> pl.DataFrame:
 
 @contextmanager
 def naming_dropped(dropped: Mapping[str, int], task: LampTask) -> Iterator[None]:
-    """A refusal within says first what was dropped, by reason: that may be why.
+    """Put what was dropped, by reason, before an InputError raised inside: that may be why.
 
-    Where labels were that the task does not have, the line ends with those that it has; not with
-    what was there instead, which may be a user's text.
+    If labels were unknown, the line ends with the task's labels. It does not show what the file
+    has instead, which may be a user's text.
     """
     try:
         yield
@@ -187,7 +187,7 @@ def _counted(dropped: Mapping[str, int]) -> str:
 
 
 def described(users: Prepared, kind: str) -> list[str]:
-    """What was read, how it was split (`split.kind`) and what was left out, in lines."""
+    """Lines: what was read, how it was split (kind: `split.kind`), what was left out."""
     counts, audit = users.counts, users.audit
     lines = [
         f"{counts['users']} users by {counts['groups']} authors; {SPLITS[kind]}: "

@@ -24,7 +24,7 @@ TABLE = "recipes.parquet"
 class Recipe(Record):
     """One user's anchors, their similarities and weights, best first.
 
-    steps, tokens: of training the weights, if they are. seconds: of evidence, and of that.
+    steps, tokens: of training the weights, if they are trained. seconds: of that and of evidence.
     """
 
     anchors: tuple[str, ...]
@@ -38,7 +38,7 @@ class Recipe(Record):
 def recipes_of(
     anchors: Sequence[str], chosen: Chosen, seconds: Sequence[float] | None = None
 ) -> list[Recipe]:
-    """The recipes of users whose anchors were `chosen`; anchors: the bank's names, in order."""
+    """The recipes of users from their `chosen` anchors. anchors: the bank's names, in order."""
     return [
         Recipe(
             anchors=tuple(anchors[k] for k in members),
@@ -51,7 +51,7 @@ def recipes_of(
 
 
 def with_weights(recipe: Recipe, weights: Sequence[float], training: Training) -> Recipe:
-    """The recipe with other weights, the largest first, and what training them took."""
+    """The recipe with other weights, the largest first, and with the cost of training them."""
     parts = zip(weights, recipe.anchors, recipe.similarities, strict=True)
     weights, anchors, similarities = zip(*sorted(parts, key=lambda one: -one[0]), strict=True)
     return Recipe(
@@ -71,20 +71,20 @@ def write_recipes(place: Path, ids: Sequence[str], recipes: Sequence[Recipe]) ->
 
 
 def read_recipes(recipes: Recipes, ids: Collection[str] | None = None) -> dict[str, Recipe]:
-    """user_id -> recipe; with `ids` of these users alone, as all would take each job long."""
+    """user_id -> recipe. ids: only these users, since reading all would slow down each job."""
     return recipes_in(store().path(recipes.table), ids)
 
 
 def recipes_in(table: Path, ids: Collection[str] | None = None) -> dict[str, Recipe]:
-    """As `read_recipes`, of a table's file."""
+    """As `read_recipes`, from a table's file."""
     rows = read_table(table, ids).to_dicts()
     return {row.pop("user_id"): Recipe.model_validate(row) for row in rows}
 
 
 class Merger:
-    """Merges users' LoRAs by their recipes; recipes and bank are read once.
+    """Merges users' LoRAs by their recipes. Recipes and bank are read once.
 
-    recipes: of other users than the run's.
+    recipes: of these users; None: of all few-shot users of the run.
     """
 
     def __init__(self, merged: Merged, recipes: Mapping[str, Recipe] | None = None) -> None:

@@ -1,7 +1,7 @@
-"""The base classes of results, and how a cache key is made of what a stage is given.
+"""The base classes of results, and how a cache key is made from a stage's arguments.
 
 A stage's key is the hash of its name, its version, the libraries that decide its numbers and its
-arguments (`key_of`). What must not count is marked once, in the type: a field `Annotated[T,
+arguments (`key_of`). What must not count is marked in its type: a field `Annotated[T,
 OUTSIDE_KEY]`, or a class with `outside_key = True`.
 """
 
@@ -34,7 +34,7 @@ class Record(BaseModel):
 class Options(Record):
     """A section of the configuration: no silent type conversion.
 
-    The string below a field says what it is: for Prefect's form, and for docs/options.md.
+    The string below a field describes it, in Prefect's form and in docs/options.md.
     """
 
     model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
@@ -48,7 +48,7 @@ class Options(Record):
 class File(Record):
     """A file in the store, or a folder with all that is in it.
 
-    uri: its path below the store. sha256: over its bytes; of a folder over names and hashes.
+    uri: its path below the store. sha256: of its bytes; of a folder's names and hashes.
     """
 
     uri: Annotated[str, OUTSIDE_KEY]
@@ -68,9 +68,9 @@ class File(Record):
 
 
 class Result(Record):
-    """What a stage gives. Numbers and names that decide later numbers, and files by reference.
+    """What a stage gives: values that decide later numbers, and files by reference.
 
-    seconds: to make it. made_of: the uris of the stored folders that it was made of. cached:
+    seconds: to make it. made_of: the uris of the stored folders that it was made from. cached:
     whether this run found it.
     """
 
@@ -86,12 +86,12 @@ def digest(value: Any) -> str:
 
 
 def key_of(*values: Any) -> str:
-    """The hash of values by what of them decides numbers: a file by its content, not its place."""
+    """The hash of what decides numbers in the values. A file counts by content, not by place."""
     return digest([_deciding(value) for value in values])
 
 
 def derive_seed(seed: int, *about: str) -> int:
-    """A seed for one piece of work, by the configuration's seed and what the work is about."""
+    """A seed for one piece of work, from the configuration's seed and the work's name."""
     return int(hashlib.sha256("\x1f".join([str(seed), *about]).encode()).hexdigest()[:8], 16)
 
 
@@ -130,5 +130,5 @@ def _deciding(value: Any) -> Any:
 
 @cache
 def _inside(kind: type[Record]) -> list[str]:
-    """The fields of a class that count."""
+    """The fields of a class that count in a key."""
     return [name for name, field in kind.model_fields.items() if OUTSIDE_KEY not in field.metadata]

@@ -1,5 +1,5 @@
-"""What a dry run does in place of a run's work: a planner (tasks/plan) stands in for every stage,
-and for functions that are `plannable` since they look at models or at results."""
+"""How a dry run replaces a run's work: a planner (tasks/plan) stands in for every stage, and for
+the `plannable` functions, which look at models or at results."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# By a function's name, what is called in its place; None where it is itself.
+# From a function's name to what is called in its place; None: the function itself.
 Planner = Callable[[str], Callable[..., Any] | None]
 PLANNER: ContextVar[Planner] = ContextVar("planner", default=lambda _: None)
 

@@ -11,9 +11,9 @@ from tasks.results.store import store
 
 @dataclass(frozen=True)
 class Users:
-    """Users of tables, one after another whenever they are gone through.
+    """Users of tables, read anew at each iteration.
 
-    A few row groups are in memory. places: of all the tables' users these alone, by number.
+    Only a few row groups are in memory. places: the numbers of the users to read; None: all.
     """
 
     tables: tuple[File, ...]
@@ -35,11 +35,11 @@ def each_user(table: File) -> Users:
 
 
 def users_of(table: File, ids: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """As `each_user`, in memory; with `ids` these alone, of whom the row groups are read."""
+    """As `each_user`, in memory. ids: only these users; other row groups are not read."""
     return read_table(store().path(table), ids).to_dicts()
 
 
 def users_in_order(table: File, ids: Collection[str]) -> list[dict[str, Any]]:
-    """The named users of one side, in the order named."""
+    """The users of one side with these ids, in the order of the ids."""
     by_id = {user["user_id"]: user for user in users_of(table, ids)}
     return [by_id[user_id] for user_id in ids]

@@ -14,7 +14,7 @@ from tasks.results.store import store
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Of Okabe and Ito (2008): people with any of the common colour blindnesses tell them apart.
+# Of Okabe and Ito (2008): they stay distinct with any of the common colour blindnesses.
 COLOURS = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#000000"
 )  # fmt: skip
@@ -22,7 +22,7 @@ MARKERS = "os^Dv"
 
 
 def draw_map(path: Path, title: str, chosen: Anchors, loras: Sequence[MetaLora]) -> None:
-    """Write the map as a PNG; the same users give the same bytes. loras: those in the bank."""
+    """Write the map as a PNG. The same users give the same bytes. loras: those of the bank."""
     table = pl.read_parquet(store().path(chosen.table))
     few_shot = len(table.filter(pl.col("role") == "few_shot"))
     text = (
@@ -37,8 +37,8 @@ def draw_map(path: Path, title: str, chosen: Anchors, loras: Sequence[MetaLora])
 def users_map(table: pl.DataFrame, members: Mapping[str, Sequence[str]], title: str) -> Figure:
     """Users on two principal components: clusters by colour and marker, anchors ringed.
 
-    table: the columns of anchors.parquet (tasks/anchors.py). members: of each anchor of the bank;
-    one of several users is ringed in their middle.
+    table: as anchors.parquet (tasks/anchors.py). members: anchor of the bank -> its users. The ring
+    of an anchor of several users is at their mean.
     """
     figure, axes = new_axes(6.4, 4.6)
     few_shot, candidates = (table.filter(pl.col("role") == role) for role in ("few_shot", "anchor"))
@@ -52,14 +52,14 @@ def users_map(table: pl.DataFrame, members: Mapping[str, Sequence[str]], title: 
         label = f"{name} ({len(part)})"
         axes.scatter(part["x"], part["y"], s=26, c=colour, marker=marker, alpha=0.8, label=label)
     for whole, size, name in ((True, 260, "anchor, a whole cluster"), (False, 110, "anchor")):
-        own = [users for users in members.values() if (len(users) > 1) == whole]
-        if not own:
+        groups = [users for users in members.values() if (len(users) > 1) == whole]
+        if not groups:
             continue
-        parts = [candidates.filter(pl.col("user_id").is_in(users)) for users in own]
+        parts = [candidates.filter(pl.col("user_id").is_in(users)) for users in groups]
         middles = pl.concat(part.select("x", "y").mean() for part in parts)
         axes.scatter(
             middles["x"], middles["y"], s=size, facecolors="none", edgecolors="black",
-            linewidths=1.3, label=f"{name} ({len(own)})",
+            linewidths=1.3, label=f"{name} ({len(groups)})",
         )  # fmt: skip
     axes.set(xlabel="first principal component", ylabel="second principal component")
     axes.set_title(title, loc="left", fontsize=9)
@@ -68,7 +68,7 @@ def users_map(table: pl.DataFrame, members: Mapping[str, Sequence[str]], title: 
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Any]:
-    """A figure of so many inches with axes at its left and bottom."""
+    """A figure of this size in inches, with axes at the left and the bottom."""
     from matplotlib.figure import Figure
 
     # No pyplot: it keeps global state, and stages run in threads.

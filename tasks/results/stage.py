@@ -92,7 +92,7 @@ class Job(Generic[R]):
             raise _failure(state, self.name)
         result, cached = state.result(), state.name == "Cached"
         if row := ROW.get():
-            row.has(found=cached)
+            row.has(cached=cached)
         return result.model_copy(update={"cached": True}) if cached else result
 
 

@@ -55,7 +55,7 @@ def test_what_is_at_work_comes_first(clock: list[float]) -> None:
     with row_of("LaMP-3"):
         own = ROW.get()
         assert own is not None
-        own.has(found=True)
+        own.has(cached=True)
     with row_of("LaMP-2M"):
         own = ROW.get()
         assert own is not None
