@@ -141,9 +141,9 @@ def weighed(user: User, chosen: list[str], log_p: list[list[float]], batch: Batc
 
 
 def _keys(batch: Batch, adapted: Adapted) -> list[str]:
-    """The cache keys of users' answers. Methods that answer alike share them: no name is in a key.
+    """The cache keys of users' answers. Methods with the same LoRAs and questions share answers.
 
-    The ids of users and queries are in it, since the table has them.
+    The ids of users and queries are in a key, since the table has them.
     """
     how, questions = batch.how, batch.setting.questions
     by_method = METHODS[how.method].answer is not None

@@ -1,6 +1,7 @@
 """Stage 7: each user's own LoRA, trained over the frozen base and the merged LoRA.
 
-MTA trains it at a tiny rank, on top of a merged LoRA. Other methods train it on the bare base."""
+MTA trains it at a tiny rank, on top of a merged LoRA. Other methods train it on the bare base.
+"""
 
 from __future__ import annotations
 
