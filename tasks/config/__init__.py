@@ -1,1 +1,1 @@
-"""`RunConfig` is what was asked; `TaskConfig` and `MethodConfig` of it are what stages see."""
+"""`RunConfig` is what a run was asked for; stages see its `TaskConfig` and `MethodConfig`."""

@@ -96,7 +96,7 @@ class BaseOptions(Options):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the weights; `auto` is bfloat16 on a GPU, else float32."""
     quantisation: Literal["none", "nf4"] = "none"
-    """`nf4` answers with the model in 4 bits, as published; training stays in full."""
+    """`nf4` answers with the model in 4 bits, as published; training stays in full precision."""
     engine: Literal["grouped", "peft"] = "grouped"
     """`grouped`: many users at once; `peft`: stock PEFT, user by user, slow, for experts."""
     gradient_checkpointing: bool = False
@@ -111,7 +111,7 @@ class EmbeddingOptions(Options):
     """The vector of a user (AnchorOptions has these fields, too)."""
 
     embedding: Literal["signature", "input_signature", "text"] = "signature"
-    """Answers' gradient at the model's output, or whitened at its input; or a mean of texts."""
+    """Gradient of the answers at the model's output or, whitened, its input; or a mean of texts."""
     text_model: str = Field("BAAI/bge-small-en-v1.5", min_length=1)
     """Encoder for `text`: a sentence-transformers model, or `base`, the base model's states."""
     signature_vocabulary: int = Field(64, ge=1, le=256)
@@ -135,7 +135,7 @@ class AnchorOptions(EmbeddingOptions):
     pca_dimensions: int = Field(8, ge=1)
     """Principal components in which HDBSCAN clusters."""
     count: int = Field(24, ge=1)
-    """Number of anchors that are asked for."""
+    """Number of anchors to choose."""
     min_items: int = Field(11, ge=1)
     """An anchor has at least so many items."""
     noise: Literal["last", "never"] = "last"
@@ -163,7 +163,7 @@ class StackingOptions(TrainingOptions):
 
 
 class LearnedOptions(Options):
-    """How weights are learned from those of the evidence, by Adam on all items at once."""
+    """How `learned` weights are trained from the evidence's, by Adam on all items at once."""
 
     steps: int = Field(20, ge=0)
     """Steps of Adam."""
@@ -180,16 +180,16 @@ class FusionOptions(Options):
     """Most anchors that are merged."""
     weights: Literal["cosine", "softmax", "evidence", "learned"] = "cosine"
     """By similarity (`cosine`, `softmax`), by the likelihood of the user's items under each anchor
-    (`evidence`), or by gradients from there on (`learned`)."""
+    (`evidence`), or trained from those on (`learned`)."""
     temperature: float = Field(0.1, gt=0.0)
     """Temperature of `softmax`."""
     evidence_temperature: float = Field(3.0, gt=0.0)
     """Temperature of `evidence`; 1 is Bayesian model averaging."""
     vectors: bool = False
-    """Where vectors are whitened (`input_signature`), evidence is half how likely an anchor makes
-    the user's answers, and half how likely it makes their vectors."""
+    """With `input_signature`, evidence is the mean of two log-likelihoods under an anchor: of the
+    user's answers and of their vectors."""
     shortlist: int | None = Field(None, ge=1)
-    """Evidence is asked of so many most similar anchors; null: of all."""
+    """Number of most similar anchors for which evidence is computed; null: all."""
     order: Literal["right", "published"] = "right"
     """`published` hands the weights out in reverse, as the published script does."""
     merge: Literal["exact", "factors", "svd"] = "exact"
@@ -263,11 +263,11 @@ class PlanOptions(Options):
     memory_gb: float = Field(80.0, gt=0.0)
     """Memory of the machine, in GB."""
     max_items: int = Field(20_000, ge=1)
-    """Most profile items that are tokenised per LaMP task; the rest is taken to be alike."""
+    """Most profile items that are tokenised per LaMP task; the others are assumed to be alike."""
 
 
 class ComputeOptions(Options):
-    """Where it runs. It decides no result but by `adapter_dtype`; last bits follow `threads`."""
+    """Where it runs. `adapter_dtype` alone changes results; `threads` may change last bits."""
 
     outside_key: ClassVar[bool] = True
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -6,18 +6,18 @@ from tasks.config.options import SYNTHETIC_TASKS
 from tasks.methods import METHODS
 from tasks.methods.mta_published import FUSION, STACKING
 
-# Beside the methods of every run those that need nothing trained for them.
+# Methods that need no training of their own, beside those of every run.
 UNTRAINED = ("base_prior", "rag_4", "mta_prior", "commonest_of_all", "commonest", "knn")
 # Short trainings of small LoRAs, for the tiny model.
 SHORT = {"learning_rate": 5e-3, "epochs": 6, "batch_size": 4, "accumulation": 1}
-# `embedded`: values from worlds of seeds 100 to 103 (docs/defaults.md); what else was looked at,
-# docs/measurements.md says.
+# `embedded`: chosen on worlds of seeds 100 to 103 (docs/defaults.md). docs/measurements.md has what
+# else was tried.
 PRESETS: dict[str, dict[str, Any]] = {
     "embedded": {
-        # `base`: offline there is no text encoder. Jobs take a second: several anchors in each.
+        # `base`: there is no text encoder offline. `per_job`: an anchor takes a second.
         "anchors": {
             "text_model": "base",
-            # At the input, where answers of one of two words tell users apart, too.
+            # At the input, even answers of one of two words tell users apart.
             "embedding": "input_signature",
             "signature_vocabulary": 128,
             "signature_hidden": 16,
@@ -29,10 +29,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fusion": {"top_m": 16, "weights": "evidence", "evidence_temperature": 1.0},
         "stacking": {"rank": 4, "alpha": 8.0} | SHORT,
         "oppu": SHORT,
-        # Ten choices between two references, or ten noisy ratings, teach little: at 5e-3 they took
-        # from the merged LoRA. A cluster's hundreds of them take longer to learn, and of choices a
-        # smaller rate: at 5e-3 some clusters ended at chance. Vectors of ten such items tell users
-        # apart as well as their likelihoods do, and otherwise (docs/defaults.md).
+        # Ten choices between two references, or ten noisy ratings, teach little: at 5e-3 stacking
+        # spoilt what merging gave. Clusters have hundreds of items and need more epochs. For LaMP-1
+        # they need a smaller rate, too: at 5e-3 some ended at chance. Vectors of ten such items
+        # tell users apart as well as likelihoods do, and by other facts (docs/defaults.md).
         "per_task": {
             "LaMP-1": {
                 "meta_lora": {"learning_rate": 2e-3, "epochs": 24},
@@ -62,7 +62,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fusion": FUSION,
         "stacking": STACKING,
     },
-    # A small real model and real people, by development users of LaMP-2M (docs/real.md).
+    # For a small real model and real people, chosen on LaMP-2M's development users (docs/real.md).
     "real": {
         "methods": [name for name in METHODS if METHODS[name].default or name in UNTRAINED],
         "base": {
@@ -78,9 +78,9 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "max_grad_norm": 1.0,
             },
         },
-        # Without the chat template, through which a small model explains before it answers.
+        # With its chat template a small model explains before it answers.
         "prompt": {"chat": "never"},
-        # Few people have many items: each candidate of five and more may be an anchor.
+        # Few people have many items, so five are enough for an anchor.
         "anchors": {"embedding": "text", "text_model": "base", "min_items": 5},
         "meta_lora": {"learning_rate": 1e-3, "epochs": 2},
         "fusion": {"top_m": 4, "weights": "evidence", "evidence_temperature": 3.0, "shortlist": 8},
@@ -91,15 +91,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# What only the generated worlds have: all tasks, and users with more items than are shown at first.
+# For generated worlds only: all five tasks, ten items of each user, and a curve up to twenty.
 WORLDS: dict[str, Any] = {
     "lamp_tasks": list(SYNTHETIC_TASKS),
     "split": {"few_shot_items": 10},
     "items_curve": [2, 5, 10, 20],
 }
 
-# A model that is given in place of the tiny one has learnt most before: rates as published
-# (docs/method.md, stage 1), for every LaMP task. What `embedded` has was chosen for the tiny model.
+# For a given model in place of the tiny one: the published rate (docs/method.md, stage 1), in every
+# LaMP task. Those of `embedded` are for the tiny model. A given model has learned most before.
 GIVEN_MODEL: dict[str, Any] = {
     section: {"learning_rate": 1e-4} for section in ("meta_lora", "stacking", "oppu")
 }

@@ -1,6 +1,6 @@
 """The configuration of a run: a preset, with any field changed (`-p 'stacking={"rank": 8}'`).
 
-A section that is given replaces only the fields it names. Unknown keys and values out of bounds
+A section replaces only the fields it names. Unknown keys and values out of bounds
 fail before anything runs.
 """
 
@@ -27,7 +27,7 @@ class RunConfig(TaskSections):
     """The resolved configuration, saved with the run."""
 
     preset: PresetName = "embedded"
-    """What everything else starts from."""
+    """The preset that everything else starts from."""
     lamp_tasks: list[str] = Field(["LaMP-2M"], min_length=1)
     """The LaMP tasks to run."""
     task: TaskOptions | None = None
@@ -49,7 +49,7 @@ class RunConfig(TaskSections):
     @classmethod
     def _each_once(cls, listed: list[Any]) -> list[Any]:
         if twice := [one for one in listed if listed.count(one) > 1]:
-            raise ValueError(f"{twice[0]} stands there more than once; name each once")
+            raise ValueError(f"{twice[0]} is listed twice; name each once")
         return listed
 
     @model_validator(mode="after")
@@ -68,10 +68,10 @@ class RunConfig(TaskSections):
                 "give items_curve=[]"
             )
         if self.tune and "mta" not in self.methods:
-            raise ValueError("tune chooses settings of mta, which methods lacks: add it")
+            raise ValueError("tune chooses settings of mta, which is not in methods: add it")
         if self.tune and self.split.development:
             raise ValueError(
-                "tune chooses on the development users whom split.development scores: give one"
+                "tune and split.development both use the development users: give one of the two"
             )
         return self
 
@@ -99,36 +99,37 @@ class RunConfig(TaskSections):
         return TaskConfig.model_validate(values)
 
 
-def resolve(given: dict[str, Any]) -> RunConfig:
-    """The preset's values with `given` laid over them, section by section.
+def resolve(changes: dict[str, Any]) -> RunConfig:
+    """The preset's values with `changes` laid over them, section by section.
 
-    given: field -> value, or for a section the fields to change. Short forms: `model` for
-    base.model, a text as `split` for split.kind, `all` for all `methods`. What is given for all
-    LaMP tasks also wins over what the preset has for one. Raises InputError naming each key that is
+    changes: field -> value, or for a section the fields to change. Short forms: `model` for
+    base.model, a text as `split` for split.kind, `all` for all `methods`. A change for all LaMP
+    tasks also wins over what the preset has for one. Raises InputError naming each key that is
     unknown or out of bounds.
     """
-    given = _long_forms(given)
-    preset, data = given.get("preset", "embedded"), given.get("data", "synthetic")
-    named = given.get("lamp_tasks") or []
-    if data == "synthetic" and set(named) - set(SYNTHETIC_TASKS):
+    changes = _long_forms(changes)
+    preset, data = changes.get("preset", "embedded"), changes.get("data", "synthetic")
+    asked = changes.get("lamp_tasks") or []
+    if data == "synthetic" and set(asked) - set(SYNTHETIC_TASKS):
         few = ", ".join(SYNTHETIC_TASKS)
-        raise InputError(f"lamp_tasks {named}: data=synthetic holds {few} only; give data=<folder>")
+        raise InputError(f"lamp_tasks {asked}: data=synthetic holds {few} only; give data=<folder>")
     values = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
     if preset == "embedded" and data == "synthetic":
         values = overlay(values, WORLDS)
-    base = given.get("base")
+    base = changes.get("base")
     if preset == "embedded" and isinstance(base, dict) and base.get("model", "tiny") != "tiny":
         values = overlay(values | {"per_task": {}}, GIVEN_MODEL)
-    own = {name: _without(tree, given) for name, tree in values.get("per_task", {}).items()}
-    config = _checked(overlay(values | {"per_task": own}, given))
+    per_task = values.get("per_task", {})
+    per_task = {name: _without(sections, changes) for name, sections in per_task.items()}
+    config = _checked(overlay(values | {"per_task": per_task}, changes))
     for name, value in flat(config.model_dump(mode="json")).items():
         if masked(str(value)) != str(value):
             raise InputError(
                 f"configuration: {name}: a URL with a user or password would be saved with the "
                 "run; leave it out, and put it into ~/.netrc or the environment (docs/security.md)"
             )
-    for name, tree in config.per_task.items():
-        _checked(overlay(config.model_dump(exclude={"per_task"}), tree), f"per_task.{name}.")
+    for name, sections in config.per_task.items():
+        _checked(overlay(config.model_dump(exclude={"per_task"}), sections), f"per_task.{name}.")
     for name in config.lamp_tasks:
         task = config.for_task(name, config.seed)
         for method in task.methods:
@@ -136,28 +137,28 @@ def resolve(given: dict[str, Any]) -> RunConfig:
     return config
 
 
-def _checked(values: dict[str, Any], where: str = "") -> RunConfig:
+def _checked(values: dict[str, Any], prefix: str = "") -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(where + _problem(item) for item in error.errors())
+        problems = "; ".join(prefix + _problem(item) for item in error.errors())
         raise InputError(f"configuration: {problems}") from None
 
 
-def _refuse(name: MethodName, config: TaskConfig) -> None:
-    """Raises InputError where a method cannot be run as it is configured.
+def _refuse(name: MethodName, task: TaskConfig) -> None:
+    """Raises InputError if a method cannot run as it is configured.
 
-    Stock PEFT, one user after another, does not serve all; and nobody's history is known behind
-    `bank.adapters`, so that users cannot be similar to one.
+    Some methods need the grouped engine. The users of `bank.adapters` are unknown, so nobody can be
+    similar to one.
     """
-    own, method = config.method(name), METHODS[name]
-    learned = method.merged and own.fusion.weights == "learned"
-    if own.base.engine == "peft" and (method.grouped or learned):
+    config, method = task.method(name), METHODS[name]
+    learned = method.merged and config.fusion.weights == "learned"
+    if config.base.engine == "peft" and (method.grouped or learned):
         why = "with fusion.weights=learned " if learned else ""
         raise InputError(
             f"configuration: methods: {name} {why}needs base.engine=grouped (got 'peft')"
         )
-    if not (own.bank.adapters and method.merged):
+    if not (config.bank.adapters and method.merged):
         return
     if method.bank:
         raise InputError(
@@ -165,64 +166,64 @@ def _refuse(name: MethodName, config: TaskConfig) -> None:
             "bank.adapters"
         )
     got: str | int
-    if not own.fusion.by_evidence:
-        option, got, helps = "weights", own.fusion.weights, 'give "evidence"'
-    elif own.fusion.shortlist is not None:
-        option, got, helps = "shortlist", own.fusion.shortlist, "give null"
+    if not config.fusion.by_evidence:
+        option, got, helps = "weights", config.fusion.weights, 'give "evidence"'
+    elif config.fusion.shortlist is not None:
+        option, got, helps = "shortlist", config.fusion.shortlist, "give null"
     else:
         return
     if option in method.settings.get("fusion", {}):
-        left = [one for one in config.methods if one != name]
-        helps = f"the method has it so: leave it out (methods={json.dumps(left)})"
+        left = [one for one in task.methods if one != name]
+        helps = f"the method sets this, so leave it out (methods={json.dumps(left)})"
     raise InputError(
-        f"configuration: fusion.{option}: {name} takes {json.dumps(got)}, but of bank.adapters no "
-        f"users are known to be similar to; {helps}"
+        f"configuration: fusion.{option}: {name} takes {json.dumps(got)}, which needs the "
+        f"anchors' users, and those of bank.adapters are unknown; {helps}"
     )
 
 
-def _without(tree: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`tree` without the options that `given` names."""
+def _without(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`tree` without the options that `changes` names."""
     left = {}
     for key, value in tree.items():
-        if isinstance(value, dict) and isinstance(given.get(key), dict):
-            left[key] = _without(value, given[key])
-        elif key not in given:
+        if isinstance(value, dict) and isinstance(changes.get(key), dict):
+            left[key] = _without(value, changes[key])
+        elif key not in changes:
             left[key] = value
     return left
 
 
-def _long_forms(given: dict[str, Any]) -> dict[str, Any]:
-    given = dict(given)
-    if given.get("methods") == "all":
-        given["methods"] = [*METHODS]
-    if isinstance(task := given.get("task"), str):
-        given["task"] = task = _read_task(Path(task).expanduser())
+def _long_forms(changes: dict[str, Any]) -> dict[str, Any]:
+    changes = dict(changes)
+    if changes.get("methods") == "all":
+        changes["methods"] = [*METHODS]
+    if isinstance(task := changes.get("task"), str):
+        changes["task"] = task = _read_task(Path(task).expanduser())
     if isinstance(task, dict):
-        given.setdefault("lamp_tasks", [task.get("name")])
-        if given.get("data", "synthetic") == "synthetic":
+        changes.setdefault("lamp_tasks", [task.get("name")])
+        if changes.get("data", "synthetic") == "synthetic":
             raise InputError("task: a task of your own needs users of its own: give data=<folder>")
-    if isinstance(given.get("split"), str):
-        given["split"] = {"kind": given["split"]}
-    if (model := given.pop("model", None)) is not None:
-        base = given.get("base", {})
+    if isinstance(changes.get("split"), str):
+        changes["split"] = {"kind": changes["split"]}
+    if (model := changes.pop("model", None)) is not None:
+        base = changes.get("base", {})
         if not isinstance(base, dict) or base.get("model", model) != model:
-            raise InputError(f"model {model}: base {base} says another; give one of the two")
-        given["base"] = base | {"model": model}
-    return given
+            raise InputError(f"model {model}: base {base} disagrees; give one of the two")
+        changes["base"] = base | {"model": model}
+    return changes
 
 
 def _read_task(file: Path) -> dict[str, Any]:
-    """A task's definition from YAML, which JSON is part of."""
+    """A task's definition from a YAML file, or a JSON file, which is YAML, too."""
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        fields = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         why = short(error)
         raise InputError(f"task {file}: cannot be read as YAML or JSON ({why})") from error
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         raise InputError(
             f"task {file}: holds no fields; write name: ..., text: ... (docs/your-data.md)"
         )
-    return found
+    return fields
 
 
 def _problem(item: Any) -> str:
@@ -231,6 +232,6 @@ def _problem(item: Any) -> str:
         return f"{name}: there is no such option (docs/options.md lists all)"
     if item["type"] == "model_type":
         return f"{name}: give a JSON object of the options to change (got {item['input']!r})"
-    # A rule between sections has no name of its own, and all of the configuration as its input.
+    # A rule between sections has no field name, and its input is the whole configuration.
     message = item["msg"].removeprefix("Value error, ")
     return f"{name}: {message} (got {item['input']!r})" if name else message

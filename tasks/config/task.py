@@ -34,7 +34,7 @@ class MethodSections(Options):
 
 
 class TaskSections(MethodSections):
-    """What a LaMP task has of a run: its users and methods, and where it runs."""
+    """The configuration of a LaMP task: also its users and methods, and where it runs."""
 
     data: str = Field("synthetic", min_length=1)
     """`synthetic`, `lamp` (downloaded), a user file, or a folder (docs/your-data.md)."""
@@ -49,7 +49,7 @@ class TaskSections(MethodSections):
 
 
 class MethodConfig(MethodSections):
-    """What one method sees of the configuration: its own settings are laid over the rest."""
+    """The configuration as one method sees it: its own settings are laid over the rest."""
 
     lamp_task: str
     method: MethodName
@@ -70,26 +70,26 @@ class TaskConfig(TaskSections):
 
     @property
     def name(self) -> str:
-        """What a cell is called: the LaMP task, and the seed where a run has several."""
+        """The name of the cell: the LaMP task, and the seed if the run has several."""
         return f"{self.lamp_task} seed {self.seed}" if self.several_seeds else self.lamp_task
 
     def method(self, name: MethodName) -> MethodConfig:
         """The configuration as this method sees it."""
-        own = self.model_dump(include=set(MethodConfig.model_fields))
-        values = overlay(own, dict(METHODS[name].settings))
+        shared = self.model_dump(include=set(MethodConfig.model_fields))
+        values = overlay(shared, dict(METHODS[name].settings))
         if METHODS[name].history:
             items = values["rag"]["history_items"]
             values = overlay(values, {"prompt": {"history_items": items}})
         return MethodConfig.model_validate(values | {"method": name})
 
     def sharing_a_bank(self) -> list[tuple[MethodName, ...]]:
-        """The methods that merge; those whose bank and recipes are decided alike together."""
+        """The methods that merge, grouped by those that share bank and recipes."""
         alike: dict[str, tuple[MethodName, ...]] = {}
         for name in self.methods:
             if METHODS[name].merged:
-                own, method = self.method(name), METHODS[name]
+                config, method = self.method(name), METHODS[name]
                 alone = name if method.bank or method.recipes else None
-                key = key_of(own.anchors, own.bank, own.meta_lora, own.fusion, alone)
+                key = key_of(config.anchors, config.bank, config.meta_lora, config.fusion, alone)
                 alike[key] = (*alike.get(key, ()), name)
         return list(alike.values())
 

@@ -7,8 +7,8 @@ from typing import Any
 from tasks.config.task import TaskConfig, overlay
 from tasks.record import derive_seed
 
-# The space, as factors of what the run has: K (of whole clusters, their least size decides it), m,
-# the stacked LoRA's rank and learning rate, and the temperature of the weights.
+# The space, as factors of the run's own values: K (for whole clusters, their smallest size), m, the
+# temperature of the weights, and the stacked LoRA's rank and learning rate.
 FACTORS: dict[str, tuple[float, ...]] = {
     "anchors.count": (0.5, 1, 2),
     "anchors.min_cluster_size": (1, 1.5, 2),
@@ -22,38 +22,38 @@ Settings = dict[str, dict[str, Any]]
 
 
 def drawn(config: TaskConfig, trials: int) -> list[Settings]:
-    """The settings of so many trials: first the run's own, then others of the space, by seed."""
-    own = config.method("mta")
+    """The settings of `trials` trials: first the run's own, then others of the space, by seed."""
+    mta = config.method("mta")
     unused = {
-        "anchors.min_cluster_size" if own.anchors.train_on == "user" else "anchors.count",
-        *(["fusion.temperature"] if own.fusion.weights != "softmax" else []),
-        *(["fusion.evidence_temperature"] if not own.fusion.by_evidence else []),
-        *(["anchors.count", "anchors.min_cluster_size"] if own.bank.adapters else []),
+        "anchors.min_cluster_size" if mta.anchors.train_on == "user" else "anchors.count",
+        *(["fusion.temperature"] if mta.fusion.weights != "softmax" else []),
+        *(["fusion.evidence_temperature"] if not mta.fusion.by_evidence else []),
+        *(["anchors.count", "anchors.min_cluster_size"] if mta.bank.adapters else []),
     }
     space = {name: factors for name, factors in FACTORS.items() if name not in unused}
     choose, others = random.Random(derive_seed(config.seed, "tune")), trials - 1
-    # Each factor as often as the others of its option.
+    # The factors of an option are drawn equally often.
     columns = [choose.sample((one * trials)[:others], others) for one in space.values()]
-    found: list[Settings] = [{}]
+    chosen: list[Settings] = [{}]
     for factors in zip(*columns, strict=True):
         settings: Settings = {}
         for name, factor in zip(space, factors, strict=True):
             section, _, option = name.partition(".")
-            value = getattr(getattr(own, section), option)
+            value = getattr(getattr(mta, section), option)
             other = value * factor
             if isinstance(value, int):
                 other = max(round(other), 2 if option == "min_cluster_size" else 1)
             if other != value:
                 settings.setdefault(section, {})[option] = other
         if rank := settings.get("stacking", {}).get("rank"):
-            settings["stacking"]["alpha"] = own.stacking.alpha * rank / own.stacking.rank
-        if settings not in found:
-            found.append(settings)
-    return found
+            settings["stacking"]["alpha"] = mta.stacking.alpha * rank / mta.stacking.rank
+        if settings not in chosen:
+            chosen.append(settings)
+    return chosen
 
 
 def with_settings(config: TaskConfig, settings: Mapping[str, Any]) -> TaskConfig:
-    """The configuration with a trial's settings laid over it; without any it is as it was."""
+    """The configuration with a trial's settings laid over it."""
     if not settings:
         return config
     values = overlay(config.model_dump(exclude={"task"}), dict(settings))

@@ -207,8 +207,7 @@ def test_what_is_listed_twice_is_refused(name: str, listed: list[Any], twice: st
     with pytest.raises(InputError) as caught:
         resolve({name: listed})
     assert str(caught.value) == (
-        f"configuration: {name}: {twice} stands there more than once; name each once "
-        f"(got {listed!r})"
+        f"configuration: {name}: {twice} is listed twice; name each once (got {listed!r})"
     )
 
 
@@ -239,7 +238,7 @@ def test_short_forms() -> None:
     both = {"model": "a", "base": {"model": "a", "max_tokens": 9}}
     assert resolve(both).base.max_tokens == 9
     for other in ({"model": "b"}, 3):
-        with pytest.raises(InputError, match=r"^model a: base .* says another"):
+        with pytest.raises(InputError, match=r"^model a: base .* disagrees"):
             resolve({"model": "a", "base": other})
     assert both == {"model": "a", "base": {"model": "a", "max_tokens": 9}}
 

@@ -172,7 +172,7 @@ def test_without_anything_to_train_on() -> None:
 
 
 def test_defaults_are_oppus() -> None:
-    """task_LoRA.py of TamSiuhin/OPPU; no preset has it, as the published MTA code has none."""
+    """task_LoRA.py of TamSiuhin/OPPU. These presets leave it off, like the published MTA code."""
     for preset in ("embedded", "paper"):
         assert resolve({"preset": preset}).base.task_adapt.model_dump() == {
             "enabled": False,

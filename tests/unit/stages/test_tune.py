@@ -134,8 +134,8 @@ def test_too_few_to_choose_on(place: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"methods": ["base"]}, "tune chooses settings of mta, which methods lacks: add it"),
-        ({"split": {"development": True}}, "tune chooses on the development users whom split.dev"),
+        ({"methods": ["base"]}, "tune chooses settings of mta, which is not in methods: add it"),
+        ({"split": {"development": True}}, "tune and split.development both use"),
     ],
 )
 def test_what_does_not_go_together(given: dict[str, Any], words: str) -> None:
