@@ -1,7 +1,7 @@
 """Pictures of the report: matplotlib figures as SVG data URIs. The same input gives the same bytes.
 
-A method has one colour and one marker everywhere. Colours are those of Okabe and Ito (2008), which
-people with any of the common colour blindnesses tell apart.
+A method has one colour and one marker everywhere. The colours are those of Okabe and Ito (2008).
+They stay distinct with any of the common colour blindnesses.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tasks.users_map import new_axes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Of methods: those of every run in the order of tables, then the others. More markers than colours:
-# no two methods have both. A colour that comes again has another line.
+# Methods take these in turn, first those of every run. There are more markers than colours: no two
+# methods share both. A colour that is used again has another line style.
 COLOURS = ["#808080", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#8C6D31"]
 MARKERS = "s^vDPoX*<>hdp8H+x1234"
 STROKES = ("-", "--", ":")
-# Answers of no model, from the least to the most knowing: black, told apart by how they are drawn.
+# Answers of no model, from the least knowing to the most: black, each with its own line style.
 LINES = {"nonpersonal": ":", "bayes": "--", "oracle": "-."}
 INK = "#222222"
 
@@ -43,8 +43,8 @@ def style(method: str) -> tuple[str, str, str]:
 def bars(title: str, axis: str, names: Sequence[str], compared: Compared, metric: str) -> str:
     """A bar per method with the 95% interval of its `score`; methods of LINES as vertical lines.
 
-    names: drawn from the top in that order; no bar where the score is None. The number beside a bar
-    names the main `metric`, too, where that is MAE.
+    names: in order from the top; a score of None has no bar. If the main `metric` is MAE, it stands
+    beside the bar, below the score.
     """
     methods = [name for name in names if name not in LINES]
     figure, axes = _axes(title, 5.8, 1.25 + 0.34 * len(methods))
@@ -82,8 +82,8 @@ def bars(title: str, axis: str, names: Sequence[str], compared: Compared, metric
 def curves(title: str, axis: str, names: Sequence[str], points: Mapping[int, Compared]) -> str:
     """Score over the number of items, a line per method of `names` with 95% intervals.
 
-    The numbers of items stand at equal distances (they are mostly chosen as doublings), methods a
-    little beside each other.
+    The numbers of items stand at equal distances, since they are mostly doublings. Methods are
+    drawn a little beside each other.
     """
     figure, axes = _axes(title, 5.8, 3.9)
     methods = [name for name in names if name not in LINES]
@@ -122,7 +122,7 @@ def heat(chosen: Chosen) -> str:
         ink = "white" if weight > 0.55 else INK
         axes.text(x, y, f"{weight:.2f}", ha="center", va="center", color=ink, fontsize=9)
     sort = "first archetype" if chosen.by == "archetype" else chosen.by
-    # Adapters have long names, and any signs in them.
+    # Names of adapters are long, and may hold any sign.
     plain: dict[str, Any] = {"parse_math": False}
     turned = plain | ({"rotation": 30, "ha": "right"} if chosen.by == "adapter" else {})
     across = map("{} ({:.3g})".format, map(label, shown.columns), shown.anchors)
@@ -163,7 +163,7 @@ def data_uri(figure: Figure) -> str:
 
 
 def _scores(compared: Compared, names: Sequence[str]) -> NDArray[np.float64]:
-    """Points, lower and upper bounds, [3, n]; what is not known is nan, which is not drawn."""
+    """Points, lower and upper bounds, [3, n]. Unknown values are nan and are not drawn."""
     return _table([compared.estimate(name) for name in names])
 
 

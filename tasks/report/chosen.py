@@ -1,4 +1,4 @@
-"""What merging chose: of which sort the anchors are that a user's LoRA is merged from."""
+"""What merging chose: the sorts of anchors that users' LoRAs are merged from."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ NOISE = "noise"
 
 @dataclass(frozen=True)
 class Weights:
-    """How much of users' recipes goes to anchors of which sort.
+    """How much of the recipes' weight goes to which sort of anchors.
 
     rows, columns: the sorts of users and of anchors, sorted. users, anchors: how many of each.
-    weights: [rows][columns], mean over the row's users, so a row sums to 1. own: mean over users of
-    the weight on anchors of the user's own sort. equal_chosen: what equal weights on the same
-    anchors would give; equal_all: on all anchors of the bank.
+    weights: [rows][columns], mean over the row's users, so a row sums to 1. same_sort: mean over
+    users of the weight on anchors of the user's sort. equal_chosen: that with equal weights on the
+    same anchors. equal_all: that with equal weights on all anchors of the bank.
     """
 
     rows: list[str]
@@ -28,14 +28,14 @@ class Weights:
     users: list[int]
     anchors: list[float]
     weights: list[list[float]]
-    own: float
+    same_sort: float
     equal_chosen: float
     equal_all: float
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Those of the bank of `methods`. by: what a sort is, `archetype`, `cluster` or `adapter`."""
+    """The weights in the bank of `methods`. by: what a sort is: archetype, cluster or adapter."""
 
     lamp_task: str
     seed: int
@@ -47,9 +47,9 @@ class Chosen:
 def chosen_by_merging(cell: Cell) -> list[Chosen]:
     """Per bank: the recipes' weight by the user's sort (rows) and the anchor's (columns).
 
-    In generated worlds a sort is the true first archetype. Of other data nothing is known that is
-    true of both, so an anchor's sort is its cluster, and a user's that of its most similar anchor.
-    Adapters that were given are a sort each, a user's the one of the largest weight.
+    In generated worlds a sort is the true first archetype. Other data have no known truth: there an
+    anchor's sort is its cluster, and a user's that of the most similar anchor. Of given adapters
+    each is a sort, and a user's is the adapter of the largest weight.
     """
     first: dict[str, str] = {}
     if cell.users.population:
@@ -86,19 +86,19 @@ def weights_by_sort(
 ) -> Weights:
     """The weights by sort. users: user -> sort. anchors: anchor -> sort -> share.
 
-    Shares sum to 1; several sorts where an anchor stands for several users.
+    An anchor's shares sum to 1. An anchor of several users may have several sorts.
     """
     rows = sorted(set(users.values()), key=_order)
     columns = sorted({sort for shares in anchors.values() for sort in shares}, key=_order)
     sums = {row: dict.fromkeys(columns, 0.0) for row in rows}
     size = Counter(users.values())
-    own = chosen = everywhere = 0.0
+    same = chosen = everywhere = 0.0
     for user, recipe in recipes.items():
         mine = {name: shares.get(users[user], 0.0) for name, shares in anchors.items()}
         for name, weight in zip(recipe.anchors, recipe.weights, strict=True):
             for column, share in anchors[name].items():
                 sums[users[user]][column] += weight * share
-            own += weight * mine[name]
+            same += weight * mine[name]
             chosen += mine[name] / len(recipe.anchors)
         everywhere += sum(mine.values()) / len(mine)
     return Weights(
@@ -107,7 +107,7 @@ def weights_by_sort(
         users=[size[row] for row in rows],
         anchors=[sum(shares.get(c, 0.0) for shares in anchors.values()) for c in columns],
         weights=[[sums[row][column] / size[row] for column in columns] for row in rows],
-        own=own / len(recipes),
+        same_sort=same / len(recipes),
         equal_chosen=chosen / len(recipes),
         equal_all=everywhere / len(recipes),
     )
@@ -118,10 +118,10 @@ def _shares(sorts: list[str]) -> dict[str, float]:
 
 
 def _most_similar(recipe: Recipe) -> str:
-    """By similarity and not by place: a published recipe, or one by evidence, may differ."""
+    """By similarity, since the first of a published recipe, or one by evidence, may be another."""
     return max(zip(recipe.similarities, recipe.anchors, strict=True), key=lambda pair: pair[0])[1]
 
 
 def _order(sort: str) -> tuple[int, int, str]:
-    """Numbers by size, noise and other names after them."""
+    """The key that sorts numbers by size, and noise and other names after them."""
     return (0, int(sort), "") if sort.isdecimal() else (1, 0, sort)

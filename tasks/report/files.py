@@ -32,7 +32,7 @@ def write_state(name: str, text: str) -> Path:
 
 
 def begun(run_id: str, name: str, config: RunConfig) -> Run:
-    """A run as it is when it begins."""
+    """The record of a run that begins."""
     settings, report = config.model_dump(mode="json"), report_name(name, run_id)
     return Run(id=run_id, name=name, date=now(), report=report, config=settings)
 
@@ -43,14 +43,14 @@ def now() -> str:
 
 
 def report_name(run: str, run_id: str) -> str:
-    """A file name for what the run of that name shows; with its id where an earlier run has it."""
+    """The name of a run's table and report: as the run's, with its id if that name is taken."""
     name = re.sub(r"[^\w.-]+", "-", run).strip("-.")[:80] or "run"
     known = any((store().state / REPORTS_FOLDER).glob(f"{name}.*"))
     return f"{name}-{run_id[:8]}" if known else name
 
 
 def write_report(name: str, link: str, text: str) -> Path:
-    """Write what a run shows, and make it the newest; returns the file of the run.
+    """Write a run's table or report, and point the link to it; returns the file.
 
     name: of `report_name`. link: TABLE_FILE or REPORT_FILE, whose ending the file gets.
     """
@@ -64,7 +64,7 @@ def write_report(name: str, link: str, text: str) -> Path:
 
 
 def write_run(run: Run) -> Path:
-    """Write down what a run consists of; returns its file."""
+    """Write a run's record; returns its file."""
     return write_state(f"{RUNS_FOLDER}/{run.id}.json", run.model_dump_json() + "\n")
 
 
@@ -75,7 +75,7 @@ def run_files() -> list[Path]:
 
 
 def all_runs(but: str = "") -> Iterator[Run]:
-    """The runs that this version can read, the one that ended last first. but: of another id."""
+    """The runs that this version can read, the one that ended last first. but: one to leave out."""
     for file in run_files():
         with suppress(InputError):
             if file.stem != but:
@@ -104,7 +104,7 @@ def read_run(wanted: str = "last") -> Run:
 
 
 def shown_run(run: Run) -> str:
-    """How a run is called where something is taken from it."""
+    """A run as messages call it."""
     return f"the run {run.name} of {run.date}"
 
 

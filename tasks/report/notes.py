@@ -1,4 +1,4 @@
-"""What a reader of the numbers must know, in lines: below the table, and on the page."""
+"""What a reader of the numbers must know: lines below the table and on the page."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,63 +12,66 @@ from tasks.results.models import Compared, Difference
 from tasks.results.run import Cell, Run
 from tasks.text.loading import model_name
 
-# What the method is to show, on the mean over LaMP tasks; the last two against what costs nothing.
+# The method's claims, on the mean over LaMP tasks. The last two are against untrained methods.
 CLAIMS = (
     ("mta", "merge_only"), ("merge_only", "base"), ("mta", "oppu"), ("mta", "base"),
     ("mta", "commonest"), ("mta_prior", "base_prior"),
 )  # fmt: skip
 SAME = "the same score for every group of users"
-# Above this share of answers that are no label a line says what helps.
+# Above this share of answers that are no label, a line says what helps.
 MANY = 0.2
 # Beside any share of the attainable that is below 0.
 BELOW_ZERO = (
     "A share of the attainable below 0 is worse than the best answers that ignore who asks "
     "(nonpersonal); far below 0, the model has not learned the task"
 )
-# By the count of users that it is about, where that is known and not 0.
+# A note for each of these counts that is known and not 0.
 COUNT_NOTES = {
-    "shared_author": "{shared_author} base users or anchor candidates are of one author with a "
-    "user of another side (split.kind published divides users, not authors)",
+    "shared_author": "{shared_author} base users or anchor candidates share an author with a "
+    "user on another side (split.kind=published divides users, not authors)",
     "papers_asked_by_their_author": "no paper names a citation; {papers_asked_by_their_author} "
     "papers were asked against another author's paper instead",
     "papers_asked_by_a_drawn_citation": "{papers_asked_by_a_drawn_citation} papers name several "
     "citations; the seed drew one of each",
-    "fewer_authors": "the {few_shot_users} few-shot users are {few_shot_groups} authors",
+    "fewer_authors": "the {few_shot_users} few-shot users come from {few_shot_groups} authors",
     "queries_in_other_profiles": "the texts of {queries_in_other_profiles} of {queries} queries "
     "stand in the profile of a base user or anchor candidate too",
 }
 
 
 def data_lines(config: RunConfig) -> list[str]:
-    """What must be known of the data before anything is read."""
+    """What must be known of the data, from the configuration alone."""
     if config.data != "synthetic" or config.base.model == "tiny":
         return []
-    told = "data=synthetic: the users are generated, of words that mean nothing to the model"
-    return [f"{told} {model_name(config.base.model)}; give data=FOLDER or data=lamp"]
+    model = model_name(config.base.model)
+    return [
+        "data=synthetic: the users are generated, of words that mean nothing to the model "
+        f"{model}; give data=FOLDER or data=lamp"
+    ]
 
 
 def run_notes(run: Run) -> list[str]:
-    """What must be known of a run's numbers: its data, its LoRAs, how far its seeds lie apart."""
+    """What must be known of a run's numbers: its data, its LoRAs, the spread of its seeds."""
     lines = data_lines(RunConfig.model_validate(run.config))
     lines += [line for cell in run.cells for line in cell_notes(cell)]
     return lines + coverage_notes(run.cells) + seed_lines(run.cells)
 
 
 def coverage_notes(cells: Sequence[Cell]) -> list[str]:
-    """What the LoRAs are on, each line once; with the LaMP tasks where these differ."""
+    """Which layers the LoRAs are on: each line once, with its LaMP tasks if it is not of all."""
     tasks: dict[str, list[str]] = {}
     for cell in cells:
         for line in cell.coverage:
             tasks.setdefault(line, []).append(cell.config.lamp_task)
     everyone = {cell.config.lamp_task for cell in cells}
     return [
-        line if {*own} == everyone else f"{', '.join(dict.fromkeys(own))}: {line}"
-        for line, own in tasks.items()
+        line if {*names} == everyone else f"{', '.join(dict.fromkeys(names))}: {line}"
+        for line, names in tasks.items()
     ]
 
 
 def cell_notes(cell: Cell) -> list[str]:
-    """Of a cell: what was left out, how few, what is no answer."""
+    """Notes on a cell: what was dropped, too few anchors, answers that are no label."""
     lines = [f"{cell.name}: dropped {count} x {what}" for what, count in cell.users.dropped.items()]
     lines += [f"{cell.name}: {cell.tuning.text()}"] if cell.tuning else []
     for merging in cell.mergings:
@@ -89,7 +92,7 @@ def cell_notes(cell: Cell) -> list[str]:
 
 
 def _no_label_lines(cell: Cell) -> list[str]:
-    """What helps where more than MANY of a method's answers are no label."""
+    """What helps if more than MANY of a method's answers are no label."""
     shares = {one.method: one.no_label or 0.0 for one in cell.compared.scored}
     listed = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share > MANY)
     if not listed:
@@ -103,36 +106,36 @@ def _no_label_lines(cell: Cell) -> list[str]:
 
 
 def share_lines(table: Iterable[Row]) -> list[str]:
-    """What a share of the attainable below 0 means, where a method has one."""
+    """What a share of the attainable below 0 means, if a method has one."""
     return [BELOW_ZERO] if any((row.get("share_of_attainable") or 0) < 0 for row in table) else []
 
 
 def seed_lines(cells: Iterable[Cell]) -> list[str]:
-    """How far seeds lie apart, which no interval contains: each has trained a model of its own.
+    """How far seeds lie apart. No interval covers that: each seed trained its own model.
 
-    Means over LaMP tasks of each seed in which all of them were scored; nothing for one seed.
+    Means over LaMP tasks, of each seed that scored all of them; nothing if that is one seed.
     """
     by_seed: dict[int, dict[str, Compared]] = {}
     for one in cells:
         by_seed.setdefault(one.config.seed, {})[one.config.lamp_task] = one.compared
     every = max(by_seed.values(), key=len, default={}).keys()
-    by_seed = {seed: own for seed, own in by_seed.items() if own.keys() == every}
+    by_seed = {seed: tasks for seed, tasks in by_seed.items() if tasks.keys() == every}
     if len(by_seed) < 2:
         return []
 
     def means(method: str, metric: str = "score") -> NDArray[np.float64]:
-        """One number per seed; nan where a cell has none."""
-        seeds = by_seed.values()
-        points = [[one.estimate(method, metric).point for one in own.values()] for own in seeds]
+        """One number per seed; nan if a cell has none."""
+        seeds = [tasks.values() for tasks in by_seed.values()]
+        points = [[one.estimate(method, metric).point for one in compared] for compared in seeds]
         table: NDArray[np.float64] = np.array(points, dtype=np.float64)
         return np.asarray(table.mean(axis=1))
 
-    found = [(f"mean score, {a} - {b}", "+.4f", means(a) - means(b)) for a, b in CLAIMS]
-    found.append(("share of the attainable, mta", ".3f", means("mta", "share_of_attainable")))
+    figures = [(f"mean score, {a} - {b}", "+.4f", means(a) - means(b)) for a, b in CLAIMS]
+    figures.append(("share of the attainable, mta", ".3f", means("mta", "share_of_attainable")))
     head = f"by seed ({', '.join(map(str, by_seed))}), which no interval contains"
     return [
         f"{head}: {what}: {', '.join(format(value, form) for value in values)}"
-        for what, form, values in found
+        for what, form, values in figures
         if np.isfinite(values).all()
     ]
 
@@ -160,19 +163,19 @@ def difference_lines(mean: Compared, groups: Sequence[Sequence[str]]) -> list[st
     verdicts = {True: "holds", False: "not shown", None: "has no interval"}
     lines = []
     for method, opponent, one in claims(mean):
-        told = SAME if none_at_all(one) else f"{one.text('+.4f')} {verdicts[one.holds]}"
+        words = SAME if none_at_all(one) else f"{one.text('+.4f')} {verdicts[one.holds]}"
         if alike(groups, method, opponent):
-            told = f"identical answers to all {mean.queries:,} queries"
-        lines.append(f"mean score, {method} - {opponent}: {told}")
+            words = f"identical answers to all {mean.queries:,} queries"
+        lines.append(f"mean score, {method} - {opponent}: {words}")
     return lines
 
 
 def claims(mean: Compared) -> list[tuple[str, str, Difference]]:
-    """Method, opponent, difference of `score`: of CLAIMS that were run."""
+    """Method, opponent, difference of `score`, for the CLAIMS whose methods were run."""
     return [
-        (method, opponent, found["score"])
+        (method, opponent, metrics["score"])
         for method, opponent in CLAIMS
-        if (found := mean.differences.get(method, {}).get(opponent))
+        if (metrics := mean.differences.get(method, {}).get(opponent))
     ]
 
 
@@ -183,7 +186,7 @@ def none_at_all(difference: Difference) -> bool:
 
 def identical(cells: Sequence[Cell]) -> list[list[str]]:
     """Groups of methods that gave the same answers to all queries of all these cells."""
-    # By their hashes: the answers of all cells together may be more than memory takes.
+    # By the files' hashes: all answers together may not fit into memory.
     tables = [{one.method: one.predictions.sha256 for one in c.compared.scored} for c in cells]
     groups: dict[tuple[str, ...], list[str]] = {}
     for method in tables[0]:

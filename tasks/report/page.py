@@ -1,7 +1,7 @@
-"""report.html: one self-contained page of a run's results, put into `templates`.
+"""report.html: one self-contained page of a run's results, made by `templates`.
 
-Texts that come from data are escaped by the templates. Nothing but the templates is read. Of texts
-of the data only answers of methods stand there: nothing that a user wrote.
+The templates escape texts that come from data. Of such texts the page shows methods' answers alone,
+nothing that a user wrote.
 """
 
 import base64
@@ -34,7 +34,7 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class NoLabel:
-    """A method's answers in a cell that are no label: query id and answer of the first few."""
+    """Answers of a method in a cell that are no label: query id and answer of the first few."""
 
     cell: str
     method: str
@@ -70,7 +70,7 @@ class ReportData:
     def row_mean(
         self, column: str, method: str, task: str = "mean", seed: int | None = None
     ) -> float | None:
-        """The mean of a column over a method's rows; None where none of them has it."""
+        """The mean of a column over a method's rows; None if no row has it."""
         rows = [row for row in self.table if row["method"] == method and column in row]
         if task != "mean":
             rows = [row for row in rows if row["lamp_task"] == task]
@@ -89,7 +89,7 @@ def report_data(run: Run, table: list[Row], notes: list[str], changed: Since | N
         by_task.setdefault(cell.config.lamp_task, []).append(cell)
         if cell.config.several_seeds:
             by_seed.setdefault(cell.config.seed, {})[cell.config.lamp_task] = cell.compared
-    means = {task: mean_of([cell.compared for cell in own]) for task, own in by_task.items()}
+    means = {task: mean_of([cell.compared for cell in cells]) for task, cells in by_task.items()}
     scored = {name for mean in means.values() for name in mean.methods}
     return ReportData(
         run=run,
@@ -99,9 +99,10 @@ def report_data(run: Run, table: list[Row], notes: list[str], changed: Since | N
         references=[name for name in LINES if name in scored],
         means=means,
         by_seed=by_seed,
-        identical={task: identical(own) for task, own in {"mean": run.cells, **by_task}.items()},
+        identical={"mean": identical(run.cells)}
+        | {task: identical(cells) for task, cells in by_task.items()},
         no_label=[one for cell in run.cells for one in no_labels(cell)],
-        curve={task: _curve(config, own, means[task]) for task, own in by_task.items()},
+        curve={task: _curve(config, cells, means[task]) for task, cells in by_task.items()},
         chosen=[one for cell in run.cells for one in chosen_by_merging(cell)],
         table=table,
         notes=notes,
@@ -110,26 +111,26 @@ def report_data(run: Run, table: list[Row], notes: list[str], changed: Since | N
 
 
 def no_labels(cell: Cell) -> list[NoLabel]:
-    """Of each method that gave answers that are no label, the first of them by query id."""
-    found = []
+    """For each method with answers that are no label, the first of these by query id."""
+    methods = []
     for one in cell.compared.scored:
         if one.no_label:
             table = pl.read_parquet(store().path(one.predictions))
             answers: dict[str, str] = dict(table.select("query_id", "prediction").iter_rows())
             ids = unlabelled(cell.users.task, answers, cell.compared.rules)[:EXAMPLES]
             examples = [(query_id, answers[query_id]) for query_id in ids]
-            found.append(NoLabel(cell.name, one.method, one.no_label, examples))
-    return found
+            methods.append(NoLabel(cell.name, one.method, one.no_label, examples))
+    return methods
 
 
 def _curve(config: RunConfig, cells: Sequence[Cell], main: Compared) -> dict[int, Compared]:
-    """A number of items that a seed lacks is left out."""
+    """Number of items -> the mean over cells. A number that a cell lacks is left out."""
     points = {
         items: mean_of([cell.curve[items] for cell in cells])
         for items in config.items_curve
         if all(items in cell.curve for cell in cells)
     }
-    # What the tables show belongs on the curve, when it is known how many items that is.
+    # The tables' scores are a point of the curve, too, if their number of items is known.
     if points and config.split.few_shot_items is not None:
         points[config.split.few_shot_items] = main
     return dict(sorted(points.items()))
@@ -158,14 +159,14 @@ def what_ran(data: ReportData) -> str:
 
 
 def run_summary(data: ReportData) -> tuple[str, str]:
-    """Two lines of plain text, for where no page is: what ran, and what came out."""
+    """Two lines of plain text, for places without a page: what ran, and what came out."""
     return what_ran(data), verdict(data).striptags()
 
 
 def leaders(mean: Compared) -> list[str]:
-    """The method with the highest `score`, and those not shown to be below it, as they are listed.
+    """The method with the highest `score`, and those not shown to be below it, in METHODS' order.
 
-    One alone is the best: its difference to every other holds.
+    If it is alone, it is the best: its difference to every other method holds.
     """
     known = [(name, mean.estimate(name).point) for name in METHODS]
     scores = {name: point for name, point in known if point is not None}
@@ -175,7 +176,7 @@ def leaders(mean: Compared) -> list[str]:
 
 
 def primary(compared: Compared) -> str:
-    """The main metric: the first of these that it has."""
+    """The main metric of what was compared."""
     known = {name for metrics in compared.intervals.values() for name in metrics}
     return next(name for name in ("accuracy", "mae", "rougeL") if name in known)
 
@@ -192,13 +193,13 @@ def _rendered(name: str, data: ReportData, **sentences: str) -> str:
 
 @cache
 def templates() -> Environment:
-    """Those of this folder. A name that a template is not given is an error."""
-    found = Environment(
+    """The templates of this folder. A name that a template lacks is an error."""
+    environment = Environment(
         loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    found.filters |= {"label": label, "printable": printable}
+    environment.filters |= {"label": label, "printable": printable}
     functions = (alike, bars, claims, curves, gaps, heat, leaders, none_at_all, png, primary, style)
-    found.globals |= {function.__name__: function for function in functions}
-    found.globals |= {"BELOW_ZERO": BELOW_ZERO, "LINES": LINES, "SAME": SAME}
-    return found
+    environment.globals |= {function.__name__: function for function in functions}
+    environment.globals |= {"BELOW_ZERO": BELOW_ZERO, "LINES": LINES, "SAME": SAME}
+    return environment

@@ -18,7 +18,7 @@ from tasks.results.run import Run
 
 
 def announce(config: RunConfig, page: str | None) -> None:
-    """Show what is run in the Prefect UI, and its page in MLflow, if there is one."""
+    """Show the configuration in the Prefect UI, with a link to the run in MLflow, if any."""
     shown = f"```json\n{config.model_dump_json(indent=2)}\n```"
     create_markdown_artifact(key="configuration", markdown=shown)
     if page:
@@ -29,8 +29,8 @@ def announce(config: RunConfig, page: str | None) -> None:
 def publish(run: Run) -> Run:
     """Write the run's table and report, and show them in the Prefect UI.
 
-    Returns the run with its summary, and with what could not be made as missing. A report that
-    cannot be made costs no scores.
+    Returns the run with its summary. A report that cannot be made is noted as missing: no score is
+    lost.
     """
     mean = run.overall
     assert mean is not None

@@ -1,7 +1,7 @@
 """What changed since the last run of the same configuration: scores, users, anchors.
 
-The last run is found in `.mta/runs` of this machine. It counts as the same configuration where
-nothing differs but where it ran: the scheduled run, week after week, and its data under one path.
+The last run is the newest in `.mta/runs` of this machine whose configuration differs at most in
+where it ran. Such are scheduled runs, week after week, on data under one path.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from tasks.text.questions import asked, content
 from tasks.users import each_user
 
 ROLES = {"base": "base users", "anchor": "anchor candidates", "few_shot": "few-shot users"}
-# What of a configuration decides no result.
+# The sections that decide no result.
 ELSEWHERE = {"compute", "plan", "dry_run"}
 SHOWN_IDS = 10
 
@@ -35,25 +35,25 @@ class ScoreChange:
 
 @dataclass(frozen=True)
 class Since:
-    """What is another than in the last run. changes: of users and anchors, in lines."""
+    """What differs from the last run. changes: lines on users and anchors."""
 
     last: str
     scores: list[ScoreChange]
     changes: list[str]
 
     def lines(self) -> list[str]:
-        """The same for the table; scores are named where they moved."""
+        """The lines for the table: changes, and the scores that moved."""
         moved = [
             f"{one.cell}, {one.method}: score {one.then.text()} -> {one.now.text()}"
             for one in self.scores
             if one.then != one.now
         ]
-        told = [*self.changes, *(moved or ["no score moved"])]
-        return [f"since {self.last}: {line}" for line in told]
+        lines = [*self.changes, *(moved or ["no score moved"])]
+        return [f"since {self.last}: {line}" for line in lines]
 
 
 def last_run(run: Run) -> Run | None:
-    """The other run of this configuration that ended last, None where there is none."""
+    """The last run of this configuration but for `run` itself; None if there is none."""
 
     def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in config.items() if name not in ELSEWHERE}
@@ -63,7 +63,7 @@ def last_run(run: Run) -> Run | None:
 
 
 def since(run: Run) -> Since | None:
-    """What is another than in the last run of the same configuration, None without one."""
+    """What differs from the last run of this configuration; None if there is none."""
     last = last_run(run)
     if last is None:
         return None
@@ -80,7 +80,7 @@ def since(run: Run) -> Since | None:
 
 
 def _changes(cell: Cell, then: Cell | None) -> list[str]:
-    """What is another of a cell's users and anchors."""
+    """How a cell's users and anchors differ from the last run's, in lines."""
     unknown = ": the last run's users are not known"
     if then is None:
         return [unknown]
@@ -106,7 +106,7 @@ def _counts(
     now: Mapping[str, str],
     words: Sequence[str] = ("added", "removed", "changed"),
 ) -> list[str]:
-    """A line of how many ids were added, removed and changed, and the first of them; or none."""
+    """A line of how many ids were added, removed and changed, with the first of them; or none."""
     changed = {name for name in now.keys() & then.keys() if now[name] != then[name]}
     parts = []
     for ids, word in zip((now.keys() - then, then.keys() - now, changed), words, strict=True):

@@ -21,8 +21,8 @@ COSTS = (
 def rows(cells: Iterable[Cell]) -> list[Row]:
     """One row per cell and method: metrics with their intervals, and cost per user.
 
-    `<metric>_lo` and `_hi` are the 95% interval; `no_label` is the share (0..1) of the answers that
-    are no label, of tasks that have any. Where the optimum is known it has rows of its own, without
+    `<metric>_lo` and `_hi` are the 95% interval. `no_label` is the share (0..1) of the answers that
+    are no label, in tasks with labels. If the optimum is known, it has rows of its own, without
     costs.
     """
     return [_row(cell, method) for cell in cells for method in cell.compared.intervals]
@@ -64,8 +64,8 @@ def costs(cell: Cell, method: MethodName) -> dict[str, float]:
     """What a method stores and does per user, means over users.
 
     bytes_per_user: the recipe (anchor ids and 8 bytes per weight), the user's own LoRA in float32,
-    and the text of the history where it is looked up to answer; the bank is shared and not
-    counted. steps and tokens: training on the user's items, of weights too. seconds_per_user:
+    and the text of the history if answers look it up; the bank is shared and not counted. steps
+    and tokens: training on the user's items, that of weights, too. seconds_per_user:
     evidence, training and answering, as measured when the work was done. passes_per_answer: how
     often the model reads a question.
     """
@@ -97,9 +97,9 @@ def costs(cell: Cell, method: MethodName) -> dict[str, float]:
 
 
 def table_text(table: Iterable[Row], noted: Iterable[str], missing: Iterable[str]) -> str:
-    """The comparison for a terminal, what is to be noted, and what is missing from it.
+    """The comparison for a terminal, with notes and what is missing.
 
-    A block per LaMP task (and seed), with the columns that it has; an interval stands beside its
+    A block per LaMP task (and seed), with the columns that it has. An interval stands beside its
     metric.
     """
     blocks: dict[tuple[Any, Any], list[Row]] = {}

@@ -1,8 +1,8 @@
-"""Two runs against each other: each method's score in both, and the difference by pairs.
+"""Two runs against each other: each method's score in both, and the paired difference.
 
 Both must have asked the same queries. Then the bootstrap drew the same groups of users in both
-(tasks/lamp/statistics.py), so a method's difference between the runs has an interval as one between
-two methods has.
+(tasks/lamp/statistics.py). So a method's difference between two runs has an interval, as the
+difference of two methods in one run has.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,9 +36,9 @@ FIRST, SECOND = "first", "second"
 
 @dataclass(frozen=True)
 class Change:
-    """A method's metric in the first run and in the second, and the second less the first.
+    """A method's metric in the first run and in the second; by: the second minus the first.
 
-    lamp_task: or `mean`, over LaMP tasks and seeds.
+    lamp_task: the name, or `mean` for the mean over LaMP tasks and seeds.
     """
 
     lamp_task: str
@@ -50,13 +50,13 @@ class Change:
 
     @property
     def shown(self) -> str:
-        """What the interval says of the difference."""
+        """Whether the interval shows a difference."""
         return {True: "holds", False: "not shown", None: "no interval"}[self.by.holds]
 
 
 @dataclass(frozen=True)
 class TwoRuns:
-    """settings: what differs in the configuration. left_out: what only one of the runs has."""
+    """settings: lines on what differs in the configuration. left_out: on what one run alone has."""
 
     first: Run
     second: Run
@@ -77,7 +77,7 @@ class TwoRuns:
 
     @property
     def main(self) -> list[Change]:
-        """Those of the mean, which comes last, or of the only LaMP task."""
+        """The changes of the mean, which comes last, or of the only LaMP task."""
         return [one for one in self.changes if one.lamp_task == self.changes[-1].lamp_task]
 
     def page(self) -> Path:
@@ -90,10 +90,10 @@ class TwoRuns:
 def two_runs(first: Run, second: Run) -> TwoRuns:
     """Compare what both runs have: LaMP tasks, seeds and methods.
 
-    Raises InputError where they have nothing in common, or asked other queries.
+    Raises InputError if they have nothing in common, or did not ask the same queries.
     """
-    cells, others = first.by_place, second.by_place
-    both = [place for place in cells if place in others]
+    firsts, seconds = first.by_place, second.by_place
+    both = [place for place in firsts if place in seconds]
     if not both:
         raise InputError(
             f"{first.name} and {second.name} have no LaMP task and seed in common; run one of them "
@@ -101,13 +101,13 @@ def two_runs(first: Run, second: Run) -> TwoRuns:
         )
     by_task: dict[str, list[Resampled]] = {}
     for task, seed in both:
-        by_task.setdefault(task, []).append(paired(cells[task, seed], others[task, seed]))
-    changes = [one for task, found in by_task.items() for one in _changes(task, found)]
+        by_task.setdefault(task, []).append(paired(firsts[task, seed], seconds[task, seed]))
+    changes = [one for task, cells in by_task.items() for one in _changes(task, cells)]
     if len(by_task) > 1:
-        changes += _changes("mean", [one for found in by_task.values() for one in found])
+        changes += _changes("mean", [one for cells in by_task.values() for one in cells])
     left_out = [
         f"{task}, seed {seed}: in one of the runs alone"
-        for task, seed in sorted(cells.keys() ^ others.keys())
+        for task, seed in sorted(firsts.keys() ^ seconds.keys())
     ]
     methods = [{name for cell in run.cells for name in cell.answers} for run in (first, second)]
     left_out += [
@@ -119,7 +119,7 @@ def two_runs(first: Run, second: Run) -> TwoRuns:
 def paired(first: Cell, second: Cell) -> Resampled:
     """Two cells as one, with the methods of both, called `first NAME` and `second NAME`.
 
-    Raises InputError where they were not asked the same, scored alike or drawn alike.
+    Raises InputError if their queries, scoring or bootstrap draws are not the same.
     """
     asked = [_queries(cell) for cell in (first, second)]
     if alone := asked[0] ^ asked[1]:
@@ -142,7 +142,7 @@ def paired(first: Cell, second: Cell) -> Resampled:
     if a.scored.sample != b.scored.sample:
         raise InputError(
             f"{first.name}: one run generated its users (data=synthetic), the other read them from "
-            "a file, so their draws are no pairs; run both on the same"
+            "a file, so their draws are no pairs; run both on the same data"
         )
     sums = np.concatenate(same_width([a.scored.sums, b.scored.sums]), axis=1)
     totals = np.concatenate(same_width([a.scored.totals, b.scored.totals]), axis=0)

@@ -79,7 +79,7 @@ def report_case(
     }
     weights = Weights(
         rows=["0", "1"], columns=["0"], users=[2, 3], anchors=[4.0], weights=[[1.0], [1.0]],
-        own=0.4, equal_chosen=0.3, equal_all=0.2,
+        same_sort=0.4, equal_chosen=0.3, equal_all=0.2,
     )  # fmt: skip
     data = ReportData(
         run=run(one, name=HOSTILE, date="2020-01-02 03:04", missing=tuple(missing)),

@@ -35,7 +35,7 @@ def test_weights_by_hand() -> None:
     assert found.users == [2, 1]
     assert found.anchors == [1.5, 1.0, 0.5]
     assert found.weights == [[0.75, 0.125, 0.125], [0.0, 1.0, 0.0]]
-    assert found.own == pytest.approx((0.75 + 0.75 + 0.0) / 3)
+    assert found.same_sort == pytest.approx((0.75 + 0.75 + 0.0) / 3)
     assert found.equal_chosen == pytest.approx((0.5 + 0.75 + 0.25) / 3)
     assert found.equal_all == pytest.approx((0.5 + 0.5 + 0.5 / 3) / 3)
 
@@ -53,7 +53,7 @@ def test_by_cluster_where_nothing_is_known(where: Store) -> None:
     assert (found.by, found.methods) == ("cluster", ("merge_only", "mta"))
     assert found.weights.rows == found.weights.columns == ["0", "noise"]
     assert found.weights.weights == [[0.875, 0.125], [0.0, 1.0]]
-    assert found.weights.own == pytest.approx((0.75 + 1.0 + 1.0) / 3)
+    assert found.weights.same_sort == pytest.approx((0.75 + 1.0 + 1.0) / 3)
 
 
 def test_by_archetype_where_it_is_known(where: Store) -> None:

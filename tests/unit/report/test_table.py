@@ -117,12 +117,12 @@ def test_notes_by_hand(where: Store) -> None:
         "LaMP-2M: answers that are no label, so wrong: mta 100%; scoring.answer=likelihood chooses "
         "among the labels, base.task_adapt.enabled=true teaches them",
         "LaMP-2M: metrics by the rules of MTA's published scorer, not by LaMP's",
-        "LaMP-2M: 6 base users or anchor candidates are of one author with a user of another side "
-        "(split.kind published divides users, not authors)",
+        "LaMP-2M: 6 base users or anchor candidates share an author with a user on another side "
+        "(split.kind=published divides users, not authors)",
         "LaMP-2M: no paper names a citation; 8 papers were asked against another author's paper "
         "instead",
         "LaMP-2M: 7 papers name several citations; the seed drew one of each",
-        "LaMP-2M: the 3 few-shot users are 2 authors",
+        "LaMP-2M: the 3 few-shot users come from 2 authors",
         "LaMP-2M: the texts of 5 of 9 queries stand in the profile of a base user or anchor "
         "candidate too",
     ]

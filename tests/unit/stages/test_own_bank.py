@@ -128,9 +128,9 @@ def test_the_report_and_mlflow_name_the_adapters(cell: Cell) -> None:
     (found,) = chosen_by_merging(cell)
     names = sorted(f"likes-{name}" for name in TASTES)
     assert (found.by, found.weights.columns, found.weights.rows) == ("adapter", names, names[1:])
-    assert found.weights.own > 0.5
+    assert found.weights.same_sort > 0.5
     page = report_html(report_case(chosen=[found]))
-    assert "The bank is of adapters that were given." in page
+    assert "The bank holds adapters that were given." in page
     assert "likes-few-1 (1)" in page
     told = "LaMP-2M, merge_only: the bank is 4 given adapters; no anchor was trained"
     assert told in cell_notes(cell)
