@@ -24,7 +24,7 @@ from tasks.lamp.synthetic.family import (
     shuffled,
 )
 
-# The wording of LaMP's real queries, so that the marker is found in them.
+# Worded as LaMP's real queries, in which a marker shows where the text begins.
 CITATION_QUERY = "For an author who has written the paper with the title "
 MOVIE_QUERY = (
     "Which tag does this movie relate to among the following tags? Just answer with the tag name "
@@ -36,9 +36,9 @@ RATING_QUERY = (
 )
 SENTIMENTS = (-2, -1, 1, 2)
 RATINGS = (1, 2, 3, 4, 5)
-# 0, 1, 2: the text's subject, action and place; 3, 4: the house words. Three different ones each.
+# 0, 1, 2: the text's subject, action and place; 3, 4: the house words. Each has three of the five.
 # With the first four, the likeliest template (greedy decoding) scores nearly as well as the best
-# sequence. The others were added greedily, each with little in common with those before.
+# sequence. The others were chosen one by one, each with little in common with those before.
 TEMPLATES = (
     (1, 4, 2), (4, 2, 1), (2, 1, 4), (0, 1, 3), (2, 3, 0), (3, 1, 2), (4, 1, 0), (0, 2, 4),
     (2, 0, 3), (3, 2, 1), (1, 3, 0), (0, 4, 2), (4, 0, 1), (1, 2, 4), (1, 0, 3),
@@ -49,22 +49,22 @@ LONGEST = 8
 
 class Citations(Family):
     """LaMP-1. A theme is a topic with C schools; a value is the school that the user cites there. A
-    reference is one word, that of its school in the topic, which a small model can tell.
+    reference is one word, its school's in the topic: that is enough for a small model.
 
     The cited reference is of school `value` with probability 1 - noise + noise / C, else of any
-    other. The reference beside it is of one of the other C - 1 schools, evenly; their order is
-    even. With the ordered pair (i, j) of schools as the context:
+    other. The reference beside it is of one of the other C - 1 schools, each as likely, and so is
+    each order. With the ordered pair (i, j) of schools as the context:
 
         p((i, j), "[1]" | v) = p(i | v) / (2 (C - 1))
         p((i, j), "[2]" | v) = p(j | v) / (2 (C - 1))
 
-    A query's pair itself tells of v: the school that the user cites is mostly in it.
+    A query's pair alone says something about v: the school that the user cites is mostly in it.
     """
 
     def __init__(self, options: SyntheticOptions, generator: Generator) -> None:
         size = 8 + options.choices
         words = chunks(invent_words(options.themes * size, (), generator), size)
-        self.themes = [{"words": own[:8], "schools": own[8:]} for own in words]
+        self.themes = [{"words": theme[:8], "schools": theme[8:]} for theme in words]
         self.pairs = list(permutations(range(options.choices), 2))
         cited = noisy_choice(options)  # [v, school]
         table = np.stack([cited[:, list(pair)] for pair in self.pairs], axis=1)
@@ -93,7 +93,8 @@ class Movies(Family):
         avoid = {word for tag in MOVIE_TAGS for word in tag.split()}
         words = chunks(invent_words(options.themes * 8, avoid, generator), 8)
         self.themes = [
-            {"words": own, "tags": draw(MOVIE_TAGS, options.choices, generator)} for own in words
+            {"words": theme, "tags": draw(MOVIE_TAGS, options.choices, generator)}
+            for theme in words
         ]
         self.joint = noisy_choice(options)[None, :, None]
         self.gain = np.eye(options.choices)
@@ -125,7 +126,7 @@ class Ratings(Family):
         words = invent_words(shared + options.themes * 4, (), generator)
         sentiments = chunks(words[:shared], 3)
         self.themes = [
-            {"words": own, "sentiments": sentiments} for own in chunks(words[shared:], 4)
+            {"words": theme, "sentiments": sentiments} for theme in chunks(words[shared:], 4)
         ]
         shape = (options.archetypes, options.choices, len(SENTIMENTS), len(RATINGS))
         self.joint = np.empty(shape)
@@ -164,7 +165,7 @@ class Titles(Family):
 
     def __init__(self, options: SyntheticOptions, generator: Generator) -> None:
         words = chunks(invent_words(options.themes * 9, self.house_words, generator), 9)
-        self.themes = [{"roles": chunks(own, 3)} for own in words]
+        self.themes = [{"roles": chunks(theme, 3)} for theme in words]
         self.joint = noisy_choice(options)[None, :, None]
         self.sequences, self.gain = best_sequences(options.choices)
 

@@ -26,7 +26,7 @@ FILLER_TEXT = (
 FILLERS = FILLER_TEXT.split()
 CONSONANTS = "bdfgklmnprstvz"
 VOWELS = "aeiou"
-# Of 343,000 words of three syllables; up to here drawing different ones stays quick.
+# There are 343,000 words of three syllables. Up to here, drawing different ones stays quick.
 MAX_WORDS = 100_000
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ Ints = NDArray[np.int64]
 class Written:
     """An item as text: as `fields` of a profile item, and as a query's input and gold.
 
-    candidate: the answer to this text that candidate `number` of the table `gain` is.
+    candidate: from a row of the table `gain` to that answer to this text.
     """
 
     fields: dict[str, str]

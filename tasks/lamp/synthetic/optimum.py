@@ -48,7 +48,7 @@ def answers_to(
     asked = zip(user.asked.items(), user.queries.tolist(), strict=True)
     for (query_id, written), (theme, context, _) in asked:
         gains = [expected_gains(world, belief[theme])[context] for belief in beliefs]
-        said = [written.candidate(int(own.argmax())) for own in gains]
+        said = [written.candidate(int(gain.argmax())) for gain in gains]
         row = {"query_id": query_id, "user_id": user.id, "promised": float(gains[1].max())}
         rows.append(row | dict(zip(PREDICTORS, said, strict=True)))
     return rows

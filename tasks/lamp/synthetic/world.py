@@ -32,8 +32,8 @@ FAMILIES: dict[str, type[Family]] = {
     "LaMP-4": Headlines,
     "LaMP-5": Papers,
 }
-# Every random stream of a world has a key: the task, what for, whose. Other places, other worlds.
-# Users who are `fresh` are in no file.
+# Each random stream of a world has a key: the task, the purpose, the user, as places in these
+# tuples. With other places, all worlds change. `fresh` users are in no file.
 _TASKS, _ROLES = (*FAMILIES,), (*ROLE_FILE_NAMES, "fresh")
 _VOCABULARY, _ARCHETYPES, _LATENT, _WORDS = range(4)
 
@@ -50,7 +50,7 @@ class Taste:
 
 @dataclass(frozen=True)
 class User:
-    """items, queries [N, 3]: theme, context and answer of each; profile, asked: in words, by id."""
+    """items, queries [N, 3]: theme, context and answer of each; profile, asked: these in words."""
 
     id: str
     taste: Taste
