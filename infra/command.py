@@ -1,4 +1,4 @@
-"""What the programs of this folder share: how they speak, and how they end."""
+"""What the programs of this folder share: their messages and their exit codes."""
 
 import sys
 

@@ -1,6 +1,6 @@
 """`mta run`: the flow in this process, with a Prefect server of its own, and MLflow in a file.
 
-The next run clears up what a killed one left. A run whose server is killed ends.
+The next run clears up after a killed one. A run whose server is killed ends.
 """
 
 import atexit
@@ -63,10 +63,10 @@ def parameters(pairs: list[str]) -> dict[str, Any]:
 def local_server(home: Path, meanwhile: Callable[[], None] | None = None) -> Iterator[None]:
     """Run the body against a server of its own, its database in `home`, which all such runs share.
 
-    meanwhile: called while the server starts. It is the first that may import Prefect, whose
-    threads, here and in workers, would start another server where no address is set.
+    meanwhile: called while the server starts. Nothing before it may import Prefect: without an
+    address, Prefect's threads, here and in workers, would start another server.
 
-    The project's server may be running, and two servers on one SQLite file get in each other's way.
+    The project's own server may be running, and two servers on one SQLite file disturb each other.
     """
     home.mkdir(parents=True, exist_ok=True)
     no_other = end_orphans(home)
@@ -75,7 +75,7 @@ def local_server(home: Path, meanwhile: Callable[[], None] | None = None) -> Ite
     over = threading.Event()
     try:
         server = _start(home, mine)
-        # At exit, after Prefect has sent what it still has: without a server that takes a minute.
+        # At exit, so that Prefect can send the rest: without a server it tries for a minute.
         atexit.register(lambda: end(family(**mine)))
         api = PrefectApi(f"http://{HOST}:{server.port}/api")
         os.environ.update(mine, PREFECT_API_URL=api.url)
@@ -83,8 +83,8 @@ def local_server(home: Path, meanwhile: Callable[[], None] | None = None) -> Ite
             meanwhile()
         wait_until(server, lambda: answers(f"{api.url}/health"))
         if no_other:
-            # What is under way there was killed. The server has just started and knows no leases,
-            # so no lease's end would ever free the slots.
+            # Runs under way there were killed. The server has just started and knows no leases, so
+            # their slots would never be freed.
             crash(api, api.rows("flow_runs", flow_runs=UNDER_WAY), "It was killed.")
             free_slots(api, home)
         threading.Thread(target=_watch, args=(server, over), daemon=True).start()
@@ -99,7 +99,7 @@ def local_server(home: Path, meanwhile: Callable[[], None] | None = None) -> Ite
 
 
 def end_orphans(home: Path) -> bool:
-    """End servers on `home`, and workers, whose run was killed; whether no run is left there."""
+    """End servers on `home` and workers whose run was killed. Returns whether no run is left."""
     there = [one for one in family(PREFECT_HOME=str(home)) if OWNER in one.info["environ"]]
     orphans = [one for one in there if not _has_owner(one)]
     end(orphans)
@@ -107,7 +107,7 @@ def end_orphans(home: Path) -> bool:
 
 
 def _has_owner(process: psutil.Process) -> bool:
-    """Whether the run that a process belongs to lives; what has its pid may have started later."""
+    """Whether the run that a process belongs to lives. A later process may have its pid."""
     with contextlib.suppress(psutil.NoSuchProcess):
         owner = psutil.Process(int(process.info["environ"][OWNER]))
         older: bool = owner.create_time() <= process.create_time()
@@ -116,11 +116,11 @@ def _has_owner(process: psutil.Process) -> bool:
 
 
 def _start(home: Path, mine: dict[str, str]) -> Service:
-    """A server that may not answer yet; it is this process's."""
+    """Start this process's own server, which may not answer yet."""
     port = free_port()
     env = base_environment(PROJECT, os.environ) | mine
     env["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"
-    # On disk: slots of a run that was killed are then freed by the server of another.
+    # On disk, the leases of a killed run are seen by the next run's server, which frees its slots.
     env["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] = LEASES_ON_DISK
     python = [sys.executable, "-m"]
     argv = [*python, "tasks.databases", SERVER, str(home / "prefect.db"), *python]
@@ -130,7 +130,7 @@ def _start(home: Path, mine: dict[str, str]) -> Service:
 
 
 def _watch(server: Service, over: threading.Event) -> None:
-    """End this process when its server ends before it: every call would wait for an answer."""
+    """End this process if its server ends first: every call would wait for an answer."""
     psutil.Process(server.pid).wait()
     if not over.is_set():
         say("the run's own Prefect server has ended; start the run again: what is finished is kept")

@@ -59,19 +59,19 @@ def _last_words(api: PrefectApi, began: datetime) -> str | None:
 
 
 def _progress(api: PrefectApi) -> dict[str, str]:
-    """The stages' progress artifacts, the one that moved last at the end; none unanswered."""
+    """The stages' progress by artifact, the newest last; empty if the server does not answer."""
     wanted = {"artifacts": {"type": {"any_": ["progress"]}}, "sort": "UPDATED_DESC"}
     try:
         rows = api.call("POST", "/artifacts/latest/filter", {**wanted, "limit": STAGES_SHOWN})
     except StackError:
-        return {}  # whether the server lives is seen elsewhere
+        return {}  # `_watch` looks whether the server lives
     return {row["key"]: row["description"] or "" for row in reversed(rows or [])}
 
 
 def _watch(run: subprocess.Popen[bytes], api: PrefectApi) -> int:
-    """Wait for the run's end, and say how far it is; its exit code.
+    """Wait for the run's end, and say how far it is; returns its exit code.
 
-    Raises StackError when what the run needs has ended: then its end would never come.
+    Raises StackError if the server or the worker has ended: the run would never end.
     """
     needed = [service for name in (SERVER, WORKER) if (service := Service.load(PROJECT, name))]
     shown = _progress(api)

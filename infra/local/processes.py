@@ -21,13 +21,13 @@ from tasks.files import locked, write_atomic
 
 # The variable with the name of the started process that a process belongs to.
 PART = "MTA_PART"
-# What ends a process, and for how many seconds each is waited for. A Prefect worker takes the first
-# SIGTERM as "finish what you are doing", and only the second as "now".
+# The signals that end a process, and the seconds to wait after each. A Prefect worker takes the
+# first SIGTERM as "finish what you are doing", and only the second as "now".
 SIGNALS = ((signal.SIGTERM, 3.0), (signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
 START_SECONDS, LOOK_SECONDS = 180.0, 0.2
-# Two readings of one start may differ by so much: the clock may be set between them.
+# Two readings of one start may differ by so much, if the clock is set between them.
 SAME_START_SECONDS = 5
-# What of the environment changes how a run behaves, and so calls for a new worker.
+# Variables that change how a run behaves. If one changes, a new worker is needed.
 TELLING = ("CUDA_", "HF_", "MLFLOW_", "MTA_", "OMP_", "PREFECT_", "TOKENIZERS_", "TORCH")
 
 
@@ -42,7 +42,7 @@ class Service(BaseModel, frozen=True):
 
     @classmethod
     def load(cls, layout: Layout, name: str) -> Service | None:
-        """The process as it was written down, or None: never started, or cut off in writing."""
+        """The process as it was saved; None if there is no file, or no whole one."""
         try:
             return cls.model_validate_json((layout.run / f"{name}.json").read_bytes())
         except (FileNotFoundError, ValidationError):
@@ -52,7 +52,7 @@ class Service(BaseModel, frozen=True):
         write_atomic(layout.run / f"{self.name}.json", self.model_dump_json(indent=1).encode())
 
     def process(self) -> psutil.Process | None:
-        """The process, or None where it has ended or the pid is another's by now."""
+        """The process; None if it has ended, even if another has its pid by now."""
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.pid)
             apart = abs(process.create_time() - self.create_time)
@@ -91,7 +91,7 @@ def family(**variables: str) -> list[psutil.Process]:
 
 
 def part(layout: Layout, name: str) -> list[psutil.Process]:
-    """A process of the stack with all that it started, or what is left of that without it."""
+    """A process of the stack and all that it started, or those of them that are left."""
     return family(**{"MTA_ROOT": str(layout.root), PART: name})
 
 

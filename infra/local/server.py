@@ -1,6 +1,6 @@
-"""What the stack tells the Prefect server: what must be there, and what is over.
+"""What the stack sets up on the Prefect server, and what it ends there.
 
-By plain requests: Prefect's own client takes a second to import, and reads the user's own settings.
+By plain requests: Prefect's client takes a second to import, and reads the user's own settings.
 """
 
 import subprocess
@@ -90,7 +90,7 @@ class PrefectApi:
 
 
 def ensure_pool_and_limit(api: PrefectApi, slots: int) -> None:
-    """Make sure of the work pool, and that the `gpu` limit has so many slots (0: as it is)."""
+    """Make the work pool if needed, and give the `gpu` limit so many slots (0: leave it)."""
     # The worker fills in the job template when it first reports; one that is there stays.
     api.call("POST", "/work_pools/", {"name": WORK_POOL, "type": "process"})
     limit = f"/v2/concurrency_limits/{GPU_LIMIT}"
@@ -101,7 +101,7 @@ def ensure_pool_and_limit(api: PrefectApi, slots: int) -> None:
 
 
 def deployed_from(root: Path) -> str:
-    """When last changed what the deployment is made of: prefect.yaml, and the flow's code."""
+    """The time of the last change to what is deployed: prefect.yaml and the flow's code."""
     sources = [root / "prefect.yaml", *root.glob("flows/**/*.py"), *root.glob("tasks/**/*.py")]
     return str(max(source.stat().st_mtime_ns for source in sources))
 
@@ -109,7 +109,7 @@ def deployed_from(root: Path) -> str:
 def ensure_deployment(
     layout: Layout, api: PrefectApi, env: Mapping[str, str], *, always: bool = False
 ) -> None:
-    """Deploy, unless the server has what these very files gave."""
+    """Deploy, unless the server has the deployment of these very files."""
     note, route = layout.state / "deployed.txt", f"/deployments/name/{DEPLOYMENT}"
     source, there = deployed_from(layout.root), api.call("GET", route)
     known = note.read_text() if note.exists() else ""
@@ -129,7 +129,7 @@ def ensure_deployment(
 
 
 def crash(api: PrefectApi, runs: Rows, reason: str) -> None:
-    """Set flow runs to CRASHED, and their task runs but for those that are over."""
+    """Set flow runs to CRASHED, and those of their task runs that are not over."""
     ids = {"any_": [run["id"] for run in runs]}
     tasks = api.rows("task_runs", flow_runs={"id": ids}, task_runs=OPEN) if runs else []
     for kind, rows in (("task_runs", tasks), ("flow_runs", runs)):
@@ -138,8 +138,8 @@ def crash(api: PrefectApi, runs: Rows, reason: str) -> None:
 
 
 def free_slots(api: PrefectApi, home: Path) -> None:
-    """Give back the slots of our limits, as no run is under way; home: the server's."""
-    # A lease that outlives its slot would take another's later.
+    """Free the slots of our limits. No run may be under way. home: the server's."""
+    # A lease that outlives its slot would free another run's slot later.
     for lease in (home / "concurrency_leases").glob("*.json"):
         lease.unlink(missing_ok=True)
     for limit in api.call("POST", "/v2/concurrency_limits/filter", {}):
@@ -149,20 +149,20 @@ def free_slots(api: PrefectApi, home: Path) -> None:
 
 
 def end_worker(layout: Layout, api: PrefectApi, reason: str) -> None:
-    """End the only worker and its jobs, say that their runs are over, give back what they held."""
+    """End the only worker and its jobs, set their runs to CRASHED, and free their slots."""
     flows, names = zip(*(name.split("/") for name in DEPLOYMENTS), strict=True)
     ours = {"flows": {"name": {"any_": flows}}, "deployments": {"name": {"any_": names}}}
     left = api.rows("flow_runs", flow_runs=UNDER_WAY, **ours)
     end(part(layout, WORKER))
-    # A job that is told to end reports that it was, not why: its words are replaced. One that came
-    # to its end just then keeps its state.
+    # A job that is ended reports that, but not why, so its message is replaced. One that finished
+    # just then keeps its state.
     ids = {"any_": [run["id"] for run in left]}
     still = api.rows("flow_runs", flow_runs={"id": ids, **OPEN}) if left else []
     crash(api, still, reason)
     for run in still:
         say(f"flow run {run['name']!r} had no worker any more: set to CRASHED")
-    # Several weeks of them would run before the run that the user now asks for. By their time, not
-    # by the name Late: a server that has just started has not given it yet.
+    # Scheduled runs of several weeks may be late. They would run before the one that the user asks
+    # for. Find them by time: a server that has just started has not set their state Late yet.
     past = {"next_scheduled_start_time": {"before_": datetime.now(UTC).isoformat()}}
     scheduled = {"state": {"type": {"any_": ["SCHEDULED"]}}, **past}
     late = api.rows("flow_runs", flow_runs=scheduled, **ours)
@@ -171,7 +171,7 @@ def end_worker(layout: Layout, api: PrefectApi, reason: str) -> None:
         api.set_state("flow_runs", identity, "CANCELLED", "Skipped", "The local stack was down.")
     if missed:
         say(f"{len(missed)} scheduled run(s) were missed while the stack was down: skipped")
-    # A lease does not name its holder: a flow called by hand against this server may hold one. An
-    # orphaned lease then ends by itself, after a minute for the `gpu` limit.
+    # Other runs under way may hold leases, and a lease does not name its holder. Then orphaned ones
+    # end by themselves, those of the `gpu` limit after a minute.
     if not api.rows("flow_runs", flow_runs=UNDER_WAY):
         free_slots(api, layout.prefect_home)

@@ -12,7 +12,7 @@ from tasks.files import write_atomic
 from tasks.results.store import FOLDER_URLS
 
 HOST = "127.0.0.1"
-# The processes of the stack, and so the names of their files and logs.
+# The processes of the stack; their files and logs have the same names.
 SERVER = "prefect-server"
 MLFLOW = "mlflow"
 WORKER = "worker"
@@ -22,7 +22,7 @@ DEPLOYMENT = "mta/full-benchmark"
 # All that prefect.yaml has.
 DEPLOYMENTS = (DEPLOYMENT, "mta/personalise")
 
-# The variables of the servers' databases, where they are not the files below `.mta`.
+# Variables with the servers' databases, instead of files below `.mta`.
 PREFECT_DATABASE = "MTA_PREFECT_DATABASE"
 MLFLOW_DATABASE = "MTA_MLFLOW_DATABASE"
 
@@ -45,7 +45,7 @@ class StackError(InputError):
 
 
 class Layout:
-    """Where everything lies: all state is below `<root>/.mta`."""
+    """The paths of the stack: all state is below `<root>/.mta`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -66,12 +66,12 @@ class Layout:
             folder.mkdir(parents=True, exist_ok=True)
 
 
-# Of the project this file lies in.
+# The paths of the project that this file is in.
 PROJECT = Layout(Path(__file__).resolve().parents[2])
 
 
 def base_environment(layout: Layout, environ: Mapping[str, str]) -> dict[str, str]:
-    """The user's environment, less what would lead Prefect elsewhere, plus what all parts share.
+    """The user's environment without another Prefect's settings, with what all processes share.
 
     Addresses of databases hold passwords: each server gets its own, and no run gets any.
     """
@@ -115,7 +115,7 @@ def client_environment(
 ) -> dict[str, str]:
     """The environment of the worker, and so of every flow run.
 
-    Raises StackError for a store, or the cache of one at a URL, in a folder elsewhere: reports,
+    Raises StackError if the store, or the cache of one at a URL, is a folder elsewhere: reports,
     runs and logs would not lie beside it.
     """
     store = environ.get("MTA_STORE", "")
@@ -137,7 +137,7 @@ def client_environment(
 
 
 def write_prefect_toml(layout: Layout, port: int | None) -> None:
-    """Write what Prefect reads in the project's folder; port: of the server, None: it is down."""
+    """Write the prefect.toml of the project's folder. port: of the server; None: it is down."""
     template = Path(__file__).with_name("prefect.template.toml").read_text(encoding="utf-8")
     up, down = f'[api]\nurl = "http://{HOST}:{port}/api"', "[server.ephemeral]\nenabled = false"
     # What JSON escapes, TOML does.

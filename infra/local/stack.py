@@ -1,4 +1,4 @@
-"""The stack as a whole: bring it up, keeping what is well, tell how it is, take it down."""
+"""The stack as a whole: bring up what does not run, show its state, take it down."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ WORKER_COMMAND += ["--pool", WORK_POOL]
 
 
 def up(prefect_port: int, mlflow_port: int, slots: int, *, deploy: bool = False) -> dict[str, str]:
-    """Make sure that all of it runs; the environment of the worker, which leads to both servers.
+    """Start what does not run; returns the worker's environment, with both servers' addresses.
 
     slots: of the `gpu` limit; 0 leaves it as it is. deploy: even if nothing has changed.
     """
@@ -52,7 +52,7 @@ def up(prefect_port: int, mlflow_port: int, slots: int, *, deploy: bool = False)
 
 
 def _healthy(service: Service) -> bool:
-    """Whether a server answers; true of what is no server."""
+    """Whether a server answers; True for the worker, which is none."""
     path = "/api/health" if service.name == SERVER else "/health"
     return not service.port or server.answers(f"http://{HOST}:{service.port}{path}")
 
@@ -78,7 +78,7 @@ def _server(name: str, port: int) -> Service:
         env = settings.mlflow_environment(PROJECT, os.environ)
         variable, file = settings.MLFLOW_DATABASE, PROJECT.mlflow / "mlflow.db"
     if not os.environ.get(variable, "").strip():
-        # First of all the file is made whole: both at the same time, each takes seconds.
+        # The process first makes the database. Both do so at the same time: each takes seconds.
         argv = [*python, "tasks.databases", name, str(file), *argv]
     return _started(name, [*argv, "--host", HOST, "--port", str(chosen)], env, chosen)
 
@@ -102,7 +102,7 @@ def _worker(api: PrefectApi, env: dict[str, str]) -> Service:
 
 
 def become_worker(api_url: str, slots: int) -> None:
-    """Make sure of work pool, `gpu` limit and deployment, then be the worker."""
+    """Make work pool, `gpu` limit and deployment if needed, then become the worker."""
     PROJECT.make()
     api = PrefectApi(api_url)
     server.ensure_pool_and_limit(api, slots)
@@ -148,7 +148,7 @@ def down() -> None:
 
 
 def status() -> int:
-    """What runs, and where; exit code 3 unless all of it is well."""
+    """Print what runs, and where; exit code 3 unless all of it is well."""
     well = True
     for name in (SERVER, MLFLOW, WORKER):
         state, pid, url = "not started", "", ""
