@@ -1,13 +1,13 @@
 """Clusters of anchor candidates, and which anchors are chosen from them.
 
-HDBSCAN and the silhouette find how many clusters there are, so they cannot be told how many anchors
-are wanted. The count is met like this: within each cluster candidates stand by the length of their
-history, and anchors are taken in rounds, one per cluster and round, larger clusters first.
-Candidates that HDBSCAN calls noise form a last group, taken when the clusters are used up
-(`noise=last`) or never. With `train_on=cluster` each whole cluster is an anchor, trained on the
-items of all its candidates; `both` has those and the users. Whoever has fewer than `min_items`
-items, a user or a whole cluster, is no anchor. k-means, the published way, makes `count` clusters
-and takes the longest history of each.
+HDBSCAN and the silhouette decide how many clusters there are, so this is not the number of anchors.
+Anchors are taken in rounds, one per cluster and round, until there are `count`. Larger clusters
+come first in a round, and longer histories first in a cluster. Candidates that HDBSCAN calls noise
+are taken when the clusters are used up (`noise=last`), or never. k-means, the published way, makes
+`count` clusters and takes the longest history of each.
+
+With `train_on=cluster` each whole cluster is an anchor, trained on the items of all its candidates.
+`both` has clusters and users. A user or cluster with fewer than `min_items` items is no anchor.
 """
 
 from collections import Counter
@@ -22,15 +22,16 @@ from tasks.method.whitening import unit_rows
 
 Floats = NDArray[np.floating]
 T = TypeVar("T")
-# Copies of noise that a principal component must stand out of.
+# Noisy copies of the vectors that a principal component must stand out from.
 FLIPS = 5
 
 
 def cluster(points: Floats, options: AnchorOptions, seed: int) -> list[int]:
     """Cluster number of each unit vector in `points` [U, D]; -1 is noise (HDBSCAN only).
 
-    All but the published k-means cluster the first principal components, scaled to unit length: in
-    hundreds of dimensions all distances look alike, and length is only how decided a user is.
+    The published k-means clusters the vectors themselves. All others cluster their first principal
+    components, scaled to unit length: in hundreds of dimensions all distances look alike, and a
+    length only says how decided a user is.
     """
     labels: NDArray[np.integer]
     if options.clustering == "kmeans":
@@ -38,7 +39,7 @@ def cluster(points: Floats, options: AnchorOptions, seed: int) -> list[int]:
     elif options.clustering == "silhouette":
         labels = best_kmeans(points, options.count, seed)
     elif len(points) < 2 * options.min_cluster_size:
-        # Too few for two clusters: one density estimate over all of them would call all noise.
+        # Too few for two clusters, and HDBSCAN would call all of them noise.
         labels = np.zeros(len(points), int)
     else:
         import hdbscan
@@ -52,9 +53,9 @@ def cluster(points: Floats, options: AnchorOptions, seed: int) -> list[int]:
 
 
 def best_kmeans(points: Floats, most: int, seed: int) -> NDArray[np.integer]:
-    """k-means with the number of clusters, 2 to `most`, of the largest mean silhouette.
+    """k-means with the number of clusters, 2 to `most`, that has the largest mean silhouette.
 
-    In the principal components that stand out of noise. Silhouette: Rousseeuw 1987.
+    It works on the principal components that stand out from noise. Silhouette: Rousseeuw 1987.
     """
     from sklearn.metrics import silhouette_score
 
@@ -70,11 +71,11 @@ def best_kmeans(points: Floats, most: int, seed: int) -> NDArray[np.integer]:
 
 
 def outstanding(points: Floats, seed: int) -> Floats:
-    """The first principal axes [D, d] of `points` [U, D] that stand out of noise, at least one.
+    """The first principal axes [D, d] of `points` [U, D] that stand out from noise, at least one.
 
-    Parallel analysis (Horn 1965): a component stands out while its singular value is above the
-    largest of that rank among `FLIPS` copies whose numbers have random signs, which leaves lengths
-    and takes directions.
+    Parallel analysis (Horn 1965). In each of `FLIPS` copies all numbers get random signs: lengths
+    stay, directions are lost. A component stands out while its singular value is above the largest
+    of that rank among the copies.
     """
     centred = points - points.mean(axis=0)
     generator = np.random.default_rng(seed)
@@ -97,14 +98,14 @@ def components(points: Floats, count: int) -> Floats:
 def _kmeans(points: Floats, count: int, seed: int) -> NDArray[np.integer]:
     from sklearn.cluster import KMeans
 
-    found: NDArray[np.integer] = KMeans(count, n_init=10, random_state=seed).fit_predict(points)
-    return found
+    labels: NDArray[np.integer] = KMeans(count, n_init=10, random_state=seed).fit_predict(points)
+    return labels
 
 
 def choose(
     ids: list[str], items: list[int], labels: list[int], options: AnchorOptions
 ) -> list[str]:
-    """Anchor ids in order of choice, at most `options.count` (the rule stands above)."""
+    """Anchor ids in order of choice, at most `options.count` (rule: see the module)."""
     groups: dict[int, list[str]] = {}
     for count, user_id, label in sorted(zip((-n for n in items), ids, labels, strict=True)):
         if -count >= options.min_items:
@@ -113,7 +114,7 @@ def choose(
     clusters = [groups[k] for k in sorted(groups, key=lambda label: (-sizes[label], label))]
     if options.clustering == "kmeans":
         clusters = [members[:1] for members in clusters]
-    order = [one for turn in zip_longest(*clusters) for one in turn if one is not None]
+    order = [user_id for turn in zip_longest(*clusters) for user_id in turn if user_id is not None]
     if options.noise == "last":
         order += noise
     return order[: options.count]
@@ -124,15 +125,15 @@ def members_of(
 ) -> dict[str, list[str]]:
     """Anchor -> its members: whole clusters by number, then single users in order of choice.
 
-    Single users also where `train_on=cluster` finds no cluster with enough items.
+    If `train_on=cluster` finds no cluster with enough items, single users are the anchors.
     """
     sizes = dict(zip(ids, items, strict=True))
     members: dict[str, list[str]] = {}
     if options.train_on != "user":
         members = {
-            name: own
-            for name, own in whole_clusters(ids, labels).items()
-            if sum(sizes[member] for member in own) >= options.min_items
+            name: candidates
+            for name, candidates in whole_clusters(ids, labels).items()
+            if sum(sizes[candidate] for candidate in candidates) >= options.min_items
         }
     if options.train_on != "cluster" or not members:
         members |= {user_id: [user_id] for user_id in choose(ids, items, labels, options)}
@@ -141,9 +142,9 @@ def members_of(
 
 def whole_clusters(ids: list[str], labels: list[int]) -> dict[str, list[str]]:
     """`cluster-<number>` -> its candidates, in the order of the numbers; noise is no cluster."""
-    found = list(zip(ids, labels, strict=True))
+    labelled = list(zip(ids, labels, strict=True))
     return {
-        f"cluster-{k}": [user_id for user_id, label in found if label == k]
+        f"cluster-{k}": [user_id for user_id, label in labelled if label == k]
         for k in sorted(set(labels) - {-1})
     }
 
@@ -154,5 +155,5 @@ def plane(points: Floats, others: Floats) -> Floats:
 
     if min(points.shape) < 2:
         return np.zeros((len(points) + len(others), 2))
-    plane = PCA(2, svd_solver="full").fit(points)
-    return np.concatenate([plane.transform(points), plane.transform(others)])
+    pca = PCA(2, svd_solver="full").fit(points)
+    return np.concatenate([pca.transform(points), pca.transform(others)])

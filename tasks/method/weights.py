@@ -20,7 +20,7 @@ BLOCK = 65_536
 def search(users: Floats, bank: Floats, options: FusionOptions, block: int = BLOCK) -> Chosen:
     """`recipes` of users [U, D] by their cosines with the bank's members [K, D] (unit vectors).
 
-    `block` users at a time, so that beside the result memory does not grow with U.
+    `block` users at a time, so that only the result's memory grows with U.
     """
     size = (len(users), min(options.top_m, len(bank)))
     chosen = np.empty(size, np.int64), np.empty(size), np.empty(size)
@@ -34,18 +34,18 @@ def search(users: Floats, bank: Floats, options: FusionOptions, block: int = BLO
 def recipes(similarities: Floats, options: FusionOptions) -> Chosen:
     """Each user's top `top_m` members by cosine [U, K], best first, and their weights (sum 1).
 
-    Equal similarities go to the earlier member. `cosine`: w_i = s_i / sum(s), negative
-    similarities counting as 0, equal weights where all are. `softmax`: w_i = exp(s_i /
+    Of equal similarities the earlier member comes first. `cosine`: w_i = s_i / sum(s); negative
+    similarities count as 0, and if all do, weights are equal. `softmax`: w_i = exp(s_i /
     temperature) / sum. `order=published` hands the weights out in reverse, as the published script
-    does (its merger weighs the first adapter by the second's), and its `cosine` leaves negative
-    similarities as they are: where signs differ, weights lie outside 0 to 1 (or are NaN, sum 0).
+    does (its merger weighs the first adapter by the second's weight). Its `cosine` keeps negative
+    similarities: with both signs weights lie outside 0 to 1 (or are NaN, if the sum is 0).
     """
     count = similarities.shape[1]
-    # Six decimals: the last bit depends on how many users stand in the product, and a user whose
-    # history did not change must keep the same recipe, or everything after it is done again.
-    # As whole numbers that also carry the member no two are equal: their order alone says both.
+    # Six decimals: the last bits depend on who else is in the product. A user whose history did not
+    # change must keep the recipe, or everything after it is made again.
+    # Whole numbers that also hold the member's number: no two are equal, so sorting gives both.
     keys = np.rint(similarities * -1e6).astype(np.int64) * count + np.arange(count)
-    # For the tens of anchors of a bank a whole sort is as fast as a partition.
+    # With tens of anchors a full sort is as fast as a partition.
     keys = np.sort(keys, axis=1)[:, : options.top_m]
     members, chosen = keys % count, -(keys // count) / 1e6
     published = options.order == "published"
@@ -64,9 +64,9 @@ def recipes(similarities: Floats, options: FusionOptions) -> Chosen:
 def by_evidence(similarities: Floats, evidence: Floats, options: FusionOptions) -> Chosen:
     """Each user's `top_m` anchors by the evidence for them [U, K], best first; NaN is no evidence.
 
-    w_i = exp(log p_i / temperature) / sum over the chosen (`evidence_temperature`): with 1 this is
-    Bayesian model averaging under equal priors. Ties go to the earlier anchor. An anchor without
-    evidence weighs nothing.
+    w_i = exp(log p_i / T) / sum over the chosen, T = `evidence_temperature`. With T = 1 this is
+    Bayesian model averaging under equal priors. Of equal anchors the earlier comes first. An anchor
+    without evidence has weight 0.
     """
     known = np.where(np.isnan(evidence), -np.inf, evidence)
     members = np.argsort(-known, axis=1, kind="stable")[:, : options.top_m]
@@ -77,21 +77,21 @@ def by_evidence(similarities: Floats, evidence: Floats, options: FusionOptions) 
 
 
 def vector_likelihoods(users: Floats, items: Sequence[int], anchors: Floats) -> Floats:
-    """[U, K]: log p of the vectors of each user's items under each anchor, up to what all share.
+    """[U, K]: log p of the vectors of a user's items under each anchor, less a constant per user.
 
-    users [U, d]: the mean over the user's `items` vectors. An anchor's items are normal around
-    anchors [K, d] with the identity for covariance, as whitened vectors are within users; so with n
-    items log p = n (x . c - |c|^2 / 2) + a constant. In four decimals, as the evidence.
+    users [U, d]: the mean x over the user's n vectors; items: n, per user. An anchor's items are
+    taken as normal around its vector c (anchors [K, d]) with covariance I, as whitened vectors are
+    within users. So log p = n (x . c - |c|^2 / 2) + constant. In four decimals, as the evidence.
     """
-    found = users @ anchors.T - 0.5 * (anchors**2).sum(axis=1)
-    likelihoods: Floats = np.round(np.asarray(items)[:, None] * found, 4)
+    per_item = users @ anchors.T - 0.5 * (anchors**2).sum(axis=1)
+    likelihoods: Floats = np.round(np.asarray(items)[:, None] * per_item, 4)
     return likelihoods
 
 
 def shortlists(cosines: Floats, size: int | None) -> NDArray[np.bool_]:
-    """[U, K], True for each user's `size` most similar anchors (all where it is None).
+    """[U, K], True for each user's `size` most similar anchors (None: all).
 
-    Rounded, so that company, which moves the last bits, moves nobody in or out.
+    Cosines are rounded: their last bits depend on who else is in the product.
     """
     chosen = np.zeros(cosines.shape, dtype=bool)
     order = np.argsort(-np.round(cosines, 6), axis=1, kind="stable")[:, :size]

@@ -1,9 +1,9 @@
 """Whitening: which directions of a signature tell users apart, and which only say what was asked.
 
-A user's signature is a mean over the user's items, and most of what an item's gradient says is of
-the item: another item of the same user points elsewhere. So vectors are scaled down where the items
-of one user differ among themselves. With the covariance of gradients for a metric this is a Fisher
-kernel (Jaakkola & Haussler 1998), here with the covariance within users alone:
+A user's signature is a mean over the user's items. Most of what an item's gradient says is about
+the item, not the user: another item of the same user points elsewhere. So directions are scaled
+down in which one user's items differ. A Fisher kernel (Jaakkola & Haussler 1998) does so with the
+covariance of all gradients; this takes the covariance within users alone:
 
     S = sum_u sum_i (x_ui - mean_u) (x_ui - mean_u)^T / (N - U) = V diag(s) V^T
     W = V diag(s + FLOOR max(s))^(-1/2)
@@ -15,24 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-# Added to each variance, as a share of the largest: directions that no item took stay bounded.
+# Added to each variance, as a share of the largest: it bounds directions that no item took.
 FLOOR = 0.01
 
 
 def whitening(users: Iterable[NDArray[np.floating]]) -> NDArray[np.float32]:
-    """[D, D] W such that v W has within-user variances of 1, or less where there is little.
+    """W [D, D]: within users v W has variance 1, or less in directions of little variance.
 
-    users: the item vectors [N, D] of each. Without any two items of one user, W is the identity.
+    users: the item vectors [N, D] of each. If no user has two items, W is the identity.
     """
     scatter, freedom = np.zeros(()), 0
     for items in users:
-        own = items.astype(np.float64)
-        own -= own.mean(0)
-        # One thread, here and below: Ray gives its workers another number of them than a shell,
-        # and how many there are moves the last bits.
+        centred = items.astype(np.float64)
+        centred -= centred.mean(0)
+        # One thread, here and below: the number of threads moves the last bits, and Ray's workers
+        # have another number than a shell.
         with threadpool_limits(1):
-            scatter = scatter + own.T @ own
-        freedom += len(own) - 1
+            scatter = scatter + centred.T @ centred
+        freedom += len(centred) - 1
     if not scatter.ndim:
         raise ValueError("no users to whiten by")
     with threadpool_limits(1):
@@ -50,8 +50,8 @@ def placed(
     matrix: NDArray[np.floating] | None = None,
 ) -> NDArray[np.floating]:
     """Vectors [U, D] less the centre [D], times the matrix [D, D]."""
-    found = vectors if centre is None else vectors - centre
-    return found if matrix is None else found @ matrix
+    centred = vectors if centre is None else vectors - centre
+    return centred if matrix is None else centred @ matrix
 
 
 def unit_rows(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
