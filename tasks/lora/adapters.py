@@ -1,8 +1,8 @@
 """LoRA weights as plain tensors, and the PEFT folder they are stored in.
 
 A LoRA adds `scale * B @ A` to a linear layer's weight, with A [r, in], B [out, r] and
-`scale = alpha / r` (Hu et al. 2021, section 4.1). Weights are kept by the layer's name in
-the base model, e.g. `model.layers.0.self_attn.q_proj`.
+`scale = alpha / r` (Hu et al. 2021, section 4.1). A layer is named as in the base model,
+e.g. `model.layers.0.self_attn.q_proj`.
 
 Each matrix of a bare parameter [E, out, in], such as the experts of transformers 5, is a layer of
 its own. Its name is PEFT's wrapper, the parameter and the number of the matrix:
@@ -28,17 +28,17 @@ from tasks.errors import InputError, short
 _PREFIX = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"
 A, B = ".lora_A.weight", ".lora_B.weight"
-# What makes a LoRA's update something else than scale * B @ A in every layer.
+# Fields of a LoraConfig. If one is set, the update is not scale * B @ A in every layer.
 _NOT_PLAIN = (
     "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "use_qalora",
     "trainable_token_indices", "alora_invocation_tokens", "layer_replication", "use_bdlora",
     "monteclora_config", "arrow_config", "kasa_config",
 )  # fmt: skip
-# All other ways to begin (PiSSA, CorDA, LoftQ, ...) change the base model's weights, too.
+# `init_lora_weights` that leave the base model as it is. Others (PiSSA, CorDA, ...) change it.
 _BEGINNINGS = (True, False, "gaussian", "eva", "orthogonal")
 _MATRIX = re.compile(r"(?P<wrapper>.+)\.(?P<parameter>\w+)\[(?P<number>\d+)\]")
 
-# A and B of a layer; with the scale, too.
+# A and B of a layer. A `Part` has the scale, too.
 Factors = tuple[Tensor, Tensor]
 Part = tuple[Tensor, Tensor, float]
 
@@ -80,8 +80,8 @@ class LoraBatch:
         return (*self.layers[layer], self.scale) if layer in self.layers else None
 
     def of(self, users: Sequence[int]) -> LoraBatch:
-        """Those of `users` (their numbers), in this order; gathered on the device."""
-        # The host goes on while they are copied.
+        """The LoRAs of `users` (their numbers), in this order, gathered on the device."""
+        # The host does not wait until the numbers are copied.
         device = next(iter(self.layers.values()))[0].device
         rows = torch.tensor([*users]).to(device, non_blocking=True)
         layers = {name: (a[rows], b[rows]) for name, (a, b) in self.layers.items()}
@@ -100,7 +100,7 @@ class LoraBatch:
 def to_peft(lora: Lora) -> tuple[LoraConfig, dict[str, Factors]]:
     """The LoRA as stock PEFT has it: its configuration, and A and B by the name of PEFT's layer.
 
-    The matrices of a parameter share one layer, with A [E * r, in] and B [out, r * E].
+    All matrices of a bare parameter share one layer, with A [E * r, in] and B [out, r * E].
     """
     layers: dict[str, Factors] = {}
     experts: defaultdict[tuple[str, str], dict[int, Factors]] = defaultdict(dict)
@@ -115,8 +115,8 @@ def to_peft(lora: Lora) -> tuple[LoraConfig, dict[str, Factors]]:
         task_type=TaskType.CAUSAL_LM,
         inference_mode=True,
     )
-    # Full names, not "all-linear": which layers those are is decided by the weights we hold. Set
-    # afterwards: PEFT makes a set of them, whose order differs from one process to the next.
+    # Full names, not "all-linear": the weights decide which layers have a LoRA. Set afterwards:
+    # LoraConfig would make a set of the names, and a set's order differs between processes.
     config.target_modules = sorted(layers)
     # Inner wrappers first; `from_peft` reads them in this order.
     inner_first = sorted(experts, key=lambda key: (_module(key[0]), -len(key[0])))
@@ -129,7 +129,7 @@ def to_peft(lora: Lora) -> tuple[LoraConfig, dict[str, Factors]]:
 
 
 def from_peft(config: LoraConfig, layers: dict[str, Factors]) -> Lora:
-    """Undoes `to_peft`. Raises ValueError where a layer has another rank than `config.r`."""
+    """Undo `to_peft`. Raises ValueError if a layer's rank is not `config.r`."""
     wrapped: dict[str, str] = {}
     for name in reversed(config.target_parameters or []):
         wrapper, _, parameter = name.rpartition(".")
@@ -153,7 +153,7 @@ def from_peft(config: LoraConfig, layers: dict[str, Factors]) -> Lora:
 def write_peft(folder: Path, lora: Lora, base_model: str, fan_in_fan_out: bool = False) -> None:
     """Write `lora` as an ordinary PEFT folder (adapter_config.json, adapter_model.safetensors).
 
-    fan_in_fan_out: the layers' own weights are [in, out], as those of GPT-2's `Conv1D`.
+    fan_in_fan_out: the base layers' weights are [in, out], as in GPT-2's `Conv1D`.
     """
     config, layers = to_peft(lora)
     config.base_model_name_or_path = base_model
@@ -195,7 +195,7 @@ def read_peft(folder: Path) -> Lora:
 
 
 def _not_plain(config: PeftConfig, tensors: Mapping[str, Tensor]) -> str:
-    """What makes an adapter no plain LoRA, as its files call it; empty for a plain one."""
+    """What an adapter has that a plain LoRA has not, in its files' words; empty for a plain one."""
     if not isinstance(config, LoraConfig):
         return f"peft_type={PeftType(config.peft_type).value}"
     for name in _NOT_PLAIN:

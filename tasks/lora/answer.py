@@ -1,4 +1,4 @@
-"""Answering for many users at once: greedy decoding, or the best of given answers."""
+"""Many users' questions at once: answered greedily, or the likelihood of each possible answer."""
 
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -15,9 +15,9 @@ from tasks.lora.group_train import default_positions
 from tasks.lora.grouped import Layers, assigned
 from tasks.lora.packing import ONE_PER_ROW, Span, pack, span_batches, work_off
 
-# Without a backward pass, batches hold so many times the positions of training.
+# Batches without a backward pass hold this many times the positions of training.
 BATCH_FACTOR = 4
-# Anchors of `evidence` whose LoRAs are on the device at once: a large bank need not fit.
+# The most anchors whose LoRAs `evidence` holds on the device: a large bank need not fit there.
 MOST_ANCHORS = 16
 
 # Users' numbers -> their frozen and their trained LoRAs; None: the bare base model.
@@ -33,27 +33,27 @@ def answer_users(
     max_new_tokens: int,
     positions: int | None = None,
 ) -> list[list[str]]:
-    """Greedy answers to each user's questions; users share batches, each with their own LoRA.
+    """Greedy answers to each user's questions. Users share batches, each with their own LoRA.
 
-    All users of a batch have the same number of rows in it, so users with equally many questions
-    of like length go together.
+    All users of a batch have equally many rows in it. So users with equally many questions of
+    similar length share a batch.
     """
-    results = [[""] * len(own) for own in questions]
-    # Batches have room for the answers.
+    results = [[""] * len(of_user) for of_user in questions]
+    # Batches are made up as if the answers were there.
     room = [0] * max_new_tokens
-    roomy = [[Encoded(question.prompt, room) for question in own] for own in questions]
+    roomy = [[Encoded(question.prompt, room) for question in of_user] for of_user in questions]
 
     def ask(batch: list[Span]) -> None:
         asked = [roomy[user][span] for user, span in batch]
         rows = max(map(len, asked))
-        # Rows to fill up with repeat the user's first question; their answers are dropped.
+        # A user with fewer questions repeats the first one; the extra answers are dropped.
         filled = [one for part in asked for one in [*part, *[part[0]] * (rows - len(part))]]
         answers = greedy(base, filled, max_new_tokens)
         for place, (user, span) in enumerate(batch):
             results[user][span] = answers[place * rows :][: span.stop - span.start]
 
-    limit = positions or BATCH_FACTOR * default_positions(base)
-    _in_batches(base, layers, roomy, parts, ONE_PER_ROW, limit, ask)
+    most = positions or BATCH_FACTOR * default_positions(base)
+    _in_batches(base, layers, roomy, parts, ONE_PER_ROW, most, ask)
     return results
 
 
@@ -62,19 +62,19 @@ def log_likelihoods(
     base: Base, layers: Layers, samples: PerUser, parts: Parts, positions: int | None = None
 ) -> list[Tensor]:
     """Per user: log p(answer | prompt) of each of the user's samples [N_u] (float32, CPU)."""
-    rows = row_limit(base, samples)
-    results = [torch.empty(len(own)) for own in samples]
+    limit = row_limit(base, samples)
+    results = [torch.empty(len(of_user)) for of_user in samples]
 
     def measure(batch: list[Span]) -> None:
-        own = [samples[user][span] for user, span in batch]
-        log_p, of_sample = _label_log_p(base, own, rows)
-        counts = [len(one) for one in own]
+        in_batch = [samples[user][span] for user, span in batch]
+        log_p, of_sample = _label_log_p(base, in_batch, limit)
+        counts = [len(of_user) for of_user in in_batch]
         each = sum_by(log_p, of_sample, sum(counts)).cpu().split(counts)
         for (user, span), scores in zip(batch, each, strict=True):
             results[user][span] = scores
 
-    limit = positions or forward_positions(base)
-    _in_batches(base, layers, samples, parts, rows, limit, measure)
+    most = positions or forward_positions(base)
+    _in_batches(base, layers, samples, parts, limit, most, measure)
     return results
 
 
@@ -88,37 +88,39 @@ def answer_log_p(
 ) -> list[list[list[Tensor]]]:
     """Per user, question and possible answer: log p of each of its tokens [T] (float32, CPU).
 
-    samples: per user and question, one sample per possible answer; with its end, no answer is
-    likelier by being the start of another. The prompt runs once per question, as what the longest
-    answer leaves of it.
+    samples: per user and question, one sample per possible answer. Each has its end, so an answer
+    gains nothing by being the start of another. The prompt runs once per question if samples may
+    share a row (`may_pack`): as much of it as the longest answer leaves.
     """
     shared = may_pack(base.model)
-    asked = [[*map(on_one_prompt, own)] if shared else [*chain(*own)] for own in samples]
-    rows = row_limit(base, asked)
-    found: list[list[list[Tensor]]] = [[[]] * len(own) for own in asked]
+    asked = [
+        [*map(on_one_prompt, of_user)] if shared else [*chain(*of_user)] for of_user in samples
+    ]
+    limit = row_limit(base, asked)
+    results: list[list[list[Tensor]]] = [[[]] * len(of_user) for of_user in asked]
 
     def measure(batch: list[Span]) -> None:
-        log_p, of_answer = _label_log_p(base, [asked[user][span] for user, span in batch], rows)
+        log_p, of_answer = _label_log_p(base, [asked[user][span] for user, span in batch], limit)
         in_order = log_p[of_answer.argsort(stable=True)].cpu()
         each = iter(in_order.split(of_answer.bincount().tolist()))
         for user, span in batch:
-            found[user][span] = [
+            results[user][span] = [
                 [next(each) for _ in one.choices or [()]] for one in asked[user][span]
             ]
 
-    limit = positions or forward_positions(base)
-    _in_batches(base, layers, asked, parts, rows, limit, measure)
-    flat = [chain(*own) for own in found]
+    most = positions or forward_positions(base)
+    _in_batches(base, layers, asked, parts, limit, most, measure)
+    flat = [chain(*of_user) for of_user in results]
     return [
-        [[next(one) for _ in question] for question in own]
-        for own, one in zip(samples, flat, strict=True)
+        [[next(answers) for _ in question] for question in of_user]
+        for of_user, answers in zip(samples, flat, strict=True)
     ]
 
 
 def greediest(answers: Sequence[Encoded], log_p: Sequence[Tensor]) -> int:
-    """The number of the answer that greedy decoding ends at if it may only write one of these.
+    """The number of the answer that greedy decoding writes if it may write only one of these.
 
-    answers, log_p: of one question, as of `answer_log_p`. Ties go to the first.
+    answers, log_p: of one question, as `answer_log_p` takes and returns them. Ties go to the first.
     """
     tokens = [one.answer for one in answers]
     left: list[int] = list(range(len(tokens)))
@@ -146,17 +148,17 @@ def evidence(
 ) -> Tensor:
     """[U, K]: log-likelihood of each user's items under each anchor's LoRA, summed over items.
 
-    anchors: on any device; as many at once as fit, MOST_ANCHORS at most. NaN where `asked` [U, K]
-    (bool; all, if not given) is False.
+    anchors: on any device; a batch has as many as fit, MOST_ANCHORS at most. asked [U, K] (bool):
+    what to compute, by default all; the rest is NaN.
     """
-    tokens = sum(sample.length for own in samples for sample in own)
-    limit = positions or forward_positions(base)
-    several = max(1, min(MOST_ANCHORS, limit // max(tokens, 1)))
+    tokens = sum(sample.length for of_user in samples for sample in of_user)
+    most = positions or forward_positions(base)
+    several = max(1, min(MOST_ANCHORS, most // max(tokens, 1)))
     asked = torch.ones(len(samples), anchors.count, dtype=torch.bool) if asked is None else asked
     tables = []
     for part in torch.arange(anchors.count).split(several):
         some = anchors.of(part.tolist()).to(base.device)
-        tables.append(summed_evidence(base, layers, samples, asked[:, part], some, limit))
+        tables.append(summed_evidence(base, layers, samples, asked[:, part], some, most))
     return torch.cat(tables, 1)
 
 
@@ -168,13 +170,13 @@ def summed_evidence(
     loras: LoraBatch | None,
     positions: int,
 ) -> Tensor:
-    """As `evidence`, of so many LoRAs at once; None: of the model as it is, once."""
+    """As `evidence`, for all `loras` at once; None: for the model as it is, in one column."""
 
     def parts(numbers: Sequence[int]) -> tuple[LoraBatch | None, None]:
         return loras.of(numbers) if loras else None, None
 
     users_of = [torch.nonzero(column).flatten().tolist() for column in asked.T]
-    # Each anchor is a "user" whose samples are those of all users that are asked.
+    # Each anchor stands as a "user" that has the samples of all users it is asked about.
     everything = [[sample for u in users for sample in samples[u]] for users in users_of]
     scored = log_likelihoods(base, layers, everything, parts, positions)
     table = torch.full(asked.shape, torch.nan)
@@ -187,8 +189,8 @@ def summed_evidence(
 def forward_positions(base: Base) -> int:
     """Positions per batch of `log_likelihoods`.
 
-    On a CPU a quarter of training's, for the nearer cache: 3,685 items of the embedded model took
-    1.01 s in batches of 49,152, .76 s of 16,384 and .61 s of 4,096.
+    On a CPU a quarter of training's, to stay in a nearer cache: 3,685 items of the embedded model
+    took 1.01 s in batches of 49,152, .76 s in batches of 16,384 and .61 s of 4,096.
     """
     positions = default_positions(base)
     return max(512, positions // 4) if base.device.type == "cpu" else BATCH_FACTOR * positions
@@ -199,13 +201,13 @@ def _in_batches(
     layers: Layers,
     samples: PerUser,
     parts: Parts,
-    rows: int,
+    limit: int,
     positions: int,
     work: Callable[[list[Span]], None],
 ) -> None:
     """Do `work` on all users' samples, batch by batch, with the batch's LoRAs on the layers.
 
-    rows: as the limit of `pack`.
+    limit: the tokens of a row (`layout`).
     """
     by_user = dict(enumerate(samples))
 
@@ -213,12 +215,12 @@ def _in_batches(
         with assigned(layers, *parts([user for user, _ in batch]), base.adapter_dtype):
             work(batch)
 
-    work_off(span_batches(by_user, rows, positions), by_user, adapted)
+    work_off(span_batches(by_user, limit, positions), by_user, adapted)
 
 
-def _label_log_p(base: Base, samples: PerUser, rows: int) -> tuple[Tensor, Tensor]:
+def _label_log_p(base: Base, samples: PerUser, limit: int) -> tuple[Tensor, Tensor]:
     """log p of each label [N], and the number of its sample (`Packed`)."""
-    packed = pack(samples, base.tokenizer.pad_token_id, rows).to(base.device)
+    packed = pack(samples, base.tokenizer.pad_token_id, limit).to(base.device)
     return -label_losses(base, packed), packed.sample
 
 
@@ -228,9 +230,10 @@ def greedy(
     max_new_tokens: int,
     processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
 ) -> list[str]:
-    """The greedy answer to each question, in one batch, without special tokens (`load_base`).
+    """The greedy answer to each question, in one batch; special tokens are left out.
 
-    processors: of token ids [N, T] and logits [N, V], what makes the logits a token is chosen by.
+    The model's generation_config is greedy (`as_base`). processors: functions of token ids [N, T]
+    and logits [N, V] to the logits that the next token is chosen by.
     """
     batch = collate(base, [Encoded(question.prompt, []) for question in questions])
     output = base.model.generate(

@@ -17,17 +17,17 @@ from tasks.lora.adapters import Lora, LoraBatch
 
 @dataclass(frozen=True)
 class Bank(LoraBatch):
-    """LoRAs of one shape, and whose they are, in order."""
+    """LoRAs of one shape; `ids`: their members, in the same order."""
 
     ids: tuple[str, ...]
 
     def lora(self, member: str) -> Lora:
-        """The LoRA of one member. Raises ValueError when it is not in the bank."""
+        """The LoRA of one member. Raises ValueError if it is not in the bank."""
         return self.one(self.ids.index(member))
 
 
 def stack(ids: Sequence[str], loras: Sequence[Lora]) -> Bank:
-    """A bank of LoRAs. Raises ValueError where they differ in layers, rank or scale."""
+    """A bank of LoRAs. Raises ValueError if they differ in layers, rank or scale."""
     first = loras[0]
     if len({(lora.scale, lora.rank, *sorted(lora.layers)) for lora in loras}) > 1:
         raise ValueError("LoRAs of a bank have one scale, one rank and the same layers")
@@ -43,7 +43,7 @@ def write_bank(path: Path, bank: Bank) -> None:
     tensors = {}
     for name, (a, b) in bank.layers.items():
         tensors[f"{name}.A"], tensors[f"{name}.B"] = a.contiguous(), b.contiguous()
-    # One entry: safetensors writes several in random order.
+    # One header entry: safetensors writes several in random order.
     about = json.dumps({"ids": list(bank.ids), "scale": bank.scale})
     save_file(tensors, path, metadata={"bank": about})
 

@@ -16,19 +16,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from tasks.errors import InputError, short
 from tasks.lora.kernels import use_kernels
 
-# Once per load, these drown the log of hundreds of jobs. PEFT 0.21 reads a property that
-# transformers 5 renames.
+# These lines come at each load, in hundreds of jobs. (PEFT 0.21 reads what transformers 5 renamed.)
 transformers.utils.logging.disable_progress_bar()
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 _LOADING = threading.Lock()
-# Positions kept free for an answer where the model has only so many.
+# Positions that a prompt leaves to the answer, of those that the model has.
 ANSWER_ROOM = 64
 # The `layer_types` that packing and padding are right for.
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 # An answer to any question, to see what a chat template writes after it.
 _ANSWER = "the answer of the assistant"
-# How files are called that torch, joblib or pickle itself would execute on loading.
+# Suffixes of files whose code torch, joblib or pickle would execute on loading.
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 _DECODERS = "decoders whose layers all are attention (Llama, Qwen, Mistral, Gemma, ...)"
 
@@ -37,9 +36,9 @@ _DECODERS = "decoders whose layers all are attention (Llama, Qwen, Mistral, Gemm
 class Base:
     """A frozen base model in eval mode, and its tokenizer.
 
-    max_tokens: of prompt and answer. end: the token that ends an answer; None: end of text.
-    adapter_dtype: of the LoRAs' products; None: the LoRAs' own. end_to_end: whether its attention
-    takes samples end to end (tasks/lora/kernels.py).
+    max_tokens: the most of prompt and answer together. end: the token that ends an answer; None:
+    end of text. adapter_dtype: of the LoRAs' products; None: the LoRAs' own. end_to_end: whether
+    attention takes samples laid end to end (tasks/lora/kernels.py).
     """
 
     model: Any
@@ -67,11 +66,12 @@ def load_base(
     chat: str = "auto",
     quantisation: str = "none",
 ) -> Base:
-    """Load the model in `folder` frozen, without dropout, and set to answer greedily.
+    """Load the model in `folder`: frozen, without dropout, set to answer greedily.
 
     Only safetensors weights are read; no code of a checkpoint is run. `max_tokens` is lowered to
-    the model's positions. chat "never": no chat template. quantisation "nf4": linear layers but the
-    output embedding in 4 bits. Raises InputError for what is no whole model of attention layers.
+    what the model's positions hold. chat "never": no chat template. quantisation "nf4": all linear
+    layers but the output embedding in 4 bits. Raises InputError for anything but a whole model
+    whose layers all are attention.
     """
     whole_model(folder)
     target = pick_device(device)
@@ -99,7 +99,7 @@ def load_base(
 def as_base(
     model: Any, tokenizer: Any, device: torch.device, max_tokens: int, adapter_dtype: str = "auto"
 ) -> Base:
-    """A model in memory, as the engine takes it: on `device`, frozen, answering greedily."""
+    """The Base of a model in memory: moved to `device`, frozen, set to answer greedily."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     end = end_of_turn(tokenizer)
@@ -113,13 +113,13 @@ def as_base(
 
 
 def _model(folder: Path, dtype: torch.dtype, quantised: dict[str, Any]) -> Any:
-    """The model of a folder, its weights complete."""
+    """Load the model of a folder. Raises InputError if weights are missing."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     attention_only(str(folder), config)
     # Without dropout training is the same every time.
     for part in (config, config.get_text_config()):
-        rates = [name for name, one in vars(part).items() if isinstance(one, float)]
-        vars(part).update({name: 0.0 for name in rates if "dropout" in name or "pdrop" in name})
+        floats = [name for name, value in vars(part).items() if isinstance(value, float)]
+        vars(part).update({name: 0.0 for name in floats if "dropout" in name or "pdrop" in name})
     # While it loads, transformers changes the default dtype of the whole process.
     with _LOADING:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -128,7 +128,7 @@ def _model(folder: Path, dtype: torch.dtype, quantised: dict[str, Any]) -> Any:
         )  # fmt: skip
     model, report = loaded
     if report["missing_keys"]:
-        # transformers would fill them with random numbers, others at each load.
+        # transformers would fill them with random numbers, different ones at each load.
         few = ", ".join(sorted(report["missing_keys"])[:3])
         raise InputError(
             f"base.model {folder}: its weights lack {few}; give a whole causal language model"
@@ -137,7 +137,7 @@ def _model(folder: Path, dtype: torch.dtype, quantised: dict[str, Any]) -> Any:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one. Raises InputError for `cuda` without a GPU."""
+    """`auto` is the first GPU, else the CPU. Raises InputError for `cuda` without a GPU."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "compute.device: cuda was asked for, but torch sees no GPU; use auto or cpu"
@@ -155,13 +155,13 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def pick_adapter_dtype(name: str, device: torch.device, base: torch.dtype) -> torch.dtype | None:
-    """`auto` is bfloat16 over a bfloat16 base on a GPU; None, the LoRAs' own float32, elsewhere."""
+    """`auto` is bfloat16 if the base is bfloat16 on a GPU, else None: the LoRAs' own float32."""
     narrow = device.type == "cuda" and base == torch.bfloat16
     return torch.bfloat16 if name == "bfloat16" or (name == "auto" and narrow) else None
 
 
 def attention_only(model: str, config: Any) -> None:
-    """Raises InputError unless all layers of a model are attention, and alike.
+    """Raises InputError unless all layers of a model are attention, and of one size.
 
     A recurrent layer carries its state across padding, and from one sample of a row to the next.
     """
@@ -185,15 +185,15 @@ def attention_only(model: str, config: Any) -> None:
 
 @torch.no_grad()
 def check_causal(base: Base) -> None:
-    """Raises InputError where a token's logits depend on the tokens after it.
+    """Raises InputError if a token's logits depend on the tokens after it.
 
-    transformers loads an encoder (BERT) as a language model, too, and no field of the
-    configuration tells it from a decoder (GPT-NeoX says `is_decoder` false).
+    transformers also loads an encoder (BERT) as a language model. No field of the configuration
+    tells it from a decoder: a decoder, too, may say `is_decoder` false (GPT-NeoX).
     """
     ids = torch.tensor([[0, 0, 0], [0, 1, 1]], device=base.device)
     logits = base.model(input_ids=ids, use_cache=False).logits[:, 0]
     one, other = logits.float()
-    # Above what rounding leaves, below what another token does.
+    # Larger than rounding errors, smaller than what another token changes.
     rounding = 1e-4 if logits.dtype == torch.float32 else 0.02
     if (one - other).abs().max() > rounding * one.abs().max():
         raise InputError(
@@ -205,23 +205,23 @@ def check_causal(base: Base) -> None:
 def without_weights(config: Any) -> Any:
     """The model of a configuration on torch's meta device."""
     with torch.device("meta"):
-        # Given a dtype, transformers leaves the default dtype of the process alone.
+        # With a dtype, transformers does not change the default dtype of the process.
         return AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, trust_remote_code=False
         )
 
 
 def most_tokens(config: Any, max_tokens: int) -> int:
-    """`max_tokens`, or fewer where the model has no positions for them and an answer."""
+    """`max_tokens`, or fewer if the model lacks positions for them and ANSWER_ROOM; at least 8."""
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or max_tokens + ANSWER_ROOM
     return max(8, min(max_tokens, positions - ANSWER_ROOM))
 
 
 def whole_model(folder: Path) -> None:
-    """Raises InputError where a folder has no safetensors weights, or is an adapter.
+    """Raises InputError if a folder has no safetensors weights, or is an adapter.
 
-    Given an adapter, transformers would load the model that it names, from anywhere.
+    For an adapter, transformers would load the model that it names, from anywhere.
     """
     if (folder / "adapter_config.json").exists():
         raise InputError(
@@ -229,24 +229,24 @@ def whole_model(folder: Path) -> None:
             "folder of a whole model"
         )
     if not any(folder.glob("*.safetensors")):
-        found = "none"
+        weights = "none"
         if pickles := pickled_files(folder):
-            found = f"only pickled ones ({pickles[0].name}), which are never read"
+            weights = f"only pickled ones ({pickles[0].name}), which are never read"
         raise InputError(
-            f"base.model {folder}: it needs *.safetensors weights and has {found}; convert them "
-            "with save_pretrained where you trust their source, or give another model"
+            f"base.model {folder}: it needs *.safetensors weights and has {weights}; convert them "
+            "with save_pretrained if you trust their source, or give another model"
         )
 
 
 def pickled_files(folder: Path) -> list[Path]:
-    """The files in a folder, and below, that are named as pickles are; by name."""
+    """The files in a folder and its subfolders with a pickle's suffix, sorted by path."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICKLED)
 
 
 def nf4(device: torch.device) -> dict[str, Any]:
     """Options of `from_pretrained` for a base in 4 bits (NF4: Dettmers et al. 2023, section 3).
 
-    As the published code, computed in bfloat16. Raises InputError without bitsandbytes.
+    It computes in bfloat16, as the published code does. Raises InputError without bitsandbytes.
     """
     if not find_spec("bitsandbytes"):
         raise InputError(
@@ -259,9 +259,9 @@ def nf4(device: torch.device) -> dict[str, Any]:
 
 
 def end_of_turn(tokenizer: Any) -> int:
-    """The token that ends an answer: the first special one after it in the chat template.
+    """The token that ends an answer: the first special one that the chat template writes after it.
 
-    Without one there, it is the end-of-text token.
+    If there is none, it is the end-of-text token.
     """
     end: int = tokenizer.eos_token_id
     if not tokenizer.chat_template:
@@ -269,7 +269,7 @@ def end_of_turn(tokenizer: Any) -> int:
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # a template may refuse what it does not know, in its own way
+    except Exception:  # a template may refuse these turns by an error of any kind
         return end
     ids = tokenizer(text.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
     return next((one for one in ids if one in special_tokens(tokenizer).values()), end)
@@ -277,7 +277,7 @@ def end_of_turn(tokenizer: Any) -> int:
 
 @lru_cache(maxsize=8)
 def special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Text and id of each special token: named ones, and added ones marked as such."""
+    """Text and id of each special token: the named ones, and added ones marked as special."""
     added = tokenizer.added_tokens_decoder.items()
     marked = {token.content: number for number, token in added if token.special}
     named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
@@ -285,7 +285,7 @@ def special_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 def _greedy(config: GenerationConfig | None, tokenizer: Any, end: int) -> GenerationConfig:
-    """Greedy decoding, as LaMP's; of the checkpoint's own settings only where a turn ends."""
+    """Greedy decoding, as in LaMP. Of the checkpoint's settings, only its end tokens are kept."""
     ends = getattr(config, "eos_token_id", None)
     ends = {end, tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     return GenerationConfig(

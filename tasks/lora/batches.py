@@ -1,7 +1,7 @@
 """Prompts and answers as tokens, and as batches padded on the left.
 
-All answers then end at the last position: one slice holds every label, and only that goes through
-the LM head.
+So all answers end at the last position. One slice holds every label, and only this slice goes
+through the LM head.
 """
 
 import inspect
@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tasks.lora.base import Base, special_tokens
 
 _PLACEHOLDER = "the text of the user"
-# What some templates read: the day (Llama 3.1's default; today's would change the numbers), and
-# whether the model thinks before it answers.
+# What some templates read: the date (a fixed one, Llama 3.1's default: today's would change the
+# numbers), and whether the model thinks before it answers.
 _TEMPLATE_OPTIONS = {"date_string": "26 Jul 2024", "enable_thinking": False}
 
 
@@ -25,7 +25,7 @@ _TEMPLATE_OPTIONS = {"date_string": "26 Jul 2024", "enable_thinking": False}
 class Encoded:
     """Token ids of one sample; a question has no `answer`.
 
-    choices: possible answers that share the prompt, in place of `answer`: the prompt runs once.
+    choices: possible answers, in place of `answer`. They share the prompt, which runs once.
     """
 
     prompt: list[int]
@@ -35,7 +35,7 @@ class Encoded:
 
     @property
     def length(self) -> int:
-        """Tokens of all that is run. The last token of a choice is only predicted."""
+        """Tokens that are run. The last token of a choice is only predicted."""
         return len(self.prompt) + len(self.answer) + sum(len(one) - 1 for one in self.choices)
 
     @property
@@ -51,8 +51,8 @@ PerUser = Sequence[Sequence[Encoded]]
 def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
     """Tokenise a prompt (through the chat template, if any) and an answer with its end.
 
-    What exceeds `base.max_tokens` is cut from the start of the prompt, after a begin-of-text token:
-    the question stands at the end.
+    Tokens beyond `base.max_tokens` are cut from the start of the prompt, but a begin-of-text token
+    stays: the question stands at the end.
     """
     tokenizer = base.tokenizer
     if tokenizer.chat_template:
@@ -68,12 +68,12 @@ def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
     labels: list[int] = []
     if answer is not None:
         text = answer if tokenizer.chat_template else " " + answer
-        found = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        labels = [*found, base.end_of_answer]
+        words = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        labels = [*words, base.end_of_answer]
     most = base.max_tokens
     truncated = len(ids) + len(labels) > most
     if truncated and len(labels) > most // 2:
-        # A long question leaves the answer half of the room.
+        # After a long question half of the room is the answer's.
         labels = [*labels[: max(most // 2, most - len(ids)) - 1], base.end_of_answer]
     room = most - len(labels)
     if len(ids) > room:
@@ -83,7 +83,7 @@ def encode(base: Base, prompt: str, answer: str | None) -> Encoded:
 
 
 def _through_template(tokenizer: Any, prompt: str) -> list[int]:
-    """The prompt as one user turn. Special tokens in it are text: it is then tokenised apart."""
+    """The prompt as one user turn. If it has special tokens in it, they are tokenised as text."""
     risky = any(token in prompt for token in special_tokens(tokenizer))
     content = _PLACEHOLDER if risky else prompt
     text = tokenizer.apply_chat_template(
