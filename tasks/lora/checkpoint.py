@@ -1,8 +1,8 @@
-"""The state of a training on disk, so that a killed one goes on where it was.
+"""The state of a training on disk, so that a killed training goes on where it was.
 
 One safetensors file. Its header has the key of the work, a hash of the contents and what the
 caller says about it. On a CPU in float32 a training that was killed and went on ends with the same
-numbers, to the last bit, as one that was not.
+numbers as an undisturbed one, to the last bit.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ from torch import Tensor
 from tasks.errors import short
 from tasks.files import write_atomic
 
-# The form of the file, and of what the trainings keep in it: part of every key.
+# The format of the file and of the trainings' states in it. It is part of every key.
 VERSION = 4
 HEADER = "mta"
 
 
 @dataclass(frozen=True)
 class Saved:
-    """The state after `step` steps: tensors by name, and JSON values (NaN may be among them)."""
+    """The state after `step` steps: tensors by name, and JSON values, which may be NaN."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -38,9 +38,9 @@ class Saved:
 class Checkpoint:
     """Where one training keeps its state, and when.
 
-    key: of all the training depends on. about: JSON values for those who find the file. seconds:
-    the least time between two writings. log: takes a line and whether it is a warning. most: the
-    share of the time that may go into writing, however slow the disk.
+    key: identifies all that the training depends on. about: JSON values for whoever finds the file.
+    seconds: the least time between two writes. log: takes a line and whether it is a warning. most:
+    the largest share of the time that goes into writing, however slow the disk is.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class Checkpoint:
     def load(self) -> Saved | None:
         """The state of an earlier try, or None: training starts anew.
 
-        Ignored, with a warning: a file that is damaged, or of other work.
+        A file that is damaged, or of other work, is ignored with a warning.
         """
         if not self.path.exists():
             return None

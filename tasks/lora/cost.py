@@ -1,4 +1,4 @@
-"""What samples cost in a model: FLOPs by its parameters, and bytes of memory by its widths."""
+"""What samples cost in a model: FLOPs by its parameters, bytes of memory by its widths."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Widths:
 
 
 def widths_of(model: Any) -> Widths:
-    """The widths of a model's configuration, or the usual ones where it names none."""
+    """The widths that a model's configuration names, and the usual ones for those it does not."""
     config = model.config.get_text_config()
     hidden, heads = config.hidden_size, config.num_attention_heads
     size = getattr(config, "head_dim", None) or hidden // heads
@@ -38,14 +38,14 @@ def flops(
 ) -> int:  # fmt: skip
     """FLOPs of these samples in a frozen model, which may be on torch's meta device.
 
-    Forward, 2 per token and parameter that takes part: the `loras` numbers of a user's LoRAs, and
-    all but the input embeddings, the output head for labels only (Kaplan et al. 2020, arXiv
-    2001.08361, section 2.1). Attention over T tokens takes 4 T per token, block and unit of width
-    (PaLM, arXiv 2204.02311, appendix B).
+    The forward pass takes 2 per token and parameter (Kaplan et al. 2020, arXiv 2001.08361, section
+    2.1). The `loras` numbers of a user's LoRAs count as parameters, input embeddings do not. The
+    output head counts for labels only. Attention over T tokens takes 4 T per token, block and unit
+    of width (PaLM, arXiv 2204.02311, appendix B).
 
-    backward: as many again, since frozen weights need no gradient of their own, and for attention
-    twice as many. checkpointing: the forward pass is then done again. Of a mixture of experts all
-    count; padding, norms and activations do not.
+    backward: count the backward pass, too. It takes as many again, for frozen weights need no
+    gradient, and twice as many for attention. checkpointing: it repeats the forward pass. All
+    experts of a mixture count; padding, norms and activations do not.
     """
     looked_up, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     # Tied weights are one parameter.
@@ -62,9 +62,9 @@ def flops(
 def position_bytes(widths: Widths, each: int, checkpointing: bool) -> int:
     """Bytes that training needs per position, with `each` bytes per number of the model.
 
-    Kept per block: inputs (float32) and outputs of both norms; queries, keys, values and what
-    attention gives; gate, its activation, up and their product. With checkpointing: every block's
-    input, and one block. Besides, one feed-forward is at work, with its LoRAs' sums in float32.
+    A block keeps: inputs (float32) and outputs of both norms; queries, keys, values and attention's
+    output; gate, its activation, up and their product. With checkpointing only one block is kept,
+    and every block's input. In both cases one feed-forward is at work, its LoRAs' sums in float32.
     """
     attention = 2 * widths.attention + 2 * widths.kv
     block = 8 * widths.hidden + each * (2 * widths.hidden + attention + 4 * widths.wide)

@@ -18,13 +18,14 @@ from tasks.lora.adapters import Factors, Lora, LoraBatch
 from tasks.lora.bank import Bank, stack
 from tasks.lora.targets import AnyModel, Sizes
 
+# Merged LoRAs of all users are kept in memory if they take no more.
 KEPT_BYTES = 2**28
 
 
 def merge(loras: Sequence[Lora], weights: Sequence[float], how: str) -> Lora:
     """The merged LoRA of `loras` with `weights` (same length, any real numbers).
 
-    Raises ValueError where lengths, scales, ranks or layers differ.
+    Raises ValueError if lengths, scales, ranks or layers differ.
     """
     if len(loras) != len(weights):
         raise ValueError(f"merge needs one weight per LoRA, got {len(loras)} and {len(weights)}")
@@ -52,7 +53,7 @@ class MergedUsers:
         self.weights = torch.tensor(weights, dtype=torch.float64, device=device)
         self.bank, self.how = bank.to(device), how
         self.layers = self.bank.layers
-        # Every step asks for batches: what is small, or slow to compute, is kept.
+        # Every training step asks for some: what is small, or slow to compute, is kept.
         members_of = self.members.shape[1] if how == "exact" else 1
         numbers = sum(a[0].numel() + b[0].numel() for a, b in self.layers.values())
         small = 4 * numbers * members_of * len(recipes) <= KEPT_BYTES
@@ -79,7 +80,7 @@ class MergedUsers:
 def concatenate(under: Lora, over: Lora) -> Lora:
     """One LoRA whose update is the sum of both: ranks add up, scales move into B.
 
-    A layer of only one of them gets zeros for the other, so that all ranks are equal.
+    A layer that one of them lacks gets zeros for it, so that all ranks are equal.
     """
     below, above = (_widened(lora, _all_sizes([under, over]), lora.rank) for lora in (under, over))
     layers = {
@@ -92,16 +93,16 @@ def concatenate(under: Lora, over: Lora) -> Lora:
 def alike(loras: Sequence[Lora]) -> list[Lora]:
     """The same updates with one scale, one rank and the same layers, as a bank has them.
 
-    Ranks are filled up with zeros, and so is a layer that one lacks; scales move into B.
+    Ranks are filled up with zeros. A layer that one lacks is zeros. Scales move into B.
     """
     sizes, rank = _all_sizes(loras), max(lora.rank for lora in loras)
     return [Lora(_widened(lora, sizes, rank), 1.0) for lora in loras]
 
 
 def cut(lora: Lora, rank: int) -> tuple[Lora, float]:
-    """The best LoRA of at most this rank (Eckart-Young), and its distance.
+    """The best LoRA of at most this rank (Eckart-Young), and its relative error.
 
-    That is ||W - W_r|| / ||W|| of the updates, in the Frobenius norm over all layers.
+    The error is ||W - W_r|| / ||W|| of the updates, in the Frobenius norm over all layers.
     """
     if lora.rank <= rank:
         return lora, 0.0
@@ -130,7 +131,7 @@ def _all_sizes(loras: Sequence[Lora]) -> Sizes:
 
 
 def _widened(lora: Lora, sizes: Sizes, rank: int) -> dict[str, Factors]:
-    """A and B of all layers at a larger rank, the scale in B; of zeros where the LoRA lacks one."""
+    """A and B of all layers of `sizes` at this rank, the scale in B; zeros for a missing layer."""
     some, layers = next(iter(lora.layers.values()))[0], {}
     for name, (fan_in, fan_out) in sizes.items():
         nothing = some.new_zeros(0, fan_in), some.new_zeros(fan_out, 0)
@@ -150,7 +151,10 @@ def _merge_layer(a: Tensor, b: Tensor, weights: Tensor, how: str) -> Factors:
 
 
 def _truncate(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Best rank-`rank` factors A, B of each `b @ a`, by an SVD between two thin QRs; its values."""
+    """The best factors A, B of this rank of each `b @ a`, and the singular values of `b @ a`.
+
+    By an SVD between two thin QRs.
+    """
     q_b, r_b = torch.linalg.qr(b.double())
     q_a, r_a = torch.linalg.qr(a.double().mT)
     u, s, vt = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)

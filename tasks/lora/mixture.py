@@ -1,13 +1,13 @@
-"""The weights that users' merged LoRAs have, trained on the users' own items: m numbers per user.
+"""The weights of users' merged LoRAs, trained on the users' own items: m numbers per user.
 
-From a user's weights v [m], which are the prior, and the user's answers y the weights w minimise
+The recipe's weights v [m] of a user are the prior, y are the user's answers. The weights w minimise
 
     -log p(y | base + merged(w)) + penalty / 2 |w - v|^2
 
-summed over answer tokens: the most probable weights, if they are normal around v with variance
-1 / penalty. They are free numbers: a negative one takes an anchor's LoRA away, a sum above 1 adds
-more than a mean. The gradient goes through the merge (`MergedUsers.weighed`); with an exact merge
-it is scale * <dL/dW, B_i A_i>, summed over layers.
+summed over answer tokens. They are the most probable weights, if weights are normal around v with
+variance 1 / penalty. They are free numbers: a negative one takes an anchor's LoRA away, and a sum
+above 1 adds more than a mean. The gradient goes through the merge (`MergedUsers.weighed`); with an
+exact merge it is scale * <dL/dW, B_i A_i>, summed over layers.
 """
 
 import torch
@@ -34,12 +34,12 @@ def train_weights(
     """Train all users' weights at once, from those of `merged`, each as if alone.
 
     layers: the grouped layers of `base.model`. Each step is one of Adam (Kingma & Ba 2015), with
-    all the items. Returns the weights as `flat` [U, m] (float64); who has no items, or whose
-    numbers stop being finite (`failed`), keeps those of `merged`.
+    all the items. Returns the weights as `flat` [U, m] (float64). A user without items, or whose
+    weights stop being finite (`failed`), keeps those of `merged`.
     """
     start = merged.weights
-    flat, todo = start.clone(), {u: [*own] for u, own in enumerate(samples) if own}
-    labels = [sum(len(sample.answer) for sample in own) for own in samples]
+    flat, todo = start.clone(), {u: [*of_user] for u, of_user in enumerate(samples) if of_user}
+    labels = [sum(len(sample.answer) for sample in of_user) for of_user in samples]
     counts = start.new_tensor(labels)[:, None]
     outcome = Outcome(flat, [[] for _ in samples], [0] * len(samples))
     most = positions or default_positions(base)
@@ -52,7 +52,7 @@ def train_weights(
             losses = gradients.fill(grad, flat, todo).tolist()
             for user in todo:
                 outcome.losses[user].append(losses[user])
-            # `fill` has the gradient of the mean over answer tokens.
+            # `fill` gives the gradient of the mean over answer tokens, not of the sum.
             flat.grad = counts * grad + penalty * (flat - start)
             adam.step()
     finally:

@@ -1,9 +1,9 @@
 """Samples of many users as rows of one batch, with little padding.
 
-Samples of like length get a row each, padded on the right: causal attention then needs no mask.
-Samples of unlike length are laid end to end in a few rows of like length, with a block-diagonal
-causal mask and positions that start anew with each sample. All users of a micro-batch have the
-same number of rows of the same length, so users of similar size go together (`micro_batches`).
+Samples of similar length get a row each, padded on the right: causal attention then needs no mask.
+Others are laid end to end in a few rows of similar length, with a block-diagonal causal mask and
+positions that start anew with each sample. All users of a micro-batch have the same number of rows
+of the same length, so users of similar size share one (`micro_batches`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import Tensor
 from tasks.errors import InputError
 from tasks.lora.batches import Encoded, PerUser
 
-# Users' samples by the users' numbers, and some of one user's: the number, and which samples.
+# Users' samples by the users' numbers. Some of one user's samples: the number, and which they are.
 ByUser = Mapping[int, Sequence[Encoded]]
 Span = tuple[int, slice]
 
-# Tokens of a row of several samples, about; as a limit, 0 means one sample per row, the other bound
-# all of a user's samples in one, which is right for samples without choices and `use_varlen` only.
+# The row limit: about how many tokens a row of several samples has. Two limits are special: one
+# sample per row; all of a user's samples in one row (only with `use_varlen`, without choices).
 ROW_TOKENS = 512
 ONE_PER_ROW, ONE_PER_USER = 0, 2**40
 # One sample per row where that pads by at most this share; attention is cheaper so.
 TOLERATED_PADDING = 0.08
-# A micro-batch filled to the first share of the budget takes no user who would bring its padding
-# over the second; a less full one does, as every pass has a cost of its own.
+# A micro-batch above the first share of the budget takes no user who would raise its padding above
+# the second. A smaller one takes any user, as every pass has a fixed cost.
 FILLED, MOST_PADDING = 1 / 32, 0.095
 
 
@@ -41,10 +41,10 @@ class Packed:
     input_ids, position_ids, segments, branches [U * n, T]: segment 0 is padding; branch 0 is seen
     by all of its segment, any other (a choice) by itself only. label, sample, user [N]: a label's
     token, the number of its sample (a choice counts as one), of its user. source [N]: the position
-    that predicts it, in [U * n * T]. picks [U, M]: these positions user by user, filled up with the
-    user's first one; slot [N]: a label's place in [U * M]. ends [S + 1] int32: from 0 on, where
-    in [U * n * T] each sample, and what is left of a row, ends; longest: of these. Only where each
-    user has one row (ONE_PER_USER); else none, and 0.
+    that predicts it, in [U * n * T]. picks [U, M]: these positions user by user, filled up with
+    the user's position 0; slot [N]: a label's place in [U * M]. ends [S + 1] int32: 0, then the
+    ends of samples and of rows in [U * n * T]; longest: the most tokens from one to the next. Both
+    for ONE_PER_USER only; else no ends, and 0.
     """
 
     users: int
@@ -66,7 +66,7 @@ class Packed:
     def mask(self, dtype: torch.dtype, additive: bool) -> Tensor:
         """[U * rows, 1, T, T], True (or 0) where the query may see the key, else False (or -inf).
 
-        A padding position sees itself: a row of the mask with nothing in it makes NaN.
+        A padding position sees itself: a query without any key would make NaN.
         """
         length = self.segments.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.segments.device).tril()
@@ -87,10 +87,10 @@ class Packed:
 
 
 def rows_of(lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Samples of these lengths in as few rows of about `limit` tokens as hold them all.
+    """Samples of these lengths (their numbers) in as few rows of about `limit` tokens as hold them.
 
     Each sample, longest first, goes to the row that holds least (Graham 1969: no row is longer
-    than the mean row and one sample). ONE_PER_ROW: a row each.
+    than the mean row and one sample together). ONE_PER_ROW: a row each.
     """
     if limit == ONE_PER_ROW:
         return [[index] for index in range(len(lengths))]
@@ -104,7 +104,7 @@ def rows_of(lengths: Sequence[int], limit: int) -> list[list[int]]:
 
 
 def layout(per_user: Iterable[Sequence[Encoded]]) -> int:
-    """The row limit for these users' samples: ONE_PER_ROW, or ROW_TOKENS where that pads less."""
+    """The row limit for these users' samples: ROW_TOKENS if ONE_PER_ROW would pad too much."""
     tokens = padded = 0
     for samples in per_user:
         lengths = [sample.length for sample in samples]
@@ -114,7 +114,7 @@ def layout(per_user: Iterable[Sequence[Encoded]]) -> int:
 
 
 def footprint(samples: Sequence[Encoded], limit: int) -> tuple[int, int, int]:
-    """(rows, tokens of the longest row, tokens of all) that one user's samples take."""
+    """(rows, tokens of the longest row, tokens of all samples) of one user."""
     lengths = [sample.length for sample in samples]
     rows = rows_of(lengths, limit)
     return len(rows), max(sum(lengths[i] for i in row) for row in rows), sum(lengths)
@@ -123,7 +123,7 @@ def footprint(samples: Sequence[Encoded], limit: int) -> tuple[int, int, int]:
 def micro_batches(sizes: Sequence[tuple[int, int, int]], budget: int) -> list[list[int]]:
     """Users, by their `footprint`, in micro-batches of at most `budget` positions (at least one).
 
-    Sorted by size, so that little is padded; a new one begins where MOST_PADDING is passed.
+    Users are sorted by size, so that little is padded.
     """
     order = sorted(range(len(sizes)), key=lambda u: (*sizes[u], u), reverse=True)
     batches: list[list[int]] = []
@@ -148,19 +148,19 @@ def micro_batches(sizes: Sequence[tuple[int, int, int]], budget: int) -> list[li
 def span_batches(samples: ByUser, limit: int, positions: int) -> list[list[Span]]:
     """The users' samples in micro-batches of at most `positions` (at least one sample).
 
-    limit: the tokens of a row (`layout`). A user with too many samples is worked off in spans.
+    limit: the tokens of a row (`layout`). A user with too many samples is split into spans.
     """
     spans: list[Span] = []
     sizes = []
-    waiting = [(user, slice(0, len(own))) for user, own in samples.items() if own]
+    waiting = [(user, slice(0, len(of_user))) for user, of_user in samples.items() if of_user]
     while waiting:
         user, span = waiting.pop(0)
-        own = samples[user][span]
-        # Rows are laid out only where the tokens alone fit: that takes time for many samples.
-        tokens = sum(sample.length for sample in own)
-        if len(own) == 1 or tokens <= positions:
-            size = footprint(own, limit)
-            if len(own) == 1 or size[0] * size[1] <= positions:
+        part = samples[user][span]
+        # Rows are laid out only if the tokens alone fit: for many samples that takes time.
+        tokens = sum(sample.length for sample in part)
+        if len(part) == 1 or tokens <= positions:
+            size = footprint(part, limit)
+            if len(part) == 1 or size[0] * size[1] <= positions:
                 spans.append((user, span))
                 sizes.append(size)
                 continue
@@ -169,7 +169,7 @@ def span_batches(samples: ByUser, limit: int, positions: int) -> list[list[Span]
 
 
 def work_off(queue: list[list[Span]], samples: ByUser, work: Callable[[list[Span]], None]) -> int:
-    """Do `work` batch by batch; halve those that do not fit in memory, and return how many did not.
+    """Do `work` batch by batch. Halve a batch that does not fit in memory; return how many did not.
 
     Raises InputError for a single sample that does not fit.
     """
@@ -181,7 +181,7 @@ def work_off(queue: list[list[Span]], samples: ByUser, work: Callable[[list[Span
             continue
         except torch.OutOfMemoryError:
             halved += 1
-        # Not while the error holds on to what the pass had made.
+        # Not in `except`: there the error still holds the pass's tensors.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         user, span = batch[0]
@@ -204,17 +204,17 @@ def _halves(user: int, span: slice) -> list[Span]:
 
 def pack(per_user: PerUser, pad: int, limit: int) -> Packed:
     """One packed batch of the users' samples; users with fewer rows get rows of padding."""
-    # Of each sample, user by user: its user, its first number, its row and where it begins there.
+    # Each sample, user by user, with its user, first number, row, and beginning in the row.
     places: list[tuple[Encoded, int, int, int, int]] = []
-    plans = [rows_of([sample.length for sample in own], limit) for own in per_user]
+    plans = [rows_of([sample.length for sample in samples], limit) for samples in per_user]
     rows, first, width = max(map(len, plans)), 0, 1
-    for user, (own, plan) in enumerate(zip(per_user, plans, strict=True)):
-        numbers = [first + n for n in accumulate((len(x.choices) or 1 for x in own), initial=0)]
+    for user, (samples, plan) in enumerate(zip(per_user, plans, strict=True)):
+        numbers = [*accumulate((len(one.choices) or 1 for one in samples), initial=first)]
         for row, chosen in enumerate(plan, user * rows):
             begin = 0
-            for one in chosen:
-                places.append((own[one], user, numbers[one], row, begin))
-                begin += own[one].length
+            for index in chosen:
+                places.append((samples[index], user, numbers[index], row, begin))
+                begin += samples[index].length
             width = max(width, begin)
         first = numbers[-1]
     ids = np.full((len(plans) * rows, width), pad)
@@ -224,13 +224,13 @@ def pack(per_user: PerUser, pad: int, limit: int) -> Packed:
         place = (row, slice(begin, begin + sample.length))
         segments[place] = number + 1
         if sample.choices:
-            ids[place], positions[place], branches[place], found = _branched(sample)
+            ids[place], positions[place], branches[place], predicted = _branched(sample)
         else:
             ids[place] = sample.prompt + sample.answer
             positions[place] = np.arange(sample.length)
             before = len(sample.prompt) - 1
-            found = [(before + n, token, 0) for n, token in enumerate(sample.answer)]
-        labels += [(row * width + begin + n, token, number + m, user) for n, token, m in found]
+            predicted = [(before + n, token, 0) for n, token in enumerate(sample.answer)]
+        labels += [(row * width + begin + n, token, number + m, user) for n, token, m in predicted]
     ends: list[int] = []
     if limit == ONE_PER_USER:
         borders = {row * width + at for one, _, _, row, begin in places
@@ -263,8 +263,8 @@ def pack(per_user: PerUser, pad: int, limit: int) -> Packed:
 def _branched(
     sample: Encoded,
 ) -> tuple[list[int], list[int], list[int], list[tuple[int, int, int]]]:
-    """A prompt with its choices after it: ids, positions, branches; and of each label the place
-    that predicts it, its token, the number of its choice."""
+    """A prompt with its choices after it: ids, positions, branches. And of each label the place
+    that predicts it, its token, and the number of its choice."""
     end = len(sample.prompt)
     ids, positions, branches = [*sample.prompt], [*range(end)], [0] * end
     labels = []

@@ -2,12 +2,12 @@
 
 For an answer token y with last hidden state h and predicted probabilities p, the gradient of
 log p(y) with respect to the LM head's weight is (onehot(y) - p) h^T [V, d]. Averaged over answer
-tokens, then over items, it says in which direction the user pulls the model. Sides larger than
-asked are projected by seeded Gaussian matrices, which keeps inner products in expectation
+tokens, then over items, it says in which direction the user pulls the model. A side that is larger
+than asked is projected by a seeded Gaussian matrix. That keeps inner products in expectation
 (Johnson-Lindenstrauss).
 
-Where answers are a few words (LaMP-1's are two) that gradient hardly depends on the question. The
-gradient with respect to the input embeddings' weight [V, d] does, by a backward pass.
+If all answers are a few words (two in LaMP-1), that gradient hardly depends on the question. The
+gradient with respect to the input embeddings' weight [V, d] does. It takes a backward pass.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +71,10 @@ def input_signatures(
     seed: int,
     positions: int | None = None,
 ) -> Tensor:
-    """As `item_signatures`, of the input embeddings' weight [V, d]; positions as in training."""
+    """As `item_signatures`, by the gradient of the input embeddings' weight [V, d].
+
+    positions: by default those of training, as there is a backward pass.
+    """
     table = base.model.get_input_embeddings()
     left = projection(len(table.weight), vocabulary, seed, base.device)
     right = projection(table.weight.shape[1], hidden, seed + 1, base.device)
@@ -79,7 +82,7 @@ def input_signatures(
         left = torch.eye(len(table.weight), device=base.device)
 
     def vectors(batch: Batch) -> Tensor:
-        # The model is frozen: what it looks up becomes the leaf that the gradient is of.
+        # The embeddings are frozen, so the gradient is taken of what is looked up in them.
         looked_up = table(batch.input_ids).detach().requires_grad_()
         with table.register_forward_hook(lambda _module, _ids, _out: looked_up):
             logits = answer_logits(base.model, batch).float()
@@ -107,7 +110,8 @@ def mean_states(base: Base, samples: Sequence[Encoded], positions: int = STATE_P
 
 @contextmanager
 def hooked(base: Base, names: Sequence[str], hook: Callable[..., Any]) -> Iterator[None]:
-    """`hook(name, input, output)` after each of these layers; what it gives is put out instead."""
+    """Call `hook(name, input, output)` after each of these layers; what it returns, if not None,
+    becomes the layer's output."""
     with ExitStack() as stack:
         for name in names:
 
@@ -146,7 +150,7 @@ def projection(size: int, to: int, seed: int, device: torch.device | None = None
 def _batches(
     base: Base, samples: Sequence[Encoded], positions: int
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Samples of like length (their numbers) as batches of at most so many positions."""
+    """Samples of similar length, their numbers and batch; of at most so many positions."""
     for some in micro_batches([(1, one.length, one.length) for one in samples], positions):
         yield some, collate(base, [samples[i] for i in some])
 
@@ -164,7 +168,7 @@ def _row_by_row(
 
 
 def _states(base: Base, batch: Batch) -> Tensor:
-    """The last hidden states [B, T, d] of a batch; past the output embedding nothing is run."""
+    """The last hidden states [B, T, d] of a batch; the output embedding is not run."""
     output = base.model.base_model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -176,7 +180,7 @@ def _states(base: Base, batch: Batch) -> Tensor:
 
 
 def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The answers' tokens [B, T], 0 where there is none, and the weight of each in a mean."""
+    """The answers' tokens [B, T], 0 for none, and each one's weight in the mean over an answer."""
     labelled = batch.labels >= 0
     weight = labelled.float() / labelled.sum(1, keepdim=True).float()
     return batch.labels.clamp(min=0), weight

@@ -14,11 +14,12 @@ from tasks.lora.batches import encode
 from tasks.lora.checkpoint import Checkpoint
 from tasks.lora.train import Trained, Training, fit
 
+# Batches whose samples are sorted by length together.
 WINDOW = 16
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: no text is unknown to it, and decoding gives the text back exactly."""
+    """A byte-level BPE: it knows every text, and decoding gives exactly the text back."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -68,8 +69,8 @@ def train_tiny(
 ) -> Trained:
     """Train on `questions` (prompt, answer), save model and tokenizer to `folder`.
 
-    The loss is that of the answers: `steps` optimiser steps of `batch_size`. Raises InputError
-    where it diverges.
+    The loss is on the answers. There are `steps` optimiser steps of `batch_size` questions. Raises
+    InputError if the training diverges.
     """
     tokenizer = train_tokenizer([f"{prompt} {answer}" for prompt, answer in questions], vocabulary)
     config = tiny_config(hidden, layers, heads, len(tokenizer), max_tokens)
@@ -96,8 +97,8 @@ def train_tiny(
 def batches(lengths: Sequence[int], steps: int, size: int, seed: int) -> list[list[int]]:
     """`steps` batches of `size` sample indices: all samples in random order, again and again.
 
-    Within a window of WINDOW batches those of like length share a batch, so that little is padded;
-    the batches of a window then stand in random order.
+    In a window of WINDOW batches, those of similar length share a batch: little is padded then. The
+    batches of a window stand in random order.
     """
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []

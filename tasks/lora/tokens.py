@@ -1,6 +1,6 @@
 """Token ids of many users' samples in one safetensors file that is mapped into memory, not read.
 
-Of a file of gigabytes each sample's place is in memory, and its tokens while they are in use.
+So of gigabytes of tokens only those in use are in memory, and the place of each sample.
 
     ids        [T] int32   all samples' prompts and answers, end to end
     ends       [N] int64   where in `ids` each sample ends
@@ -46,7 +46,7 @@ class Table:
 class Samples(Sequence[Encoded]):
     """Samples in mapped files, made into `Encoded` when asked for.
 
-    places: the table of each, and its number there.
+    places: each sample's table, and its number in the table.
     """
 
     def __init__(self, places: Iterable[tuple[Table, int]]) -> None:
@@ -84,14 +84,14 @@ def joined(many: Iterable[Samples]) -> Samples:
 
 def write_tokens(path: Path, users: Sequence[Sequence[Encoded]]) -> None:
     """Write the users' samples to one file (module docstring)."""
-    samples = [sample for own in users for sample in own]
+    samples = [sample for of_user in users for sample in of_user]
     ids = [np.asarray(sample.prompt + sample.answer, dtype=np.int32) for sample in samples]
     arrays: dict[str, NDArray[Any]] = {
         "ids": np.concatenate([np.zeros(0, dtype=np.int32), *ids]),
         "ends": np.cumsum([len(one) for one in ids], dtype=np.int64),
         "answers": np.array([len(sample.answer) for sample in samples], dtype=np.int32),
         "truncated": np.array([sample.truncated for sample in samples], dtype=np.uint8),
-        "users": np.cumsum([len(own) for own in users], dtype=np.int64),
+        "users": np.cumsum([len(of_user) for of_user in users], dtype=np.int64),
     }
     save_file({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
 

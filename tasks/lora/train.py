@@ -1,7 +1,7 @@
-"""Training a whole model or one LoRA, and what all training shares: options, batches, rates.
+"""Training a whole model or one LoRA, and what all trainings share: options, batches, rates.
 
-AdamW (betas 0.9 and 0.999), gradients clipped to a global norm, a schedule of transformers, the
-loss averaged over the answer tokens of an optimiser step. No dropout and no global random state.
+AdamW (betas 0.9 and 0.999), gradients clipped to a global norm, a schedule of transformers. The
+loss is the mean over the answer tokens of an optimiser step. No dropout, no global random state.
 """
 
 import math
@@ -40,8 +40,8 @@ class Training:
 class Trained:
     """Loss per optimiser step (mean over answer tokens), tokens seen, samples cut to fit.
 
-    computed: the positions that went through the model, padding included. failed: what was NaN or
-    infinite, and in which step, where it ended early.
+    computed: the positions that went through the model, padding included. failed: if training ended
+    early, what was NaN or infinite, and in which step.
     """
 
     losses: list[float]
@@ -56,9 +56,9 @@ class Outcome:
     """What training one LoRA for each of U users gave.
 
     flat [U, P]: the trained weights. losses: per user, per optimiser step. tokens: per user.
-    failed: users whose loss or gradient became NaN or infinite; they stopped there, with the
-    weights of the step before. computed: positions that went through the model. halved: how often
-    a micro-batch did not fit in memory.
+    failed: users whose loss or gradient became NaN or infinite; they stopped there, and keep the
+    weights of the step before. computed: the positions that went through the model. halved: how
+    often a micro-batch did not fit in memory.
     """
 
     flat: Tensor
@@ -74,7 +74,7 @@ class Outcome:
 
 
 def epochs(count: int, options: Training, seed: int) -> Iterator[list[list[int]]]:
-    """Optimiser steps as micro-batches of sample indices; an epoch's last may be smaller."""
+    """Optimiser steps, each as micro-batches of sample indices; an epoch's last may be smaller."""
     generator = torch.Generator().manual_seed(seed)
     size = options.batch_size
     for _ in range(options.epochs):
@@ -87,7 +87,7 @@ def epochs(count: int, options: Training, seed: int) -> Iterator[list[list[int]]
 def learning_rates(options: Training, steps: int) -> list[float]:
     """The rate of each of `steps` optimiser steps, by transformers' schedules.
 
-    Warm-up steps are rounded up, as there: with two steps the first has rate 0.
+    Warm-up steps are rounded up, as transformers does: with two steps the first has rate 0.
     """
     schedule = get_scheduler(
         "constant_with_warmup" if options.schedule == "constant" else options.schedule,
@@ -107,7 +107,7 @@ def fit(
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Trained:
-    """Train `parameters` of the base model on `samples`; ends early, as `failed`, if it diverges.
+    """Train `parameters` of the base model on `samples`. It ends early (`failed`) if it diverges.
 
     steps: per optimiser step its micro-batches, as indices of samples (`epochs`).
     `progress(done, total)` is called after each step. Training goes on from the state that
@@ -146,7 +146,7 @@ def fit(
 def _backward(
     base: Base, samples: Sequence[Encoded], step: Sequence[Sequence[int]], trained: Trained
 ) -> float:
-    """Add the gradient of one optimiser step to the parameters; its loss."""
+    """Add the gradient of one optimiser step to the parameters. Returns the step's loss."""
     labels = sum(len(samples[i].answer) for i in chain(*step))
     total = 0.0
     for indices in step:
@@ -163,7 +163,7 @@ def _backward(
 def _state(
     parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Weights and, after the first step, AdamW's moments: `<number of parameter>.<name>`."""
+    """Weights and, after the first step, AdamW's moments, named `<number of parameter>.<name>`."""
     return {
         f"{number}.{name}": one
         for number, parameter in enumerate(parameters)
