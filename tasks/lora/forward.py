@@ -1,8 +1,8 @@
 """One forward pass of packed rows: the loss of each label.
 
-The output embedding sees the labels' positions only: a hook in front of it picks them, so models
-that scale or cap their logits still do. In KNOWN_LAYERS so does all that follows the last
-attention, which is most of the last layer's arithmetic.
+The output embedding sees the labels' positions only. A hook in front of it picks them, so a model
+that scales or caps its logits still does. In KNOWN_LAYERS the last layer, too, sees only these
+positions after its attention. That saves most of the layer's arithmetic.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,14 +20,14 @@ from tasks.lora.packing import ONE_PER_ROW, ONE_PER_USER, Packed, layout
 
 
 def label_losses(base: Base, packed: Packed) -> Tensor:
-    """-log p of each label [N] (at least float32), with the model's grouped layers as they are."""
+    """-log p of each label [N] (at least float32), with the LoRAs that the layers now have."""
     model = base.model
     options: dict[str, Any] = {}
     if not packed.one_per_row:
         options["position_ids"] = packed.position_ids
         if packed.longest:
             options |= {"cu_seq_lens_q": packed.ends, "max_length_q": packed.longest}
-            # As transformers looks at it: a mask that is made already. Nobody reads it.
+            # Of four dimensions, so transformers takes it for a finished mask. Nobody reads it.
             options["attention_mask"] = packed.ends[None, None, None]
         else:
             additive = model.config._attn_implementation not in ("sdpa", NAME)
@@ -42,8 +42,8 @@ def label_losses(base: Base, packed: Packed) -> Tensor:
 def _labels_only(model: Any, packed: Packed) -> Iterator[None]:
     """After the last layer's attention only the labels' positions are computed.
 
-    The rest of that layer works position by position. Where the layer is unknown, or computed again
-    in the backward pass, the positions are picked in front of the output embedding.
+    The rest of that layer works position by position. If the layer is unknown, or runs again in the
+    backward pass, the positions are picked in front of the output embedding.
     """
     layer = last_layer(model)
     source = packed.source if layer is None else packed.slot
@@ -76,7 +76,7 @@ def _labels_only(model: Any, packed: Packed) -> Iterator[None]:
 def last_layer(model: Any) -> Any:
     """The last decoder layer, if `_labels_only` knows its forward pass."""
     layers = getattr(model.base_model, "layers", None)
-    # In this order: whether anything checkpoints is asked of every module.
+    # In this order: `is_gradient_checkpointing` looks at every module.
     if not layers or (model.training and model.is_gradient_checkpointing):
         return None
     last = layers[model.config.get_text_config().num_hidden_layers - 1]
@@ -84,14 +84,14 @@ def last_layer(model: Any) -> Any:
 
 
 def row_limit(base: Base, per_user: Iterable[Sequence[Encoded]]) -> int:
-    """The row limit of these users' samples (`layout`), or ONE_PER_ROW where it must be.
+    """The row limit for these users' samples: ONE_PER_ROW if the model can take no other.
 
-    ONE_PER_USER where attention needs no mask for it.
+    ONE_PER_USER if attention takes samples end to end without a mask; else by `layout`.
     """
     if not may_pack(base.model):
         return ONE_PER_ROW
     samples = [*per_user]
-    if base.end_to_end and not any(one.choices for own in samples for one in own):
+    if base.end_to_end and not any(one.choices for of_user in samples for one in of_user):
         return ONE_PER_USER
     return layout(samples)
 
@@ -99,7 +99,7 @@ def row_limit(base: Base, per_user: Iterable[Sequence[Encoded]]) -> int:
 def may_pack(model: Any) -> bool:
     """Whether several samples may share a row: the model takes our mask and positions as they are.
 
-    Layers with a window, and models without position ids (ALiBi, recurrent ones), do not.
+    Layers with a window do not, nor do models without position ids (ALiBi, recurrent ones).
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())

@@ -1,8 +1,8 @@
 """Training the LoRAs of many users at once, each as if trained alone.
 
-Each user has its own loss (mean over the answer tokens of the user's step), clipped gradient norm,
-schedule, number of steps, and batches by its own seed. Losses are summed over users, so no user's
-gradient sees another's. AdamW works element by element; users that have done their steps stop.
+Each user has a loss (mean over the answer tokens of the user's step), a clipped gradient norm, a
+schedule, a number of steps, and batches by a seed. Losses are summed over users, so no user's
+gradient depends on another user. AdamW works element by element. A user whose steps are done stops.
 """
 
 import math
@@ -24,9 +24,9 @@ from tasks.lora.packing import Span, pack, span_batches, work_off
 from tasks.lora.train import Outcome, Training, epochs, learning_rates
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-# The frozen LoRAs of the users asked for (their numbers).
+# Users (their numbers) -> their frozen LoRAs.
 Frozen = Callable[[Sequence[int]], LoraBatch]
-# The LoRAs of users that their trained numbers [U, P] stand for, differentiable.
+# Users and their trained rows [U, P] -> their trained LoRAs, differentiable in the rows.
 Loras = Callable[[Sequence[int], Tensor], LoraBatch]
 
 
@@ -49,15 +49,15 @@ def train_group(
 
     layers: the grouped layers of `base.model` (`grouped`). seeds: per user, for initial weights and
     order of samples. initial [U, P]: weights instead of fresh ones. Training goes on from the state
-    that `checkpoint` has. Raises ValueError for a user without samples, InputError when a single
+    that `checkpoint` has. Raises ValueError for a user without samples, InputError if a single
     sample does not fit into the device's memory.
     """
-    if empty := [user for user, own in enumerate(samples) if not own]:
+    if empty := [user for user, of_user in enumerate(samples) if not of_user]:
         raise ValueError(f"user {empty[0]}: no samples")
     dtype = torch.float64 if base.model.dtype == torch.float64 else torch.float32
     flat = fresh(shapes, seeds, dtype) if initial is None else initial.to(dtype).clone()
     adam = _AdamW(flat.to(base.device), options)
-    plans = [_plan(options, own, seed) for own, seed in zip(samples, seeds, strict=True)]
+    plans = [_plan(options, of_user, seed) for of_user, seed in zip(samples, seeds, strict=True)]
     rates_of = {len(plan): learning_rates(options, len(plan)) for plan in plans}
     total = max(rates_of)
     outcome = Outcome(adam.flat, [[] for _ in samples], [0] * len(samples))
@@ -93,7 +93,7 @@ def train_group(
 
 
 def _plan(options: Training, samples: Sequence[Encoded], seed: int) -> list[list[int]]:
-    """The samples of each of a user's steps: what fits in memory decides how a step is split."""
+    """The samples (their numbers) of each of a user's steps: memory decides how a step is split."""
     return [[*chain(*step)] for step in epochs(len(samples), options, seed)]
 
 
@@ -101,8 +101,8 @@ def default_positions(base: Base) -> int:
     """Positions per micro-batch: by the model's size on a CPU, by the free memory on a GPU."""
     widths = widths_of(base.model)
     if base.device.type == "cpu":
-        # A layer's output should stay near the size of the caches: larger tensors are fresh pages
-        # for every operation, which cost more than the arithmetic.
+        # A layer's output should not be much larger than the caches: every operation would take
+        # fresh pages for it, which cost more than the arithmetic.
         return max(512, min(16_384, 2**24 // (4 * widths.wide)))
     free, _ = torch.cuda.mem_get_info(base.device)
     # What torch has cached is free, too.
@@ -113,11 +113,11 @@ def default_positions(base: Base) -> int:
 
 @dataclass
 class Gradients:
-    """Gradients of what users' `loras` are made of, over `frozen` ones, in micro-batches.
+    """Gradients of the rows that users' `loras` are made of, over `frozen` LoRAs, in micro-batches.
 
-    A user's loss is a sum over samples divided by a known number, so a user with too many samples
-    for one pass is worked off in spans. positions: those of a micro-batch; halved each time the
-    device runs out of memory. outcome: where the work is counted.
+    A user's loss is a sum over samples divided by a known number. So a user with too many samples
+    for one pass is worked off in spans. positions: of a micro-batch; halved each time the device
+    runs out of memory. outcome: counts the work.
     """
 
     base: Base
@@ -131,12 +131,12 @@ class Gradients:
         """Write the gradient at `flat` [U, P] into `grad` [U, P], 0 for users not in `todo`.
 
         todo: user -> the samples of the user's step. Returns each user's mean loss [U] (float64).
-        The host waits for nothing: on a GPU it is ahead by as many micro-batches as there are.
+        The host waits for nothing: on a GPU it may be ahead by all micro-batches.
         """
         grad.zero_()
         base, outcome = self.base, self.outcome
         limit = row_limit(base, todo.values())
-        labels = {user: sum(len(sample.answer) for sample in own) for user, own in todo.items()}
+        labels = {user: sum(len(one.answer) for one in step) for user, step in todo.items()}
         losses = torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
 
         def work(batch: list[Span]) -> None:
@@ -144,19 +144,19 @@ class Gradients:
             packed = pack(parts, base.tokenizer.pad_token_id, limit).to(base.device)
             rows = torch.tensor(users).to(base.device, non_blocking=True)
             numbers = flat[rows].requires_grad_()
-            own = self.loras(users, numbers)
-            # Until the gradients are there: with checkpointing the layers run again for them.
+            trained = self.loras(users, numbers)
             frozen = self.frozen(users) if self.frozen else None
-            with assigned(self.layers, frozen, own, base.adapter_dtype):
+            # Assigned until the gradients are there: with checkpointing the layers run again.
+            with assigned(self.layers, frozen, trained, base.adapter_dtype):
                 by_label = label_losses(base, packed)
                 counts = torch.tensor([labels[user] for user in users])
                 counts = counts.to(by_label, non_blocking=True)
                 means = sum_by(by_label, packed.user, len(users)) / counts
                 (gradient,) = torch.autograd.grad(means.sum(), numbers)
-            # First what may not fit, then what counts.
-            own_losses = means.detach().double()
+            # Sums come after all that may run out of memory: a pass that fails is repeated.
+            mean_losses = means.detach().double()
             grad.index_add_(0, rows, gradient)
-            losses.index_add_(0, rows, own_losses)
+            losses.index_add_(0, rows, mean_losses)
             outcome.computed += packed.input_ids.numel()
             for user, part in zip(users, parts, strict=True):
                 outcome.tokens[user] += sum(sample.length for sample in part)
@@ -167,7 +167,7 @@ class Gradients:
 
 
 class _AdamW:
-    """AdamW (Loshchilov & Hutter 2019, algorithm 2) on rows [U, P], a rate and a clip per row."""
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2) on rows [U, P]; rate and clipping per row."""
 
     def __init__(self, flat: Tensor, options: Training) -> None:
         self.flat = flat
@@ -176,14 +176,14 @@ class _AdamW:
         self.steps = 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """What changes from step to step: weights and moments, each [U, P]."""
+        """The state that a step changes: weights and moments, each [U, P]."""
         return {"flat": self.flat, "mean": self.mean, "square": self.square}
 
     def step(self, rates: dict[int, float], losses: Tensor) -> tuple[list[int], dict[int, float]]:
         """One step of the rows with a rate.
 
-        losses: of all rows [U] (float64). Returns the rows that were left, as they were not finite,
-        and the loss of each that has a rate.
+        losses: of all rows [U] (float64). Returns the rows that failed and stay as they were, since
+        loss or gradient is not finite, and the loss of each row with a rate.
         """
         self.steps += 1
         norms = self.grad.norm(dim=1)

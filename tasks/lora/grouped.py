@@ -7,7 +7,7 @@ product; each user's LoRA is a slice of a batched product on the same rows as [U
 
 with a frozen part A_f [U, R, in], B_f [U, out, R] of scale s_f (the merged LoRA) and a trained part
 A [U, r, in], B [U, out, r] of scale s. Either part may be absent. (LoRA: Hu et al. 2021, equation
-3; the batching is that of S-LoRA and Punica, here for training.)
+3. S-LoRA and Punica serve LoRAs in such batches; here they are trained so.)
 """
 
 import math
@@ -24,8 +24,8 @@ from torch.nn.functional import linear
 from tasks.lora.adapters import Factors, Lora, LoraBatch, Part
 from tasks.lora.targets import AnyModel, Names, Sizes, target_layers
 
-# In half precision ranks are filled up with zeros to a multiple of it: a GPU's kernels like rows of
-# 16 bytes (x A^T of 16,384 x 2,048 on an H200: .049 ms for rank 20, .036 for 24).
+# In half precision ranks are filled up with zeros to a multiple of this. A GPU's kernels are faster
+# with rows of 16 bytes (x A^T, x of 16,384 x 2,048, H200: .049 ms for rank 20, .036 for 24).
 ALIGNED = 8
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -48,9 +48,9 @@ class GroupedLinear(nn.Module):
     def set(
         self, frozen: Part | None, trained: Part | None, dtype: torch.dtype | None = None
     ) -> None:
-        """Set the users whose rows come next; without any part it is the base layer.
+        """Set the LoRAs of the users whose rows come next; without any it is the base layer.
 
-        dtype: of the products, and of what the LoRAs' gradients are rounded to; None: the LoRAs'.
+        dtype: of the products; the LoRAs' gradients are rounded to it. None: the LoRAs' own.
         """
         joined = None
         if parts := [part for part in (frozen, trained) if part]:
@@ -63,18 +63,18 @@ class GroupedLinear(nn.Module):
                     torch.cat([a for a, _, _ in parts], 1).to(dtype),
                     torch.cat([scale * b for _, b, scale in parts], 2).to(dtype),
                 )
-        # Past torch's own setting of attributes, which is slow: every step sets every layer.
+        # Not by attribute: nn.Module's `__setattr__` is slow, and every step sets every layer.
         vars(self).update(trained=trained, joined=joined)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` [U * n, T, in] (or [U, in]) to [U * n, T, out]; its LoRAs as `set` says."""
+        """`x` [U * n, T, in] (or [U, in]) to [U * n, T, out], with the LoRAs of `set`."""
         if self.joined is None:
             return cast(Tensor, self.linear(x))
         weight, bias, y = None, None, None
         if type(self.linear) is nn.Linear:
             weight, bias = self.linear.weight, self.linear.bias
         else:
-            y = self.linear(x)  # its own forward and gradient, whatever they are
+            y = self.linear(x)  # `Conv1D`, or in 4 bits: by its own forward and gradient
         a, b, scale = self.trained or (None, None, 1.0)
         # torch gives `apply` no types.
         apply = cast("Callable[..., Tensor]", _Product.apply)
@@ -106,7 +106,7 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         low = torch.bmm(_by_user(x, wide_a).to(wide_a.dtype), wide_a.transpose(1, 2))
         up = wide_b.transpose(1, 2)
-        # What `linear` just made is nobody else's, so the update may be added in place.
+        # Nobody else holds `out`, so the update may be added in place.
         out = linear(x, weight, bias) if weight is not None else cast(Tensor, y).clone()
         rows = _by_user(out, wide_a)
         if rows.dtype == low.dtype:
@@ -115,7 +115,7 @@ class _Product(torch.autograd.Function):
             # A bfloat16 base: the sum is made in the LoRAs' float32, as in PEFT, then rounded.
             rows.copy_(rows + torch.bmm(low, up))
         rank = 0 if a is None else a.shape[1]
-        # The trained rows alone; in half precision the products of all of them are faster.
+        # Backward needs the trained columns alone. In half precision all columns are faster.
         ctx.first = 0 if low.dtype in _HALF else low.shape[2] - rank
         ctx.rank, ctx.scale = rank, scale
         ctx.save_for_backward(x, weight, low[:, :, ctx.first :], wide_a, wide_b)
@@ -139,18 +139,18 @@ class _Product(torch.autograd.Function):
                 else:
                     inner.add_(torch.bmm(through_b, wide_a).to(inner.dtype))
         if ctx.rank:
-            # Weights of an exact merge stand in B alone.
+            # A needs none if the weights of an exact merge are trained: they are in B alone.
             if ctx.needs_input_grad[4]:
                 inputs = _by_user(x, wide_a).to(wide_a.dtype)
-                own = through_b[:, :, ctx.first :]
-                of_a = torch.bmm(own.transpose(1, 2), inputs)[:, -ctx.rank :]
+                columns = through_b[:, :, ctx.first :]
+                of_a = torch.bmm(columns.transpose(1, 2), inputs)[:, -ctx.rank :]
             of_b = torch.bmm(rows.transpose(1, 2), low)[:, :, -ctx.rank :].mul_(ctx.scale)
         of_y = gradient if ctx.needs_input_grad[1] else None
         return of_x, of_y, None, None, of_a, of_b, None, None, None
 
 
 def _by_user(x: Tensor, factor: Tensor) -> Tensor:
-    """Rows of `x` as [U, N, d]: a view where `x` is contiguous, as all that is written to."""
+    """Rows of `x` as [U, N, d]: a view if `x` is contiguous, as it is if it is written to."""
     return x.reshape(factor.shape[0], -1, x.shape[-1])
 
 
@@ -174,18 +174,17 @@ def assigned(
     trained: LoraBatch | None,
     dtype: torch.dtype | None = None,
 ) -> Iterator[None]:
-    """`layers` with the LoRAs of the users whose rows come next; without any at the end.
+    """`layers` with the LoRAs of the users whose rows come next; without LoRAs at the end.
 
-    dtype: of their products (`GroupedLinear.set`). Raises ValueError for a LoRA on an ungrouped
-    layer.
+    dtype: as `GroupedLinear.set` takes it. Raises ValueError for a LoRA on an ungrouped layer.
     """
     both = (frozen, trained)
     if lost := {name for one in both if one for name in one.layers} - layers.keys():
         raise ValueError(f"{min(lost)} has a LoRA but is not grouped")
     try:
         for name, layer in layers.items():
-            below, own = (one.part(name) if one else None for one in both)
-            layer.set(below, own, dtype)
+            below, above = (one.part(name) if one else None for one in both)
+            layer.set(below, above, dtype)
         yield
     finally:
         for layer in layers.values():
@@ -194,10 +193,10 @@ def assigned(
 
 @dataclass(frozen=True)
 class Shapes:
-    """(in, out) of a LoRA's layers, and where its factors lie in one flat row.
+    """(in, out) of a LoRA's layers, and the places of its factors in one flat row.
 
-    All numbers of a user are a row of one matrix [U, P]: per-user norms, clipping and AdamW are
-    then a few operations, however many layers there are.
+    All numbers of a user are one row of a matrix [U, P]. So norms, clipping and AdamW per user take
+    a few operations, however many layers there are.
     """
 
     sizes: Sizes
@@ -218,7 +217,7 @@ class Shapes:
         }
 
     def loras(self, flat: Tensor, scale: float) -> list[Lora]:
-        """Each user's row of `flat` [U, P] as a LoRA of its own."""
+        """Each user's row of `flat` [U, P] as a LoRA."""
         loras = LoraBatch(self.split(flat), scale)
         return [loras.one(user) for user in range(len(flat))]
 
@@ -237,7 +236,7 @@ def shapes_of(model: AnyModel, target_modules: Names, rank: int) -> Shapes:
 def fresh(shapes: Shapes, seeds: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """Initial weights [U, P] of one LoRA per seed: A uniform in +-1/sqrt(in), B zero.
 
-    As PEFT's default (Kaiming with a = sqrt 5). Each user's numbers come from the user's own seed.
+    That is PEFT's default (Kaiming with a = sqrt 5). Each user's numbers depend on one seed alone.
     """
     flat = torch.zeros(len(seeds), shapes.width, dtype=dtype)
     for row, seed in zip(flat, seeds, strict=True):

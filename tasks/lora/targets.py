@@ -1,4 +1,4 @@
-"""Which layers of a model get a LoRA: PEFT's own choice, and what of the model that is."""
+"""Which layers of a model get a LoRA, by PEFT's choice; and how much of the model they are."""
 
 import copy
 import warnings
@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from tasks.errors import InputError, short
 from tasks.lora.adapters import Factors
 
-# PEFT's remarks on what it settles itself: how a Conv1D is stored, and the ranks of fused experts.
+# PEFT warns of what it settles itself: how a Conv1D is stored, and the ranks of fused experts.
 warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
 warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
 
@@ -28,19 +28,19 @@ Names = Sequence[str] | str
 # Layer -> (in, out).
 Sizes = dict[str, tuple[int, int]]
 
-# Per model: asking PEFT takes 60 ms for 28 layers, and every training job asks.
+# Kept per model: asking PEFT takes 60 ms for 28 layers, and every training job asks.
 _KNOWN: WeakKeyDictionary[nn.Module, dict[str, Sizes]] = WeakKeyDictionary()
 _REFUSED = "which cannot carry a LoRA here"
-# Modules whose weights are no bare parameters.
+# Modules whose weights are not bare parameters.
 _LAYERS = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def sizes_of(model: AnyModel, modules: Names, parameters: Sequence[str] = ()) -> Sizes:
-    """The layers that PEFT puts a LoRA on, in name order; matrices as in tasks/lora/adapters.py.
+    """The layers that PEFT puts a LoRA on, in name order.
 
-    modules, parameters: PEFT's `target_modules` and `target_parameters`. PEFT counts experts among
-    "all-linear", and knows them by their names of transformers 4. Raises InputError where PEFT
-    finds nothing, or something that it has no LoRA for.
+    Matrices of bare parameters are named as in tasks/lora/adapters.py. modules, parameters: PEFT's
+    `target_modules` and `target_parameters`. PEFT counts experts among "all-linear", and knows them
+    by transformers 4's names. Raises InputError if PEFT finds nothing, or has no LoRA for it.
     """
     known = _KNOWN.setdefault(model, {})
     key = repr((modules, parameters))
@@ -58,11 +58,11 @@ def _ask_peft(model: nn.Module, modules: Names, parameters: Sequence[str]) -> Si
     # A copy on the meta device: PEFT changes the model, and may stop half-way.
     memo: dict[int, Any] = {id(one): one.to("meta") for one in model.buffers()}
     memo |= {id(one): nn.Parameter(one.to("meta"), False) for one in model.parameters()}
-    bare: Any = copy.deepcopy(model, memo)
+    copied: Any = copy.deepcopy(model, memo)
     try:
         # Not by PEFT's low_cpu_mem_usage: it patches torch while other threads load a model.
         with torch.device("meta"):
-            inject_adapter_in_model(config, bare)
+            inject_adapter_in_model(config, copied)
     except NoMatchingPeftModuleError:
         raise InputError(
             f"target_modules {modules}: no linear layer of the model is so named"
@@ -70,7 +70,7 @@ def _ask_peft(model: nn.Module, modules: Names, parameters: Sequence[str]) -> Si
     except ValueError as error:
         raise InputError(f"target_modules {modules}: PEFT says: {short(error)}") from None
     sizes: Sizes = {}
-    for name, layer in sorted(bare.named_modules()):
+    for name, layer in sorted(copied.named_modules()):
         if isinstance(layer, LoraLayer):
             names = [name]
             if isinstance(layer, ParamWrapper):
@@ -83,9 +83,9 @@ def _ask_peft(model: nn.Module, modules: Names, parameters: Sequence[str]) -> Si
 def target_layers(model: AnyModel, target_modules: Names) -> Sizes:
     """The linear layers (`nn.Linear`, GPT-2's `Conv1D`) that PEFT chooses, in name order.
 
-    Bare parameters are left out (`Coverage` names them). Raises InputError where there is nothing
-    else, for other kinds of layers, and for the output embedding: it sees picked positions only,
-    not user by user.
+    Bare parameters are left out (`Coverage` names them). Raises InputError if PEFT chooses nothing
+    else, or a layer of another kind, or the output embedding: its rows are picked positions, which
+    do not lie user by user.
     """
     sizes = sizes_of(model, target_modules)
     layers = {name: size for name, size in sizes.items() if not name.endswith("]")}
@@ -103,7 +103,7 @@ def target_layers(model: AnyModel, target_modules: Names) -> Sizes:
 
 
 def misfit(model: AnyModel, layers: Mapping[str, Factors]) -> str:
-    """What of a LoRA the model has no place for, in words; empty where all of it fits."""
+    """What of a LoRA does not fit the model, in words; empty if all of it fits."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, (a, b) in layers.items():
         if name not in modules:
@@ -117,7 +117,7 @@ def misfit(model: AnyModel, layers: Mapping[str, Factors]) -> str:
 
 
 def _other_kind(model: AnyModel, layer: nn.Module) -> str:
-    """What a layer is that gets no LoRA; empty for one that does."""
+    """What kind of layer this is, if it can get no LoRA; empty if it can."""
     if layer is model.get_output_embeddings():
         return "the output embedding"
     return "" if isinstance(layer, nn.Linear | Conv1D) else f"a {type(layer).__name__}"
@@ -127,8 +127,8 @@ def _other_kind(model: AnyModel, layer: nn.Module) -> str:
 class Coverage:
     """`adapted` of the `linear` layers (all but the output embedding) have a LoRA.
 
-    share: of the adapted layers in all parameters (tied ones count once). bare: modules with
-    matrices of their own that are no layers, such as experts: class -> (how many, their share).
+    share: the adapted layers' part of all parameters (tied ones count once). bare: modules, such as
+    experts, that hold matrices and are no layers: class -> (how many, their share).
     """
 
     adapted: int
@@ -147,7 +147,10 @@ class Coverage:
 
 
 def coverage(model: AnyModel, target_modules: Names) -> Coverage:
-    """Counted on a model, also on the meta device. Raises InputError as `target_layers`."""
+    """The coverage of a model, which may be on the meta device.
+
+    Raises InputError as `target_layers` does.
+    """
 
     def share(parameters: Iterable[nn.Parameter]) -> float:
         return sum(one.numel() for one in parameters) / total
@@ -157,10 +160,10 @@ def coverage(model: AnyModel, target_modules: Names) -> Coverage:
     head, linear, bare = model.get_output_embeddings(), 0, dict[str, tuple[int, float]]()
     for module in model.modules():
         linear += isinstance(module, nn.Linear | Conv1D) and module is not head
-        own, name = list(module.parameters(recurse=False)), type(module).__name__
-        if any(one.ndim > 1 for one in own) and not isinstance(module, _LAYERS):
+        weights, name = list(module.parameters(recurse=False)), type(module).__name__
+        if any(one.ndim > 1 for one in weights) and not isinstance(module, _LAYERS):
             count, before = bare.get(name, (0, 0.0))
-            bare[name] = (count + 1, before + share(own))
+            bare[name] = (count + 1, before + share(weights))
     bare = dict(sorted(bare.items(), key=lambda one: -one[1][1]))
     whole = share(one for layer in adapted for one in layer.parameters())
     return Coverage(len(adapted), linear, whole, bare)
