@@ -1,7 +1,7 @@
 """The slow engine: stock PEFT, one user after another.
 
 For models that the grouped engine cannot put LoRAs on: experts as bare parameters, layers with a
-state. The public functions take and return what those of the grouped engine do.
+state. The public functions take and return the same as those of the grouped engine.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,20 +26,21 @@ from tasks.lora.grouped import Layers, Shapes, fresh
 from tasks.lora.targets import AnyModel, Names, sizes_of
 from tasks.lora.train import Outcome, Training, epochs, fit
 
-Own = TypeVar("Own")
+# One user's questions or samples.
+OfUser = TypeVar("OfUser")
 Result = TypeVar("Result")
 
 
 def shapes_of(
     model: AnyModel, target_modules: Names, rank: int, target_parameters: Sequence[str] = ()
 ) -> Shapes:
-    """The shapes of a LoRA on all that PEFT chooses; each matrix of a parameter is a layer."""
+    """The shapes of a LoRA on all that PEFT chooses; each matrix of a bare parameter is a layer."""
     return Shapes(sizes_of(model, target_modules, target_parameters), rank)
 
 
 @contextmanager
 def grouped(_model: AnyModel, _names: Sequence[str]) -> Iterator[Layers]:
-    """No layer is replaced: each user's LoRAs are attached when it is the user's turn."""
+    """No layer is replaced: `attached` puts each user's LoRAs on in the user's turn."""
     yield {}
 
 
@@ -49,16 +50,16 @@ def attached(
 ) -> Iterator[tuple[LoraConfig, dict[str, Factors]]]:
     """`model` with the LoRAs as active PEFT adapters; without them again at the end.
 
-    Yields the last one's configuration and trainable parameters; all others are frozen. Raises
-    ValueError for a layer that PEFT puts no LoRA on.
+    Yields the last LoRA's configuration and parameters, which are trainable; all others are frozen.
+    Raises ValueError for a layer that PEFT puts no LoRA on.
     """
     stock: Any = None
     config, layers = LoraConfig(), dict[str, Factors]()
     try:
         for number, lora in enumerate(loras):
             name, (config, factors) = str(number), to_peft(lora)
-            changed = replace(config)  # by PEFT
-            with torch.device("meta"):  # the factors are put there below
+            changed = replace(config)  # PEFT changes it
+            with torch.device("meta"):  # the factors take the place of these weights below
                 if stock is None:
                     stock = get_peft_model(model, changed, name)
                 else:
@@ -99,7 +100,8 @@ def train_group(
     """As `group_train.train_group`; `checkpoint` keeps the users that are done."""
     flat = fresh(shapes, seeds)
     outcome, first = Outcome(flat, [[] for _ in samples], [0] * len(samples)), 0
-    steps = [list(epochs(len(own), options, s)) for own, s in zip(samples, seeds, strict=True)]
+    sizes = map(len, samples)
+    steps = [list(epochs(size, options, seed)) for size, seed in zip(sizes, seeds, strict=True)]
     if saved := checkpoint.load() if checkpoint else None:
         first, outcome = saved.step, Outcome(saved.tensors["flat"], **saved.facts)
         flat = outcome.flat
@@ -133,7 +135,7 @@ def answer_users(
 
     return _one_by_one(
         base, questions, parts,
-        lambda own: answer.answer_users(base, layers, [own], _attached, max_new_tokens, 1),
+        lambda asked: answer.answer_users(base, layers, [asked], _attached, max_new_tokens, 1),
     )  # fmt: skip
 
 
@@ -143,7 +145,7 @@ def answer_log_p(
     """As `answer.answer_log_p`."""
 
     return _one_by_one(
-        base, samples, parts, lambda own: answer.answer_log_p(base, layers, [own], _attached, 1)
+        base, samples, parts, lambda asked: answer.answer_log_p(base, layers, [asked], _attached, 1)
     )
 
 
@@ -155,22 +157,22 @@ def evidence(
     columns = []
     for k in range(anchors.count):
         with attached(base.model, [anchors.one(k)]):
-            own = asked[:, k : k + 1]
-            columns.append(answer.summed_evidence(base, layers, samples, own, None, 1))
+            column = asked[:, k : k + 1]
+            columns.append(answer.summed_evidence(base, layers, samples, column, None, 1))
     return torch.cat(columns, dim=1)
 
 
 def _one_by_one(
-    base: Base, per_user: Sequence[Own], parts: Parts, work: Callable[[Own], list[Result]]
+    base: Base, per_user: Sequence[OfUser], parts: Parts, work: Callable[[OfUser], list[Result]]
 ) -> list[Result]:
-    """What `work` makes of each user's own, with the user's LoRAs on the model.
+    """What `work` makes of each user's questions or samples, with the user's LoRAs on the model.
 
-    It takes one position a batch, so one sample: padding would change the state of a layer.
+    It takes batches of one position, so of one sample: padding would change a layer's state.
     """
     results = []
-    for user, own in enumerate(per_user):
+    for user, of_user in enumerate(per_user):
         with attached(base.model, [some.one(0) for some in parts([user]) if some]):
-            results += work(own)
+            results += work(of_user)
     return results
 
 
