@@ -1,6 +1,6 @@
 """The methods that are compared, on the same users, prompts and seed: a file each.
 
-A file of this package that defines `METHOD`, a `Method` (method.py), is a method: the flow, the
+A file of this package that defines `METHOD`, a `Method` (method.py), is a method. The flow, the
 table, the report, MLflow, the dry run, export and forget take it from here.
 """
 
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, WithJsonSchema
 from tasks.methods.method import Method
 
 
-def _found() -> dict[str, Method]:
+def _methods() -> dict[str, Method]:
     """The methods of this package's files, in the order of tables."""
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
@@ -21,7 +21,7 @@ def _found() -> dict[str, Method]:
     return {one.name: one for one in sorted(methods, key=lambda one: (one.order, one.name))}
 
 
-METHODS: dict[str, Method] = _found()
+METHODS: dict[str, Method] = _methods()
 
 
 def _known(name: str) -> str:

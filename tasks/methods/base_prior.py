@@ -1,4 +1,4 @@
-"""The base model, and the labels of the user's items: personal without training anything."""
+"""The base model, weighed by how often the user gave each label: personal without training."""
 
 from tasks.methods.method import LIKELIHOOD, Method
 

@@ -1,7 +1,6 @@
 """What the user answered most often, whatever is asked: no model at all, and the row to beat.
 
-Of answers given as often as each other it is the one that was given first; of a user without items
-it is empty.
+Of equally common answers it is the one that comes first. For a user without items it is empty.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def commonest(batch: Batch) -> list[list[str]]:
-    """Per user the commonest answer of the items, once for each query."""
+    """Per user the items' commonest answer, once for each query."""
     answered = []
     for user in batch.users:
         ranked = Counter(item["answer"] for item in user["profile"]).most_common(1)

@@ -1,6 +1,7 @@
 """What everybody else answers most often: the same for all, without a model.
 
-Counted over the items of base users and anchor candidates; equal ones in alphabetical order.
+Counted over the items of base users and anchor candidates. Of equally common answers it is the
+first in alphabetical order.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def fit(_config: MethodConfig, users: Prepared, *_: object) -> Result:
 
 
 def answered(batch: Batch) -> list[list[str]]:
-    """Per user that answer, once for each query."""
+    """Per user the common answer, once for each query."""
     assert isinstance(batch.fitted, CommonAnswer)
     return [[batch.fitted.answer] * len(user["query"]) for user in batch.users]
 

@@ -1,7 +1,8 @@
-"""A shared bank, and of the user nothing but the weights on it, trained on the user's items.
+"""A shared bank, and per user only the weights on it, trained on the user's items.
 
-The idea of LINEUP (arXiv 2610.02353): the weights of the recipe are learned (tasks/lora/mixture.py)
-from those of the evidence on; nothing is stacked. `fusion.weights=learned` gives them to `mta`.
+The idea of LINEUP (arXiv 2610.02353): the recipe's weights are trained (tasks/lora/mixture.py),
+starting from those by the evidence. Nothing is stacked. `fusion.weights=learned` has `mta` stack on
+such weights.
 """
 
 from tasks.methods.method import Method

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # The settings of methods that need the likelihood of each label.
 LIKELIHOOD = {"scoring": {"answer": "likelihood"}}
-# Of methods with weights of their own: no evidence is asked for, of which they need none.
+# The settings of methods that find weights in another way: no evidence is computed for them.
 WITHOUT_EVIDENCE = {"fusion": {"weights": "cosine", "order": "right", "merge": "exact"}}
 
 
@@ -32,27 +32,28 @@ class Method:
     """One way to make the base model personal to each user.
 
     Most methods only say what they add: items of the history in the prompt, a LoRA merged from the
-    bank, a LoRA of the user's own. Others have `fit` and `adapt`, or answer without the model.
+    bank, a LoRA trained on the user's items. Others have `fit` and `adapt`, or answer without the
+    model.
 
     name: in configuration and tables. order: of its row in tables. version: raised when it makes
     other LoRAs than before. settings: what it changes in the configuration, for itself.
     history: the items most similar to the query (BM25) stand in the prompt (`rag.history_items`).
-    merged: a LoRA merged from the bank by the user's recipe. trained: the section of the
+    merged: a LoRA is merged from the bank by the user's recipe. trained: the section of the
     configuration by which a LoRA is trained on the user's items, over the merged one if any.
-    bank: a stage's bank in place of the usual one, which it is given. recipes: a stage's recipes in
-    place of those by `fusion`, which it is given with the bank. Both are of methods that merge, and
-    are called in the flow; a plan takes what such a stage is given as `before`.
-    fit: what is made once, for all users, beside the bank if any, by a stage (a router, say);
-    called in the flow. It reaches `adapt` as `batch.fitted`.
-    adapt: what makes the LoRAs of a batch of users, where the model is run; None stands for
+    bank: calls a stage that makes a bank from the usual one. recipes: calls a stage that makes
+    recipes from the bank and the recipes by `fusion`. Both are for methods that merge, and run in
+    the flow. A plan takes the argument `before` of such a stage for its result.
+    fit: calls a stage that makes something once for all users, beside the bank if any (a router,
+    say). It runs in the flow, and its result is `batch.fitted`.
+    adapt: makes the LoRAs of a batch of users, in the process that runs the model; None stands for
     `merged_and_trained` (tasks/stacking.py).
-    answer: what answers in the engine's place: per user of the batch, an answer to each query.
-    about: a text per user of the batch that stands before each question, and the seconds it took.
+    answer: answers in place of the engine: per user of the batch, an answer to each query.
+    about: per user of the batch, a text that stands before each question, and the seconds it took.
     label_prior: the labels' likelihoods are weighed by how often the user gave them
     (`label_prior`); without labels nothing changes.
     passes: how often the model reads a question to answer it; None: once under each anchor of the
     user's recipe. grouped: whether it needs `base.engine=grouped`.
-    default: whether it is compared where a run names no methods.
+    default: whether it is compared if a run names no methods.
     """
 
     name: str
@@ -75,12 +76,12 @@ class Method:
 
     @property
     def for_new_users(self) -> bool:
-        """Whether bank, recipe and training are all that a user's LoRAs take."""
-        own = self.adapt or self.answer or self.recipes or self.about or self.fit
-        return self.merged and not own
+        """Whether a user's LoRAs need only bank, recipe and training."""
+        more = self.adapt or self.answer or self.recipes or self.about or self.fit
+        return self.merged and not more
 
     @property
     def uses_items(self) -> bool:
-        """Whether anything of it depends on the user's items."""
+        """Whether anything in it depends on the user's items."""
         plain = self.history or self.merged or self.label_prior
         return plain or bool(self.trained or self.answer or self.about)

@@ -1,13 +1,13 @@
-"""The bank's answers, mixed by the recipe's weights in probability: what merging LoRAs gives up.
+"""The anchors' answers, mixed in probability by the recipe's weights: what merging LoRAs gives up.
 
 With the weights w_k of the user's anchors the answer y has the probability
 
     p(y | question) = sum_k w_k p(y | question, base + anchor k)
 
 which, by the evidence at temperature 1, is the bank's posterior predictive (Bayesian model
-averaging). The model reads a question once under each anchor, so this is no way to serve users: it
-says how far a recipe could get. Labels are compared by p(y). Text is decoded greedily: next tokens
-are mixed with weights that follow what is written, w_k p(written | question, anchor k).
+averaging). The model reads a question once under each anchor, so this is no way to serve users. It
+shows how far a recipe could get. Labels are compared by p(y). Text is decoded greedily: next tokens
+are mixed with weights that follow what is written so far, w_k p(written | question, anchor k).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def mixed_answers(batch: Batch) -> list[list[str]]:
-    """Per user an answer to each query. Raises InputError for weights that are no mixture."""
+    """Per user an answer to each query. Raises InputError for a weight below 0."""
     import torch
 
     from tasks.lora.grouped import grouped
@@ -44,7 +44,8 @@ def mixed_answers(batch: Batch) -> list[list[str]]:
         number = {name: k for k, name in enumerate(bank.ids)}
         samples = model.tokens("choices" if labels else "queries", batch.users)
         with grouped(model.base.model, list(bank.layers)) as layers:
-            for own, (anchors, weights), name in zip(samples, recipes, batch.names, strict=True):
+            per_user = zip(samples, recipes, batch.names, strict=True)
+            for of_user, (anchors, weights), name in per_user:
                 if min(weights) < 0:
                     raise InputError(
                         f"mixture_of_answers: user {label(name)} has a weight below 0, which makes "
@@ -54,17 +55,17 @@ def mixed_answers(batch: Batch) -> list[list[str]]:
                 loras = bank.of([k for k, _ in heavy]).to(model.base.device)
                 log_w = torch.tensor([w for _, w in heavy], dtype=torch.float64).log()
                 if labels:
-                    asked = by_question(own, len(labels))
-                    found = _labels(model.base, layers, loras, log_w, asked, batch.how.answer)
-                    answered.append([labels[best] for best in found])
+                    asked = by_question(of_user, len(labels))
+                    best = _labels(model.base, layers, loras, log_w, asked, batch.how.answer)
+                    answered.append([labels[one] for one in best])
                 else:
                     most = task.max_new_tokens
-                    answered.append(_texts(model.base, layers, loras, log_w, [*own], most))
+                    answered.append(_texts(model.base, layers, loras, log_w, [*of_user], most))
     return answered
 
 
 def mixture(log_p: Tensor, log_w: Tensor) -> Tensor:
-    """log p [T] of each token of an answer given those before it, in the mixture.
+    """In the mixture: log p [T] of each token of an answer, given those before it.
 
     log_p [m, T]: under each anchor. log_w [m]: logarithms of the weights.
     """
@@ -87,12 +88,14 @@ def _labels(
 
     from tasks.lora.answer import answer_log_p, greediest
 
-    # Every anchor is a "user" who is asked all the questions.
-    each = answer_log_p(base, layers, [asked] * len(log_w), lambda some: (loras.of(some), None))
+    # Each anchor stands as a "user" that is asked all the questions.
+    by_anchor = answer_log_p(
+        base, layers, [asked] * len(log_w), lambda some: (loras.of(some), None)
+    )
     best = []
     for number, choices in enumerate(asked):
         log_p = [
-            mixture(torch.stack([own[number][label] for own in each]), log_w)
+            mixture(torch.stack([of_anchor[number][label] for of_anchor in by_anchor]), log_w)
             for label in range(len(choices))
         ]
         sums = [float(one.sum()) for one in log_p]
@@ -121,16 +124,16 @@ def _texts(
     with assigned(layers, loras, None, base.adapter_dtype):
         for start in range(0, len(asked), size):
             part = asked[start : start + size]
-            # Rows are anchor by anchor; all of a question's rows are written alike.
+            # Rows lie anchor by anchor. All rows of a question are written alike.
             mixing = Mixing(log_w.to(base.device), len(part))
             texts += greedy(base, [*part] * anchors, most, [mixing])[: len(part)]
     return texts
 
 
 class Mixing:
-    """Next-token logits of m anchors' rows for n questions, made those of their mixture.
+    """Makes the next-token logits of m anchors for n questions those of their mixture.
 
-    A processor of transformers' `generate`, one for a batch of rows that stand anchor by anchor.
+    A logits processor of transformers' `generate`, for one batch whose rows lie anchor by anchor.
     """
 
     def __init__(self, log_w: Tensor, questions: int) -> None:

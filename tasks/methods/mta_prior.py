@@ -1,4 +1,4 @@
-"""MTA, and the labels of the user's items: what its LoRAs know beside how often each is given."""
+"""MTA, weighed by how often the user gave each label: what LoRAs know beside these counts."""
 
 from tasks.methods.method import LIKELIHOOD, Method
 

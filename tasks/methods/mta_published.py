@@ -1,7 +1,7 @@
 """MTA as its authors' code does it (docs/method.md, stages 1 to 3).
 
-Users are embedded by their texts and clustered by k-means; the top two anchors are merged factor by
-factor, with their weights the wrong way round; the stacked LoRA takes two optimiser steps.
+Users are embedded by their texts and clustered by k-means. The top two anchors are merged factor by
+factor, with their weights the wrong way round. The stacked LoRA takes two optimiser steps.
 """
 
 from tasks.methods.method import Method

@@ -1,4 +1,4 @@
-"""Retrieval: the items of the user's history most similar to the query stand in the prompt.
+"""Retrieval: the items of the user's history that are most similar to the query, in the prompt.
 
 BM25 picks them, as in the LaMP paper (Salemi et al. 2023, section 4).
 """

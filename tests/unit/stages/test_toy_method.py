@@ -80,7 +80,7 @@ def nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "methods" / "nearest.py").write_text(NEAREST)
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path / "methods")])
     before = dict(METHODS)
-    replace(methods._found())
+    replace(methods._methods())
     yield
     replace(before)
     sys.modules.pop("tasks.methods.nearest")
