@@ -1,11 +1,12 @@
-"""What all users share, then groups on top of it, then the user: three steps of LoRAs.
+"""LoRAs in three steps: what all users share, on top of it groups, on top of these the user.
 
-The idea of PROPER (arXiv 2503.01303). One LoRA is trained on the base users' items (its population
-level), over it one for each group of anchor candidates, and over a mixture of these the user's own,
-by `stacking`. Groups are the anchors' clusters. PROPER learns a router to its groups; here a user's
-groups are weighed as anchors are (`fusion`), so a member of the bank is both LoRAs of a group, and
+The idea of PROPER (arXiv 2503.01303). One LoRA is trained on the base users' items: the population.
+On top of it each group of anchor candidates gets a LoRA. On a mixture of these the user's LoRA is
+trained, by `stacking`. Groups are the anchors' clusters. PROPER learns a router to its groups; here
+they are weighed as anchors are (`fusion`). So a member of the bank is the sum of population and
+group, and with weights that sum to 1
 
-    sum_k w_k (population + group_k) = population + sum_k w_k group_k        where weights sum to 1.
+    sum_k w_k (population + group_k) = population + sum_k w_k group_k
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from tasks.lora.adapters import Lora
     from tasks.lora.tokens import Samples
 
-# Of the base users' items, so many are drawn for what all share.
+# So many of the base users' items are drawn to train what all share.
 ITEMS = 1000
 POPULATION = "population"
 
@@ -45,10 +46,10 @@ def experts(
     candidates: File,
     setting: Setting,
 ) -> Bank:
-    """The bank whose members are the population's LoRA and a group's, as one.
+    """The bank whose members are the sum of the population's LoRA and a group's.
 
-    before: the bank of the same groups. items: drawn of the base users'. Raises InputError where
-    they have none, or a training diverges.
+    before: the usual bank of the same groups. items: how many are drawn of the base users'. Raises
+    InputError if these have none, or a training diverges.
     """
     from tasks.lora.bank import stack, write_bank
     from tasks.lora.merge import concatenate
@@ -58,9 +59,9 @@ def experts(
     names = [name for member in before.members for name in member.members]
     with loaded_model(setting) as model:
         shared = joined(model.tokens("profile", users_of(base_users)))
-        candidates_tokens = model.tokens("profile", users_in_order(candidates, names))
-        own = dict(zip(names, candidates_tokens, strict=True))
-        groups = [joined(own[name] for name in member.members) for member in before.members]
+        tokens = model.tokens("profile", users_in_order(candidates, names))
+        by_name = dict(zip(names, tokens, strict=True))
+        groups = [joined(by_name[name] for name in member.members) for member in before.members]
         if not len(shared):
             raise InputError("group_experts: there are no base users' items for what all share")
         drawn = _drawn(shared, items, setting.seed)
@@ -78,7 +79,7 @@ def experts(
 
 
 def _drawn(samples: Samples, items: int, seed: int) -> Samples:
-    """So many of the samples, by the seed, or all of them, in their order."""
+    """At most `items` of the samples, drawn by the seed, in their order."""
     import torch
 
     generator = torch.Generator().manual_seed(derive_seed(seed, POPULATION))
@@ -93,7 +94,7 @@ def _trained(
     names: Sequence[str],
     below: Lora | None = None,
 ) -> list[Made]:
-    """A LoRA for each, over the one below if any; all at once, each as if alone."""
+    """A LoRA for each name's samples, over the one below if any; all at once, each as if alone."""
     from tasks.lora.bank import stack
     from tasks.lora.merge import MergedUsers
 
@@ -114,9 +115,9 @@ def _trained(
 def bank(
     config: MethodConfig, users: Prepared, _chosen: Anchors, usual: Bank, setting: Setting
 ) -> Bank:
-    """The bank of the usual one's groups, over what all share. Raises InputError: see `experts`."""
+    """The bank of the usual bank's groups. Raises InputError as `experts` does."""
     made = experts(config.meta_lora, ITEMS, usual, users.base, users.anchor, setting)
-    # Not in the stage's result: it shows all users, and goes with each that is forgotten.
+    # The map is not in the stage's result: it shows all users, so it goes when one is forgotten.
     return made.model_copy(update={"map": usual.map})
 
 

@@ -1,14 +1,12 @@
-"""A small network from the user's embedding to the weights over the bank, one pass per user.
+"""A small network from a user's embedding to the user's weights over the bank.
 
-The idea of Profile-to-PEFT (arXiv 2510.16282), whose network gives the LoRA itself; here it gives
-the recipe. It is trained once, on the anchor candidates, to give what the evidence of as many items
-as a new user has would say:
+The idea of Profile-to-PEFT (arXiv 2510.16282). There the network gives the LoRA, here the recipe:
 
     w(x) = softmax(W x + b + U tanh(V x + c))        x the unit vector of a user
 
-by the least KL(evidence's weights | w), mean over candidates, + `decay` / 2 of the squared numbers.
-
-A new user then costs no pass of the items under each anchor.
+It is trained once, on the anchor candidates, to give the weights by the evidence of at most `items`
+items. It minimises the mean over candidates of KL(weights by evidence | w), plus `decay` / 2 times
+the sum of its squared numbers. A new user's items then need not run under each anchor.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ Weights = dict[str, "Tensor"]
 
 
 class NetworkOptions(Options):
-    """The network, and how it is trained. items: of each candidate, at most, in its evidence."""
+    """The network, and how it is trained. items: the most of a candidate in its evidence."""
 
     hidden: int = Field(64, ge=0)
     steps: int = Field(300, ge=0)
@@ -71,7 +69,7 @@ def network(
     ids, points = read_embeddings(embedded)["anchor"]
     users = users_in_order(candidates, ids)
     with loaded_model(setting) as model:
-        few = [own[: options.items] for own in model.tokens("profile", users)]
+        few = [of_user[: options.items] for of_user in model.tokens("profile", users)]
         evidence = model.log_likelihoods(read_bank(store().path(bank.file)), few)
     wanted = torch.from_numpy(evidence / options.temperature).softmax(1)
     seed = derive_seed(setting.seed, "hypernetwork")
@@ -84,7 +82,7 @@ def network(
 def fitted(points: Tensor, wanted: Tensor, options: NetworkOptions, seed: int) -> Weights:
     """The network's numbers (float64): points [U, D], wanted [U, K], whose rows sum to 1.
 
-    All candidates in every step of Adam; W, b and U begin at 0, so it begins with equal weights.
+    Each step of Adam takes all candidates. W, b and U begin at 0, so all weights begin equal.
     """
     import torch
 
@@ -113,7 +111,7 @@ def fitted(points: Tensor, wanted: Tensor, options: NetworkOptions, seed: int) -
 
 
 def _logits(numbers: Weights, points: Tensor) -> Tensor:
-    """[U, K] of points [U, D]."""
+    """The weights' logits [U, K] of points [U, D]."""
     hidden = (points @ numbers["V"].T + numbers["c"]).tanh()
     return points @ numbers["W"].T + numbers["b"] + hidden @ numbers["U"].T
 
@@ -122,14 +120,14 @@ def _logits(numbers: Weights, points: Tensor) -> Tensor:
 def predicted(
     top_m: int, network: Network, embedded: Embedded, bank: Bank, before: Recipes
 ) -> Recipes:
-    """Every few-shot user's recipe: the `top_m` anchors of the largest weights by the network."""
+    """Every few-shot user's recipe: the `top_m` anchors with the largest weights by the network."""
     import torch
     from safetensors.torch import load_file
 
     ids, users, anchors = unit_vectors(embedded, bank)
     numbers = load_file(store().path(network.file))
     log_w = _logits(numbers, torch.from_numpy(np.asarray(users, np.float64))).log_softmax(1)
-    # In six decimals, as company moves the last bits.
+    # In six decimals: the last bits depend on who else is in the product.
     known = np.round(log_w.numpy(), 6)
     options = FusionOptions(top_m=top_m, weights="evidence", evidence_temperature=1.0)
     chosen = by_evidence(users @ anchors.T, known, options)

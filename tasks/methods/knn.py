@@ -1,8 +1,8 @@
-"""The nearest of the user's own items by the base model's states: personal without training.
+"""The answers of the user's nearest items, by the base model's states: personal without training.
 
 Items and queries are vectors: the base model's last hidden states of the question, averaged over
 its tokens and centred on the user's items. The answer is the commonest of the nearest items by
-cosine; of answers as common the one of the nearest item.
+cosine; of equally common ones, that of the nearest item.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def nearest(batch: Batch) -> list[list[str]]:
     near = NEIGHBOURS if batch.setting.questions.task.labels else 1
     answered = []
     with loaded_model(batch.setting) as model:
-        items, queries = (model.tokens(kind, batch.users) for kind in ("profile", "queries"))
-        for user, own, asked in zip(batch.users, items, queries, strict=True):
-            prompts = [Encoded(one.prompt, []) for one in (*own, *asked)]
+        profiles, queries = (model.tokens(kind, batch.users) for kind in ("profile", "queries"))
+        for user, items, asked in zip(batch.users, profiles, queries, strict=True):
+            prompts = [Encoded(one.prompt, []) for one in (*items, *asked)]
             states = mean_states(model.base, prompts)
-            states = states - states[: len(own)].mean(0)
+            states = states - states[: len(items)].mean(0)
             states = states / states.norm(dim=1, keepdim=True).clamp(min=1e-12)
-            cosines = states[len(own) :] @ states[: len(own)].T
+            cosines = states[len(items) :] @ states[: len(items)].T
             order = cosines.argsort(dim=1, descending=True, stable=True)[:, :near].tolist()
             answers = [item["answer"] for item in user["profile"]]
             ranked = [Counter(answers[n] for n in some).most_common(1) for some in order]

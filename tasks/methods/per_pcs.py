@@ -1,12 +1,13 @@
-"""A user's LoRA assembled of pieces of the anchors' LoRAs, layer by layer, without training.
+"""A user's LoRA, assembled from pieces of the anchors' LoRAs layer by layer, without training.
 
 The idea of Per-Pcs (arXiv 2406.10471). A piece is an anchor's A and B of one layer. Each has a gate
 g [in], trained on the anchor's items with the LoRA frozen:
 
     y = W x + scale * sigmoid(g . x) B A x
 
-A user's items go through the base model once. With h, the mean of what enters a layer over all
-tokens, the layer's `top_m` pieces of the largest g . h are weighed by the softmax of these.
+A user's items go through the base model once. h [in] is the mean over all their tokens of what
+enters a layer. The user gets the layer's `top_m` pieces of the largest g . h, weighed by the
+softmax of these g . h.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
     from tasks.lora.batches import Encoded
 
 FILE = "gates.safetensors"
-# Bytes of a piece's number and weight, which a user keeps.
+# Bytes that a user stores per piece: its number and weight.
 PIECE = 2 + 4
-# Of each layer by name: gates [K, in], or the mean of what enters it [in].
+# Layer -> gates [K, in], or the mean of what enters it [in].
 Vectors = dict[str, "Tensor"]
 
 
@@ -69,7 +70,7 @@ def gates(options: GateOptions, bank: Bank, candidates: File, setting: Setting) 
 
     anchors = [users_in_order(candidates, one.members) for one in bank.members]
     with loaded_model(setting) as model:
-        samples = [joined(model.tokens("profile", own)) for own in anchors]
+        samples = [joined(model.tokens("profile", members)) for members in anchors]
         made = trained_gates(model.base, read_bank(store().path(bank.file)), samples, options)
     with store().new("gates") as folder:
         save_file(made, folder.path / FILE)
@@ -83,9 +84,10 @@ def trained_gates(
     options: GateOptions,
     positions: int | None = None,
 ) -> Vectors:
-    """Gates (CPU), from 0 on, by each anchor's samples in turn; positions: the most of a pass.
+    """Gates (CPU), trained from 0 on each anchor's samples, one anchor after the other.
 
-    Raises InputError for a sample that does not fit into the device's memory.
+    positions: the most of a pass. Raises InputError for a sample that does not fit in the device's
+    memory.
     """
     import torch
 
@@ -93,12 +95,12 @@ def trained_gates(
     from tasks.lora.signature import hooked
 
     most = positions or default_positions(base)
-    found: list[Vectors] = []
+    by_anchor: list[Vectors] = []
     # Without dropout, the mode matters for checkpointing only: transformers does it in training.
     base.model.train(base.model.is_gradient_checkpointing)
     try:
-        for number, own in enumerate(samples):
-            lora, stream = bank.of([number]).to(base.device).one(0), cycle(own)
+        for number, of_anchor in enumerate(samples):
+            lora, stream = bank.of([number]).to(base.device).one(0), cycle(of_anchor)
             made = {name: torch.zeros_like(a[0]) for name, (a, _) in lora.layers.items()}
             leaves = [one.requires_grad_() for one in made.values()]
             adam = torch.optim.Adam(leaves, lr=options.learning_rate)
@@ -106,14 +108,14 @@ def trained_gates(
                 for _ in range(options.steps):
                     _fill(base, leaves, [*islice(stream, options.items)], most)
                     adam.step()
-            found.append({name: one.detach().cpu() for name, one in made.items()})
+            by_anchor.append({name: one.detach().cpu() for name, one in made.items()})
     finally:
         base.model.eval()
-    return {name: torch.stack([own[name] for own in found]) for name in bank.layers}
+    return {name: torch.stack([gates[name] for gates in by_anchor]) for name in bank.layers}
 
 
 def _fill(base: Base, leaves: list[Tensor], step: list[Encoded], positions: int) -> None:
-    """Write the gradients of the mean loss of the step's answer tokens, pass by pass."""
+    """Write the gradients of the step's loss (mean over answer tokens), pass by pass."""
     import torch
 
     from tasks.lora.forward import label_losses, row_limit
@@ -127,7 +129,7 @@ def _fill(base: Base, leaves: list[Tensor], step: list[Encoded], positions: int)
         parts = [step[span] for _, span in batch]
         packed = pack(parts, base.tokenizer.pad_token_id, limit).to(base.device)
         loss = label_losses(base, packed).sum() / labels
-        # First what may not fit, then what counts.
+        # Sums come after all that may run out of memory: a pass that fails is repeated.
         for one, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
             assert one.grad is not None
             one.grad += gradient
@@ -136,7 +138,7 @@ def _fill(base: Base, leaves: list[Tensor], step: list[Encoded], positions: int)
 
 
 def gated(lora: Lora, gates: Vectors, name: str, x: Tensor, out: Tensor) -> Tensor:
-    """A layer's output with its piece, weighed token by token."""
+    """A layer's output plus its piece's update, weighed token by token by the gate."""
     a, b = lora.layers[name]
     wide = x.to(a.dtype)
     update = (wide @ gates[name]).sigmoid()[..., None] * (wide @ a.T @ b.T)
@@ -144,7 +146,7 @@ def gated(lora: Lora, gates: Vectors, name: str, x: Tensor, out: Tensor) -> Tens
 
 
 def assemble(bank: LoadedBank, gates: Vectors, means: Vectors, top: int) -> Lora:
-    """The LoRA, of rank `top` * r, of a user by the mean inputs of layers."""
+    """A user's LoRA, of rank `top` * r, by the means of what enters the layers."""
     from tasks.lora.adapters import Lora
 
     layers = {}
@@ -157,7 +159,7 @@ def assemble(bank: LoadedBank, gates: Vectors, means: Vectors, top: int) -> Lora
 
 
 def assembled(batch: Batch) -> Adapted:
-    """The LoRAs of a batch's users, assembled of pieces."""
+    """The LoRAs of a batch's users, assembled from pieces."""
     from safetensors.torch import load_file
 
     from tasks.lora.signature import mean_inputs
@@ -173,11 +175,11 @@ def assembled(batch: Batch) -> Adapted:
     def make(numbers: Sequence[int], _: object) -> list[Made]:
         with loaded_model(setting) as model:
             samples = model.tokens("profile", [batch.users[number] for number in numbers])
-            means = [mean_inputs(model.base, [*trained], [*own]) for own in samples]
+            means = [mean_inputs(model.base, [*trained], [*of_user]) for of_user in samples]
             loras = [assemble(bank, trained, mean, top) for mean in means]
             each = model.seconds_each(len(samples))
-        works = [Training(items=len(own), seconds=each) for own in samples]
-        return list(zip(loras, works, strict=True))
+        trainings = [Training(items=len(of_user), seconds=each) for of_user in samples]
+        return list(zip(loras, trainings, strict=True))
 
     return batch.stacked(keys, make, kept=PIECE * top * len(bank.layers))
 

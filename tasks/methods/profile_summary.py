@@ -1,8 +1,8 @@
 """A summary of the user's history in the prompt (PAG, profile-augmented generation).
 
-The base model writes it, once per user (Richardson et al. 2023, arXiv 2310.20081), and it stands
-before every question. The tiny model writes no sentences: there it is what the user's answers are
-made of, each label or word with its count.
+The base model writes it, once per user (Richardson et al. 2023, arXiv 2310.20081). It stands before
+every question. The tiny model cannot write sentences: for it the summary is the user's commonest
+labels, or words of answers, with their counts.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ if TYPE_CHECKING:
     from tasks.stacking import Batch
 
 VERSION = 2
-# Of a summary that is written: tokens at most, and words of an item that is shown for it, at most
-# and at least.
+# A written summary: its tokens at most; words shown of an item to write it, at most and at least.
 TOKENS, WORDS, FEWEST = 64, 60, 8
-# Of one that is counted: how many labels or words.
+# A counted summary: how many labels or words.
 COUNTED = 5
 FILE = "summaries.parquet"
 # A summary, and the seconds it took.
@@ -40,7 +39,7 @@ Summary = tuple[str, float]
 
 
 def summaries(batch: Batch) -> list[Summary]:
-    """Per user a summary; who did not change has the one that was written before."""
+    """Per user a summary; a user who did not change keeps the one from before."""
     base, task = batch.setting.base, batch.setting.questions.task
     if base.model == "tiny":
         return [(counted(task, user), 0.0) for user in batch.users]
@@ -57,11 +56,11 @@ def summaries(batch: Batch) -> list[Summary]:
 
 
 def counted(task: LampTask, user: User) -> str:
-    """The user's commonest labels, or words of answers, with their counts, the first of a tie."""
+    """The user's commonest labels, or words of answers, with counts; of a tie the first."""
     answers = [item["answer"] for item in user["profile"]]
     said = answers if task.labels else [word for one in answers for word in one.split()]
-    found = Counter(said).most_common(COUNTED)
-    return f"{task.cue}: " + ", ".join(f"{what} {count}" for what, count in found)
+    commonest = Counter(said).most_common(COUNTED)
+    return f"{task.cue}: " + ", ".join(f"{what} {count}" for what, count in commonest)
 
 
 def written(batch: Batch, users: list[User]) -> list[Summary]:
@@ -84,9 +83,9 @@ def written(batch: Batch, users: list[User]) -> list[Summary]:
 
 
 def fitting(base: Base, task: LampTask, user: User) -> tuple[Encoded, int]:
-    """The question of the most words an item that the model takes whole, and how many these are.
+    """The question with as many words of each item as the model takes, and how many these are.
 
-    Where FEWEST are too many, too, its start is cut: the first items.
+    If even FEWEST are too many, its start is cut: the first items.
     """
     from tasks.lora.batches import encode
 
@@ -101,7 +100,7 @@ def fitting(base: Base, task: LampTask, user: User) -> tuple[Encoded, int]:
 
 
 def question(task: LampTask, user: User, words: int = WORDS) -> str:
-    """What the base model is asked. words: of an item's text, at most.
+    """What the base model is asked. words: the most of an item's text.
 
     The last items stand nearest to the end, which is never cut.
     """
