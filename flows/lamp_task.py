@@ -1,8 +1,8 @@
 """One LaMP task under one seed: the method, stage by stage. The work itself is in `tasks/`.
 
 Prepare users, take the base model, embed the users, choose anchors, train their meta-LoRAs, put
-them into a bank (or take one of adapters that are given), find each few-shot user's recipe; then,
-for each method, train the users' own LoRAs, answer their queries, and compare.
+these into a bank (or make one from the adapters of `bank.adapters`), find each few-shot user's
+recipe. Then, for each method, train the users' LoRAs and answer their queries. Compare.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,8 @@ from tasks.text.questions import setting_of
 
 @dataclass(frozen=True)
 class Common:
-    """What all later stages are given. known: a cell with other few-shot items; missing: lines."""
+    """What all later stages need. known: a cell with another number of items. missing: a line for
+    each piece that failed."""
 
     config: TaskConfig
     users: Prepared
@@ -35,14 +36,14 @@ class Common:
     known: Cell | None = None
     missing: list[str] = field(default_factory=list)
 
-    def setting(self, own: MethodConfig) -> Setting:
-        return setting_of(self.config, own, self.users, self.base)
+    def setting(self, options: MethodConfig) -> Setting:
+        return setting_of(self.config, options, self.users, self.base)
 
 
 def lamp_task(config: TaskConfig, known: Cell | None = None) -> Cell:
-    """All stages of one LaMP task; of a known cell, base and banks are taken.
+    """All stages of one LaMP task; a known cell's base model and banks serve again.
 
-    Raises InputError, in one line, when a stage that all others need gives nothing.
+    Raises InputError, in one line, if a stage that all others need gives nothing.
     """
     users = prepared_users(config)
     base = known.base if known else base_model(config, users)
@@ -71,43 +72,43 @@ def personalised(common: Common) -> Cell:
 
 
 def bank_and_recipes(common: Common, methods: tuple[MethodName, ...]) -> Merging:
-    """The bank, of anchors or of adapters that are given, and every few-shot user's recipe."""
+    """The bank, of anchors or of `bank.adapters`, and every few-shot user's recipe."""
     users, known = common.users, common.known and common.known.merging(methods[0])
-    own = common.config.method(methods[0])
-    setting = common.setting(own)
+    options = common.config.method(methods[0])
+    setting = common.setting(options)
     chosen, members = (known.chosen, known.merged.bank) if known else (None, None)
-    if own.bank.adapters and not known:
-        # First: one that is refused is refused before users are embedded.
-        members = own_bank(given_adapters(own.bank), common.base)
-    embedded = embedded_users(own, users, setting.questions, common.base, setting.compute)
+    if options.bank.adapters and not known:
+        # First, so that adapters are refused before users are embedded.
+        members = own_bank(given_adapters(options.bank), common.base)
+    embedded = embedded_users(options, users, setting.questions, common.base, setting.compute)
     if members is None:
-        chosen, members = bank_of_anchors(common, own, embedded, setting)
-    merged = merged_loras(own.fusion, embedded, members, users.few_shot, setting)
+        chosen, members = bank_of_anchors(common, options, embedded, setting)
+    merged = merged_loras(options.fusion, embedded, members, users.few_shot, setting)
     if remade := METHODS[methods[0]].recipes:
-        recipes = remade(own, users, embedded, merged, setting)
+        recipes = remade(options, users, embedded, merged, setting)
         merged = merged.model_copy(update={"recipes": recipes})
     return Merging(methods=methods, embedded=embedded, chosen=chosen, merged=merged)
 
 
 def bank_of_anchors(
-    common: Common, own: MethodConfig, embedded: Embedded, setting: Setting
+    common: Common, options: MethodConfig, embedded: Embedded, setting: Setting
 ) -> tuple[Anchors, Bank]:
-    """Anchors chosen and trained, and their bank. Raises StageFailed where none can be trained."""
+    """Anchors chosen and trained, and their bank. Raises StageFailed if none can be trained."""
     name, users, missing = common.config.name, common.users, common.missing
-    chosen = chosen_anchors(own.anchors, embedded, users.anchor, setting.seed)
+    chosen = chosen_anchors(options.anchors, embedded, users.anchor, setting.seed)
     jobs = {}
-    for part in batches_of(chosen.anchors, own.anchors.per_job):
+    for part in batches_of(chosen.anchors, options.anchors.per_job):
         names = tuple(one.name for one in part)
         with within(piece("anchor", names)):
-            jobs[names] = meta_lora.submit(own.meta_lora, part, users.anchor, setting)
+            jobs[names] = meta_lora.submit(options.meta_lora, part, users.anchor, setting)
     made = collected(jobs, "anchor", f"{name}: meta-LoRAs", missing).values()
     missing += [line for job in made for line in job.failed]
     loras = tuple(one for job in made for one in job.loras)
     if not loras:
         raise StageFailed(f"no anchor could be trained; {missing[0]}")
-    usual = bank(loras, chosen, f"{name}, {own.method}")
-    remade = METHODS[own.method].bank
-    return chosen, remade(own, users, chosen, usual, setting) if remade else usual
+    usual = bank(loras, chosen, f"{name}, {options.method}")
+    remade = METHODS[options.method].bank
+    return chosen, remade(options, users, chosen, usual, setting) if remade else usual
 
 
 def all_answers(
@@ -115,8 +116,8 @@ def all_answers(
 ) -> dict[MethodName, tuple[Answers, ...]]:
     """Every method's answers, batch by batch; a batch that one method lacks is left out of all.
 
-    Those of a method that looks at no items are the known ones. A method that has no bank, or
-    whose `fit` fails, is left out. Raises StageFailed where no batch is left.
+    A method that looks at no items takes the known cell's answers. A method that lacks its bank, or
+    whose `fit` fails, is left out. Raises StageFailed if no batch is left.
     """
     config, users, missing = common.config, common.users, common.missing
     merged = {name: one.merged for one in mergings for name in one.methods}
@@ -124,12 +125,12 @@ def all_answers(
     able: list[MethodName] = []
     made, jobs = {}, {}
     for name in config.methods:
-        own, method, below = config.method(name), METHODS[name], merged.get(name)
+        options, method, below = config.method(name), METHODS[name], merged.get(name)
         if method.merged and not below:
             continue
-        how, setting, fitted = how_answered(own), common.setting(own), None
+        how, setting, fitted = how_answered(options), common.setting(options), None
         with noted(name, missing):
-            fitted = method.fit(own, users, setting, below) if method.fit else None
+            fitted = method.fit(options, users, setting, below) if method.fit else None
             able.append(name)
         if name not in able:
             continue
@@ -140,8 +141,8 @@ def all_answers(
                 made[name, number] = before[batch]
                 continue
             with within(f"{name} {number}"):
-                given = (how, users.few_shot, batch, below, fitted, setting)
-                jobs[name, number] = answers.submit(*given)
+                arguments = (how, users.few_shot, batch, below, fitted, setting)
+                jobs[name, number] = answers.submit(*arguments)
     made |= collected(jobs, "answers of", f"{config.name}: methods", missing)
     complete = [n for n in range(len(batches)) if all((name, n) in made for name in able)]
     if not (able and complete):

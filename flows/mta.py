@@ -7,7 +7,7 @@ mta run -p seed=1 -p 'stacking={"rank": 8}'           # without any server, for 
 import sys
 
 if __name__ == "__main__":
-    # Before Prefect is imported: its threads know the settings that it finds then.
+    # Before Prefect is imported: its threads use the settings of that moment.
     from tasks.tools.main import main
 
     raise SystemExit(main(["run", *sys.argv[1:]]))
@@ -85,44 +85,44 @@ def mta(
     Args:
         preset: what everything else starts from: `embedded` (a tiny model, minutes on a laptop),
             `paper` (the published hyper-parameters and model) or `real` (a small real model).
-        data: `synthetic`, `lamp` (the benchmark's own files, downloaded), a LaMP user file, or a
+        data: `synthetic`, `lamp` (the benchmark's files, downloaded), a LaMP user file, or a
             folder of LaMP files.
         lamp_tasks: the LaMP tasks to run.
-        task: one of your own, as a YAML or JSON file or its content; its users are `data`.
+        task: a task of yours, as a YAML or JSON file or its content; its users are `data`.
         methods: the methods that are compared (tasks/methods/), or `all`.
         items_curve: numbers of items per few-shot user to score again with, for the report.
         seed: decides every random choice.
-        seeds: several of them: everything once per seed, compared over all.
+        seeds: several seeds: everything runs once per seed and is compared over all.
         model: short for base.model.
-        split: how users are divided where the data does not say; a text is its kind.
+        split: how users are divided if the data does not say; a text is short for `split.kind`.
         meta_lora: how anchors' LoRAs are trained.
         oppu: the method `oppu`, one LoRA per user from scratch.
         per_task: sections that differ for a LaMP task: {"LaMP-3": {"stacking": {"rank": 2}}}.
         tune: choose settings of `mta` on development users first (flows/tune.py).
-        dry_run: do nothing but say what the run would take: steps, FLOPs, memory, hours, disk.
+        dry_run: only say what the run would take: steps, FLOPs, memory, hours, disk.
     """
     return outcome({name: value for name, value in locals().items() if value is not None})
 
 
-def outcome(given: dict[str, Any]) -> State[Any]:
-    """The benchmark, or its plan, with the parameters that are given."""
-    sections = {name: one for name, one in given.items() if isinstance(one, Options)}
-    for name, one in sections.items():
-        given[name] = one.model_dump(mode="json", exclude_unset=True)
+def outcome(parameters: dict[str, Any]) -> State[Any]:
+    """The benchmark, or its plan, with these parameters of the flow."""
+    sections = {name: one for name, one in parameters.items() if isinstance(one, Options)}
+    for name, section in sections.items():
+        parameters[name] = section.model_dump(mode="json", exclude_unset=True)
     try:
-        config = everywhere(resolve(given))
+        config = everywhere(resolve(parameters))
         for line in data_lines(config):
             log(line, warning=True)
         store().sweep()
         if config.dry_run:
-            # Not above: with torch and transformers, which a run that finds everything never loads.
+            # Not above: it loads torch and transformers, which a fully cached run does without.
             from tasks.plan.run import planned
 
             return planned(config, one_cell)
         with running(config):
             return benchmark(config)
     except InputError as error:
-        # What a person can mend is said in one line; anything else keeps its traceback.
+        # What the user can mend is said in one line. Any other error keeps its traceback.
         log(str(error), warning=True)
         return Failed(message=str(error))
     except Exception as error:
@@ -141,9 +141,9 @@ def benchmark(config: RunConfig) -> State[Any]:
         if not cells:
             raise StageFailed("; ".join(missing))
         mean = overall(tuple(one.compared for one in cells))
-        found = {"cells": tuple(cells), "overall": mean, "missing": tuple(missing), "date": now()}
-        run = run.model_copy(update=found)
-        # What was found out must not depend on MLflow answering.
+        update = {"cells": tuple(cells), "overall": mean, "missing": tuple(missing), "date": now()}
+        run = run.model_copy(update=update)
+        # Written before MLflow is asked, which may not answer.
         write_run(run)
         run = publish(run)
         write_run(run)
@@ -153,36 +153,36 @@ def benchmark(config: RunConfig) -> State[Any]:
 
 
 def all_cells(config: RunConfig) -> tuple[list[Cell], list[str]]:
-    """LaMP tasks and seeds, some at once, each in a thread of its own; and what is missing.
+    """The cells of all LaMP tasks and seeds, some at once, each in a thread; and what is missing.
 
-    One that fails leaves the others.
+    A cell that fails does not stop the others.
     """
     pairs = list(product(config.all_seeds, config.lamp_tasks))
     will_run(config.for_task(name, seed).name for seed, name in pairs)
-    found = in_threads(lambda pair: one_cell(config, *pair), pairs, side_by_side(config))
-    missing = [line for _, lines in found for line in lines]
-    return [cell for cell, _ in found if cell], missing
+    results = in_threads(lambda pair: one_cell(config, *pair), pairs, side_by_side(config))
+    missing = [line for _, lines in results for line in lines]
+    return [cell for cell, _ in results if cell], missing
 
 
 def one_cell(config: RunConfig, seed: int, name: str) -> tuple[Cell | None, list[str]]:
-    """One LaMP task under one seed, with its curve; and what is missing of it."""
-    own = config.for_task(name, seed)
-    with within(own.name), row_of(own.name):
+    """One LaMP task under one seed, with its curve of `items_curve`; and what is missing of it."""
+    task_config = config.for_task(name, seed)
+    with within(task_config.name), row_of(task_config.name):
         try:
-            tuning = tuned(own) if config.tune else None
+            tuning = tuned(task_config) if config.tune else None
             settings = tuning.settings if tuning else {}
-            cell = lamp_task(with_settings(own, settings))
+            cell = lamp_task(with_settings(task_config, settings))
         except InputError as error:
-            return None, [f"{own.name}: {error}"]
+            return None, [f"{task_config.name}: {error}"]
         missing = list(cell.missing)
         curve: dict[int, Compared] = {}
         for items in config.items_curve:
-            if items == own.split.few_shot_items:
+            if items == task_config.split.few_shot_items:
                 continue  # that is the cell itself
-            with noted(f"{own.name} with {items} items", missing), within(f"{items} items"):
-                fewer = with_settings(config.for_task(name, seed, items), settings)
-                point = lamp_task(fewer, known=cell)
+            with noted(f"{task_config.name} with {items} items", missing), within(f"{items} items"):
+                other = with_settings(config.for_task(name, seed, items), settings)
+                point = lamp_task(other, known=cell)
                 curve[items] = point.compared
                 missing += [f"with {items} items: {line}" for line in point.missing]
-    found = {"curve": curve, "tuning": tuning, "missing": tuple(missing)}
-    return cell.model_copy(update=found), missing
+    update = {"curve": curve, "tuning": tuning, "missing": tuple(missing)}
+    return cell.model_copy(update=update), missing

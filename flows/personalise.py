@@ -32,12 +32,12 @@ def personalise(
     method: MethodName = "mta",
     seed: Seed | None = None,
 ) -> State[Any]:
-    """Give new users their LoRAs, by their histories and the bank of a finished run.
+    """Make new users' LoRAs from their histories and the bank of a finished run.
 
     Args:
-        user: a user file of the worker's machine, JSON or JSON Lines, without queries.
-        run: a run's name, id or file; `last` ended last; or a registered bank, as MLflow names it:
-            `models:/mta-bank/3`, `models:/mta-bank@champion`.
+        user: a user file on the worker's machine, JSON or JSON Lines, without queries.
+        run: a run's name, id or file; `last`, the one that ended last; or a registered bank, as
+            MLflow names it: `models:/mta-bank/3`, `models:/mta-bank@champion`.
         to: the folder that users' folders are written into.
         lamp_task: of the run; by default its first.
         keep: PEFT folders, or recipes as JSON alone.
@@ -47,20 +47,20 @@ def personalise(
 
     @task(persist_result=False)
     def new_users() -> list[str | InputError]:
-        """A line for each user that was made, an error for others; all of them are in the log."""
-        told: list[str | InputError] = []
+        """A line for each user who got LoRAs, an error for each other; the log has all of them."""
+        lines: list[str | InputError] = []
         try:
             finished = Finished(run_of(run), lamp_task, method, seed)
             on_gpu = device_of(finished.cell.config.compute) == "cuda"
             gpu_slots(1 if on_gpu else cpu_jobs())  # the limit may not be there yet
-            for one in make(finished, Path(user), Path(to), keep):
-                told.append(one)
-                log(str(one), warning=isinstance(one, InputError))
+            for line in make(finished, Path(user), Path(to), keep):
+                lines.append(line)
+                log(str(line), warning=isinstance(line, InputError))
         except InputError as error:
-            told.append(error)
+            lines.append(error)
             log(str(error), warning=True)
-        return told
+        return lines
 
-    told = new_users()
-    left_out = [str(one) for one in told if isinstance(one, InputError)]
-    return ended(f"{len(told) - len(left_out)} users made in {to}", left_out)
+    lines = new_users()
+    left_out = [str(line) for line in lines if isinstance(line, InputError)]
+    return ended(f"{len(lines) - len(left_out)} users made in {to}", left_out)

@@ -1,9 +1,9 @@
-"""`tune=true`: settings of MTA chosen on development users, before the run that goes on with them.
+"""`tune=true`: settings of MTA are chosen on development users, then the run goes on with them.
 
 Development users are anchor candidates (tasks/lamp/dataset.py); no few-shot user is looked at.
 Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all trials are scored on a quarter of
-the users, the better half of them on half, and the better half of these on all. What is resumed is
-found in the store, user by user. The run's own settings are a trial, and stay to the end.
+the users, the better half of them on half, and the better half of these on all. A trial that goes
+on finds its earlier users in the store. The run's settings are trial 0, which stays to the end.
 """
 
 import random
@@ -21,15 +21,15 @@ from tasks.results.run import Trial, Tuning
 from tasks.results.stage import within
 
 TRIALS = 12
-# Of the development users, rung by rung.
+# Shares of the development users, rung by rung.
 SHARES = (0.25, 0.5, 1.0)
 LEAST_USERS = 8
 
 
 def tuned(config: TaskConfig) -> Tuning:
-    """The trials of a cell, and which of them its settings are taken from.
+    """The trials of a cell, and the number of the best one.
 
-    Raises InputError where development users are too few, or the run's own settings fail on them.
+    Raises InputError if development users are too few, or the run's settings fail on them.
     """
     split = config.split.model_copy(update={"development": True})
     config = config.model_copy(update={"split": split, "methods": ["mta"]})
@@ -40,7 +40,7 @@ def tuned(config: TaskConfig) -> Tuning:
             f"tune: {count} development users are too few to choose settings on; give "
             f"{2 * LEAST_USERS} anchor candidates or more with three items each, or leave out tune"
         )
-    # Those who come first in their files may be alike.
+    # In random order: users who are near each other in a file may be alike.
     order = random.Random(derive_seed(config.seed, "tune", "users")).sample(range(count), count)
     ids = tuple(users.few_shot_ids[number] for number in order)
     base, known = base_model(config, users), set[str]()
@@ -57,7 +57,7 @@ def tuned(config: TaskConfig) -> Tuning:
                     raise
                 log(f"tune: trial {number} is out: {error}", warning=True)
                 left.remove(number)
-        # The first of equals, so the run's own before all.
+        # Of equal trials the first, so the run's settings before all others.
         left.sort(key=lambda number: (-trials[number].scores[-1], number))
         if share < 1:
             better = left[: max(len(left) // 2, 2)]
@@ -68,9 +68,9 @@ def tuned(config: TaskConfig) -> Tuning:
 
 
 def scored(common: Common, trial: Trial, known: set[str]) -> Trial:
-    """A trial with its score on these users; known: anchors' trainings that are counted.
+    """A trial with its score on these users. known: meta-LoRAs whose seconds are counted already.
 
-    Raises InputError where a piece of it is missing.
+    Raises InputError if a piece of the trial is missing.
     """
     cell = personalised(replace(common, config=with_settings(common.config, trial.settings)))
     point, merging = cell.compared.estimate("mta").point, cell.merging("mta")
