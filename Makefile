@@ -101,3 +101,4 @@ $(sort $(INSTALLED) $(INSTALLED_TEST) $(INSTALLED_DOCS)): pyproject.toml constra
 	@echo "mta: installing '$(WANT)' into $(VENV); the first time takes some minutes"
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(WANT)'
 	@touch $@
+	@echo "mta: installed; '. $(VENV)/bin/activate' makes the command mta known"

@@ -2,7 +2,8 @@
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from infra.command import say
@@ -12,6 +13,10 @@ from infra.local.settings import DEPLOYMENT, PROJECT, SERVER, WORKER, StackError
 
 LOOK_SECONDS = 5.0
 STAGES_SHOWN = 8
+# Events that come each second while a model trains. `_progress` has what they are about.
+NOISE = ("prefect.artifact", "prefect.concurrency-limit")
+# So wide that none of them takes two lines.
+WIDE = {"COLUMNS": "160", "PYTHONUNBUFFERED": "1"}
 
 
 def benchmark(env: Mapping[str, str], arguments: Sequence[str]) -> int:
@@ -22,7 +27,15 @@ def benchmark(env: Mapping[str, str], arguments: Sequence[str]) -> int:
     api = PrefectApi(env["PREFECT_API_URL"])
     began = datetime.now(UTC)
     argv = [sys.executable, "-m", "prefect", "deployment", "run", DEPLOYMENT, "--watch"]
-    with subprocess.Popen([*argv, *arguments], cwd=PROJECT.root, env=env) as run:
+    with subprocess.Popen(
+        [*argv, *arguments],
+        cwd=PROJECT.root,
+        env={**env, **WIDE},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as run:
+        shown = threading.Thread(target=_show, args=(run.stdout,), daemon=True)
+        shown.start()
         try:
             code = _watch(run, api)
         except KeyboardInterrupt:
@@ -31,11 +44,14 @@ def benchmark(env: Mapping[str, str], arguments: Sequence[str]) -> int:
         finally:
             if run.poll() is None:
                 run.terminate()
+            shown.join()
     # A run with pieces missing fails, and has a table all the same.
-    tables = [table for table in (PROJECT.comparison, PROJECT.plan) if table.exists()]
-    written = [table for table in tables if table.stat().st_mtime >= began.timestamp()]
-    for table in written:
-        print(f"\n{table.read_text(encoding='utf-8').rstrip()}\n", flush=True)
+    files = [file for file in (PROJECT.comparison, PROJECT.plan, PROJECT.report) if file.exists()]
+    for file in [file for file in files if file.stat().st_mtime >= began.timestamp()]:
+        if file == PROJECT.report:
+            say(f"report   {file}")
+        else:
+            print(f"\n{file.read_text(encoding='utf-8').rstrip()}\n", flush=True)
     if code:
         reason = _last_words(api, began)
         if reason is None:
@@ -44,6 +60,13 @@ def benchmark(env: Mapping[str, str], arguments: Sequence[str]) -> int:
         say(f"its log is in the Prefect UI and in {PROJECT.logs / 'worker.log'}")
     say(f"MLflow   {env['MLFLOW_TRACKING_URI']}")
     return code
+
+
+def _show(lines: Iterable[str]) -> None:
+    """Print what Prefect says of the run, but NOISE."""
+    for line in lines:
+        if not any(one in line for one in NOISE):
+            print(line, end="", flush=True)
 
 
 def _last_words(api: PrefectApi, began: datetime) -> str | None:
@@ -68,7 +91,7 @@ def _progress(api: PrefectApi) -> dict[str, str]:
     return {row["key"]: row["description"] or "" for row in reversed(rows or [])}
 
 
-def _watch(run: subprocess.Popen[bytes], api: PrefectApi) -> int:
+def _watch(run: subprocess.Popen[str], api: PrefectApi) -> int:
     """Wait for the run's end, and say how far it is; returns its exit code.
 
     Raises StackError if the server or the worker has ended: the run would never end.

@@ -60,6 +60,7 @@ class Layout:
         # What the flow writes at its end, and with `dry_run`.
         self.comparison = self.state / "last_comparison.txt"
         self.plan = self.state / "last_plan.md"
+        self.report = self.state / "report.html"
 
     def make(self) -> None:
         for folder in (self.logs, self.run, self.prefect_home, self.mlflow, self.store):
