@@ -180,7 +180,7 @@ def _forget_beside(store: Store, runs: dict[Path, Any], marks: Marks) -> str:
         if not link.exists():
             link.unlink(missing_ok=True)  # it led to a report that is gone
     crossed = sum(_cross_out(file, marks) for file in _beside(store, "logs/*.log"))
-    return f"beside the store: {len(removed)} files removed, {crossed} names crossed out in logs"
+    return f"beside the store: {len(removed)} files removed, {crossed} mentions in logs x-ed out"
 
 
 def _cross_out(file: Path, marks: Marks) -> int:

@@ -185,8 +185,9 @@ def _described(user: History, made: Personal) -> str:
     if made.recipe is None:
         return f"{name} has an empty history and gets the base model as it is"
     cut = f" of {user.length}" if user.length > len(user.profile) else ""
+    items = "item" if user.length == 1 else "items"
     best, weight = label(made.recipe.anchors[0]), made.recipe.weights[0]
     return (
-        f"{name}, by {len(user.profile)}{cut} items, merged from {len(made.recipe.anchors)} "
+        f"{name}, by {len(user.profile)}{cut} {items}, merged from {len(made.recipe.anchors)} "
         f"anchors, most of {best} ({weight:.2f})"
     )

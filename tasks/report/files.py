@@ -89,7 +89,8 @@ def read_run(wanted: str = "last") -> Run:
     """
     files = run_files()
     if not files:
-        raise InputError(f"{store().state / RUNS_FOLDER}: no run yet; run the flow first")
+        folder = store().state / RUNS_FOLDER
+        raise InputError(f"{folder}: no run is here, or each was forgotten; `mta run` makes one")
     if wanted == "last":
         return _read(files[0])
     for file in (Path(wanted), *(file for file in files if file.stem == wanted)):

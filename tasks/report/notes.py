@@ -20,6 +20,8 @@ CLAIMS = (
 SAME = "the same score for every group of users"
 # Above this share of answers that are no label, a line says what helps.
 MANY = 0.2
+# Intervals of fewer groups are too narrow (Cameron, Gelbach and Miller 2008: from five to thirty).
+FEW = 20
 # Beside any share of the attainable that is below 0.
 BELOW_ZERO = (
     "A share of the attainable below 0 is worse than the best answers that ignore who asks "
@@ -140,13 +142,18 @@ def seed_lines(cells: Iterable[Cell]) -> list[str]:
     ]
 
 
-def distrust(run: Run, config: RunConfig, table: Iterable[Row]) -> str:
-    """What limits the numbers most, in one sentence. table: the rows of all cells."""
+def distrust(run: Run, config: RunConfig, table: Iterable[Row], groups: int) -> str:
+    """What limits the numbers most, in one sentence.
+
+    table: the rows of all cells. groups: of users, in all cells.
+    """
     trained = "one seed was run" if len(config.all_seeds) == 1 else "the notes compare the seeds"
     said = [f"the intervals cover sampling of users, not retraining ({trained})"]
     if config.data == "synthetic":
         tiny = " and the base model is tiny" if config.base.model == "tiny" else ""
         said.append(f"the users are generated{tiny}")
+    if groups < FEW:
+        said.append(f"intervals of {groups} groups of users are too narrow")
     most = max((row.get("no_label") or 0 for row in table), default=0)
     if most > MANY:
         said.append(f"up to {most:.0%} of a method's answers are no label")

@@ -138,7 +138,7 @@ def _curve(config: RunConfig, cells: Sequence[Cell], main: Compared) -> dict[int
 
 def report_html(data: ReportData) -> str:
     """The page. The same data give the same bytes."""
-    doubts = distrust(data.run, data.config, data.table)
+    doubts = distrust(data.run, data.config, data.table, data.overall.groups)
     return _rendered("report.html.jinja", data, ran=what_ran(data), distrust=doubts)
 
 

@@ -72,7 +72,7 @@ class TwoRuns:
             numbers: dict[str, float | None] = {}
             for name, value in ((FIRST, one.first), (SECOND, one.second), ("difference", one.by)):
                 numbers |= {name: value.point, f"{name}_lo": value.lo, f"{name}_hi": value.hi}
-            rows.append({**row, **numbers, "interval": one.shown})
+            rows.append({**row, **numbers, "verdict": one.shown})
         return table_text(rows, [*self.settings, *self.left_out], ())
 
     @property

@@ -40,7 +40,8 @@ This page is generated from the code, and a test compares the two.
 COMMANDS = """# Commands
 
 `mta` is in the environment that `make install` makes; `. .venv/bin/activate` activates it. Bad
-input is one line and exit code 2. `make help` lists the commands of `make`, and
+input is one line and exit code 2. Bad data that `mta run` finds after it has begun fail the run:
+the line is the last of its log, and the exit code 1. `make help` lists the commands of `make`, and
 [running.md](running.md) says what they do.
 
 `mta --install-completion` lets the Tab key complete commands and options in bash, zsh or fish,

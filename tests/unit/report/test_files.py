@@ -61,7 +61,7 @@ def run(number: int, name: str) -> Run:
 
 
 def test_a_run_is_found_by_name_id_and_file(where: Store, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"runs: no run yet; run the flow first"):
+    with pytest.raises(InputError, match=r"runs: no run is here"):
         read_run("last")
     for number, name in enumerate(["owl", "fox", "owl"]):
         file = write_run(run(number, name))

@@ -94,7 +94,8 @@ def test_three_sentences_a_chart_and_a_table_open_the_page() -> None:
     assert " ".join(came_out.split()).startswith("On the mean of 2 LaMP tasks the best method is ")
     assert doubts == (
         "What to distrust: the intervals cover sampling of users, not retraining (one seed was "
-        "run); up to 81% of a method&#39;s answers are no label."
+        "run); intervals of 5 groups of users are too narrow; up to 81% of a method&#39;s answers "
+        "are no label."
     )
     assert (first.count("<img"), first.count("<table"), first.count("<details")) == (1, 1, 0)
     assert rest.count("<h2>") == rest.count('<details class="part"><summary><h2>') > 5

@@ -37,7 +37,8 @@ def test_what_ran_and_what_came_out_have_no_marks_of_a_page() -> None:
     ],
 )
 def test_what_to_distrust(given: dict[str, Any], missing: tuple[str, ...], said: str) -> None:
-    line = distrust(run(missing=missing), resolve(given), [{"no_label": 0.2}, {"no_label": None}])
+    table: list[Any] = [{"no_label": 0.2}, {"no_label": None}]
+    line = distrust(run(missing=missing), resolve(given), table, 20)
     assert line == f"What to distrust: the intervals cover sampling of users, not retraining {said}"
 
 
