@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import (
 )
 
 aten = torch.ops.aten
+T = TypeVar("T")
 
 
 def _added(_to: Any, left: Any, right: Any, *_rest: Any, **_options: Any) -> int:
@@ -54,31 +55,41 @@ def flops(call: Callable[[], Any]) -> int:
     return sum(counter.get_flop_counts()["Global"].values())
 
 
-def _profiled(call: Callable[[], Any], **options: bool) -> profile:
-    """`call` under torch's profiler, which has noted nothing at all once: so it may try again."""
+def _profiled(call: Callable[[], Any], read: Callable[[profile], T], **options: bool) -> T:
+    """What `read` takes from torch's profiler on `call`.
+
+    The profiler has noted nothing at all once, so it may try again.
+    """
     for _ in range(3):
         with profile(activities=[ProfilerActivity.CPU], **options) as measured:
             call()
-        if len(measured.events() or ()):
+        if result := read(measured):
             break
-    return measured
+    return result
 
 
 def operations(call: Callable[[], Any]) -> Counter[tuple[str, int]]:
     """How often each operation ran in `call`, by its name and the size of its first input."""
-    events = _profiled(call, record_shapes=True).events() or ()
-    return Counter(
-        (event.name.removeprefix("aten::"), math.prod(event.input_shapes[0]))
-        for event in events
-        if event.input_shapes
-    )
+
+    def read(measured: profile) -> Counter[tuple[str, int]]:
+        return Counter(
+            (event.name.removeprefix("aten::"), math.prod(event.input_shapes[0]))
+            for event in measured.events() or ()
+            if event.input_shapes
+        )
+
+    return _profiled(call, read, record_shapes=True)
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
     """The most bytes of tensors that were there at once in `call`, beside those before it."""
-    held = peak = 0
-    for event in _profiled(call, profile_memory=True).profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
+
+    def read(measured: profile) -> int:
+        held = peak = 0
+        for event in measured.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                held += event.nbytes()
+                peak = max(peak, held)
+        return peak
+
+    return _profiled(call, read, profile_memory=True)
