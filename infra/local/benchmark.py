@@ -47,17 +47,17 @@ def benchmark(env: Mapping[str, str], arguments: Sequence[str]) -> int:
             shown.join()
     # A run with pieces missing fails, and has a table all the same.
     files = [file for file in (PROJECT.comparison, PROJECT.plan, PROJECT.report) if file.exists()]
-    for file in [file for file in files if file.stat().st_mtime >= began.timestamp()]:
-        if file == PROJECT.report:
-            say(f"report   {file}")
-        else:
-            print(f"\n{file.read_text(encoding='utf-8').rstrip()}\n", flush=True)
+    written = [file for file in files if file.stat().st_mtime >= began.timestamp()]
+    for table in (file for file in written if file != PROJECT.report):
+        print(f"\n{table.read_text(encoding='utf-8').rstrip()}\n", flush=True)
     if code:
         reason = _last_words(api, began)
         if reason is None:
             return code  # refused before it began; Prefect has said why
         say(f"the run failed: {reason}")
         say(f"its log is in the Prefect UI and in {PROJECT.logs / 'worker.log'}")
+    if PROJECT.report in written:
+        say(f"report   {PROJECT.report}")
     say(f"MLflow   {env['MLFLOW_TRACKING_URI']}")
     return code
 
