@@ -191,13 +191,6 @@ def fit(config: MethodConfig, users: Prepared, setting: Setting, merged: Merged 
 
 
 METHOD = Method(
-    "per_pcs",
-    version=2,
-    order=38,
-    settings=WITHOUT_EVIDENCE,
-    merged=True,
-    fit=fit,
-    adapt=assembled,
-    grouped=True,
-    default=False,
-)
+    "per_pcs", version=2, order=38, settings=WITHOUT_EVIDENCE, merged=True, fit=fit,
+    adapt=assembled, grouped=True, default=False,
+)  # fmt: skip
