@@ -6,8 +6,6 @@ import importlib.util
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from infra.local.alone import parameters
 from infra.local.settings import DEPLOYMENTS
 from tasks.config.run import resolve
 from tasks.tools.main import app
+from tests import pages
 from tests.unit.docs import reference
 
 ROOT = Path(__file__).parents[3]
@@ -31,30 +30,10 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-def commands(text: str) -> Iterator[list[str]]:
+def commands(text: str) -> list[list[str]]:
     """The words of each command of the fenced and the indented blocks."""
-    fenced = re.findall(r"^```(?:sh|shell|bash)?\n(.*?)^```", text, re.M | re.S)
-    indented = re.findall(
-        r"(?:^    .*\n)+", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M
-    )
-    for block in [*fenced, *indented]:
-        waiting = ""
-        for line in block.splitlines():
-            waiting += line.removesuffix("\\") + ("" if line.endswith("\\") else "\n")
-            try:
-                words = [] if line.endswith("\\") else shlex.split(waiting, comments=True)
-            except ValueError:
-                continue  # a quoted text goes on in the next line
-            while words and re.fullmatch(r"[A-Z_]+=.*", words[0], re.S):
-                words.pop(0)  # set for this command alone
-            if words:
-                yield words
-                waiting = ""
-
-
-def given(words: list[str]) -> list[str]:
-    """The values of `-p`."""
-    return [after for word, after in pairwise(words) if word == "-p"]
+    shell = [block for _, language, block in pages.fenced(text) if language in pages.SHELL]
+    return list(pages.commands([*shell, *pages.indented(text)]))
 
 
 def check(words: list[str]) -> None:
@@ -65,7 +44,7 @@ def check(words: list[str]) -> None:
             assert settings.keys() <= VARIABLES
             extras = filter(None, settings.get("EXTRAS", "").split(","))
             assert set(extras) <= PROJECT["optional-dependencies"].keys()
-            resolve(parameters(given(shlex.split(settings.get("ARGS", "")))))
+            resolve(parameters(pages.parameters(shlex.split(settings.get("ARGS", "")))))
         case ["mta", name, *rest] if name != "--help":
             command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
             parsed = command.make_context(name, rest)
@@ -73,11 +52,11 @@ def check(words: list[str]) -> None:
         case ["prefect", "deployment", "run", name, *rest]:
             assert name in DEPLOYMENTS
             if name == DEPLOYMENTS[0]:
-                resolve(parameters(given(rest)))
+                resolve(parameters(pages.parameters(rest)))
         case ["python" | ".venv/bin/python", "-m", module, *rest]:
             assert importlib.util.find_spec(module) is not None
             if module == "flows.mta":
-                resolve(parameters(given(rest)))
+                resolve(parameters(pages.parameters(rest)))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -118,7 +97,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def test_commands_are_read_over_lines() -> None:
     text = "```\nA=1 make up  # x\nmta run \\\n  -p 'a=\n  1'\n```\n\n    make stop\n"
-    found = list(commands(text))
+    found = commands(text)
     assert found == [["make", "up"], ["mta", "run", "-p", "a=\n  1"], ["make", "stop"]]
 
 
