@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from tasks.lora.base import Base
 from tasks.lora.batches import Encoded, takes
-from tasks.lora.kernels import KNOWN_LAYERS, NAME
+from tasks.lora.kernels import KNOWN_LAYERS
 from tasks.lora.packing import ONE_PER_ROW, ONE_PER_USER, Packed, layout
 
 
@@ -30,8 +30,7 @@ def label_losses(base: Base, packed: Packed) -> Tensor:
             # Of four dimensions, so transformers takes it for a finished mask. Nobody reads it.
             options["attention_mask"] = packed.ends[None, None, None]
         else:
-            additive = model.config._attn_implementation not in ("sdpa", NAME)
-            options["attention_mask"] = packed.mask(model.dtype, additive)
+            options["attention_mask"] = packed.mask(model.dtype)
     with _labels_only(model, packed):
         logits = model(input_ids=packed.input_ids, use_cache=False, **options).logits[0]
     wide = logits if logits.dtype == torch.float64 else logits.float()

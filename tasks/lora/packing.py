@@ -63,10 +63,11 @@ class Packed:
     tokens: int
     one_per_row: bool
 
-    def mask(self, dtype: torch.dtype, additive: bool) -> Tensor:
-        """[U * rows, 1, T, T], True (or 0) where the query may see the key, else False (or -inf).
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """[U * rows, 1, T, T]: 0 where the query may see the key, else the lowest number.
 
-        A padding position sees itself: a query without any key would make NaN.
+        It is added to attention's scores, which every attention of transformers takes. A padding
+        position sees itself: a query without any key would make NaN.
         """
         length = self.segments.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.segments.device).tril()
@@ -74,8 +75,6 @@ class Packed:
         branch = self.branches[:, None, :]
         seen = (branch == 0) | (branch == self.branches[:, :, None])
         allowed = (same & causal & seen)[:, None]
-        if not additive:
-            return allowed
         return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
 
     def to(self, device: torch.device) -> Packed:

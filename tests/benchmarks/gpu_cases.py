@@ -100,7 +100,7 @@ class Bench:
             "tokens_per_second": round(tokens / step, 1),
             "mfu": round(useful / step / self.peak, 4),
             "micro_batches": round(batches / len(steps.seconds), 1),
-            "attention": engine.base.model.config._attn_implementation,
+            "attention": "end to end" if engine.base.end_to_end else "masked",
             "positions": positions,
             "padding": round(1 - sum(outcome.tokens) / max(outcome.computed, 1), 4)
             if outcome
