@@ -79,7 +79,7 @@ def test_the_mean_of_seeds() -> None:
 def test_other_queries_are_refused() -> None:
     fewer = {name: own for name, own in QUERIES.items() if name != "e"}
     first = run(cell({"mta": BASE}), name="owl")
-    with pytest.raises(InputError, match="1 of 5 queries are in one of the runs alone"):
+    with pytest.raises(InputError, match="1 of 5 queries were asked in one of the runs alone"):
         two_runs(first, run(cell({"mta": BASE}, fewer), name="cat"))
     with pytest.raises(InputError, match="no LaMP task and seed in common"):
         two_runs(first, run(cell({"mta": BASE}, seed=3), name="cat"))
