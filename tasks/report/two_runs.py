@@ -124,8 +124,8 @@ def paired(first: Cell, second: Cell) -> Resampled:
     asked = [_queries(cell) for cell in (first, second)]
     if alone := asked[0] ^ asked[1]:
         raise InputError(
-            f"{first.name}: {len(alone)} of {len(asked[0] | asked[1])} queries were asked in one of "
-            "the runs alone, so scores are no pairs; compare runs of the same data, split and seed"
+            f"{first.name}: {len(alone)} of {len(asked[0] | asked[1])} queries were asked in one "
+            "of the runs alone, so scores are no pairs; compare runs of the same data and seed"
         )
     a, b = (read_draws(cell.compared) for cell in (first, second))
     methods = (*(f"{FIRST} {m}" for m in a.methods), *(f"{SECOND} {m}" for m in b.methods))
