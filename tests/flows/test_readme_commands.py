@@ -38,10 +38,8 @@ SKIPPED = {
 SIZES: dict[str, Any] = {
     "lamp_tasks": ["LaMP-1", "LaMP-2M"],
     "synthetic": {"base_users": 12, "anchor_candidates": 10, "few_shot_users": 5, "queries": 3},
-} | {
-    name: SMALL[name]
-    for name in ("methods", "base", "anchors", "meta_lora", "stacking", "items_curve")
 }
+SIZES |= {name: SMALL[name] for name in SMALL if name not in (*SIZES, "split", "fusion")}
 
 
 class Reader:
