@@ -15,7 +15,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 import torch
@@ -52,27 +52,43 @@ class Reader:
         self.folder = folder
         self.instead: dict[str, str] = {}
         self.server: subprocess.Popen[str] | None = None
-        # The make that may run these tests hands its own flags and variables on.
-        make = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL")
-        self.env = {k: v for k, v in environment().items() if k not in make}
-        self.env |= {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+        self.env = environment() | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+
+    def go_through(self, page: str) -> dict[str, str]:
+        """Type or save each fenced block, in order: a command's first two words -> what it said."""
+        said: dict[str, str] = {}
+        for before, language, block in pages.fenced((ROOT / page).read_text(encoding="utf-8")):
+            for here, mine in self.instead.items():
+                block = block.replace(here, mine)
+            if language in pages.SHELL:
+                for words in pages.commands([block]):
+                    if shlex.join(words) not in SKIPPED:
+                        said[" ".join(words[:2])] = self.type(words)
+            else:
+                assert language == "python", f"what is to be done with:\n{block}"
+                names = re.findall(r"[Ss]ave this[\w ]* as `([\w.]+)`", before)
+                assert names, f"which file is this?\n{block}"
+                (self.folder / names[-1]).write_text(block)
+        return said
 
     def type(self, words: list[str]) -> str:
         """Run a command to its end; returns what it prints. One that serves goes on behind."""
-        for here, mine in self.instead.items():
-            words = [word.replace(here, mine) for word in words]
         if words[:2] == ["python", "serve.py"]:
             self.server = subprocess.Popen(
                 words, cwd=self.folder, env=self.env | {"PYTHONUNBUFFERED": "1"}, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             )  # fmt: skip
-            return line_of(self.server.stdout)
+            assert self.server.stdout
+            return self.server.stdout.readline()
         done = subprocess.run(
             self.short(words), cwd=self.folder, env=self.env, capture_output=True, text=True,
             timeout=600, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
-        return done.stdout + done.stderr
+        said = done.stdout + done.stderr
+        if words[:2] == ["mta", "export"] and "its base model is " in said:
+            self.instead["BASE-FOLDER"] = said.split("its base model is ")[1].split()[0]
+        return said
 
     def short(self, words: list[str]) -> list[str]:
         """A command with the sizes of a short run, and with this environment as make's."""
@@ -95,11 +111,6 @@ class Reader:
         return [part for k, v in left.items() for part in ("-p", f"{k}={json.dumps(v)}")]
 
 
-def line_of(stream: IO[str] | None) -> str:
-    assert stream is not None
-    return stream.readline()
-
-
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Reader]:
     folder = tmp_path / "project"
@@ -116,35 +127,13 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         stack(folder, "down")
 
 
-def typed(page: str) -> Iterator[tuple[list[str], str]]:
-    """Each fenced block of a page that is to be typed or saved: its commands, or the file's name
-    and text."""
-    for before, language, block in pages.fenced((ROOT / page).read_text(encoding="utf-8")):
-        if language in pages.SHELL:
-            for words in pages.commands([block]):
-                if shlex.join(words) not in SKIPPED:
-                    yield words, ""
-        else:
-            names = re.findall(r"[Ss]ave this[\w ]* as `([\w.]+)`", before)
-            assert language == "python", f"what is to be done with:\n{block}"
-            assert names, f"which file is this?\n{block}"
-            yield [names[-1]], block
-
-
 @pytest.mark.slow
 @pytest.mark.server
 def test_the_tutorial(reader: Reader) -> None:
     text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     outputs = [textwrap.dedent(block) for block in pages.indented(text)]
     reader.instead["8123"] = str(free_port())
-    printed: dict[str, str] = {}
-    for words, block in typed("docs/tutorial.md"):
-        if block:
-            (reader.folder / words[0]).write_text(block.replace("8123", reader.instead["8123"]))
-            continue
-        printed[" ".join(words[:2])] = said = reader.type(words)
-        if words[:2] == ["mta", "export"]:
-            reader.instead["BASE-FOLDER"] = said.split("its base model is ")[1].split()[0]
+    printed = reader.go_through("docs/tutorial.md")
     # The newcomer is drawn from the world alone, so what the page prints is what everybody sees.
     assert any(output in printed["python newcomer.py"] for output in outputs)
     rows = [line.split()[3] for line in outputs[0].splitlines()[1:]]
@@ -177,8 +166,7 @@ def test_the_readme(reader: Reader, tmp_path: Path) -> None:
         stock: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
         stock.save_pretrained(reader.folder / "my-loras" / str(number))
     reader.instead["/models/my-llama"] = str(model)
-    for words, _ in typed("README.md"):
-        reader.type(words)
+    reader.go_through("README.md")
     for folder in ("models", "adapters"):
         assert [*(reader.folder / folder).rglob("adapter_model.safetensors")], folder
 

@@ -13,6 +13,7 @@ import pytest
 
 from infra.local.server import deployed_from
 from infra.local.settings import DEPLOYMENT, DEPLOYMENTS, WORK_POOL
+from tests.flows.test_stack import environment
 
 ROOT = Path(__file__).parents[3]
 
@@ -26,11 +27,10 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def would_install(folder: Path, *arguments: str) -> bool:
-    # The make that may run these tests hands its own flags and variables on.
-    env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES")}
     done = subprocess.run(
-        ["make", "-n", *arguments], cwd=folder, env=env, capture_output=True, text=True, check=True
-    )
+        ["make", "-n", *arguments], cwd=folder, env=environment(), capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
     return "pip install" in done.stdout
 
 
