@@ -39,7 +39,7 @@ deploy: $(INSTALLED) ## start what does not run, and deploy again
 	@$(PY) -m infra.local up --deploy
 
 status: $(INSTALLED) ## what of the stack runs, and where
-	@$(PY) -m infra.local status || true  # its exit code is for scripts
+	@$(PY) -m infra.local status || [ $$? -eq 3 ]  # 3: not all of it runs
 
 stop: ## end what the stack started
 	@if [ -x $(PY) ]; then $(PY) -m infra.local down; \
