@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from infra.local.alone import OWNER
+from infra.local.processes import end, family
 from tests.small import SMALL
 
 
@@ -23,6 +25,13 @@ from tests.small import SMALL
 def prefect_server(prefect_tables: Path) -> None:
     """A real Prefect server, and the only one of a process: Prefect asks the first that it met for
     slots ever after, and gives them back to the one that is set."""
+
+
+@pytest.fixture(autouse=True)
+def end_own_servers() -> Iterator[None]:
+    """End what a command started for its process: it would run until pytest itself ends."""
+    yield
+    end(family(**{OWNER: str(os.getpid())}))
 
 
 class MlflowServer:

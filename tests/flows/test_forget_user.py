@@ -89,6 +89,7 @@ def copied(
     place, run = filled
     shutil.copy(mlflow_tables, tmp_path / TRACKED)
     shutil.copytree(place / "mta", tmp_path / "mta", symlinks=True)
+    monkeypatch.chdir(tmp_path)  # where no `mta run` has a database
     monkeypatch.setenv("MTA_STORE", str(tmp_path / "mta" / "store"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / TRACKED}")
     _track(tmp_path, run.cells[0])
