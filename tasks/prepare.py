@@ -35,7 +35,7 @@ SPLITS = {"grouped": "split by author", "published": "split by user, as publishe
 LOGGED = (
     "queries_in_other_profiles", "pooled_users", "removed_shared_group",
     "removed_few_shot_without_query", "few_shot_users_left_out", "unseen_few_shot_items",
-    "shared_author",
+    "shared_author", "base_users_as_candidates",
     "papers_asked_by_their_author", "papers_asked_by_a_drawn_citation",
 )  # fmt: skip
 MEGABYTE = 10**6
@@ -67,7 +67,7 @@ def prepared_users(config: TaskConfig) -> Prepared:
     return users
 
 
-@stage(version=10, libraries=("polars", "pyarrow", "numpy"))
+@stage(version=11, libraries=("polars", "pyarrow", "numpy"))
 def prepare(
     users: SourceFiles | SyntheticOptions, split: SplitOptions, task: LampTask, seed: int
 ) -> Prepared:

@@ -30,7 +30,7 @@ class Users:
 
 
 def each_user(table: File) -> Users:
-    """All users of one side, in the order of their ids."""
+    """All users of one side, in the order of the table."""
     return Users((table,))
 
 

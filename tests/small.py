@@ -9,7 +9,7 @@ SMALL: dict[str, Any] = {
     "lamp_tasks": ["LaMP-2M"],
     "methods": ["base", "merge_only", "mta"],
     "items_curve": [],
-    "split": {"few_shot_items": 6},
+    "split": {"few_shot_items": 6, "base_candidates": False},
     "synthetic": {
         "base_users": 12,
         "anchor_candidates": 10,

@@ -14,6 +14,8 @@ SHORT = {"learning_rate": 5e-3, "epochs": 6, "batch_size": 4, "accumulation": 1}
 # else was tried.
 PRESETS: dict[str, dict[str, Any]] = {
     "embedded": {
+        # Thrice the items for a LoRA of the bank (docs/defaults.md).
+        "split": {"base_candidates": True},
         # `base`: there is no text encoder offline. `per_job`: an anchor takes a second.
         "anchors": {
             "text_model": "base",
@@ -25,23 +27,23 @@ PRESETS: dict[str, dict[str, Any]] = {
             "clustering": "silhouette",
             "per_job": 8,
         },
-        "meta_lora": {"learning_rate": 5e-3, "epochs": 5, "batch_size": 8, "accumulation": 1},
+        "meta_lora": {"learning_rate": 5e-3, "epochs": 2, "batch_size": 8, "accumulation": 1},
         "fusion": {"top_m": 16, "weights": "evidence", "evidence_temperature": 1.0},
         "stacking": {"rank": 4, "alpha": 8.0} | SHORT,
         "oppu": SHORT,
         # Ten choices between two references, or ten noisy ratings, teach little: at 5e-3 stacking
-        # spoilt what merging gave. Clusters have hundreds of items and need more epochs. For LaMP-1
-        # they need a smaller rate, too: at 5e-3 some ended at chance. Vectors of ten such items
-        # tell users apart as well as likelihoods do, and by other facts (docs/defaults.md).
+        # spoilt what merging gave. Clusters need more epochs. For LaMP-1 they need a smaller rate,
+        # too: at 5e-3 some ended at chance. Vectors of ten such items tell users apart as well as
+        # likelihoods do, and by other facts (docs/defaults.md).
         "per_task": {
             "LaMP-1": {
-                "meta_lora": {"learning_rate": 2e-3, "epochs": 24},
+                "meta_lora": {"learning_rate": 2e-3, "epochs": 8},
                 "fusion": {"vectors": True},
                 "stacking": {"learning_rate": 1e-3},
                 "oppu": {"learning_rate": 2e-3},
             },
             "LaMP-3": {
-                "meta_lora": {"epochs": 12},
+                "meta_lora": {"epochs": 4},
                 "fusion": {"vectors": True},
                 "stacking": {"learning_rate": 5e-4},
                 "oppu": {"learning_rate": 2e-3},

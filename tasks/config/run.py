@@ -103,7 +103,8 @@ def resolve(changes: dict[str, Any]) -> RunConfig:
     """The preset's values with `changes` laid over them, section by section.
 
     changes: field -> value, or for a section the fields to change. Short forms: `model` for
-    base.model, a text as `split` for split.kind, `all` for all `methods`. A change for all LaMP
+    base.model, a text as `split` for split.kind, `all` for all `methods`. The published split has
+    base users apart from candidates, unless told otherwise. A change for all LaMP
     tasks also wins over what the preset has for one. Raises InputError naming each key that is
     unknown or out of bounds.
     """
@@ -204,6 +205,8 @@ def _long_forms(changes: dict[str, Any]) -> dict[str, Any]:
             raise InputError("task: a task of your own needs users of its own: give data=<folder>")
     if isinstance(changes.get("split"), str):
         changes["split"] = {"kind": changes["split"]}
+    if isinstance(split := changes.get("split"), dict) and split.get("kind") == "published":
+        changes["split"] = {"base_candidates": False} | split
     if (model := changes.pop("model", None)) is not None:
         base = changes.get("base", {})
         if not isinstance(base, dict) or base.get("model", model) != model:

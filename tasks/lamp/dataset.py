@@ -1,5 +1,7 @@
 """From all users of a LaMP task, as they were read, to the tables of three sides.
 
+Base users may be anchor candidates as well (`split.base_candidates`): no score is of either.
+
 Development users may stand in the few-shot users' place: anchor candidates, who are nobody's anchor
 then. What is chosen on them has not seen a few-shot user.
 """
@@ -22,7 +24,15 @@ from tasks.lamp.kept import EMPTY_QUERY, EMPTY_USER, UNKNOWN_GOLD
 from tasks.lamp.options import SplitOptions
 from tasks.lamp.prompts import instruction_of
 from tasks.lamp.splits import counted, rank, split_users
-from tasks.lamp.tables import SIDE, pooled, read_table, row_groups, write_side, write_sides
+from tasks.lamp.tables import (
+    SIDE,
+    append,
+    pooled,
+    read_table,
+    row_groups,
+    write_side,
+    write_sides,
+)
 
 # A development user's last items are asked: a third of all, and no more than so many.
 QUERIES = 5
@@ -75,9 +85,14 @@ def write_dataset(
         table = pl.concat(one.with_columns(role=pl.lit(side)) for side, one in frames.items())
         audited = audit(table, dropped, task)
         counts |= counted(table, frames, task)
+    candidates = frames["anchor"]
+    if options.base_candidates:
+        append(out / "base.parquet", out / "anchor.parquet")
+        candidates = pl.concat([candidates, frames["base"]])
+        counts["base_users_as_candidates"] = frames["base"].height
     return Dataset(
         few_shot_ids=tuple(frames["few_shot"]["user_id"]),
-        longest_candidate=max(frames["anchor"]["profile"].list.len().to_list()),
+        longest_candidate=max(candidates["profile"].list.len().to_list()),
         instruction=instruction,
         counts=counts,
         audit=audited,

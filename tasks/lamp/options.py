@@ -79,6 +79,8 @@ class SplitOptions(Options):
     """Leave out and count users of an author on two sides, instead of refusing the data."""
     few_shot_items: int | None = Field(None, ge=1)
     """Items of each few-shot user that are shown; null: all, with `published` 10."""
+    base_candidates: bool = False
+    """Base users are anchor candidates, too: no score is of either."""
     development: bool = False
     """Score half of the anchor candidates in the few-shot users' place, to choose settings."""
 

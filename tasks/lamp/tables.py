@@ -1,9 +1,10 @@
 """Users as tables: an Arrow file that is mapped into memory, and the sides of a split as parquet.
 
-Users come in the order of the input files and leave in the order of their ids, pooled by author.
-Their texts stay in the mapped file until a row group of a side is written. It holds whole users and
-about ROW_GROUP bytes of text, so a user can be read without the rest of the file. A side's file
-depends on the side's users alone.
+Users come in the order of the input files and leave in the order of their ids, pooled by author;
+base users that are candidates, too, stand behind the other candidates (`append`). Their texts stay
+in the mapped file until a row group of a side is written. It holds whole users and about ROW_GROUP
+bytes of text, so a user can be read without the rest of the file. A side's file depends on the
+side's users alone.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -89,6 +90,16 @@ def write_side(users: pl.DataFrame, file: Path) -> None:
     _write(file, users, sizes, pl.DataFrame.to_arrow)
 
 
+def append(source: Path, target: Path) -> None:
+    """Put the users of one side's file behind those of another's, row group by row group."""
+    whole = target.with_suffix(".whole")
+    with _writer(whole) as writer:
+        for file in (target, source):
+            for group in row_groups(file):
+                writer.write_table(group)
+    whole.replace(target)
+
+
 def pooled(users: pl.DataFrame, sides: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     """user_id, row: the users that were pooled, and the author's row that has their items.
 
@@ -114,16 +125,16 @@ def _write(
     ends = users["profile"].list.len().cum_sum().to_numpy()
     written = np.concatenate([[0], np.cumsum(sizes)])[ends]  # up to the end of each user
     starts = np.flatnonzero(np.diff((written - 1) // ROW_GROUP, prepend=-2)).tolist()
-    with pq.ParquetWriter(
-        file,
-        SIDE,
-        compression="zstd",
-        use_dictionary=False,
-        # Statistics of texts are as large as the texts; those of user_id say where a user is.
-        write_statistics=["user_id"],
-    ) as writer:
+    with _writer(file) as writer:
         for start, end in zip(starts, [*starts, users.height][1:], strict=True):
             writer.write_table(table(users[start:end]).cast(SIDE))
+
+
+def _writer(file: Path) -> pq.ParquetWriter:
+    """Statistics of texts are as large as the texts; those of user_id say where a user is."""
+    return pq.ParquetWriter(
+        file, SIDE, compression="zstd", use_dictionary=False, write_statistics=["user_id"]
+    )
 
 
 def _numbers(column: pl.Series) -> pl.Series:

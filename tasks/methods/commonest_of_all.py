@@ -26,16 +26,16 @@ class CommonAnswer(Result):
     answer: str
 
 
-@stage(version=1)
-def common_answer(base: File, anchor: File) -> CommonAnswer:
+@stage(version=2)
+def common_answer(tables: tuple[File, ...]) -> CommonAnswer:
     """The commonest answer of these users' items."""
-    counts = Counter(item["answer"] for user in Users((base, anchor)) for item in user["profile"])
+    counts = Counter(item["answer"] for user in Users(tables) for item in user["profile"])
     return CommonAnswer(answer=min(counts, key=lambda answer: (-counts[answer], answer)))
 
 
 def fit(_config: MethodConfig, users: Prepared, *_: object) -> Result:
     """The answer for everybody."""
-    return common_answer(users.base, users.anchor)
+    return common_answer(users.unscored)
 
 
 def answered(batch: Batch) -> list[list[str]]:

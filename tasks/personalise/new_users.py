@@ -137,7 +137,7 @@ def _with_questions(
     authors = {user["user_id"]: user["group"] for user in users_of(run.few_shot)}
     groups = [authors.get(user.user_id, user.user_id) for user in users]
     frame = pl.DataFrame({"group": groups, "profile": [user.profile for user in users]})
-    others = pl.DataFrame([*users_of(run.base), *users_of(run.anchor)])
+    others = pl.DataFrame([user for table in run.unscored for user in users_of(table)])
     asked, _ = ask_related(frame, others, config.seed)
     pairs = zip(users, asked["profile"].to_list(), strict=True)
     return [replace(user, profile=profile) for user, profile in pairs]

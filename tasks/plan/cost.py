@@ -228,7 +228,12 @@ def embedding(
     model, options, work, width = measure.model, method.options, Work(), 0
     if questions := method.questions:
         at_input = options.embedding == "input_signature"
-        samples = [user for table in new for user in measure.tokens("profile", questions, table)]
+        each = [
+            zip(measure.users(table), measure.tokens("profile", questions, table), strict=True)
+            for table in new
+        ]
+        # Base users may be candidates, too, and are embedded once.
+        samples = [*dict(chain(*each)).values()]
         vocabulary, hidden = model.base.model.get_output_embeddings().weight.shape
         width = min(options.signature_vocabulary, vocabulary) * min(
             options.signature_hidden, hidden
@@ -249,7 +254,7 @@ def embedding(
         ids = (model.base.tokenizer(one, split_special_tokens=True)["input_ids"] for one in texts)
         states = [blank(min(model.base.max_tokens, len(one)), 0) for one in ids]
         width, work = widths_of(model.base.model).hidden, passes(model, [states])
-    work.users = sum(counts[table] for table in new)
+    work.users = len({user_id for table in new for user_id in measure.users(table)})
     return work, width
 
 

@@ -24,6 +24,7 @@ class SourceFiles(Record):
 class Prepared(Result):
     """The users of one LaMP task on three sides: tables of user_id, group (author), profile, query.
 
+    anchor: the candidates; with `split.base_candidates` the base users stand behind them.
     pooled: user_id, row of base users and candidates that stand in their author's row. Of generated
     worlds: optimum, the best answers to few-shot users' queries; population: user_id, first, second
     (archetypes), mixture. longest_candidate: items of the longest history of an anchor candidate.
@@ -43,6 +44,12 @@ class Prepared(Result):
     counts: Counts
     dropped: Counts
     audit: Note
+
+    @property
+    def unscored(self) -> tuple[File, ...]:
+        """The tables of everybody but few-shot users, in which nobody stands twice."""
+        both = self.counts.get("base_users_as_candidates", 0) > 0
+        return (self.anchor,) if both else (self.base, self.anchor)
 
     def side(self, role: str) -> File:
         """The table of `base`, `anchor` or `few_shot`."""

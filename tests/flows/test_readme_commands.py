@@ -112,11 +112,13 @@ class Reader:
 
 
 @pytest.fixture
-def reader(tmp_path: Path) -> Iterator[Reader]:
+def reader(tmp_path: Path, prefect_tables: Path, mlflow_tables: Path) -> Iterator[Reader]:
+    """In a copy of the project. Databases have their tables: test_stack.py has them made."""
     folder = tmp_path / "project"
     copy_project(folder)
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
+    copy_tables(folder / ".mta/local", prefect_tables, mlflow_tables)
     made = Reader(folder)
     try:
         yield made
@@ -125,6 +127,12 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
             made.server.kill()
             made.server.wait()
         stack(folder, "down")
+
+
+def copy_tables(folder: Path, *databases: Path) -> None:
+    folder.mkdir(parents=True)
+    for database in databases:
+        shutil.copy(database, folder)
 
 
 @pytest.mark.slow
@@ -149,7 +157,11 @@ def test_the_tutorial(reader: Reader) -> None:
 
 @pytest.mark.slow
 @pytest.mark.server
-def test_the_readme(reader: Reader, tmp_path: Path) -> None:
+def test_the_readme(
+    reader: Reader, tmp_path: Path, prefect_tables: Path, mlflow_tables: Path
+) -> None:
+    copy_tables(reader.folder / ".mta/prefect", prefect_tables)
+    copy_tables(reader.folder / ".mta/mlflow", mlflow_tables)
     world = write_world(tmp_path / "world")
     people = [
         person

@@ -103,3 +103,24 @@ def test_too_few_candidates_give_one_line(folder: Path, tmp_path: Path) -> None:
 def _anchor(folder: Path, tmp_path: Path) -> Path:
     written(folder, tmp_path / "all")
     return tmp_path / "all" / "anchor.parquet"
+
+
+@pytest.mark.parametrize("development", [False, True])
+def test_base_users_may_be_candidates_but_not_development_users(
+    folder: Path, tmp_path: Path, development: bool
+) -> None:
+    apart = written(folder, tmp_path / "apart", development=development)
+    both = written(folder, tmp_path / "both", development=development, base_candidates=True)
+
+    def side(run: str, name: str) -> pl.DataFrame:
+        return pl.read_parquet(tmp_path / run / f"{name}.parquet")
+
+    for name in ("base", "few_shot"):
+        assert side("both", name).equals(side("apart", name))
+    assert side("both", "anchor").equals(
+        pl.concat([side("apart", "anchor"), side("apart", "base")])
+    )
+    assert both.counts == apart.counts | {"base_users_as_candidates": 1}
+    assert both.audit == apart.audit
+    # b0 has 4 items, and c4 40, unless c4 is a development user.
+    assert both.longest_candidate == max(4, apart.longest_candidate)

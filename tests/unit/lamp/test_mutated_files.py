@@ -234,7 +234,9 @@ def outcome(folder: Path, data: Path, task: LampTask) -> Outcome:
     """What `prepare` makes of it: a whole result, or a line and nothing at all."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MTA_STORE", str(folder / "store"))
-        config = resolve({"data": str(data), "anchors": {"min_items": 1}}).for_task(task.name, 0)
+        given = {"data": str(data), "anchors": {"min_items": 1}}
+        given["split"] = {"base_candidates": False}
+        config = resolve(given).for_task(task.name, 0)
         try:
             made = prepared_users(config)
         except InputError as error:

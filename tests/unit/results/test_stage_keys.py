@@ -153,7 +153,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "bank": ((LORA,), ANCHORS, "LaMP-2M, mta"),
     "own_bank": ((GivenAdapter(name="a", path="/adapters/a", content="hash"),), BASE),
     "learned_weights": (LearnedOptions(), MERGED, file("few_shot"), SETTING),
-    "common_answer": (file("base"), file("anchor")),
+    "common_answer": ((file("base"), file("anchor")),),
     "experts": (TRAINED, 3, BANK, file("base"), file("anchor"), SETTING),
     "network": (NetworkOptions(), EMBEDDED, BANK, file("anchor"), SETTING),
     "predicted": (3, Network(file=file("network"), **NOTED), EMBEDDED, BANK, RECIPES),

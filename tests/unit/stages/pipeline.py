@@ -37,6 +37,7 @@ ONE_MORE_ITEM = ROLES | {"few_shot": [user("few-0", 5, queries=2), *ROLES["few_s
 SIGNATURE = {"signature_vocabulary": 16, "signature_hidden": 16}
 LORA = {"learning_rate": 0.03, "epochs": 2, "batch_size": 2, "accumulation": 1}
 OPTIONS: dict[str, Any] = {
+    "split": {"base_candidates": False},
     "anchors": {"count": 3, "min_items": 4, "min_cluster_size": 2, "train_on": "user"},
     "meta_lora": {"rank": 3, "alpha": 3.0, **LORA},
     "fusion": {"top_m": 2, "weights": "cosine"},

@@ -185,7 +185,7 @@ def test_a_given_model_has_rates_of_its_own(given: dict[str, Any]) -> None:
         own = config.for_task(task, 0)
         rates = (own.meta_lora.learning_rate, own.stacking.learning_rate, own.oppu.learning_rate)
         assert rates == (1e-4, 1e-4, 1e-4)
-        assert own.meta_lora.epochs == 5
+        assert own.meta_lora.epochs == tiny.meta_lora.epochs == 2
     assert config.fusion == tiny.fusion
     assert config.stacking.rank == tiny.stacking.rank
     chosen = resolve(given | {"stacking": {"learning_rate": 3e-4}})
@@ -231,9 +231,14 @@ def test_an_option_for_one_lamp_task_is_checked(own: dict[str, Any], words: str)
 
 
 def test_short_forms() -> None:
-    """`-p split=published -p model=folder`: the other fields stay as the preset has them."""
+    """`-p split=published -p model=folder`: the other fields stay as the preset has them. But the
+    published split has base users apart."""
     short = resolve({"split": "published", "model": "/my/llama", "items_curve": [], "seed": 1})
-    assert short.split == resolve({}).split.model_copy(update={"kind": "published"})
+    assert short.split == resolve({}).split.model_copy(
+        update={"kind": "published", "base_candidates": False}
+    )
+    asked = {"kind": "published", "base_candidates": True}
+    assert resolve({"split": asked, "items_curve": []}).split.base_candidates
     assert short.base == resolve({"base": {"model": "/my/llama"}}).base
     both = {"model": "a", "base": {"model": "a", "max_tokens": 9}}
     assert resolve(both).base.max_tokens == 9

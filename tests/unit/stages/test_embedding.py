@@ -29,7 +29,10 @@ from tests.unit.stages.vectors import SCHEMA, embedded
 
 pytestmark = pytest.mark.usefixtures("where")
 NO_BASE = Base(model="none", content="none", dtype="float32", max_tokens=64)
-TEXT = {"anchors": {"embedding": "text", "text_model": "some/encoder", "min_items": 1}}
+TEXT = {
+    "anchors": {"embedding": "text", "text_model": "some/encoder", "min_items": 1},
+    "split": {"base_candidates": False},
+}
 
 
 def minilm() -> Path:

@@ -34,6 +34,7 @@ ROLES_GIVEN = {
 
 def config_of(data: Path, lamp_task: str = "LaMP-2M", **given: Any) -> TaskConfig:
     settings = {"data": str(data), "anchors": {"min_items": 1}, "items_curve": [], **given}
+    settings["split"] = {"base_candidates": False} | given.get("split", {})
     config = resolve(settings)
     return config.for_task(lamp_task, config.seed)
 
