@@ -28,7 +28,7 @@ def dealt(config: TaskConfig, table: pl.DataFrame, items: bool) -> tuple[pl.Data
     archetype's; the first one's where both have it, nobody's where the value is a quirk.
     """
     world = World(config.lamp_task, config.synthetic, config.seed)
-    by_id = {user.id: user for user in world.users("anchor")}
+    by_id = {user.id: user for role in ("base", "anchor") for user in world.users(role)}
     if not items:
         return table, [by_id[name].taste.first for name in table["user_id"]]
     rows, archetypes = [], []
