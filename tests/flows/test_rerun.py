@@ -136,7 +136,8 @@ def test_a_curve_takes_the_bank_of_the_run(workplace: Path) -> None:
     # Not the bank: its map shows the few-shot users, too.
     stages = ("meta_lora", "fusion", "answers", "compare")
     found = [records(workplace, stage).keys() for stage in stages]
-    assert mta(**small | {"split": {"few_shot_items": 3}}, return_state=True).is_completed()
+    fewer = SMALL["split"] | {"few_shot_items": 3}
+    assert mta(**small | {"split": fewer}, return_state=True).is_completed()
     assert [records(workplace, stage).keys() for stage in stages] == found
 
 
