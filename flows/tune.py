@@ -1,6 +1,7 @@
 """`tune=true`: settings of MTA are chosen on development users, then the run goes on with them.
 
-Development users are anchor candidates (tasks/lamp/dataset.py); no few-shot user is looked at.
+Development users are candidates, but no base users (tasks/lamp/dataset.py). No few-shot user is
+looked at.
 Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all trials are scored on a quarter of
 the users, the better half of them on half, and the better half of these on all. A trial that goes
 on finds its earlier users in the store. The run's settings are trial 0, which stays to the end.
@@ -38,7 +39,8 @@ def tuned(config: TaskConfig) -> Tuning:
     if count < LEAST_USERS:
         raise InputError(
             f"tune: {count} development users are too few to choose settings on; give "
-            f"{2 * LEAST_USERS} anchor candidates or more with three items each, or leave out tune"
+            f"{2 * LEAST_USERS} anchor candidates or more, beside base users, with three items "
+            "each, or leave out tune"
         )
     # In random order: users who are near each other in a file may be alike.
     order = random.Random(derive_seed(config.seed, "tune", "users")).sample(range(count), count)

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tasks.config.options import SYNTHETIC_TASKS, MlflowOptions, PlanOptions, PresetName
-from tasks.config.presets import GIVEN_MODEL, PRESETS, WORLDS
+from tasks.config.presets import APART, GIVEN_MODEL, PRESETS, WORLDS
 from tasks.config.task import TaskConfig, TaskSections, flat, overlay
 from tasks.errors import InputError, masked, short
 from tasks.lamp.definitions import TASKS, LampTask, get_task
@@ -104,7 +104,7 @@ def resolve(changes: dict[str, Any]) -> RunConfig:
 
     changes: field -> value, or for a section the fields to change. Short forms: `model` for
     base.model, a text as `split` for split.kind, `all` for all `methods`. The published split has
-    base users apart from candidates, unless told otherwise. A change for all LaMP
+    base users apart from candidates; preset `embedded` has more epochs then. A change for all LaMP
     tasks also wins over what the preset has for one. Raises InputError naming each key that is
     unknown or out of bounds.
     """
@@ -117,7 +117,9 @@ def resolve(changes: dict[str, Any]) -> RunConfig:
     values = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
     if preset == "embedded" and data == "synthetic":
         values = overlay(values, WORLDS)
-    base = changes.get("base")
+    split, base = changes.get("split"), changes.get("base")
+    if preset == "embedded" and isinstance(split, dict) and split.get("base_candidates") is False:
+        values = overlay(values, APART)
     if preset == "embedded" and isinstance(base, dict) and base.get("model", "tiny") != "tiny":
         values = overlay(values | {"per_task": {}}, GIVEN_MODEL)
     per_task = values.get("per_task", {})

@@ -1,6 +1,6 @@
 """From all users of a LaMP task, as they were read, to the tables of three sides.
 
-Base users may be anchor candidates as well (`split.base_candidates`): no score is of either.
+Base users may be anchor candidates as well (`split.base_candidates`). Nobody of either is scored.
 
 Development users may stand in the few-shot users' place: anchor candidates, who are nobody's anchor
 then. What is chosen on them has not seen a few-shot user.

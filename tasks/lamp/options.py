@@ -80,14 +80,18 @@ class SplitOptions(Options):
     few_shot_items: int | None = Field(None, ge=1)
     """Items of each few-shot user that are shown; null: all, with `published` 10."""
     base_candidates: bool = False
-    """Base users are anchor candidates, too: no score is of either."""
+    """Base users are anchor candidates, too. Nobody of either side is scored."""
     development: bool = False
-    """Score half of the anchor candidates in the few-shot users' place, to choose settings."""
+    """Score half of the anchor candidates that are no base users in the few-shot users' place, to
+    choose settings."""
 
     @model_validator(mode="after")
     def _leaves_few_shot(self) -> Self:
         if self.base_share + self.anchor_share >= 1.0:
             raise ValueError("base_share + anchor_share must stay below 1, the rest is few-shot")
+        if self.kind == "published" and self.base_candidates:
+            # Its sides may have the same user ids.
+            raise ValueError("base_candidates needs split.kind grouped")
         return self
 
 

@@ -131,7 +131,8 @@ def _write(
 
 
 def _writer(file: Path) -> pq.ParquetWriter:
-    """Statistics of texts are as large as the texts; those of user_id say where a user is."""
+    """Writes a side's file. Its statistics say where a user is; those of texts would be as large as
+    the texts."""
     return pq.ParquetWriter(
         file, SIDE, compression="zstd", use_dictionary=False, write_statistics=["user_id"]
     )

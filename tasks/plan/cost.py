@@ -67,12 +67,13 @@ class Measure:
 
     About `plan.max_items` profile items or queries of a table are tokenised at most; the users
     between those get their lengths in turn. notes: where that is so. kept: about how many bytes the
-    tokens take in the store (tasks/text/tokens.py).
+    tokens take in the store (tasks/text/tokens.py); counted: whose.
     """
 
     def __init__(self, model: PlannedModel) -> None:
         self.model, self.notes, self.kept = model, list[str](), 0
         self._users: dict[File, dict[str, Counts]] = {}
+        self.counted: set[tuple[object, ...]] = set()
         self._lengths: dict[object, dict[str, Lengths]] = {}
 
     def users(self, table: File) -> dict[str, Counts]:
@@ -96,9 +97,12 @@ class Measure:
         key = (kind, questions, table)
         if key not in self._lengths:
             self._lengths[key] = lengths = self._measured(kind, questions, table)
-            samples = sum(map(len, lengths.values()))
-            tokens = sum(one.length for user in lengths.values() for one in user)
-            self.kept += 4 * tokens + 13 * samples + 100 * len(lengths)
+            # Base users may be candidates, too, and are kept once.
+            new = {(kind, questions, user_id) for user_id in lengths} - self.counted
+            self.counted |= new
+            own = [lengths[user_id] for *_, user_id in new]
+            tokens = sum(one.length for user in own for one in user)
+            self.kept += 4 * tokens + 13 * sum(map(len, own)) + 100 * len(own)
         lengths = self._lengths[key]  # looked up once: a key takes as long as some users
         return [lengths[user_id] for user_id in ids or self.users(table)]
 

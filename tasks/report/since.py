@@ -89,7 +89,11 @@ def _changes(cell: Cell, then: Cell | None) -> list[str]:
         for role, name in ROLES.items():
             was, now = then.users.side(role), cell.users.side(role)
             if was.sha256 != now.sha256:
-                lines += _counts(f", {name}", _users(was), _users(now))
+                before, after = _users(was), _users(now)
+                if role == "anchor":  # base users among them have a line of their own
+                    before = {k: v for k, v in before.items() if k not in _users(then.users.base)}
+                    after = {k: v for k, v in after.items() if k not in _users(cell.users.base)}
+                lines += _counts(f", {name}", before, after)
     except (InputError, OSError):
         lines.append(unknown)
     words = ("new", "replaced", "trained again")

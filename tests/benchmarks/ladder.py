@@ -77,7 +77,7 @@ RUNGS = {
     "items": Rung("items dealt to archetypes", "clusters", clusters=True, items=True),
     "weights": Rung("true posterior weights", "clusters", clusters=True, weights=True),
     "epochs": Rung("ten times the epochs", "clusters", epochs=10, clusters=True),
-    "people": Rung("ten times the candidates", "clusters", MORE_PEOPLE, clusters=True),
+    "people": Rung("1,000 candidates, not 100", "clusters", MORE_PEOPLE, clusters=True),
     "base": Rung("a base trained longer", settings=LONGER),
     "all": Rung(
         "all of it, but for the epochs", settings=MORE_PEOPLE | LONGER,

@@ -13,6 +13,7 @@ import typer
 from tasks.config.options import TrainingOptions
 from tasks.config.presets import GIVEN_MODEL, PRESETS, WORLDS
 from tasks.config.run import RunConfig
+from tasks.config.task import overlay
 from tasks.tools.main import app
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -140,7 +141,7 @@ def leaves(values: Schema, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 # What an option is where nothing is asked for, if that is not its own default.
-PLAIN = dict(leaves({**WORLDS, **PRESETS["embedded"]}))
+PLAIN = dict(leaves(overlay(PRESETS["embedded"], WORLDS)))
 
 
 def commands() -> Iterator[str]:

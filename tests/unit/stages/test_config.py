@@ -179,13 +179,13 @@ def test_an_option_for_one_lamp_task() -> None:
 
 @pytest.mark.parametrize("given", [{"model": "/my"}, {"base": {"model": "/my"}}], ids=str)
 def test_a_given_model_has_rates_of_its_own(given: dict[str, Any]) -> None:
-    """As published, 1e-4, for every LaMP task; what is given still wins, and the rest stays."""
+    """As published, 1e-4 and 3 epochs, for every LaMP task; what is given still wins."""
     tiny, config = resolve({}), resolve(given)
     for task in ("LaMP-1", "LaMP-2M", "LaMP-3"):
         own = config.for_task(task, 0)
         rates = (own.meta_lora.learning_rate, own.stacking.learning_rate, own.oppu.learning_rate)
         assert rates == (1e-4, 1e-4, 1e-4)
-        assert own.meta_lora.epochs == tiny.meta_lora.epochs == 2
+        assert own.meta_lora.epochs == 3
     assert config.fusion == tiny.fusion
     assert config.stacking.rank == tiny.stacking.rank
     chosen = resolve(given | {"stacking": {"learning_rate": 3e-4}})
@@ -237,8 +237,9 @@ def test_short_forms() -> None:
     assert short.split == resolve({}).split.model_copy(
         update={"kind": "published", "base_candidates": False}
     )
-    asked = {"kind": "published", "base_candidates": True}
-    assert resolve({"split": asked, "items_curve": []}).split.base_candidates
+    with pytest.raises(InputError, match=r"base_candidates needs split\.kind grouped"):
+        resolve({"split": {"kind": "published", "base_candidates": True}, "items_curve": []})
+
     assert short.base == resolve({"base": {"model": "/my/llama"}}).base
     both = {"model": "a", "base": {"model": "a", "max_tokens": 9}}
     assert resolve(both).base.max_tokens == 9
@@ -246,6 +247,20 @@ def test_short_forms() -> None:
         with pytest.raises(InputError, match=r"^model a: base .* disagrees"):
             resolve({"model": "a", "base": other})
     assert both == {"model": "a", "base": {"model": "a", "max_tokens": 9}}
+
+
+def test_without_base_users_the_anchors_have_more_epochs() -> None:
+    """As they were chosen for a cluster of a third of the items (docs/defaults.md)."""
+    for given, epochs in (
+        ({}, [8, 2, 4]),
+        ({"split": {"base_candidates": False}}, [24, 5, 12]),
+        ({"split": "published", "items_curve": []}, [24, 5, 12]),
+        ({"split": {"base_candidates": False}, "meta_lora": {"epochs": 7}}, [7, 7, 7]),
+        ({"split": {"base_candidates": False}, "model": "/my"}, [3, 3, 3]),
+    ):
+        config = resolve(given)
+        tasks = ("LaMP-1", "LaMP-2M", "LaMP-3")
+        assert [config.for_task(task, 0).meta_lora.epochs for task in tasks] == epochs
 
 
 OWN: dict[str, Any] = {

@@ -179,6 +179,17 @@ def test_a_folder_per_lamp_task_is_preferred(where: Store, tmp_path: Path) -> No
     assert run(tmp_path / "data").counts["users"] == 5
 
 
+def test_base_users_that_are_candidates_are_counted_once(where: Store, tmp_path: Path) -> None:
+    data = write_users(tmp_path / "data", **ROLES_GIVEN)
+    apart, both = run(data), run(data, split={"base_candidates": True})
+    for prepared in (apart, both):
+        ids = [user["user_id"] for table in prepared.unscored for user in users_of(table)]
+        assert sorted(ids) == ["anchor-1", "base-1", "base-2"]
+    assert [user["user_id"] for user in users_of(both.anchor)] == ["anchor-1", "base-1", "base-2"]
+    assert both.base.sha256 == apart.base.sha256
+    assert both.few_shot.sha256 == apart.few_shot.sha256
+
+
 def test_one_user_file_is_split(where: Store, tmp_path: Path) -> None:
     """Twelve users in thirds: four base, four candidates, four few-shot; none on two sides."""
     file = tmp_path / "users.json"
