@@ -65,7 +65,7 @@ types:
 	$(PY) -m mypy
 
 tests:
-	@$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	@$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 docs: $(INSTALLED_DOCS) ## write the generated pages, build the site in site/, check its links
 	@$(PY) -m tests.unit.docs.reference
