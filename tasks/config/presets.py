@@ -109,9 +109,11 @@ APART: dict[str, Any] = {
     },
 }
 
-# For a given model in place of the tiny one: the published rate (docs/method.md, stage 1), in every
-# LaMP task. Those of `embedded` are for the tiny model. A given model has learned most before.
+# For a given model in place of the tiny one: the published rate and epochs (docs/method.md, stage
+# 1), in every LaMP task. Those of `embedded` are for the tiny model. A given model has learned most
+# before.
 GIVEN_MODEL: dict[str, Any] = {
-    section: {"learning_rate": 1e-4} for section in ("meta_lora", "stacking", "oppu")
+    "meta_lora": {"learning_rate": 1e-4, "epochs": 3},
+    "stacking": {"learning_rate": 1e-4},
+    "oppu": {"learning_rate": 1e-4},
 }
-GIVEN_MODEL["meta_lora"]["epochs"] = 3  # as published

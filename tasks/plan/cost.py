@@ -67,13 +67,13 @@ class Measure:
 
     About `plan.max_items` profile items or queries of a table are tokenised at most; the users
     between those get their lengths in turn. notes: where that is so. kept: about how many bytes the
-    tokens take in the store (tasks/text/tokens.py); counted: whose.
+    tokens of each user take in the store (tasks/text/tokens.py).
     """
 
     def __init__(self, model: PlannedModel) -> None:
-        self.model, self.notes, self.kept = model, list[str](), 0
+        self.model, self.notes = model, list[str]()
+        self.kept: dict[tuple[object, ...], int] = {}
         self._users: dict[File, dict[str, Counts]] = {}
-        self.counted: set[tuple[object, ...]] = set()
         self._lengths: dict[object, dict[str, Lengths]] = {}
 
     def users(self, table: File) -> dict[str, Counts]:
@@ -97,12 +97,10 @@ class Measure:
         key = (kind, questions, table)
         if key not in self._lengths:
             self._lengths[key] = lengths = self._measured(kind, questions, table)
-            # Base users may be candidates, too, and are kept once.
-            new = {(kind, questions, user_id) for user_id in lengths} - self.counted
-            self.counted |= new
-            own = [lengths[user_id] for *_, user_id in new]
-            tokens = sum(one.length for user in own for one in user)
-            self.kept += 4 * tokens + 13 * sum(map(len, own)) + 100 * len(own)
+            # By user: base users may be candidates, too, and are kept once.
+            for user_id, samples in lengths.items():
+                tokens = sum(one.length for one in samples)
+                self.kept[kind, questions, user_id] = 4 * tokens + 13 * len(samples) + 100
         lengths = self._lengths[key]  # looked up once: a key takes as long as some users
         return [lengths[user_id] for user_id in ids or self.users(table)]
 

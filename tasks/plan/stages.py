@@ -256,7 +256,7 @@ class Planner:
         measure = self._measure
         counts = {role: len(measure.users(users.side(role))) for role in ROLES}
         everybody = {user_id for role in ROLES for user_id in measure.users(users.side(role))}
-        self._add("tokens kept", Work(users=len(everybody)), disk=measure.kept)
+        self._add("tokens kept", Work(users=len(everybody)), disk=sum(measure.kept.values()))
         most = max(work.memory for work in self._works)
         if self._model.gpu and most > self._model.machine.memory_gb * 1e9:
             self._note(
@@ -265,8 +265,8 @@ class Planner:
             )
         notes = dict.fromkeys(measure.notes)
         self.plans.append(TaskPlan(CELL.get(), counts, self._works, [*notes]))
-        self._works, measure.kept = [], 0
-        measure.counted.clear()
+        self._works = []
+        measure.kept.clear()
         measure.notes.clear()
         return models.Compared(groups=0, queries=0, methods=(), intervals={}, differences={})
 

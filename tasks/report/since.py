@@ -91,8 +91,10 @@ def _changes(cell: Cell, then: Cell | None) -> list[str]:
             if was.sha256 != now.sha256:
                 before, after = _users(was), _users(now)
                 if role == "anchor":  # base users among them have a line of their own
-                    before = {k: v for k, v in before.items() if k not in _users(then.users.base)}
-                    after = {k: v for k, v in after.items() if k not in _users(cell.users.base)}
+                    before, after = (
+                        {one: own[one] for one in own.keys() - _users(users.base).keys()}
+                        for own, users in ((before, then.users), (after, cell.users))
+                    )
                 lines += _counts(f", {name}", before, after)
     except (InputError, OSError):
         lines.append(unknown)

@@ -234,8 +234,8 @@ def outcome(folder: Path, data: Path, task: LampTask) -> Outcome:
     """What `prepare` makes of it: a whole result, or a line and nothing at all."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MTA_STORE", str(folder / "store"))
-        given = {"data": str(data), "anchors": {"min_items": 1}}
-        given["split"] = {"base_candidates": False}
+        split = {"base_candidates": False}
+        given = {"data": str(data), "anchors": {"min_items": 1}, "split": split}
         config = resolve(given).for_task(task.name, 0)
         try:
             made = prepared_users(config)

@@ -239,7 +239,6 @@ def test_short_forms() -> None:
     )
     with pytest.raises(InputError, match=r"base_candidates needs split\.kind grouped"):
         resolve({"split": {"kind": "published", "base_candidates": True}, "items_curve": []})
-
     assert short.base == resolve({"base": {"model": "/my/llama"}}).base
     both = {"model": "a", "base": {"model": "a", "max_tokens": 9}}
     assert resolve(both).base.max_tokens == 9
