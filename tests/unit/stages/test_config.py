@@ -167,7 +167,7 @@ def test_an_option_for_one_lamp_task() -> None:
     """It is laid over the rest for that task only; what is given for all wins over the preset."""
     config = resolve({"per_task": {"LaMP-5": {"fusion": {"top_m": 3}}}})
     rates = {task: config.for_task(task, 0).stacking.learning_rate for task in ("LaMP-3", "LaMP-5")}
-    assert rates == {"LaMP-3": 5e-4, "LaMP-5": 5e-3}
+    assert rates == {"LaMP-3": 5e-4, "LaMP-5": 2e-3}
     assert config.for_task("LaMP-5", 0).fusion.top_m == 3
     assert config.for_task("LaMP-5", 0).fusion.weights == "evidence"
     assert config.for_task("LaMP-3", 0).fusion.top_m == config.fusion.top_m == 16
