@@ -70,18 +70,18 @@ class Rung:
 
 
 MORE_PEOPLE = {"synthetic": {"anchor_candidates": 1000}}
-LONGER = {"base": {"tiny": {"steps": 4000}}}
+# Candidates as well, so about as many in all as MORE_PEOPLE has.
+LARGER_BASE = {"synthetic": {"base_users": 1000}, "base": {"tiny": {"steps": 3000}}}
 RUNGS = {
     "today": Rung("the preset"),
     "clusters": Rung("true archetypes as clusters", clusters=True),
     "items": Rung("items dealt to archetypes", "clusters", clusters=True, items=True),
     "weights": Rung("true posterior weights", "clusters", clusters=True, weights=True),
     "epochs": Rung("ten times the epochs", "clusters", epochs=10, clusters=True),
-    "people": Rung("1,000 candidates, not 100", "clusters", MORE_PEOPLE, clusters=True),
-    "base": Rung("a base trained longer", settings=LONGER),
+    "people": Rung("1,200 candidates, not 300", "clusters", MORE_PEOPLE, clusters=True),
+    "base": Rung("a base of 1,000 users", "people", LARGER_BASE, clusters=True),
     "all": Rung(
-        "all of it, but for the epochs", settings=MORE_PEOPLE | LONGER,
-        clusters=True, items=True, weights=True,
+        "all, but for the epochs", settings=LARGER_BASE, clusters=True, items=True, weights=True
     ),
 }  # fmt: skip
 
