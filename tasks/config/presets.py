@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "per_job": 8,
         },
         "meta_lora": {"learning_rate": 5e-3, "epochs": 2, "batch_size": 8, "accumulation": 1},
-        "fusion": {"top_m": 16, "weights": "evidence", "evidence_temperature": 1.0},
+        "fusion": {"top_m": 16, "weights": "evidence", "evidence_temperature": 0.25},
         "stacking": {"rank": 4, "alpha": 8.0} | SHORT,
         "oppu": SHORT,
         # Ten choices between two references, or ten noisy ratings, teach little: at 5e-3 stacking

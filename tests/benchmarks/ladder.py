@@ -225,19 +225,24 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """Bars of `merge_only`'s share: a panel per task, a bar per rung."""
+    """`merge_only`'s share and its interval: a panel per task, a bar per rung."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure = Figure(figsize=(3 * len(tasks), 3.6), layout="constrained")
+    figure = Figure(figsize=(2 + 1.8 * len(tasks), 3), layout="constrained")
+    figure.supxlabel("merge_only's share of the attainable, 95 % intervals", fontsize=9)
     for number, task in enumerate(tasks):
         axes = figure.add_subplot(1, len(tasks), number + 1)
         own = [row for row in rows if row["task"] == task]
-        axes.barh([RUNGS[row["rung"]].what for row in own],
-                  [row["shares"]["merge_only"]["point"] for row in own])  # fmt: skip
+        found = [row["shares"]["merge_only"] for row in own]
+        error = [[one["point"] - one["lo"] for one in found],
+                 [one["hi"] - one["point"] for one in found]]  # fmt: skip
+        bars = axes.barh([RUNGS[row["rung"]].what for row in own],
+                         [one["point"] for one in found], color="#9cb8d9", xerr=error)  # fmt: skip
+        axes.bar_label(bars, fmt=" %.2f", label_type="center", fontsize=8)
         axes.invert_yaxis()
-        axes.set(title=task, xlim=(0, 1), xlabel="share of the attainable")
+        axes.set(title=task, xlim=(0, 1))
         if number:
             axes.set_yticklabels([])
     FigureCanvasAgg(figure).print_figure(file, dpi=120)
