@@ -12,7 +12,7 @@ with it.
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -32,6 +32,8 @@ DRAWN_AT_ONCE = 8_000_000
 # Sums in another order differ in the 16th digit, but two methods that answer alike must differ by 0
 # in every draw.
 DECIMALS = 12
+# "point", "lo" and "hi" of a 95 % interval, and of a difference "holds" (a bool).
+Interval = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ def _blocks(
         tries += 1
 
 
-def intervals(resampled: Resampled) -> dict[str, dict[str, dict[str, float | None]]]:
+def intervals(resampled: Resampled) -> dict[str, dict[str, Interval]]:
     """method -> metric -> {"point", "lo", "hi"}: the metric and its 95% interval, ready for JSON.
 
     A share of attainable whose divisor is not above 0 in every draw has no interval.
@@ -241,13 +243,13 @@ def intervals(resampled: Resampled) -> dict[str, dict[str, dict[str, float | Non
     }
 
 
-def difference(resampled: Resampled, method: str, opponent: str) -> dict[str, dict[str, Any]]:
+def difference(resampled: Resampled, method: str, opponent: str) -> dict[str, Interval]:
     """metric -> {"point", "lo", "hi", "holds"} of `method` minus `opponent`, by pairs.
 
     holds: the interval excludes 0 (None without an interval).
     """
     row, other = resampled.methods.index(method), resampled.methods.index(opponent)
-    by_metric: dict[str, dict[str, Any]] = {}
+    by_metric: dict[str, Interval] = {}
     with np.errstate(over="ignore", invalid="ignore"):
         for metric, values in resampled.points.items():
             draws = resampled.draws[metric]
@@ -263,7 +265,7 @@ def difference(resampled: Resampled, method: str, opponent: str) -> dict[str, di
 
 def differences(
     resampled: Resampled, opponents: Sequence[str]
-) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+) -> dict[str, dict[str, dict[str, Interval]]]:
     """method -> opponent -> `difference`, for all methods against each of `opponents`."""
     return {
         one: {other: difference(resampled, one, other) for other in opponents if other != one}
@@ -287,7 +289,7 @@ def _values(scored: ScoredAnswers, sums: Floats, count: Floats | int) -> dict[st
     return values
 
 
-def _interval(point: Floats, draws: Floats) -> dict[str, float | None]:
+def _interval(point: Floats, draws: Floats) -> Interval:
     if not np.isfinite(point):
         return {"point": None, "lo": None, "hi": None}
     if not len(draws) or not np.isfinite(draws).all():
