@@ -3,10 +3,11 @@
     python -m tests.benchmarks.ladder                     worlds 100 to 103, all tasks and rungs
     python -m tests.benchmarks.ladder --seeds 101 --tasks LaMP-1 --rungs today clusters
 
-Each rung replaces one part of the embedded preset by what is true of the world, or by more of it,
-and keeps the rest (RUNGS). What is known of a world, who mixes which archetypes, a run never sees.
-`--to` gets the table as JSON and a picture; what was made is kept in the store (MTA_STORE), so a
-run that was ended goes on.
+Each rung replaces a part of the rung that it is held against by what is true of the world, or by
+more of it (RUNGS); the first is the embedded preset. What is known of a world, who mixes which
+archetypes, a run never sees. All rungs are without `fusion.vectors`, as true clusters need no
+embedding. `--to` gets the table as JSON and a picture; what was made is kept in the store
+(MTA_STORE), so a run that was ended goes on.
 
 The score is the share of the attainable, (score - nonpersonal) / (bayes - nonpersonal), of `base`,
 `merge_only`, `mta`, and `mixture_of_answers` (the bank's answers mixed by the same weights, instead
@@ -55,33 +56,37 @@ SHARE = "share_of_attainable"
 class Rung:
     """What of a run is replaced, and what the rung is to be held against.
 
-    settings: other than the preset's. epochs: times as many of meta-LoRAs. clusters: the anchors
-    are the true archetypes, each of the users that have it first. items: each item goes to the
-    archetype that it was answered by. weights: recipes are the true posterior of the archetypes.
+    settings: other than the preset's. epochs: times as many of meta-LoRAs, at least one. clusters:
+    the anchors are the true archetypes, each of the users that have it first. items: each item goes
+    to the archetype that it was answered by. weights: recipes are the true posterior of the
+    archetypes.
     """
 
     what: str
     against: str = "today"
     settings: Mapping[str, Any] = field(default_factory=dict)
-    epochs: int = 1
+    epochs: float = 1.0
     clusters: bool = False
     items: bool = False
     weights: bool = False
 
 
 MORE_PEOPLE = {"synthetic": {"anchor_candidates": 1000}}
-# Candidates as well, so about as many in all as MORE_PEOPLE has.
+# Base users are candidates, too: 1,100 in all, where MORE_PEOPLE has 1,200.
 LARGER_BASE = {"synthetic": {"base_users": 1000}, "base": {"tiny": {"steps": 3000}}}
 RUNGS = {
-    "today": Rung("the preset"),
+    "today": Rung("the preset, without vectors"),
     "clusters": Rung("true archetypes as clusters", clusters=True),
     "items": Rung("items dealt to archetypes", "clusters", clusters=True, items=True),
     "weights": Rung("true posterior weights", "clusters", clusters=True, weights=True),
     "epochs": Rung("ten times the epochs", "clusters", epochs=10, clusters=True),
-    "people": Rung("1,200 candidates, not 300", "clusters", MORE_PEOPLE, clusters=True),
-    "base": Rung("a base of 1,000 users", "people", LARGER_BASE, clusters=True),
+    "people": Rung("four times the people", "clusters", MORE_PEOPLE, epochs=0.25, clusters=True),
+    "base": Rung(
+        "base: 1,000 users, 3,000 steps", "people", LARGER_BASE, epochs=0.25, clusters=True
+    ),
     "all": Rung(
-        "all, but for the epochs", settings=LARGER_BASE, clusters=True, items=True, weights=True
+        "all, but for the epochs", "base", LARGER_BASE, epochs=0.25,
+        clusters=True, items=True, weights=True,
     ),
 }  # fmt: skip
 
@@ -96,8 +101,9 @@ def cell(rung: Rung, lamp_task: str, seed: int) -> Compared:
     from tasks.results.models import Merged
     from tasks.results.run import Merging
 
-    given = {"seed": seed, "lamp_tasks": [lamp_task], "methods": list(METHODS), "items_curve": []}
-    config = resolve(given | dict(rung.settings)).for_task(lamp_task, seed)
+    given = {"lamp_tasks": [lamp_task], "methods": list(METHODS), "items_curve": []}
+    given |= {"seed": seed, "fusion": {"vectors": False}} | dict(rung.settings)
+    config = resolve(given).for_task(lamp_task, seed)
     users = prepared_users(config)
     common = Common(config, users, base_model(config, users))
     own = config.method("mta")
@@ -121,7 +127,8 @@ def bank_of(
     from tasks.embed import embedded_users
     from tasks.running.jobs import batches_of
 
-    training = own.meta_lora.model_copy(update={"epochs": own.meta_lora.epochs * rung.epochs})
+    epochs = max(1, round(own.meta_lora.epochs * rung.epochs))
+    training = own.meta_lora.model_copy(update={"epochs": epochs})
     if rung.clusters:
         candidates, embedded, found = true_clusters(config, users, rung.items)
     else:
@@ -212,16 +219,14 @@ def climb(seeds: Sequence[int], tasks: Sequence[str], rungs: Sequence[str]) -> l
 
 def _row(rung: str, task: str, mean: Compared) -> dict[str, Any]:
     shares = {name: mean.estimate(name, SHARE).model_dump() for name in METHODS}
-    return {"rung": rung, "task": task, "shares": shares}
+    return {"rung": rung, "against": RUNGS[rung].against, "task": task, "shares": shares}
 
 
 def _line(row: dict[str, Any]) -> str:
-    def text(share: dict[str, Any]) -> str:
-        interval = "" if share["lo"] is None else f" [{share['lo']:.2f}, {share['hi']:.2f}]"
-        return f"{share['point']:.2f}{interval}"
+    from tasks.results.models import Estimate
 
-    shares = "  ".join(f"{name} {text(share)}" for name, share in row["shares"].items())
-    return f"{row['rung']:9} {row['task']:8} {shares}"
+    texts = (f"{name} {Estimate(**share).text('.2f')}" for name, share in row["shares"].items())
+    return f"{row['rung']:9} {row['task']:8} {'  '.join(texts)}"
 
 
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
@@ -230,19 +235,20 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure = Figure(figsize=(2 + 1.8 * len(tasks), 3), layout="constrained")
-    figure.supxlabel("merge_only's share of the attainable, 95 % intervals", fontsize=9)
+    figure = Figure(figsize=(3 + 1.8 * len(tasks), 3), layout="constrained")
+    figure.supxlabel("share of the attainable, 95 % intervals", fontsize=9)
     for number, task in enumerate(tasks):
-        axes = figure.add_subplot(1, len(tasks), number + 1)
         own = [row for row in rows if row["task"] == task]
-        found = [row["shares"]["merge_only"] for row in own]
-        error = [[one["point"] - one["lo"] for one in found],
-                 [one["hi"] - one["point"] for one in found]]  # fmt: skip
-        bars = axes.barh([RUNGS[row["rung"]].what for row in own],
-                         [one["point"] for one in found], color="#9cb8d9", xerr=error)  # fmt: skip
+        shares = [row["shares"]["merge_only"] for row in own]
+        # What is not known is no number, and not drawn.
+        table = [[one[key] for one in shares] for key in ("lo", "point", "hi")]
+        lo, points, hi = np.array(table, dtype=float)
+        axes = figure.add_subplot(1, len(tasks), number + 1)
+        bars = axes.barh([RUNGS[row["rung"]].what for row in own], points, color="#9cb8d9",
+                         xerr=np.abs([points - lo, hi - points]))  # fmt: skip
         axes.bar_label(bars, fmt=" %.2f", label_type="center", fontsize=8)
         axes.invert_yaxis()
-        axes.set(title=task, xlim=(0, 1))
+        axes.set(title=task, xlim=(min(0.0, np.nanmin([lo, points])), 1))
         if number:
             axes.set_yticklabels([])
     FigureCanvasAgg(figure).print_figure(file, dpi=120)
