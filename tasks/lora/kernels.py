@@ -80,10 +80,9 @@ def attention(
     cu_seq_lens_q [S + 1] int32: 0, then the end of each sample in [B * T]. Without it this is sdpa.
     """
     if cu_seq_lens_q is None or max_length_q is None:
-        mixed, _ = sdpa_attention_forward(
+        return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )
-        return cast(Tensor, mixed), None
     groups = query.shape[1] // key.shape[1]
     heads = (query, repeat_kv(key, groups), repeat_kv(value, groups))
     q, k, v = (one.transpose(1, 2).flatten(0, 1) for one in heads)

@@ -179,14 +179,17 @@ def test_an_option_for_one_lamp_task() -> None:
 
 @pytest.mark.parametrize("given", [{"model": "/my"}, {"base": {"model": "/my"}}], ids=str)
 def test_a_given_model_has_rates_of_its_own(given: dict[str, Any]) -> None:
-    """As published, 1e-4 and 3 epochs, for every LaMP task; what is given still wins."""
+    """As published, 1e-4 and 3 epochs, for every LaMP task, and weights of the posterior itself.
+
+    What is given still wins.
+    """
     tiny, config = resolve({}), resolve(given)
     for task in ("LaMP-1", "LaMP-2M", "LaMP-3"):
         own = config.for_task(task, 0)
         rates = (own.meta_lora.learning_rate, own.stacking.learning_rate, own.oppu.learning_rate)
         assert rates == (1e-4, 1e-4, 1e-4)
-        assert own.meta_lora.epochs == 3
-    assert config.fusion == tiny.fusion
+        assert (own.meta_lora.epochs, own.fusion.evidence_temperature) == (3, 1.0)
+    assert config.fusion == tiny.fusion.model_copy(update={"evidence_temperature": 1.0})
     assert config.stacking.rank == tiny.stacking.rank
     chosen = resolve(given | {"stacking": {"learning_rate": 3e-4}})
     assert chosen.stacking.learning_rate == 3e-4
