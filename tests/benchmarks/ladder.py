@@ -209,24 +209,19 @@ def climb(seeds: Sequence[int], tasks: Sequence[str], rungs: Sequence[str]) -> l
                 ]
                 by_task[task] = [job.result() for job in jobs]
             rows.append(_row(name, task, mean_of(by_task[task])))
-            print(_line(rows[-1]), flush=True)
         if len(tasks) > 1:
             everything = [one for own in by_task.values() for one in own]
             rows.append(_row(name, "all", mean_of(everything, ["score", SHARE])))
-            print(_line(rows[-1]), flush=True)
     return rows
 
 
 def _row(rung: str, task: str, mean: Compared) -> dict[str, Any]:
-    shares = {name: mean.estimate(name, SHARE).model_dump() for name in METHODS}
-    return {"rung": rung, "against": RUNGS[rung].against, "task": task, "shares": shares}
-
-
-def _line(row: dict[str, Any]) -> str:
-    from tasks.results.models import Estimate
-
-    texts = (f"{name} {Estimate(**share).text('.2f')}" for name, share in row["shares"].items())
-    return f"{row['rung']:9} {row['task']:8} {'  '.join(texts)}"
+    """A row of the table, which is printed as well."""
+    shares = {name: mean.estimate(name, SHARE) for name in METHODS}
+    texts = "  ".join(f"{name} {share.text('.2f')}" for name, share in shares.items())
+    print(f"{rung:9} {task:8} {texts}", flush=True)
+    numbers = {name: share.model_dump() for name, share in shares.items()}
+    return {"rung": rung, "against": RUNGS[rung].against, "task": task, "shares": numbers}
 
 
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
